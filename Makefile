@@ -1,0 +1,39 @@
+# Two commands set everything up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: help demo test lint types check bench doctor clean
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+$(STAMP): setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(STAMP) ## pre-train on synthetic skeletons, from raw files to a report (no data needed)
+	$(BIN)/python -m train.run --dataset synthetic --preset tiny --out runs/demo
+
+test: $(STAMP) ## all tests
+	$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP) ## ruff, rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## mypy
+	$(BIN)/mypy
+
+check: lint types test ## what CI runs
+
+bench: $(STAMP) ## benchmarks, side by side with the plain way
+	$(BIN)/python -m pytest bench/ --benchmark-only
+
+doctor: $(STAMP) ## versions, devices, what can run and why not
+	$(BIN)/python -m fastmc.doctor
+
+clean: ## the virtual environment and caches; runs/ and data/ stay
+	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

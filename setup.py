@@ -1,0 +1,33 @@
+"""Packaging. The documented way to install is editable: pip install -c constraints.txt -e .[dev]"""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+VERSION = "0.1.0"
+
+RUNTIME = [
+    "numpy>=1.26",
+    "torch>=2.6",
+    "tyro>=0.9",  # command lines from dataclasses
+    "rich>=13",  # tables on a terminal
+    "tqdm>=4.64",
+    "matplotlib>=3.7",
+    "tensorboard>=2.12",
+    "scikit-learn>=1.3",  # metrics
+]
+DEV = ["pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.11"]
+
+setup(
+    name="fastmc",
+    version=VERSION,
+    description="A2MC: self-supervised pre-training of skeleton encoders, fast and proved against a plain reference",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["fastmc", "fastmc.*", "kernels", "kernels.*", "train", "train.*"]),
+    package_data={"fastmc": ["py.typed"]},
+    install_requires=RUNTIME,
+    extras_require={"dev": DEV},
+)
