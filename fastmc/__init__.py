@@ -1,0 +1,53 @@
+"""fastmc: A²MC, self-supervised pre-training of skeleton encoders.
+
+``mc_loss`` and ``bank_step_`` are the loss (eq. 9-11) and the bank's ascent (eq. 7); ``MemoryBank`` keeps the bank.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastmc.bank import MemoryBank, bank_step_
+    from fastmc.loss import info_nce, mc_loss, mc_loss_parts
+
+__version__ = "0.1.0"
+__all__ = ["MemoryBank", "bank_step_", "info_nce", "mc_loss", "mc_loss_parts"]
+
+_HOME = {
+    "MemoryBank": "fastmc.bank",
+    "bank_step_": "fastmc.bank",
+    "info_nce": "fastmc.loss",
+    "mc_loss": "fastmc.loss",
+    "mc_loss_parts": "fastmc.loss",
+}
+
+
+def foreign_package(name: str) -> str | None:
+    """Where top-level package ``name`` would be imported from, if that is not beside fastmc; None if it is ours."""
+    spec = importlib.util.find_spec(name)
+    ours = Path(__file__).resolve().parents[1] / name
+    found = Path(spec.origin).resolve().parent if spec is not None and spec.origin else None
+    return None if found == ours else str(found or "nowhere")
+
+
+def _refuse_foreign_kernels() -> None:
+    place = foreign_package("kernels")
+    if place is not None:
+        raise ImportError(
+            f"import kernels finds {place}, not the package beside fastmc in {Path(__file__).resolve().parents[1]}: "
+            "run from the clone, put it first on PYTHONPATH, or uninstall the other package"
+        )
+
+
+_refuse_foreign_kernels()
+
+
+def __getattr__(name: str) -> Any:
+    # Public names load on first use, so that the workers that read skeleton files never import torch.
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,116 @@
+"""What a packed store holds, as text."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+
+from fastmc.data.store import PackedStore
+
+SHOWN = 3  # names per reason
+BAR = 40  # characters of the longest bar of a histogram
+
+
+def summary(store: PackedStore) -> str:
+    """Size, splits and what was left out: some lines."""
+    lines = [
+        f"{store.path}: {len(store):,} clips of {store.num_classes} classes, {_seconds(store)}, {_disk(store)} on disk"
+    ]
+    for protocol in store.protocols:
+        train, test = store.split(protocol)
+        lines.append(f"  {protocol}: {len(train):,} training clips, {len(test):,} test clips")
+        if not (len(train) and len(test)):
+            lines.append(f"  warning: {protocol} cannot be used, one of its sides is empty")
+    return "\n".join([*lines, *_skipped(store)])
+
+
+def describe(store: PackedStore) -> str:
+    """`summary` and then the skeleton, recording conditions, clip lengths and counts per class."""
+    skeleton = store.skeleton
+    bodies = [f"{np.sum(store.num_bodies == m):,} clips with {m}" for m in np.unique(store.num_bodies)]
+    facts = {
+        "skeleton": f"{skeleton.name}, {skeleton.num_joints} joints, {len(skeleton.bones)} bones, {store.fps:g} fps",
+        "bodies": ", ".join(bodies),
+        **{f"{field}s": _ids(getattr(store, field)) for field in ("subject", "camera", "setup", "replication")},
+        "normalised": store.meta.get("normalisation", "unknown"),
+        "source": f"blake2b {store.checksum}",
+    }
+    width = max(map(len, facts))
+    return "\n".join(
+        [
+            summary(store),
+            "",
+            *(f"  {key:{width}}  {value}" for key, value in facts.items()),
+            "",
+            *_lengths(store),
+            "",
+            *_classes(store),
+        ]
+    )
+
+
+def _skipped(store: PackedStore) -> list[str]:
+    by_reason = defaultdict(list)
+    for entry in store.skipped():
+        by_reason[entry["reason"]].append(entry)
+    total = sum(map(len, by_reason.values()))
+    if not total:
+        return ["  nothing was left out"]
+    lines = [f"  left out: {total:,} files (all of them in {store.path / 'skipped.json'})"]
+    for reason, entries in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+        more = ", ..." if len(entries) > SHOWN else ""
+        lines.append(f"    {len(entries):,} {reason}")
+        if any(entry["detail"] for entry in entries):
+            lines += [f"      {entry['detail']}" for entry in entries[:SHOWN]] + ["      ..."] * bool(more)
+        else:
+            lines.append(f"      {', '.join(entry['name'] for entry in entries[:SHOWN])}{more}")
+    return lines
+
+
+def _seconds(store: PackedStore) -> str:
+    return f"{store.num_frames.sum() / store.fps / 3600:.2f} hours"
+
+
+def _disk(store: PackedStore) -> str:
+    size = float(sum(file.stat().st_size for file in store.path.iterdir()))
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.3g} {unit}"
+
+
+def _ids(values: np.ndarray) -> str:
+    known = np.unique(values[values >= 0])
+    if not len(known):
+        return "unknown"
+    return f"{len(known)} ({known[0]} to {known[-1]})" if len(known) > 6 else ", ".join(map(str, known))
+
+
+def _lengths(store: PackedStore) -> list[str]:
+    frames = store.num_frames
+    low, middle, high = (int(value) for value in np.percentile(frames, (0, 50, 100)))
+    counts, edges = np.histogram(frames, bins=min(10, max(1, high - low)), range=(low, high + 1))
+    bars = [
+        f"  {int(np.ceil(edge)):6}+ {count:8,} {'#' * _bar(count, counts.max())}"
+        for edge, count in zip(edges, counts, strict=False)
+    ]
+    return [f"  frames a clip: {low} to {high}, median {middle}, mean {frames.mean():.1f}", *bars]
+
+
+def _bar(count: int, most: int) -> int:
+    return int(np.ceil(BAR * count / most))
+
+
+def _classes(store: PackedStore) -> list[str]:
+    sides = [indices for protocol in store.protocols for indices in store.split(protocol)]
+    heads = [f"{protocol} {side}" for protocol in store.protocols for side in ("train", "test")]
+    columns = [np.bincount(store.label[indices], minlength=store.num_classes) for indices in sides]
+    total = np.bincount(store.label, minlength=store.num_classes)
+    width = max(len("class"), *map(len, store.class_names)) + 4
+    rows = [("class", ["clips", *heads])] + [
+        (f"{label:3} {name}", [f"{column[label]:,}" for column in (total, *columns)])
+        for label, name in enumerate(store.class_names)
+    ]
+    return [f"  {first:{width}}" + "".join(f"{cell:>13}" for cell in cells) for first, cells in rows]

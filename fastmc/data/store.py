@@ -1,0 +1,396 @@
+"""The packed store: a folder that holds a skeleton set without padding, read through a memory map.
+
+A store holds ``meta.json``, ``skipped.json`` and plain ``.npy`` files (no pickle). ``frames.npy`` is float32 (R, V, 3)
+in metres; clip n has T_n = ``num_frames[n]`` frames of M_n = ``num_bodies[n]`` bodies, and body m of its frame t is row
+``start[n] + t * M_n + m``. All other arrays have one entry per clip.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from fastmc.skeleton import Skeleton
+
+FORMAT = "fastmc packed store"
+VERSION = 1
+PROTOCOL_FIELDS = ("subject", "camera", "setup", "replication", "part")
+CLIP_DTYPES: dict[str, str] = {
+    "start": "<i8",
+    "num_frames": "<i4",
+    "num_bodies": "<i4",
+    "label": "<i4",
+    **dict.fromkeys(PROTOCOL_FIELDS, "<i4"),
+}
+REMEDY = "prepare it again (python -m train.prepare --help)"
+
+
+class StoreError(RuntimeError):
+    """A store cannot be read or written; the message names the folder, the fault and the remedy."""
+
+
+@dataclass(frozen=True)
+class PackedStore:
+    """A packed skeleton set, read-only. Open one with `PackedStore.open`.
+
+    Attributes:
+        frames: float32 (R, V, 3), metres, memory-mapped.
+        start: int64 (N,), first row of each clip.
+        num_frames, num_bodies: int32 (N,), T_n and M_n.
+        label: int32 (N,), class index from 0.
+        subject, camera, setup, replication, part: int32 (N,), -1 where unknown; ``part`` is for sets that come with
+            their own parts (training, test, folds), numbered by the protocol's ``values``.
+        names: unicode (N,), unique and sorted.
+    """
+
+    path: Path
+    meta: dict[str, Any]
+    skeleton: Skeleton
+    frames: np.ndarray
+    start: np.ndarray
+    num_frames: np.ndarray
+    num_bodies: np.ndarray
+    label: np.ndarray
+    subject: np.ndarray
+    camera: np.ndarray
+    setup: np.ndarray
+    replication: np.ndarray
+    part: np.ndarray
+    names: np.ndarray
+
+    @classmethod
+    def open(cls, path: str | Path) -> PackedStore:
+        """Open a store; StoreError if it is missing, incomplete, corrupt or of another version."""
+        path = Path(path)
+        meta = _read_meta(path)
+        try:
+            skeleton = Skeleton.from_dict(meta["skeleton"])
+            arrays = {name: _load(path, name) for name in (*CLIP_DTYPES, "names")}
+            store = cls(path, meta, skeleton, _load(path, "frames", mmap=True), **arrays)
+            store._check()
+        except (KeyError, TypeError, ValueError, OSError, EOFError) as error:
+            raise StoreError(f"{path} is corrupt or incomplete: {error}; {REMEDY} with --overwrite") from error
+        return store
+
+    def _check(self) -> None:
+        clips, rows = self.meta["counts"]["clips"], self.meta["counts"]["rows"]
+        if self.frames.dtype != np.float32 or self.frames.shape != (rows, self.skeleton.num_joints, 3):
+            raise ValueError(f"frames.npy is {self.frames.dtype} {self.frames.shape}, meta.json says {rows} rows")
+        for name in (*CLIP_DTYPES, "names"):
+            array = getattr(self, name)
+            if array.shape != (clips,) or array.dtype != CLIP_DTYPES.get(name, array.dtype):
+                raise ValueError(f"{name}.npy is {array.dtype} {array.shape}, meta.json says {clips} clips")
+        size = self.num_frames.astype(np.int64) * self.num_bodies
+        if (size < 1).any() or (self.start != np.cumsum(size) - size).any() or size.sum() != rows:
+            raise ValueError("start.npy, num_frames.npy and num_bodies.npy do not agree with frames.npy")
+        if (self.label < 0).any() or (self.label >= self.num_classes).any():
+            raise ValueError(f"label.npy holds a label outside of 0..{self.num_classes - 1}")
+        for name, protocol in self.meta["protocols"].items():
+            _check_protocol(name, protocol)
+
+    @property
+    def name(self) -> str:
+        return self.meta["name"]
+
+    @property
+    def fps(self) -> float:
+        return float(self.meta["fps"])
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(self.meta["class_names"])
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.meta["class_names"])
+
+    @property
+    def max_bodies(self) -> int:
+        return int(self.num_bodies.max())
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        return tuple(self.meta["protocols"])
+
+    @property
+    def checksum(self) -> str:
+        """Checksum of the source files; of the packed frames where the writer was given none."""
+        return self.meta.get("source_checksum") or self.meta["content_checksum"]
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def clip(self, n: int) -> np.ndarray:
+        """Clip n as a (T_n, M_n, V, 3) view of the frames, metres."""
+        start, frames, bodies = int(self.start[n]), int(self.num_frames[n]), int(self.num_bodies[n])
+        return self.frames[start : start + frames * bodies].reshape(frames, bodies, -1, 3)
+
+    def split(self, protocol: str) -> tuple[np.ndarray, np.ndarray]:
+        """(train, test) clip indices, int64 and increasing; ValueError for an unknown protocol."""
+        if protocol not in self.protocols:
+            raise ValueError(f"{self.path} has no protocol {protocol!r}; there are: {', '.join(self.protocols)}")
+        rule = self.meta["protocols"][protocol]
+        train = np.isin(getattr(self, rule["field"]), rule["train"])
+        return np.flatnonzero(train).astype(np.int64), np.flatnonzero(~train).astype(np.int64)
+
+    def skipped(self) -> list[dict[str, str]]:
+        """What the preparation left out: ``name``, ``reason`` (a category) and ``detail`` of each source file."""
+        return json.loads((self.path / "skipped.json").read_text())
+
+    def verify(self) -> None:
+        """Read all frames and compare their checksum; StoreError if a bit has changed since they were written."""
+        digest = hashlib.blake2b(digest_size=16)
+        for first in range(0, len(self.frames), 1 << 16):
+            digest.update(np.ascontiguousarray(self.frames[first : first + (1 << 16)]).data)
+        if digest.hexdigest() != self.meta["content_checksum"]:
+            raise StoreError(f"{self.path}/frames.npy is not what was written to it; {REMEDY} with --overwrite")
+
+
+class StoreWriter:
+    """Writes a store clip by clip; a context manager.
+
+    Clips go to disk as they are added, into a hidden folder beside ``path`` that is renamed into place when the
+    context ends without an error. After an error, or a kill, ``path`` is as it was before; what a killed writer
+    has left behind is removed by the next one.
+
+    Args:
+        path: the store's folder.
+        protocols: name -> ``{"field": one of PROTOCOL_FIELDS, "train": [values]}``; all other clips are test clips.
+        overwrite: replace a store that is there already (a folder that is no store is never replaced).
+        extra_meta: further JSON values for ``meta.json``. `meta` may be changed until the context ends.
+
+    Raises:
+        StoreError: ``path`` exists, or another process is writing it.
+        ValueError: a clip, its name or its label is not valid.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        name: str,
+        skeleton: Skeleton,
+        fps: float,
+        class_names: Sequence[str],
+        protocols: Mapping[str, Mapping[str, Any]],
+        overwrite: bool = False,
+        extra_meta: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.path = Path(os.path.abspath(path))
+        self.overwrite = overwrite
+        self.skeleton = skeleton
+        self.meta: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": name,
+            "skeleton": skeleton.to_dict(),
+            "fps": float(fps),
+            "class_names": list(class_names),
+            "protocols": {key: dict(rule) for key, rule in protocols.items()},
+            **(extra_meta or {}),
+        }
+        for key, rule in self.meta["protocols"].items():
+            _check_protocol(key, rule)
+        self._clips: list[tuple[int, ...]] = []
+        self._names: dict[str, None] = {}
+        self._skipped: list[dict[str, str]] = []
+        self._rows = 0
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def __enter__(self) -> StoreWriter:
+        check_target(self.path, self.overwrite)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _clean_up_after_killed_writers(self.path)
+        self._temp = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}")
+        self._temp.mkdir()
+        self._lock = _lock(self._temp)
+        self._file: BinaryIO = open(self._temp / "frames.npy", "wb")
+        self._header_size = self._write_header()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._file.close()
+            shutil.rmtree(self._temp, ignore_errors=True)
+            if self._lock is not None:
+                os.close(self._lock)
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def add(
+        self,
+        clip: np.ndarray,
+        *,
+        name: str,
+        label: int,
+        subject: int = -1,
+        camera: int = -1,
+        setup: int = -1,
+        replication: int = -1,
+        split: int = -1,
+    ) -> None:
+        """Append a clip (T, M, V, 3) in metres; names must come in increasing order."""
+        clip = np.ascontiguousarray(clip, dtype="<f4")
+        if clip.ndim != 4 or clip.shape[2:] != (self.skeleton.num_joints, 3) or 0 in clip.shape:
+            raise ValueError(f"clip {name} has shape {clip.shape}, expected (T, M, {self.skeleton.num_joints}, 3)")
+        if not np.isfinite(clip).all():
+            raise ValueError(f"clip {name} holds NaN or infinite coordinates")
+        if not 0 <= label < len(self.meta["class_names"]):
+            raise ValueError(f"clip {name} has label {label}, outside of 0..{len(self.meta['class_names']) - 1}")
+        if self._names and name <= next(reversed(self._names)):
+            raise ValueError(f"clip {name} comes after {next(reversed(self._names))}: add clips sorted by unique names")
+        self._file.write(clip.data)
+        self._digest.update(clip.data)
+        frames, bodies = clip.shape[:2]
+        self._clips.append((self._rows, frames, bodies, label, subject, camera, setup, replication, split))
+        self._names[name] = None
+        self._rows += frames * bodies
+
+    def skip(self, name: str, reason: str, detail: str = "") -> None:
+        """Record that a source file was left out: ``reason`` is a category, ``detail`` says more."""
+        self._skipped.append({"name": name, "reason": reason, "detail": detail})
+
+    @property
+    def skip_counts(self) -> dict[str, int]:
+        return dict(Counter(entry["reason"] for entry in self._skipped).most_common())
+
+    def _write_header(self) -> int:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (self._rows, self.skeleton.num_joints, 3)}
+        self._file.seek(0)
+        np.lib.format.write_array_header_1_0(self._file, header)
+        return self._file.tell()
+
+    def _finish(self) -> None:
+        if not self._clips:
+            raise StoreError(f"{self.path} was not written: there is no usable clip")
+        # numpy leaves room in a header for the first axis to grow, so the rows stay where they are.
+        if self._write_header() != self._header_size:
+            raise StoreError(f"the header of {self._temp / 'frames.npy'} has outgrown its place")
+        _sync(self._file)
+        for (name, dtype), values in zip(CLIP_DTYPES.items(), zip(*self._clips, strict=True), strict=True):
+            self._save(name, np.array(values, dtype))
+        self._save("names", np.array(list(self._names)))
+        self.meta["counts"] = {"clips": len(self._clips), "rows": self._rows, "skipped": self.skip_counts}
+        self.meta["content_checksum"] = self._digest.hexdigest()
+        self._save_json("skipped", self._skipped)
+        self._save_json("meta", self.meta)
+        _sync_folder(self._temp)
+        self._move_into_place()
+
+    def _save(self, name: str, array: np.ndarray) -> None:
+        with open(self._temp / f"{name}.npy", "wb") as file:
+            np.save(file, array, allow_pickle=False)
+            _sync(file)
+
+    def _save_json(self, name: str, values: Any) -> None:
+        with open(self._temp / f"{name}.json", "wb") as file:
+            file.write(json.dumps(values, indent=1).encode() + b"\n")
+            _sync(file)
+
+    def _move_into_place(self) -> None:
+        check_target(self.path, self.overwrite)
+        old = self.path.with_name(f".{self.path.name}.old")
+        if self.path.exists():
+            self.path.rename(old)
+        self._temp.rename(self.path)
+        _sync_folder(self.path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _load(path: Path, name: str, mmap: bool = False) -> np.ndarray:
+    file = path / f"{name}.npy"
+    try:
+        array = np.load(file, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{file.name}: {error}") from error
+    array.flags.writeable = False
+    return array
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    if not path.is_dir():
+        raise StoreError(f"there is no packed store at {path}; prepare one (python -m train.prepare --help)")
+    try:
+        meta = json.loads((path / "meta.json").read_text())
+        known = meta["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise StoreError(f"{path} is not a packed store (no meta.json of the format {FORMAT!r}); check the path")
+    if meta.get("version") != VERSION:
+        raise StoreError(f"{path} has store version {meta.get('version')}, this fastmc reads {VERSION}; {REMEDY}")
+    return meta
+
+
+def _check_protocol(name: str, rule: Mapping[str, Any]) -> None:
+    if rule["field"] not in PROTOCOL_FIELDS or not all(isinstance(value, int) for value in rule["train"]):
+        raise ValueError(f"protocol {name!r} must split by one of {', '.join(PROTOCOL_FIELDS)} in integers")
+
+
+def check_target(path: str | Path, overwrite: bool) -> None:
+    """StoreError unless a store may be written to ``path``: it is free, or holds a store that may be replaced."""
+    path = Path(path)
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise StoreError(f"{path} is a file; choose another place for the store")
+    if any(path.iterdir()):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if json.loads((path / "meta.json").read_text())["format"] == FORMAT:
+                if overwrite:
+                    return
+                raise StoreError(f"{path} already holds a store; --overwrite replaces it")
+        raise StoreError(f"{path} is not empty and holds no packed store; choose another folder")
+
+
+def _clean_up_after_killed_writers(path: Path) -> None:
+    for temp in path.parent.glob(f".{path.name}.tmp-*"):
+        lock = _lock(temp)
+        if lock is None:
+            process = temp.name.rpartition("-")[2]
+            raise StoreError(f"process {process} is writing {path}; wait for it, or delete {temp} if it has gone")
+        shutil.rmtree(temp, ignore_errors=True)
+        os.close(lock)
+    old = path.with_name(f".{path.name}.old")
+    if old.exists():  # a writer was killed between its two renames, or while it deleted the old store
+        shutil.rmtree(old) if path.exists() else old.rename(path)
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder for the life of this process (the kernel unlocks it even after a kill); None if it is taken."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,114 @@
+"""The skeleton encoder: input normalisation, a bidirectional GRU, a projection head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Reading = Literal["sequence", "stepwise"]
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """BiGRU encoder. ``3x1024`` is what the works that the paper follows use (45M parameters), ``3x512`` has 11.6M,
+    near the 10.0M of the paper's table."""
+
+    encoder: str = "3x1024"
+    """Layers x hidden units per direction."""
+    reading: Reading = "sequence"
+    """sequence: a bidirectional GRU over the clip, the feature joins both final states. stepwise: as earlier released
+    codes compute it, two GRUs per layer that both run forward in time."""
+    input_norm: bool = True
+    """Batch normalisation of the input channels, with statistics per view."""
+    feature_dim: int = 128
+    """D, the size of the contrastive features."""
+
+    def __post_init__(self) -> None:
+        if self.feature_dim < 1:
+            raise ValueError(f"feature_dim must be at least 1, got {self.feature_dim}")
+        _ = self.size
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(layers, hidden)."""
+        layers, _, hidden = self.encoder.partition("x")
+        if not (layers.isdigit() and hidden.isdigit() and int(layers) and int(hidden)):
+            raise ValueError(f"encoder must be LAYERSxHIDDEN, such as 3x1024, got {self.encoder!r}")
+        return int(layers), int(hidden)
+
+
+class ViewNorm(nn.BatchNorm1d):
+    """Batch normalisation of (views * B, T, F) over batch and time, each view with statistics of its own: a view's
+    features do not depend on which other views share the call."""
+
+    def forward(self, x: Tensor, views: int = 1) -> Tensor:
+        normalised = [super(ViewNorm, self).forward(view.flatten(0, 1)).view_as(view) for view in x.chunk(views)]
+        return torch.cat(normalised) if views > 1 else normalised[0]
+
+
+class StepwiseGRU(nn.Module):
+    """Per layer two GRUs, both forward in time, their outputs joined: what feeding a bidirectional GRU one frame at a
+    time and carrying its state computes."""
+
+    def __init__(self, input_size: int, hidden: int, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.ModuleList(nn.GRU(input_size if layer == 0 else 2 * hidden, hidden, batch_first=True) for _ in range(2))
+            for layer in range(layers)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, F) to the final states of the last layer (B, 2 * hidden)."""
+        for pair in self.layers:
+            assert isinstance(pair, nn.ModuleList)
+            x = torch.cat([gru(x)[0] for gru in pair], dim=-1)
+        return x[:, -1]
+
+
+class SequenceGRU(nn.GRU):
+    """A bidirectional GRU whose output is the final states of both directions."""
+
+    def __init__(self, input_size: int, hidden: int, layers: int) -> None:
+        super().__init__(input_size, hidden, layers, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """(B, T, F) to (B, 2 * hidden)."""
+        _, final = super().forward(x)
+        return torch.cat((final[-2], final[-1]), dim=-1)
+
+
+class Encoder(nn.Module):
+    """Skeleton clips (B, T, F), F = V * M * 3, to unit features f (B, D)."""
+
+    def __init__(self, config: EncoderConfig, input_size: int) -> None:
+        super().__init__()
+        layers, hidden = config.size
+        self.input_size = input_size
+        self.norm = ViewNorm(input_size) if config.input_norm else None
+        recurrent = SequenceGRU if config.reading == "sequence" else StepwiseGRU
+        self.recurrent = recurrent(input_size, hidden, layers)
+        self.representation_dim = 2 * hidden
+        self.head = nn.Sequential(
+            nn.Linear(2 * hidden, 2 * hidden), nn.ReLU(inplace=True), nn.Linear(2 * hidden, config.feature_dim)
+        )
+
+    def represent(self, x: Tensor, views: int = 1) -> Tensor:
+        """Representation before the head (views * B, 2 * hidden): what kNN and the linear classifier see.
+
+        Args:
+            x: (views * B, T, F), the views one after the other.
+            views: how many views the batch holds; each is normalised on its own.
+        """
+        if x.dim() != 3 or x.shape[-1] != self.input_size:
+            raise ValueError(f"x must be (B, T, {self.input_size}), got {tuple(x.shape)}")
+        if self.norm is not None:
+            x = self.norm(x, views)
+        return self.recurrent(x)
+
+    def forward(self, x: Tensor, views: int = 1) -> Tensor:
+        """Unit features (views * B, D)."""
+        return F.normalize(self.head(self.represent(x, views)), dim=-1)

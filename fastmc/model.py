@@ -1,0 +1,204 @@
+"""A²MC: query and key encoder, attack, bank and loss, put together for one pre-training step (paper figure 2)."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastmc.attack import AttackConfig, AttackHead, attack
+from fastmc.augment import (
+    AugmentConfig,
+    PackedClips,
+    Stream,
+    apply_params,
+    draw_params,
+    identity_params,
+    pack_dense,
+    to_encoder_layout,
+    to_stream,
+)
+from fastmc.bank import MemoryBank, contrast_metrics, mixing_coefficients
+from fastmc.encoder import Encoder, EncoderConfig
+from fastmc.loss import info_nce, mc_loss_parts
+from fastmc.skeleton import Skeleton
+
+Method = Literal["a2mc", "b1", "b2", "b3"]
+BASIC_KEY, WEAK, STRONG, BASIC_QUERY = 0, 1, 2, 3  # the views x0..x3
+
+
+@dataclass(frozen=True)
+class ContrastConfig:
+    """Loss and bank. The defaults are those of paper section 4.2."""
+
+    method: Method = "a2mc"
+    """Row of table 6. b1: x0, x3, InfoNCE, FIFO bank; b2: + attack and views x1, x2; b3: + MC loss; a2mc: + mixing
+    and the learned bank."""
+    bank_size: int = 16384
+    """K, entries of the bank."""
+    temperature: float = 0.07
+    """tau of the loss."""
+    bank_temperature: float = 0.03
+    """The lower temperature of the bank's own gradient."""
+    bank_lr: float = 3.0
+    """beta, the learning rate of the bank (eq. 7)."""
+    bank_momentum: float = 0.9
+    """Momentum of the bank's ascent."""
+    bank_weight_decay: float = 1e-4
+    """Weight decay of the bank."""
+    mixing: str = "cycle"
+    """Mixing coefficients lambda of eq. 8. cycle: a quarter of the entries each at 0.4, 0.3, 0.2, 0.1; fixed:0.3, say;
+    draw: one of the four for all entries, drawn anew at every step."""
+    mix: Literal["own", "tiled"] = "own"
+    """own: each sample's bank is mixed with its own feature, as eq. 8 reads; tiled: entry i with that of sample i mod B,
+    as released codes of this family do."""
+    ema: float = 0.999
+    """alpha of eq. 4: the key encoder follows the query encoder."""
+    impl: Literal["auto", "triton", "torch", "reference"] = "auto"
+    """Implementation of loss and bank step. auto: triton where it can run, torch elsewhere."""
+
+    @property
+    def learns_bank(self) -> bool:
+        return self.method == "a2mc"
+
+
+@dataclass(frozen=True)
+class Features:
+    """Unit features f0..f3, each (B, D), of the four views; f1 and f2 are None where the method has no such view."""
+
+    f0: Tensor
+    f1: Tensor | None
+    f2: Tensor | None
+    f3: Tensor
+
+
+class A2MC(nn.Module):
+    """Everything that a pre-training run learns or keeps.
+
+    Attributes:
+        query, key: the encoders theta_q and theta_k.
+        bank: M_0.
+        attack_head: the fixed FC of eq. 5.
+    """
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        max_bodies: int,
+        *,
+        encoder: EncoderConfig,
+        augment: AugmentConfig,
+        attack: AttackConfig,
+        contrast: ContrastConfig,
+        stream: Stream = "joint",
+        frames: int = 64,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.skeleton, self.max_bodies, self.stream, self.frames, self.seed = skeleton, max_bodies, stream, frames, seed
+        self.augment_config, self.attack_config, self.contrast = augment, attack, contrast
+        generator = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.query = Encoder(encoder, input_size=skeleton.num_joints * max_bodies * 3)
+            self.attack_head = AttackHead(self.query.representation_dim, attack.attack_classes)
+        self.key = copy.deepcopy(self.query).requires_grad_(False)
+        self.bank = MemoryBank(contrast.bank_size, encoder.feature_dim, generator=generator)
+
+    def encoder_input(self, x: Tensor) -> Tensor:
+        """Views (B, T, M, V, 3) to the encoder's input (B, T, V * M * 3), in this run's stream."""
+        return to_encoder_layout(to_stream(x, self.stream, self.skeleton))
+
+    def view(self, clips: PackedClips, sample: Tensor, step: int, view: int) -> Tensor:
+        """View ``view`` (0..3) of each clip, (B, T, M, V, 3)."""
+        params = draw_params(
+            self.augment_config,
+            clips.num_frames,
+            self.skeleton.num_joints,
+            strong=view == STRONG,
+            seed=self.seed,
+            step=step,
+            sample=sample,
+            view=view,
+        )
+        return apply_params(clips, params, self.skeleton, self.frames)
+
+    def attacked(self, clips: PackedClips) -> Tensor:
+        """x_hat of eq. 6 (B, T, M, V, 3): the whole clips resized to T frames, then attacked."""
+        x = apply_params(clips, identity_params(clips.num_frames, self.skeleton.num_joints), self.skeleton, self.frames)
+        training = self.query.training
+        self.query.eval()  # the fixed encoder: running statistics, so that clips do not influence each other
+        try:
+            return attack(x, lambda x: self.attack_head(self.query.represent(self.encoder_input(x))), self.attack_config)
+        finally:
+            self.query.train(training)
+
+    def features(self, clips: PackedClips, sample: Tensor, step: int, *, hard_positives: bool) -> Features:
+        """f0..f3 of a batch; f1 and f2 (attack-augmentation, section 3.2) only with ``hard_positives``."""
+        queries = [self.view(clips, sample, step, BASIC_QUERY)]
+        if hard_positives:
+            source = pack_dense(self.attacked(clips))
+            queries += [self.view(source, sample, step, view) for view in (WEAK, STRONG)]
+        encoded = self.query(self.encoder_input(torch.cat(queries)), views=len(queries))
+        f3, *hard = encoded.chunk(len(queries))
+        with torch.no_grad():
+            f0 = self.key(self.encoder_input(self.view(clips, sample, step, BASIC_KEY)))
+        f1, f2 = hard if hard_positives else (None, None)
+        return Features(f0, f1, f2, f3)
+
+    def loss_parts(self, f: Features, mixing: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(L1, L2, L3) of this run's method; they add up to its loss. Absent parts are zero."""
+        setting = {"temperature": self.contrast.temperature, "impl": self.contrast.impl}
+        bank = self.bank.entries
+        if f.f1 is None or f.f2 is None:
+            l3 = info_nce(f.f3, f.f0, bank, **setting)
+            return torch.zeros_like(l3), torch.zeros_like(l3), l3
+        if self.contrast.method == "b2":
+            l1, l2, l3 = (info_nce(query, f.f0, bank, **setting) for query in (f.f1, f.f2, f.f3))
+            return l1, l2, l3
+        return mc_loss_parts(f.f0, f.f1, f.f2, f.f3, bank, mixing, mix=self.contrast.mix, **setting)
+
+    def mixing(self, step: int) -> Tensor | None:
+        """The coefficients lambda (K,) of this step; None where the method does not mix."""
+        if self.contrast.method != "a2mc":
+            return None
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        policy, size = self.contrast.mixing, self.contrast.bank_size
+        return mixing_coefficients(size, policy, generator=generator).to(self.bank.entries.device)
+
+    @torch.no_grad()
+    def update_key_(self) -> None:
+        """Eq. 4, in place."""
+        query = [p.detach() for p in self.query.parameters()]
+        torch._foreach_lerp_(list(self.key.parameters()), query, 1 - self.contrast.ema)
+
+    @torch.no_grad()
+    def update_bank_(self, f: Features, mixing: Tensor | None, *, learn: bool) -> None:
+        """Eq. 7 on the whole bank (``learn``), or the first-in-first-out write of f0."""
+        if not learn:
+            self.bank.enqueue_(f.f0)
+            return
+        assert f.f1 is not None and f.f2 is not None and mixing is not None
+        c = self.contrast
+        self.bank.step_(
+            f.f0,
+            f.f1.detach(),
+            f.f2.detach(),
+            f.f3.detach(),
+            mixing,
+            temperature=c.bank_temperature,
+            lr=c.bank_lr,
+            momentum_factor=c.bank_momentum,
+            weight_decay=c.bank_weight_decay,
+            mix=c.mix,
+            impl=c.impl,
+        )
+
+    @torch.no_grad()
+    def contrast_metrics(self, f: Features) -> tuple[Tensor, Tensor]:
+        """Of f3: the share of samples whose positive is nearest, and the positive's mean probability at the bank's
+        temperature. Device scalars."""
+        return contrast_metrics(f.f3, f.f0, self.bank.entries, temperature=self.contrast.bank_temperature)

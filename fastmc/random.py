@@ -1,0 +1,61 @@
+"""Counter-based random numbers: Philox4x32-10 in torch integer arithmetic.
+
+A number depends on its key and counter alone, never on how many were drawn before it. A view is therefore the same
+whatever the device, the order of the samples, the split into batches or a resume. The block function is the one behind
+``triton.language.philox``.
+
+Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+_MULTIPLIER_A, _MULTIPLIER_B = 0xD2511F53, 0xCD9E8D57
+_WEYL_A, _WEYL_B = 0x9E3779B9, 0xBB67AE85
+_MASK = 0xFFFFFFFF
+
+
+def _multiply(word: Tensor, constant: int) -> tuple[Tensor, Tensor]:
+    """High and low 32 bits of word * constant. Both factors are below 2^32, so the product is taken in two halves:
+    int64 would overflow into the sign bit."""
+    low = word * (constant & 0xFFFF)
+    high = word * (constant >> 16) + (low >> 16)
+    return high >> 16, ((high << 16) & _MASK) | (low & 0xFFFF)
+
+
+def philox(seed: int, c0: Tensor, c1: Tensor | int, c2: Tensor | int, c3: Tensor | int) -> Tensor:
+    """Philox4x32-10 blocks.
+
+    Args:
+        seed: the 64-bit key.
+        c0, c1, c2, c3: the four counter words, int64 tensors (or ints) in [0, 2^32) that broadcast together.
+
+    Returns:
+        int64 tensor (..., 4) of 32-bit words.
+    """
+    counters = [torch.as_tensor(c, dtype=torch.int64, device=c0.device) & _MASK for c in (c0, c1, c2, c3)]
+    a, b, c, d = torch.broadcast_tensors(*counters)
+    key_a, key_b = seed & _MASK, (seed >> 32) & _MASK
+    for _ in range(10):
+        high_a, low_a = _multiply(a, _MULTIPLIER_A)
+        high_c, low_c = _multiply(c, _MULTIPLIER_B)
+        a, b, c, d = high_c ^ b ^ key_a, low_c, high_a ^ d ^ key_b, low_a
+        key_a, key_b = (key_a + _WEYL_A) & _MASK, (key_b + _WEYL_B) & _MASK
+    return torch.stack((a, b, c, d), dim=-1)
+
+
+def uniform(words: Tensor) -> Tensor:
+    """32-bit words to float32 in [0, 1): the upper 24 bits, each value exactly representable."""
+    return (words >> 8).to(torch.float32) * 2.0**-24
+
+
+def normal(words: Tensor) -> Tensor:
+    """Blocks (..., 4) of words to (..., 4) standard normal float32, by two Box-Muller pairs."""
+    radius_word, angle_word = words[..., 0::2], words[..., 1::2]
+    radius = torch.sqrt(-2.0 * torch.log(1.0 - uniform(radius_word)))  # 1 - u lies in (0, 1]: the log is finite
+    angle = uniform(angle_word) * (2.0 * math.pi)
+    return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1).flatten(-2)

@@ -1,0 +1,89 @@
+"""Augmentations, one clip and one transform at a time (paper sections 3.1 and 3.2).
+
+Every function takes and returns a clip (T, M, V, 3), float, metres; what is random is an argument. A body that is
+missing in a frame is zero there and stays zero: that is ``view``'s business, which ends by putting the zeros back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def temporal_crop_resize(clip: Tensor, start: int, length: int, size: int) -> Tensor:
+    """Frames [start, start + length), resized linearly to ``size`` frames."""
+    crop = clip[start : start + length]
+    signal = crop.flatten(1).T.unsqueeze(0)  # (1, M * V * 3, length)
+    resized = F.interpolate(signal, size=size, mode="linear", align_corners=False)
+    return resized[0].T.reshape(size, *clip.shape[1:])
+
+
+def pose_augmentation(clip: Tensor, shear: Tensor) -> Tensor:
+    """Shear (3, 3), ones on the diagonal: every joint p becomes shear p."""
+    return clip @ shear.T
+
+
+def joint_jittering(clip: Tensor, joints: Sequence[int], matrix: Tensor) -> Tensor:
+    """Some joints p become matrix p; a matrix of zeros drops them."""
+    clip = clip.clone()
+    clip[:, :, list(joints)] = clip[:, :, list(joints)] @ matrix.T
+    return clip
+
+
+def spatial_flip(clip: Tensor, mirror: Sequence[int]) -> Tensor:
+    """Left and right joints change places."""
+    return clip[:, :, list(mirror)]
+
+
+def rotate(clip: Tensor, angles: Sequence[float]) -> Tensor:
+    """Turn about x, then y, then z; angles in radians."""
+    for axis, angle in enumerate(angles):
+        i, j = ((1, 2), (2, 0), (0, 1))[axis]
+        turn = torch.eye(3, dtype=clip.dtype)
+        turn[i, i] = turn[j, j] = math.cos(angle)
+        turn[i, j], turn[j, i] = -math.sin(angle), math.sin(angle)
+        clip = clip @ turn.T
+    return clip
+
+
+def gaussian_noise(clip: Tensor, noise: Tensor, std: float) -> Tensor:
+    """noise: standard normal numbers in the clip's shape."""
+    return clip + std * noise
+
+
+def gaussian_filter(clip: Tensor, sigma: float, taps: int = 15) -> Tensor:
+    """Smooth in time with Gaussian weights; at the ends the weights that exist are scaled to sum to one."""
+    smooth = torch.zeros_like(clip)
+    for t in range(len(clip)):
+        near = range(max(0, t - taps // 2), min(len(clip), t + taps // 2 + 1))
+        weight = {s: math.exp(-((s - t) ** 2) / (2 * sigma**2)) for s in near}
+        smooth[t] = sum(weight[s] * clip[s] for s in near) / sum(weight.values())
+    return smooth
+
+
+def axis_mask(clip: Tensor, axis: int) -> Tensor:
+    """Set the coordinate ``axis`` (0, 1, 2) of every joint to zero."""
+    clip = clip.clone()
+    clip[..., axis] = 0
+    return clip
+
+
+def restore_missing(clip: Tensor, original: Tensor) -> Tensor:
+    """Zero wherever a body of the original (T, M, V, 3) is missing, that is all zero."""
+    return clip * (original != 0).flatten(2).any(dim=2)[:, :, None, None]
+
+
+def motion(clip: Tensor) -> Tensor:
+    """The next frame minus this one; the last is zero."""
+    out = torch.zeros_like(clip)
+    out[:-1] = clip[1:] - clip[:-1]
+    return out
+
+
+def bone(clip: Tensor, parents: Sequence[int]) -> Tensor:
+    """Each joint minus its parent."""
+    return clip - clip[:, :, list(parents)]

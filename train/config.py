@@ -1,0 +1,204 @@
+"""The settings of a run: typed dataclasses, the presets, and the command line that tyro makes from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from fastmc.attack import AttackConfig
+from fastmc.augment import AugmentConfig, Stream
+from fastmc.encoder import EncoderConfig
+from fastmc.evaluation import EvalConfig
+from fastmc.model import ContrastConfig
+
+Preset = Literal["paper", "small", "tiny"]
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and schedule of the query encoder."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd has momentum 0.9, as in paper section 4.2."""
+    lr: float = 0.01
+    """Initial learning rate."""
+    weight_decay: float = 1e-4
+    """Weight decay of the encoder."""
+    epochs: int = 750
+    """Epochs of pre-training."""
+    milestones: tuple[int, ...] = (350,)
+    """Epochs at which the learning rate drops to a tenth."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the learning rate rises from zero."""
+    batch_size: int = 64
+    """B, clips per step."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "epochs", "batch_size"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def lr_at(self, epoch: float) -> float:
+        """Learning rate at a (fractional) epoch."""
+        warmup = min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs > 0 else 1.0
+        return self.lr * warmup * 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What a run writes, and when."""
+
+    probe_every: int = 10
+    """Epochs between kNN probes of the query encoder; 0 for none."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints."""
+    checkpoint_minutes: float = 10.0
+    """A long epoch is interrupted for a checkpoint after this many minutes."""
+    checkpoints_kept: int = 2
+    """How many checkpoints stay on disk, at least two."""
+
+    def __post_init__(self) -> None:
+        if self.checkpoints_kept < 2:
+            raise ValueError("checkpoints_kept must be at least 2: one may be unreadable after a crash of the machine")
+        if self.checkpoint_every < 1 or self.probe_every < 0:
+            raise ValueError("checkpoint_every must be at least 1 and probe_every at least 0")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Pre-train a skeleton encoder with A²MC, then evaluate it.
+
+    Without data: python -m train.run --dataset synthetic --preset tiny
+    NTU-60: python -m train.prepare ntu60 --raw DIR --out data/ntu60, then python -m train.run --dataset ntu60
+
+    The same command resumes an interrupted run.
+    """
+
+    dataset: str = "synthetic"
+    """Name of a packed store under --data-root (see python -m train.prepare), or synthetic, which is made on demand."""
+    data_root: Path = Path("data")
+    """Folder of the packed stores."""
+    protocol: str | None = None
+    """Training and test split, such as xsub or xview; by default the store's first."""
+    preset: Preset = "small"
+    """paper: the settings of section 4.2. small: an hour or so on a CPU. tiny: minutes, for a first look. A preset sets
+    defaults; every other flag overrides it."""
+    stream: Stream = "joint"
+    """Input stream: joint coordinates, their motion, or bones."""
+    frames: int = 64
+    """T, frames of every view."""
+    out: Path | None = None
+    """Run folder; by default runs/DATASET-PROTOCOL-METHOD-STREAM-PRESET-seedN."""
+    seed: int = 0
+    """Seed of initial weights, order of the clips, and augmentation."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    restart: bool = False
+    """Start over in a run folder that holds a run, instead of resuming it."""
+    print_config: bool = False
+    """Print the resolved settings as JSON and stop."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        if self.frames < 2:
+            raise ValueError(f"frames must be at least 2, got {self.frames}")
+
+
+# Found by trying: at the paper's SGD and full-strength augmentation nothing visible is learnt in a few thousand steps.
+CPU_AUGMENT = AugmentConfig(crop_ratio_min=0.5, crop_frames_min=1, shear=0.5, jitter_joints=5)
+
+
+def preset_config(preset: Preset, dataset: str = "synthetic") -> Config:
+    """The settings of a preset; PKU-MMD has a longer schedule in preset paper (section 4.2)."""
+    if preset == "paper":
+        pku = dataset.startswith("pku")
+        return Config(preset=preset, optim=OptimConfig(epochs=1000, milestones=(800,)) if pku else OptimConfig())
+    small = preset == "small"
+    return Config(
+        preset=preset,
+        frames=64 if small else 32,
+        encoder=EncoderConfig(encoder="2x256" if small else "1x128"),
+        augment=CPU_AUGMENT,
+        contrast=ContrastConfig(bank_size=4096 if small else 1024, ema=0.99),
+        optim=OptimConfig(
+            optimizer="adamw",
+            lr=1e-3,
+            epochs=300 if small else 90,
+            milestones=(240,) if small else (75,),
+            warmup_epochs=2.0,
+        ),
+        log=LogConfig(probe_every=10, checkpoint_every=5),
+    )
+
+
+def parse(args: Sequence[str] | None = None) -> Config:
+    """The command line to a Config. --preset and --dataset are read first, since they set the other flags' defaults."""
+
+    @dataclass
+    class First:
+        preset: Preset = "small"
+        dataset: str = "synthetic"
+
+    args = list(args) if args is not None else None
+    first, _ = tyro.cli(First, args=args, return_unknown_args=True, add_help=False)
+    default = replace(preset_config(first.preset, first.dataset), dataset=first.dataset)
+    return tyro.cli(Config, prog="python -m train.run", args=args, default=default, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A config dataclass as JSON-able plain types."""
+    return {
+        f.name: to_plain(value) if dataclasses.is_dataclass(value := getattr(config, f.name)) else _plain(value)
+        for f in dataclasses.fields(config)
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def from_plain(cls: type, values: Mapping[str, Any]) -> Any:
+    """The inverse of `to_plain`; ValueError for a key that the dataclass does not have."""
+    hints = typing.get_type_hints(cls)
+    unknown = set(values) - set(hints)
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no setting named {', '.join(sorted(unknown))}")
+    return cls(**{name: _typed(hints[name], value) for name, value in values.items()})
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_plain(hint, value)
+    if value is not None and (hint is Path or (isinstance(hint, types.UnionType) and Path in typing.get_args(hint))):
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Names (dotted) of the settings whose plain values differ."""
+    found = []
+    for key in sorted(set(a) | set(b)):
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            found += differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            found.append(f"{prefix}{key}")
+    return found
+
+
+__all__ = ["Config", "LogConfig", "OptimConfig", "differences", "from_plain", "parse", "preset_config", "to_plain"]

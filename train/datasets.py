@@ -1,0 +1,28 @@
+"""From a dataset's name to its packed store, or to a message that says how to get it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastmc.data.prepare import HOW_TO_GET_NTU, prepare_synthetic
+from fastmc.data.store import PackedStore
+
+HOW_TO_GET = {"ntu60": HOW_TO_GET_NTU}
+SYNTHETIC_SUBJECTS, SYNTHETIC_REPLICATIONS = 10, 2
+
+
+class DatasetError(RuntimeError):
+    """A dataset is not there; the message says what to get, from whom, where to put it, and the command to run."""
+
+
+def open_dataset(name: str, data_root: Path) -> PackedStore:
+    """The packed store ``data_root/name``; ``synthetic`` is generated if it is not there."""
+    path = data_root / name
+    if path.exists():
+        return PackedStore.open(path)
+    if name == "synthetic":
+        return prepare_synthetic(path, subjects=SYNTHETIC_SUBJECTS, replications=SYNTHETIC_REPLICATIONS)
+    stores = sorted(p.parent.name for p in data_root.glob("*/meta.json")) if data_root.is_dir() else []
+    there = f"{data_root} holds: {', '.join(stores) or 'no store'}; synthetic is always there."
+    how = HOW_TO_GET.get(name, "Import arrays of your own with python -m train.prepare npz --help.")
+    raise DatasetError(f"there is no dataset {name!r}: {path} does not exist. {there}\n{how}")

@@ -1,0 +1,200 @@
+"""The pre-training loop: epochs of steps, with probes, checkpoints and resume."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fastmc.data.resident import ResidentStore
+from fastmc.data.store import PackedStore
+from fastmc.evaluation import frozen_features, knn_evaluate
+from fastmc.model import A2MC
+from train import checkpoint
+from train.config import Config, to_plain
+from train.record import Metrics, epoch_line, log
+from train.step import NonFiniteError, StepMetrics, pretrain_step
+
+
+def build_model(config: Config, store: PackedStore | ResidentStore, device: torch.device) -> A2MC:
+    """A fresh model; its initial weights depend on the config's seed alone."""
+    return A2MC(
+        store.skeleton,
+        store.max_bodies,
+        encoder=config.encoder,
+        augment=config.augment,
+        attack=config.attack,
+        contrast=config.contrast,
+        stream=config.stream,
+        frames=config.frames,
+        seed=config.seed,
+    ).to(device)
+
+
+def build_optimizer(config: Config, model: A2MC) -> torch.optim.Optimizer:
+    parameters, lr, decay = list(model.query.parameters()), config.optim.lr, config.optim.weight_decay
+    if config.optim.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=decay)
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
+
+
+def epoch_order(ids: Tensor, seed: int, epoch: int) -> Tensor:
+    """The training clips in the order of this epoch, a function of (seed, epoch)."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return ids[torch.randperm(len(ids), generator=generator).to(ids.device)]
+
+
+class Pretraining:
+    """A run in progress.
+
+    Attributes:
+        epoch, batch: position; ``step`` counts all batches since the start.
+        sums: of the step metrics since the epoch began, float64 on the CPU; with ``seconds`` and ``steps`` it makes
+            the epoch's row of metrics.csv.
+    """
+
+    def __init__(self, config: Config, store: PackedStore, protocol: str, folder: Path, device: torch.device) -> None:
+        self.config, self.folder, self.device = config, folder, device
+        self.data = ResidentStore(store, device)
+        train, test = store.split(protocol)
+        self.train_ids, self.test_ids = torch.from_numpy(train).to(device), torch.from_numpy(test).to(device)
+        self.batches = len(train) // config.optim.batch_size
+        if self.batches == 0:
+            raise ValueError(
+                f"batch_size = {config.optim.batch_size} is larger than the {len(train)} training clips of {protocol}"
+            )
+        self.model = build_model(config, self.data, device)
+        self.optimizer = build_optimizer(config, self.model)
+        self.epoch = self.batch = self.step = 0
+        self.seconds = 0.0
+        self.sums: Tensor = torch.zeros(len(StepMetrics._fields), dtype=torch.float64)
+        self._saved_at = time.monotonic()
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def run(self) -> None:
+        """Train to the last epoch, from wherever the run stands.
+
+        Raises:
+            NonFiniteError: names epoch, step, values, and the last good checkpoint.
+        """
+        metrics = Metrics(self.folder, epochs_done=self.epoch)
+        steps = self.config.optim.epochs * self.batches
+        on_terminal = sys.stderr.isatty()
+        bar = tqdm(total=steps, initial=self.step, unit="step", dynamic_ncols=True, disable=not on_terminal, leave=False)
+        try:
+            with bar:
+                while self.epoch < self.config.optim.epochs:
+                    self._run_epoch(bar)
+                    metrics.write(row := self._epoch_row())
+                    eta = row["seconds"] * (self.config.optim.epochs - self.epoch - 1)
+                    log.info(epoch_line(row, self.config.optim.epochs, eta))
+                    self._start_epoch(self.epoch + 1)
+                    last = self.epoch == self.config.optim.epochs
+                    if last or self.epoch % self.config.log.checkpoint_every == 0:
+                        self.save()
+        finally:
+            metrics.close()
+
+    def _run_epoch(self, bar: tqdm) -> None:
+        started = time.perf_counter()
+        for ids in self._remaining_batches():
+            self._advance(ids)
+            bar.update()
+            if time.monotonic() - self._saved_at > 60 * self.config.log.checkpoint_minutes:
+                self.seconds += time.perf_counter() - started
+                self.save()
+                started = time.perf_counter()
+        self.seconds += time.perf_counter() - started
+
+    def _remaining_batches(self) -> Iterator[Tensor]:
+        size = self.config.optim.batch_size
+        order = epoch_order(self.train_ids, self.config.seed, self.epoch)
+        for batch in range(self.batch, self.batches):
+            yield order[batch * size : (batch + 1) * size]
+
+    def _advance(self, ids: Tensor) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.optim.lr_at(self.epoch + self.batch / self.batches)
+        filling = self.step * len(ids) < self.config.contrast.bank_size
+        try:
+            measured = pretrain_step(
+                self.model, self.optimizer, self.data.select(ids), ids, self.step, filling=filling
+            )
+        except NonFiniteError as error:
+            saved = checkpoint.complete(self.checkpoints)
+            last = saved[-1][1] if saved else "none yet"
+            raise NonFiniteError(
+                f"stopped in epoch {self.epoch + 1}, {error}. Weights and bank were left as before this step. "
+                f"Last good checkpoint: {last}. A smaller --lr or --shear may help; then start over with --restart."
+            ) from error
+        self.sums += torch.stack(measured).double().cpu()
+        self.batch += 1
+        self.step += 1
+
+    def _epoch_row(self) -> dict[str, Any]:
+        row: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step}
+        row |= dict(zip(StepMetrics._fields, (self.sums / self.batches).tolist(), strict=True))
+        row["lr"] = self.optimizer.param_groups[0]["lr"]
+        row["samples_per_second"] = self.batches * self.config.optim.batch_size / self.seconds
+        row["seconds"] = self.seconds
+        every = self.config.log.probe_every
+        if every and ((self.epoch + 1) % every == 0 or self.epoch + 1 == self.config.optim.epochs):
+            row["knn_top1"] = self.probe()
+        return row
+
+    def _start_epoch(self, epoch: int) -> None:
+        self.epoch, self.batch, self.seconds = epoch, 0, 0.0
+        self.sums = torch.zeros_like(self.sums)
+
+    def probe(self) -> float:
+        """kNN top-1 accuracy of the query encoder, percent."""
+        config = self.config.evaluation
+        features = frozen_features(
+            self.model.query,
+            self.data,
+            self.train_ids,
+            self.test_ids,
+            self.model.encoder_input,
+            config,
+            frames=self.config.frames,
+            crops=0,
+        )
+        return knn_evaluate(features, config)["knn_top1"]
+
+    def save(self) -> Path:
+        """Write a checkpoint of this moment."""
+        state = {
+            "config": to_plain(self.config),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "position": {"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds},
+            "sums": self.sums,
+            "random": {
+                "cpu": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            },
+        }
+        path = checkpoint.save(self.checkpoints, self.step, state, keep=self.config.log.checkpoints_kept)
+        self._saved_at = time.monotonic()
+        return path
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint's state."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        position = state["position"]
+        self.epoch, self.batch, self.step = position["epoch"], position["batch"], position["step"]
+        self.seconds = position["seconds"]
+        self.sums = state["sums"].cpu()
+        torch.set_rng_state(state["random"]["cpu"].cpu())
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state_all([s.cpu() for s in state["random"]["cuda"]])

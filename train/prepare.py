@@ -1,0 +1,194 @@
+"""Command line that turns raw skeleton data into a packed store: ``python -m train.prepare --help``."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
+
+from fastmc.data.npz import import_npz
+from fastmc.data.prepare import PrepareError, prepare_ntu, prepare_synthetic
+from fastmc.data.report import describe, summary
+from fastmc.data.store import PackedStore, StoreError
+
+
+def ntu60(
+    raw: Path,
+    out: Path = Path("data/ntu60"),
+    missing: Path | None = None,
+    strict: bool = False,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Pack NTU RGB+D 60 (protocols xsub and xview).
+
+    Example: python -m train.prepare ntu60 --raw ~/nturgb+d_skeletons --out data/ntu60
+
+    Args:
+        raw: folder of the SsssCcccPpppRrrrAaaa.skeleton files, at any depth.
+        out: folder of the store.
+        missing: published list of the 302 files with missing or incomplete skeletons; they are left out.
+        strict: stop at the first malformed or misnamed file, instead of leaving it out.
+        workers: processes; all cores by default.
+        overwrite: replace a store that exists, once the new one is complete.
+    """
+    print(summary(prepare_ntu(raw, out, missing=missing, strict=strict, workers=workers, overwrite=overwrite)))
+
+
+def synthetic(
+    out: Path = Path("data/synthetic"),
+    raw: Path | None = None,
+    subjects: int = 8,
+    replications: int = 1,
+    seed: int = 0,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Make a synthetic stand-in for NTU RGB+D and pack it (protocols xsub and xview).
+
+    Example: python -m train.prepare synthetic --out data/synthetic --subjects 12
+
+    Args:
+        out: folder of the store.
+        raw: keep the raw .skeleton files in this folder.
+        subjects: number of people; odd ones train under xsub.
+        replications: performances of each action by each subject.
+        seed: of all that is random.
+        workers: processes; all cores by default.
+        overwrite: replace a store that exists, once the new one is complete.
+    """
+    store = prepare_synthetic(
+        out,
+        raw=raw,
+        subjects=subjects,
+        replications=replications,
+        seed=seed,
+        workers=workers,
+        overwrite=overwrite,
+    )
+    print(summary(store))
+
+
+def npz(
+    file: Path,
+    out: Path,
+    train: str,
+    name: str | None = None,
+    skeleton: Literal["ntu25", "kinect20", "file"] | None = None,
+    hip: str | None = None,
+    spine: str | None = None,
+    left_shoulder: str | None = None,
+    right_shoulder: str | None = None,
+    no_normalise: bool = False,
+    strict: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Pack a labelled set given as arrays: x (N, 3, T, V, M) in metres, num_frames (N,), label (N,) and more.
+
+    Example: python -m train.prepare npz --file set.npz --out data/set --train subject=1,3,5
+
+    Args:
+        file: the .npz file.
+        out: folder of the store.
+        train: KEY=V1,V2: clips whose KEY (subject, split, ...) has one of these values train, all others test.
+        name: of the set; by default that of the folder.
+        skeleton: joint layout; by default ntu25 if the file has ntu25_index, else as the file says.
+        hip: joint (name or index) at the hips.
+        spine: joint above the hips; it becomes the origin.
+        left_shoulder: joint (name or index).
+        right_shoulder: joint (name or index).
+        no_normalise: keep the coordinates; by default bodies are turned to a common frame, which needs the four joints.
+        strict: stop at the first faulty clip, instead of leaving it out.
+        overwrite: replace a store that exists, once the new one is complete.
+    """
+    given = {"hip": hip, "spine": spine, "left_shoulder": left_shoulder, "right_shoulder": right_shoulder}
+    roles = {role: joint for role, joint in given.items() if joint is not None}
+    store = import_npz(
+        file,
+        out,
+        train=train,
+        name=name,
+        skeleton=skeleton,
+        roles=roles,
+        normalise=not no_normalise,
+        strict=strict,
+        overwrite=overwrite,
+    )
+    print(summary(store))
+
+
+def info(
+    store: tyro.conf.Positional[Path], plot: Path | None = None, clip: str | None = None, verify: bool = False
+) -> None:
+    """Show what a store holds.
+
+    Example: python -m train.prepare info data/ntu60 --plot clip.png --clip S001C001P001R001A023
+
+    Args:
+        store: folder of the store.
+        plot: draw a clip into this image file (.png, .pdf, .svg).
+        clip: name or index of the clip to draw; the first one by default.
+        verify: read all frames and compare their checksum with what was written.
+    """
+    if clip is not None and plot is None:
+        raise PrepareError("--clip says what to draw: give --plot FILE.png too")
+    opened = PackedStore.open(store)
+    n = find_clip(opened, clip or "0")
+    if verify:
+        opened.verify()
+    print(describe(opened))
+    if plot is not None:
+        _plot(opened, n, plot)
+
+
+def find_clip(store: PackedStore, name_or_index: str) -> int:
+    """Index of a clip; PrepareError names close matches."""
+    found = np.flatnonzero(store.names == name_or_index)
+    if len(found):
+        return int(found[0])
+    if name_or_index.isdigit() and int(name_or_index) < len(store):
+        return int(name_or_index)
+    near = difflib.get_close_matches(name_or_index, store.names.tolist(), n=3)
+    hint = f"did you mean {', '.join(near)}?" if near else f"the first one is {store.names[0]}"
+    raise PrepareError(f"{store.path} has no clip {name_or_index!r} (it holds {len(store)}); {hint}")
+
+
+def _plot(store: PackedStore, n: int, file: Path) -> None:
+    from fastmc.plotting import draw_clip  # here, so that nothing else waits for matplotlib
+
+    label = int(store.label[n])
+    title = f"{store.names[n]}: {store.class_names[label]} (label {label}), {store.num_frames[n]} frames"
+    figure = draw_clip(store.clip(n), store.skeleton, fps=store.fps, title=title)
+    try:
+        figure.savefig(file, dpi=150)
+    except (OSError, ValueError) as error:
+        raise PrepareError(f"cannot draw into {file}: {error}") from error
+    print(f"\ndrew clip {n} into {file}")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    try:
+        tyro.extras.subcommand_cli_from_dict(
+            {"ntu60": ntu60, "synthetic": synthetic, "npz": npz, "info": info},
+            prog="python -m train.prepare",
+            description="Turn raw skeleton data into a packed store, or show what a store holds.",
+            args=args,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except (PrepareError, StoreError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

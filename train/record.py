@@ -1,0 +1,103 @@
+"""What a run writes while it goes on: metrics.csv, TensorBoard, run.log and one line an epoch."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+log = logging.getLogger("fastmc")
+
+COLUMNS = (
+    "epoch",
+    "step",
+    "loss",
+    "l1",
+    "l2",
+    "l3",
+    "top1",
+    "positive_probability",
+    "feature_std",
+    "lr",
+    "samples_per_second",
+    "seconds",
+    "knn_top1",
+)
+
+
+class _BarFriendlyHandler(logging.StreamHandler):
+    """Writes above a progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
+def start_logging(path: Path | None = None) -> None:
+    """Log to the terminal, and to a file where one is named."""
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
+        handler.close()
+    terminal = _BarFriendlyHandler()
+    terminal.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(terminal)
+    if path is not None:
+        file = logging.FileHandler(path)
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
+        log.addHandler(file)
+
+
+class Metrics:
+    """The rows of metrics.csv, one an epoch, and the same numbers for TensorBoard."""
+
+    def __init__(self, folder: Path, epochs_done: int) -> None:
+        """Rows of later epochs, left by a run that was stopped after its last checkpoint, are dropped."""
+        self.path = folder / "metrics.csv"
+        rows = [row for row in read_metrics(self.path) if row["epoch"] <= epochs_done] if self.path.exists() else []
+        self._file = open(self.path, "w", newline="", encoding="utf-8")  # noqa: SIM115  closed by close()
+        self._writer = csv.DictWriter(self._file, COLUMNS)
+        self._writer.writeheader()
+        self._writer.writerows(rows)
+        self._file.flush()
+        purge = int(rows[-1]["step"]) + 1 if rows else 0
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._writer.writerow(row)
+        self._file.flush()
+        for name, value in row.items():
+            if name not in ("epoch", "step"):
+                self._board.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Rows of metrics.csv with numbers as numbers; a quantity that was not measured in an epoch is left out."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+    return [{**row, "epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows]
+
+
+def epoch_line(row: dict[str, Any], epochs: int, eta_seconds: float) -> str:
+    """One epoch in one line."""
+    probe = f"  kNN {row['knn_top1']:.1f}%" if "knn_top1" in row else ""
+    return (
+        f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f} = {row['l1']:.3f} + {row['l2']:.3f} + {row['l3']:.3f}  "
+        f"top1 {100 * row['top1']:.0f}%  p+ {row['positive_probability']:.3f}  std {row['feature_std']:.4f}  "
+        f"{row['samples_per_second']:.0f} samples/s  ETA {duration(eta_seconds)}{probe}"
+    )
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"

@@ -1,0 +1,133 @@
+"""What a finished run leaves: report.json with its accuracies, and curves.png."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+
+from fastmc.data.resident import ResidentStore
+from fastmc.data.store import PackedStore
+from fastmc.evaluation import frozen_features, knn_evaluate, linear_evaluate
+from fastmc.model import A2MC
+from train.config import Config
+from train.record import log, read_metrics
+
+PACKAGES = ("fastmc", "torch", "triton", "numpy", "scikit-learn", "tyro", "matplotlib", "tensorboard")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write beside, then rename: a reader never sees half a file."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and machine, as a run records them."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "device": str(device),
+        "gpu": gpu,
+        "cpu_threads": torch.get_num_threads(),
+    }
+
+
+def evaluate_encoder(
+    model: A2MC,
+    store: PackedStore,
+    resident: ResidentStore,
+    protocol: str,
+    config: Config,
+    *,
+    classifiers: tuple[str, ...] = ("knn", "linear"),
+    progress: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> dict[str, float]:
+    """Accuracies in percent of the query encoder, frozen: knn_top1, linear_top1, linear_top5."""
+    train, test = (torch.from_numpy(ids).to(resident.device) for ids in store.split(protocol))
+    features = frozen_features(
+        model.query,
+        resident,
+        train,
+        test,
+        model.encoder_input,
+        config.evaluation,
+        frames=config.frames,
+        crops=None if "linear" in classifiers else 0,
+        seed=config.seed,
+        progress=say,
+    )
+    result: dict[str, float] = {}
+    if "knn" in classifiers:
+        result |= knn_evaluate(features, config.evaluation)
+    if "linear" in classifiers:
+        say("linear classifier")
+        result |= linear_evaluate(features, store.num_classes, config.evaluation, seed=config.seed, progress=progress)
+    return result
+
+
+def report_table(report: dict[str, Any]) -> str:
+    """The accuracies of report.json, beside those of the untrained encoder."""
+    names = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_top5": "linear top-5"}
+    lines = [f"{'':14}{'pre-trained':>12}{'untrained':>12}"]
+    for key, name in names.items():
+        if key in report:
+            lines.append(f"{name:14}{report[key]:11.1f}%{report['random_init'][key]:11.1f}%")
+    return "\n".join(lines)
+
+
+def plot_curves(metrics_csv: Path, out: Path, feature_dim: int, title: str = "") -> None:
+    """Draw the training curves of metrics.csv: loss and parts, contrast, collapse measure, kNN probe."""
+    rows = read_metrics(metrics_csv)
+    if not rows:
+        log.warning("no epoch is complete yet: %s is not drawn", out)
+        return
+    epoch = [row["epoch"] for row in rows]
+
+    def column(name: str) -> list[float]:
+        return [row[name] for row in rows]
+
+    figure, ((loss, contrast), (spread, probe)) = plt.subplots(2, 2, figsize=(9, 6), sharex=True, layout="constrained")
+    for name, label in (("loss", "L"), ("l1", "L1"), ("l2", "L2"), ("l3", "L3")):
+        loss.plot(epoch, column(name), label=label, linewidth=2 if name == "loss" else 1)
+    loss.set_ylabel("loss (nats)")
+    contrast.plot(epoch, column("top1"), label="contrastive top-1 of f3")
+    contrast.plot(epoch, column("positive_probability"), label="probability of the positive")
+    contrast.set(ylabel="share", ylim=(0, 1))
+    spread.plot(epoch, column("feature_std"), label="std of feature elements")
+    spread.axhline(feature_dim**-0.5, color="grey", linestyle="--", label="1/sqrt(D), no collapse")
+    spread.set(ylabel="std", xlabel="epoch", ylim=(0, None))
+    probed = [row for row in rows if "knn_top1" in row]
+    if probed:
+        probe.plot([row["epoch"] for row in probed], [row["knn_top1"] for row in probed], marker="o", label="kNN probe")
+    probe.set(ylabel="top-1 accuracy (%)", xlabel="epoch")
+    for axes in (loss, contrast, spread, probe):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+        axes.grid(alpha=0.3)
+    figure.suptitle(title, fontsize=10)
+    figure.savefig(out, dpi=130)
+    plt.close(figure)
+
+
+__all__ = ["environment", "evaluate_encoder", "plot_curves", "report_table", "write_json"]
