@@ -237,7 +237,8 @@ def contrast_metrics(f: Tensor, f0: Tensor, bank: Tensor, *, temperature: float 
         positive = (f * f0).sum(dim=1, keepdim=True)
         plain = f @ F.normalize(bank, dim=1, eps=1e-12).T
         psi = (torch.cat([positive, plain], dim=1) / temperature).softmax(dim=1)
-    top1 = (positive[:, 0] > plain.amax(dim=1)).to(dtype)
+    rounding = 8 * torch.finfo(dtype).eps  # of a similarity of unit rows: it must not decide a tie
+    top1 = (positive[:, 0] > plain.amax(dim=1) + rounding).to(dtype)
     return ContrastMetrics(top1.mean(), psi[:, 0].mean())
 
 

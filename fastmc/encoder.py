@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -108,6 +110,22 @@ class Encoder(nn.Module):
         if self.norm is not None:
             x = self.norm(x, views)
         return self.recurrent(x)
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """Within: normalise by the running statistics, which do not change, so that clips do not influence each other.
+
+        Only the input norm is put into evaluation mode: cuDNN refuses the backward of a recurrent net that is, and the
+        attack needs the gradient of its input.
+        """
+        training = self.training
+        self.train()
+        if self.norm is not None:
+            self.norm.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
 
     def forward(self, x: Tensor, views: int = 1) -> Tensor:
         """Unit features (views * B, D)."""

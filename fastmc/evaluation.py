@@ -183,7 +183,7 @@ def train_linear(
     crops = features.train_crops if len(features.train_crops) else features.train[None]
     device, clips = crops.device, crops.shape[1]
     generator = torch.Generator().manual_seed(seed)
-    classifier = nn.Linear(crops.shape[2], num_classes)
+    classifier = nn.utils.skip_init(nn.Linear, crops.shape[2], num_classes)
     bound = crops.shape[2] ** -0.5
     with torch.no_grad():
         for parameter in classifier.parameters():

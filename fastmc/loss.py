@@ -139,7 +139,7 @@ def _similarity(u: Tensor, v: Tensor, size: int, mix: str) -> Tensor:
     """c: of every u with the v that each of ``size`` bank entries is mixed with, (B, 1) for own, (B, K) for tiled."""
     if mix == "own":
         return (u * v).sum(dim=1, keepdim=True)
-    return (u @ v.T)[:, torch.arange(size, device=u.device) % len(v)]
+    return (u @ v.T).repeat(1, math.ceil(size / len(v)))[:, :size]
 
 
 def _one_hot_contrast(logits: Tensor) -> Tensor:
@@ -175,20 +175,31 @@ def choose(table: Mapping[str, Implementation], impl: str, device: torch.device)
         ValueError: an unknown name.
         RuntimeError: ``"triton"`` was asked for and cannot run.
     """
+    if impl == "auto":
+        on_gpu = device.type == "cuda" and "triton" in table and unavailable_reason("triton", device) is None
+        impl = "triton" if on_gpu else "torch"
+    reason = unavailable_reason(impl, device)
+    if reason is None and impl not in table:
+        reason = "this function has no such implementation"
+    if reason is not None:
+        raise RuntimeError(f"impl={impl!r} cannot run: {reason}; impl='auto' takes what can")
+    return table[impl]
+
+
+def unavailable_reason(impl: str, device: torch.device) -> str | None:
+    """Why ``impl`` cannot run for tensors on ``device``, as the end of a sentence; None if it can.
+
+    Raises:
+        ValueError: an unknown name.
+    """
     if impl not in IMPLS:
         raise ValueError(f"impl must be one of {', '.join(IMPLS)}; got {impl!r}")
-    if impl == "auto":
-        on_gpu = device.type == "cuda" and "triton" in table and kernels.unavailable_reason() is None
-        impl = "triton" if on_gpu else "torch"
-    if impl == "triton":
-        reason = kernels.unavailable_reason()
-        if reason is None and device.type != "cuda":
-            reason = f"the tensors are on {device}, not on a GPU"
-        if reason is None and "triton" not in table:
-            reason = "this function has no Triton implementation"
-        if reason is not None:
-            raise RuntimeError(f"impl='triton' cannot run: {reason}; impl='auto' takes what can")
-    return table[impl]
+    if impl != "triton":
+        return None
+    reason = kernels.unavailable_reason()
+    if reason is None and device.type != "cuda":
+        reason = f"the tensors are on {device}, not on a GPU"
+    return reason
 
 
 def working_dtype(*tensors: Tensor) -> torch.dtype:
@@ -198,7 +209,7 @@ def working_dtype(*tensors: Tensor) -> torch.dtype:
 
 def check_contrast(features: Mapping[str, Tensor], bank: Tensor, temperature: float) -> None:
     """Features (B, D) by name, all of one shape, against a bank (K, D) on the same device; a usable temperature."""
-    for name, tensor in (*features.items(), ("bank", bank)):
+    for name, tensor in {"bank": bank, **features}.items():
         if not isinstance(tensor, Tensor):
             raise ValueError(f"{name} must be a tensor, got {type(tensor).__name__}")
         if tensor.dim() != 2 or 0 in tensor.shape:

@@ -129,12 +129,8 @@ class A2MC(nn.Module):
     def attacked(self, clips: PackedClips) -> Tensor:
         """x_hat of eq. 6 (B, T, M, V, 3): the whole clips resized to T frames, then attacked."""
         x = apply_params(clips, identity_params(clips.num_frames, self.skeleton.num_joints), self.skeleton, self.frames)
-        training = self.query.training
-        self.query.eval()  # the fixed encoder: running statistics, so that clips do not influence each other
-        try:
+        with self.query.fixed():
             return attack(x, lambda x: self.attack_head(self.query.represent(self.encoder_input(x))), self.attack_config)
-        finally:
-            self.query.train(training)
 
     def features(self, clips: PackedClips, sample: Tensor, step: int, *, hard_positives: bool) -> Features:
         """f0..f3 of a batch; f1 and f2 (attack-augmentation, section 3.2) only with ``hard_positives``."""

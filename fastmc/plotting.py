@@ -24,7 +24,7 @@ def draw_clip(clip: np.ndarray, skeleton: Skeleton, *, fps: float, title: str = 
     present = clip[frames].any(axis=(2, 3))
     flat = np.stack([sign[0] * clip[frames][..., across], sign[1] * clip[frames][..., up]], axis=-1)
     extents = [_extent(pose[seen][..., 0]) for pose, seen in zip(flat, present, strict=True)]
-    step = 1.15 * max(width for _, width in extents)
+    step = (1.15 if clip.shape[1] == 1 else 1.4) * max(width for _, width in extents)
     drawn = flat[present]
     low, high = drawn[..., 1].min() - 0.1, drawn[..., 1].max() + 0.1
     scale = min(2.6 / (high - low), 14.0 / (step * len(frames)))  # inches a metre

@@ -13,6 +13,7 @@ import tyro
 
 from fastmc.data.npz import import_npz
 from fastmc.data.prepare import PrepareError, prepare_ntu, prepare_synthetic
+from fastmc.data.protocols import NTU60_CLIPS
 from fastmc.data.report import describe, summary
 from fastmc.data.store import PackedStore, StoreError
 
@@ -37,7 +38,10 @@ def ntu60(
         workers: processes; all cores by default.
         overwrite: replace a store that exists, once the new one is complete.
     """
-    print(summary(prepare_ntu(raw, out, missing=missing, strict=strict, workers=workers, overwrite=overwrite)))
+    store = prepare_ntu(raw, out, missing=missing, strict=strict, workers=workers, overwrite=overwrite)
+    print(summary(store))
+    if len(store) != NTU60_CLIPS:
+        print(f"  note: the complete set, without the files published as missing, has {NTU60_CLIPS:,} clips")
 
 
 def synthetic(

@@ -1,4 +1,4 @@
-"""Skeleton sets: readers, normalisation, the packed store and its preparation. Needs numpy only, never torch."""
+"""Skeleton sets: readers, normalisation, the packed store and its preparation. Importing it needs no torch."""
 
 from __future__ import annotations
 

@@ -20,10 +20,18 @@ from fastmc.skeleton import NTU25, SKELETONS, Skeleton
 
 REQUIRED = ("x", "num_frames", "label")
 ID_FIELDS = ("subject", "camera", "setup", "replication")
+BAD_LENGTH = "num_frames out of range"
 NOT_FINITE = "NaN or infinite coordinates"
 NO_BODY = "all coordinates are zero"
+NO_FRAME = "no frame of reference"
 
 Arrays = Mapping[str, np.ndarray]
+
+
+class _FaultyClip(ValueError):
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
 
 
 def import_npz(
@@ -64,10 +72,10 @@ def import_npz(
     index, layout = _layout(arrays, skeleton, roles or {})
     if normalise and not layout.has_frame:
         raise PrepareError(
-            f"normalisation needs to know four joints of {layout.name}: give --hip, --spine, --left-shoulder and "
+            "normalisation needs to know four joints: give --hip, --spine, --left-shoulder and "
             "--right-shoulder (names or indices), or --skeleton, or --no-normalise"
         )
-    key, rule, part = _protocol(arrays, train)
+    key, rule, part, trains = _protocol(arrays, train)
     names = _clip_names(arrays)
     with StoreWriter(
         out,
@@ -79,15 +87,21 @@ def import_npz(
         overwrite=overwrite,
         extra_meta={"normalisation": NORMALISATION if normalise else "none", "source_checksum": _checksum(file)},
     ) as writer:
+        kept = []
         for n in tqdm(np.argsort(names, kind="stable"), **progress_bar("clip")):
-            clip, reason = _clip(arrays, n, index, layout if normalise else None)
-            if clip is None:
+            try:
+                clip = _clip(arrays, n, index, layout if normalise else None)
+            except _FaultyClip as fault:
                 if strict:
-                    raise PrepareError(f"{file}: clip {n} ({names[n]}): {reason}; without --strict it is left out")
-                writer.skip(str(names[n]), reason)
+                    raise PrepareError(
+                        f"{file}: clip {n} ({names[n]}): {fault}; without --strict it is left out"
+                    ) from fault
+                writer.skip(str(names[n]), fault.reason, f"clip {n}: {fault}")
                 continue
             ids = {field: int(arrays[field][n]) for field in ID_FIELDS if field in arrays}
             writer.add(clip, name=str(names[n]), label=int(arrays["label"][n]), split=int(part[n]), **ids)
+            kept.append(n)
+        _check_sides(file, trains[kept], writer.skip_counts)
     return PackedStore.open(out)
 
 
@@ -102,9 +116,10 @@ def parse_train(text: str) -> tuple[str, list[str]]:
 
 def _read(file: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(file, allow_pickle=False) as content:
-            if not isinstance(content, np.lib.npyio.NpzFile):
-                raise PrepareError(f"{file} holds one array; expected a .npz file with {', '.join(REQUIRED)}")
+        content = np.load(file, allow_pickle=False)
+        if not isinstance(content, np.lib.npyio.NpzFile):
+            raise PrepareError(f"{file} holds one array; expected a .npz file with {', '.join(REQUIRED)}")
+        with content:
             arrays = {key: _member(content, key, file) for key in content.files}
     except FileNotFoundError as error:
         raise PrepareError(f"there is no file {file}") from error
@@ -144,6 +159,9 @@ def _check(arrays: Arrays, file: Path) -> None:
         if key in arrays and (arrays[key].shape != (length,) or arrays[key].dtype.kind not in kinds):
             kind = "strings" if kinds == "U" else "integers"
             raise PrepareError(f"{file}: {key} is {arrays[key].dtype} {arrays[key].shape}, expected {length} {kind}")
+    fps = arrays.get("fps", np.float32(30))
+    if fps.shape != () or fps.dtype.kind not in "iuf" or not fps > 0:
+        raise PrepareError(f"{file}: fps is {fps}, expected one positive number")
     if arrays["label"].min() < 0:
         raise PrepareError(f"{file}: label {arrays['label'].min()} of clip {arrays['label'].argmin()} is negative")
 
@@ -177,13 +195,13 @@ def _layout_of_file(arrays: Arrays) -> Skeleton:
     parents = arrays.get("parents", np.array([], np.int64))
     parents = np.where(parents < 0, np.arange(len(parents)), parents)
     try:
-        return Skeleton("file", tuple(names.tolist()), tuple(parents.tolist()))
+        return Skeleton("custom", tuple(names.tolist()), tuple(parents.tolist()))
     except ValueError as error:
         raise PrepareError(f"joint_names and parents make no skeleton: {error}") from error
 
 
-def _protocol(arrays: Arrays, train: str) -> tuple[str, dict[str, Any], np.ndarray]:
-    """Protocol name, its rule, and the number of each clip's part (-1 where the rule needs none)."""
+def _protocol(arrays: Arrays, train: str) -> tuple[str, dict[str, Any], np.ndarray, np.ndarray]:
+    """Protocol name, its rule, each clip's part (-1 where the rule needs none) and whether each clip trains."""
     key, wanted = parse_train(train)
     clips = len(arrays["x"])
     keys = [k for k, values in arrays.items() if values.shape == (clips,) and k not in ("num_frames", "name")]
@@ -196,9 +214,19 @@ def _protocol(arrays: Arrays, train: str) -> tuple[str, dict[str, Any], np.ndarr
         raise PrepareError(f"--train: {key} is never {', '.join(absent)}; its values are {', '.join(texts)}")
     if len(set(wanted)) == len(texts):
         raise PrepareError(f"--train {train} leaves no clip to test on; the values of {key} are {', '.join(texts)}")
+    chosen = sorted({texts.index(value) for value in wanted})
+    trains = np.isin(number, chosen)
     if key in ID_FIELDS:
-        return key, {"field": key, "train": sorted({int(value) for value in wanted})}, np.full(clips, -1)
-    return key, {"field": "part", "train": sorted({texts.index(value) for value in wanted}), "values": texts}, number
+        return key, {"field": key, "train": values[chosen].tolist()}, np.full(clips, -1), trains
+    return key, {"field": "part", "train": chosen, "values": texts}, number, trains
+
+
+def _check_sides(file: Path, trains: np.ndarray, skipped: Mapping[str, int]) -> None:
+    """Faulty clips may have been all of a side."""
+    if trains.all() or not trains.any():
+        lacking = "train or test" if not len(trains) else "test" if trains.all() else "train"
+        counts = "; ".join(f"{count} {reason}" for reason, count in skipped.items())
+        raise PrepareError(f"{file}: no usable clip is left to {lacking} on ({counts})")
 
 
 def _clip_names(arrays: Arrays) -> np.ndarray:
@@ -206,7 +234,7 @@ def _clip_names(arrays: Arrays) -> np.ndarray:
     names = arrays.get("name", np.array([f"{n:0{len(str(clips - 1))}d}" for n in range(clips)]))
     unique, count = np.unique(names, return_counts=True)
     if count.max() > 1:
-        raise PrepareError(f"name {unique[count.argmax()]!r} belongs to {count.max()} clips; names must be unique")
+        raise PrepareError(f"name {str(unique[count.argmax()])!r} belongs to {count.max()} clips; names must be unique")
     return names
 
 
@@ -220,21 +248,22 @@ def _class_names(arrays: Arrays) -> Sequence[str]:
     return names
 
 
-def _clip(arrays: Arrays, n: int, index: np.ndarray, layout: Skeleton | None) -> tuple[np.ndarray | None, str]:
-    """Clip n as (T_n, M_n, V, 3) without padding, normalised where a layout is given; or the reason for no clip."""
+def _clip(arrays: Arrays, n: int, index: np.ndarray, layout: Skeleton | None) -> np.ndarray:
+    """Clip n as (T_n, M_n, V, 3) without padding, normalised where a layout is given."""
     x, frames = arrays["x"][n], int(arrays["num_frames"][n])
     if not 1 <= frames <= x.shape[1]:
-        return None, f"num_frames is {frames}, expected 1 to {x.shape[1]}"
+        raise _FaultyClip(BAD_LENGTH, f"num_frames is {frames}, expected 1 to {x.shape[1]}")
     clip = x[:, :frames, index].transpose(1, 3, 2, 0).astype(np.float32)
     if not np.isfinite(clip).all():
-        return None, NOT_FINITE
+        frame = int(np.flatnonzero(~np.isfinite(clip).all(axis=(1, 2, 3)))[0])
+        raise _FaultyClip(NOT_FINITE, f"{NOT_FINITE}, first in frame {frame}")
     present = clip.any(axis=(0, 2, 3))
     if not present.any():
-        return None, NO_BODY
+        raise _FaultyClip(NO_BODY, NO_BODY)
     try:
-        return normalise_clip(clip[:, present], layout) if layout else clip[:, present], ""
+        return normalise_clip(clip[:, present], layout) if layout else clip[:, present]
     except ValueError as error:
-        return None, str(error)
+        raise _FaultyClip(NO_FRAME, str(error)) from error
 
 
 def _checksum(file: Path) -> str:

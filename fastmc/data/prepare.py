@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
 import sys
 import tempfile
-import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +17,8 @@ from tqdm import tqdm
 
 from fastmc.data.normalise import choose_bodies, normalise
 from fastmc.data.ntu import SkeletonFileError, parse_name, read_skeleton
-from fastmc.data.protocols import NTU60_CLASS_NAMES, NTU60_PROTOCOLS, Protocols, read_missing_list
+from fastmc.data.parallel import ordered_map, usable_cores
+from fastmc.data.protocols import NTU60_CLASS_NAMES, NTU60_FILES, NTU60_PROTOCOLS, Protocols, read_missing_list
 from fastmc.data.store import PackedStore, StoreWriter, check_target
 from fastmc.skeleton import NTU25
 
@@ -39,12 +34,12 @@ NO_BODY = "no skeleton in the file"
 OTHER_ACTION = "action of another set"
 FAULTS = (MALFORMED, FOREIGN_NAME, DUPLICATE)
 
-HOW_TO_GET_NTU = """\
+HOW_TO_GET_NTU = f"""\
 NTU RGB+D may not be redistributed. To get it:
   1. request access at https://rose1.ntu.edu.sg/dataset/actionRecognition (ROSE Lab, NTU Singapore);
   2. download the 3D skeletons, nturgbd_skeletons_s001_to_s017.zip, and unpack it;
   3. python -m train.prepare ntu60 --raw FOLDER --out data/ntu60
-FOLDER must hold files such as S001C001P001R001A001.skeleton (56,880 of them), at any depth."""
+FOLDER must hold files such as S001C001P001R001A001.skeleton ({NTU60_FILES:,} of them), at any depth."""
 
 
 class PrepareError(RuntimeError):
@@ -97,6 +92,8 @@ def prepare_ntu(
         PrepareError: no usable file, a faulty one in a strict preparation, or ``missing`` is not such a list.
         StoreError: ``out`` exists (without ``overwrite``), or another process is writing it.
     """
+    if workers is not None and workers < 1:
+        raise PrepareError(f"workers must be at least 1, got {workers}")
     left_out = _left_out(missing)
     paths = _find(Path(raw))
     meta = {"normalisation": NORMALISATION, **(extra_meta or {})}
@@ -243,54 +240,7 @@ def _read(source: _Source) -> _Read:
 
 
 def _read_all(sources: Sequence[_Source], workers: int | None) -> Generator[_Read, None, None]:
-    """Results in the order of the sources, with only a few of them in flight at a time."""
-    workers = min(workers or len(os.sched_getaffinity(0)), len(sources))
-    if workers <= 1:
-        yield from map(_read, sources)
-        return
-    with _pool(workers) as pool:
-        waiting: deque[Future[_Read]] = deque()
-        for source in sources:
-            waiting.append(pool.submit(_read, source))
-            if len(waiting) >= 8 * workers:
-                yield _result(waiting.popleft())
-        while waiting:
-            yield _result(waiting.popleft())
-
-
-def _result(future: Future[_Read]) -> _Read:
     try:
-        return future.result()
+        yield from ordered_map(_read, sources, min(workers or usable_cores(), len(sources)))
     except BrokenProcessPool as error:
         raise PrepareError("a worker process was killed (out of memory?); try fewer: --workers 1") from error
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    # Spawned, because forking a process that runs torch's threads can deadlock.
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    before = {key: os.environ.get(key) for key in threads}
-    os.environ.update(threads)  # read by the workers when they import numpy
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    # A pool's workers outlive a killed parent otherwise.
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

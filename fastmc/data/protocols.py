@@ -9,6 +9,9 @@ from typing import Any
 
 Protocols = Mapping[str, Mapping[str, Any]]
 
+NTU60_FILES = 56_880
+NTU60_CLIPS = NTU60_FILES - 302  # without the files published as missing or incomplete
+
 # fmt: off
 NTU60_TRAIN_SUBJECTS = (1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38)
 NTU60_TRAIN_CAMERAS = (2, 3)

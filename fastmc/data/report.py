@@ -60,7 +60,7 @@ def _skipped(store: PackedStore) -> list[str]:
     lines = [f"  left out: {total:,} files (all of them in {store.path / 'skipped.json'})"]
     for reason, entries in sorted(by_reason.items(), key=lambda item: -len(item[1])):
         more = ", ..." if len(entries) > SHOWN else ""
-        lines.append(f"    {len(entries):,} {reason}")
+        lines.append(f"    {len(entries):,} × {reason}")
         if any(entry["detail"] for entry in entries):
             lines += [f"      {entry['detail']}" for entry in entries[:SHOWN]] + ["      ..."] * bool(more)
         else:

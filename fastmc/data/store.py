@@ -14,7 +14,6 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -326,16 +325,21 @@ def _load(path: Path, name: str, mmap: bool = False) -> np.ndarray:
 def _read_meta(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise StoreError(f"there is no packed store at {path}; prepare one (python -m train.prepare --help)")
-    try:
-        meta = json.loads((path / "meta.json").read_text())
-        known = meta["format"] == FORMAT
-    except (OSError, ValueError, KeyError, TypeError):
-        known = False
-    if not known:
+    meta = _meta_of_store(path)
+    if meta is None:
         raise StoreError(f"{path} is not a packed store (no meta.json of the format {FORMAT!r}); check the path")
     if meta.get("version") != VERSION:
         raise StoreError(f"{path} has store version {meta.get('version')}, this fastmc reads {VERSION}; {REMEDY}")
     return meta
+
+
+def _meta_of_store(path: Path) -> dict[str, Any] | None:
+    """Content of ``meta.json``; None if the folder is not a store of any version."""
+    try:
+        meta = json.loads((path / "meta.json").read_text())
+        return meta if meta["format"] == FORMAT else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _check_protocol(name: str, rule: Mapping[str, Any]) -> None:
@@ -350,12 +354,10 @@ def check_target(path: str | Path, overwrite: bool) -> None:
         return
     if not path.is_dir():
         raise StoreError(f"{path} is a file; choose another place for the store")
-    if any(path.iterdir()):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            if json.loads((path / "meta.json").read_text())["format"] == FORMAT:
-                if overwrite:
-                    return
-                raise StoreError(f"{path} already holds a store; --overwrite replaces it")
+    if _meta_of_store(path) is not None:
+        if not overwrite:
+            raise StoreError(f"{path} already holds a store; --overwrite replaces it")
+    elif any(path.iterdir()):
         raise StoreError(f"{path} is not empty and holds no packed store; choose another folder")
 
 

@@ -12,14 +12,16 @@ from pathlib import Path
 import numpy as np
 
 NUM_JOINTS = 25
+# fmt: off
 BODY_FIELDS = (
-    "body ID, clipped edges, left hand confidence, left hand state, right hand confidence, right hand state, "
-    "restricted, lean x, lean y, tracking state"
-).split(", ")
+    "body ID", "clipped edges", "left hand confidence", "left hand state", "right hand confidence", "right hand state",
+    "restricted", "lean x", "lean y", "tracking state",
+)
 JOINT_FIELDS = (
-    "x, y, z, depth x, depth y, colour x, colour y, orientation w, orientation x, orientation y, orientation z, "
-    "tracking state"
-).split(", ")
+    "x", "y", "z", "depth x", "depth y", "colour x", "colour y",
+    "orientation w", "orientation x", "orientation y", "orientation z", "tracking state",
+)
+# fmt: on
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 

@@ -7,14 +7,15 @@ written for the right hand; a left-handed performance mirrors the whole script.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from fastmc.data.synthetic.body import CHANNEL, REST
 
-Pose = dict[str, float | tuple[float, float, float]]
+Pose = Mapping[str, Any]  # values are numbers or triples of them
 Key = tuple[float, Pose] | tuple[float, Pose, Pose]
 Script = list[Key]
 
@@ -49,7 +50,7 @@ def pose_row(pose: Pose, rest: np.ndarray = REST) -> np.ndarray:
     return row
 
 
-def _free_hands(rng: np.random.Generator, poses: Script, probability: float = 0.5) -> Script:
+def _free_hands(rng: np.random.Generator, poses: Script, probability: float = 0.4) -> Script:
     """For actions that the legs or the trunk do: some people leave their arms as they were."""
     if rng.random() >= probability:
         return poses
@@ -77,8 +78,8 @@ def _wave(rng: np.random.Generator) -> Script:
 
 
 def _clap(rng: np.random.Generator) -> Script:
-    beat: Script = [(0.15, {"hands": (-0.29, -0.12, 0.58)}), (0.15, {"hands": (0.2, -0.15, 0.6)})]
-    return [(0.35, {"hands": (0.1, -0.15, 0.6)}), *_cycles(rng, 3, 5, beat), (0.4, {})]
+    beat: Script = [(0.17, {"hands": (-0.3, -0.02, 0.62)}), (0.17, {"hands": (0.35, -0.08, 0.65)})]
+    return [(0.35, {"hands": (0.1, -0.15, 0.6)}), *_cycles(rng, 3, 4, beat), (0.4, {})]
 
 
 def _raise_arms(rng: np.random.Generator) -> Script:
@@ -89,14 +90,14 @@ def _raise_arms(rng: np.random.Generator) -> Script:
 
 def _punch(rng: np.random.Generator) -> Script:
     guard: Pose = {"hands": (-0.1, -0.12, 0.42), "rf": (0.0, 0.0, -0.25), "lf": (0.0, 0.0, 0.15), "drop": 0.04}
-    hit: Pose = {**guard, "rh": (-0.2, 0.0, 0.97), "twist": 0.5, "bend": 0.12, "shift": 0.08}
-    jab: Script = [(0.13, hit), (0.2, guard)]
+    hit: Pose = {**guard, "rh": (-0.2, 0.0, 0.97), "twist": 0.6, "bend": 0.15, "shift": 0.1}
+    jab: Script = [(0.14, hit), (0.05, hit), (0.18, guard)]
     return [(0.35, guard), *_cycles(rng, 2, 3, jab), (0.4, {})]
 
 
 def _kick_poses() -> tuple[Pose, Pose]:
-    back: Pose = {"rf": (0.0, 0.2, -0.4), "bend": 0.1, "hands": (0.35, -0.75, 0.1), "sway": 0.08}
-    strike: Pose = {"rf": (0.0, 0.55, 0.85), "pitch": -0.2, "bend": 0.1, "hands": (0.45, -0.7, 0.0), "sway": 0.08}
+    back: Pose = {"rf": (0.0, 0.25, -0.5), "bend": 0.15, "hands": (0.35, -0.75, 0.1), "sway": 0.08}
+    strike: Pose = {"rf": (0.0, 0.85, 0.95), "pitch": -0.35, "bend": 0.1, "hands": (0.6, -0.6, 0.0), "sway": 0.08}
     return back, strike
 
 
@@ -125,10 +126,10 @@ def _stand_up(rng: np.random.Generator) -> Script:
 
 def _jump(rng: np.random.Generator) -> Script:
     crouch: Pose = {"drop": 0.22, "pitch": 0.2, "bend": 0.3, "hands": (0.2, -0.75, -0.45)}
-    height = rng.uniform(0.15, 0.3)
+    height = rng.uniform(0.25, 0.4)
     air: Pose = {"lift": height, "hands": (0.2, 0.55, 0.6), "rf": (0.0, 0.05, 0.0), "lf": (0.0, 0.05, 0.0)}
     land: Pose = {"drop": 0.18, "pitch": 0.1, "bend": 0.2, "hands": (0.25, -0.6, 0.4)}
-    hop: Script = [(0.4, crouch), (0.22, air), (0.22, land), (0.3, {})]
+    hop: Script = [(0.4, crouch), (0.2, air), (0.06, air), (0.2, land), (0.3, {})]
     return _free_hands(rng, [*_cycles(rng, 1, 2, hop), (0.1, {})], 0.4)
 
 
@@ -147,7 +148,7 @@ def _throw(rng: np.random.Generator) -> Script:
         "rf": (0.0, 0.05, -0.25), "lf": (0.0, 0.0, 0.25), "shift": 0.12,
     }  # fmt: skip
     through: Pose = {**thrown, "rh": (-0.45, -0.6, 0.5), "bend": 0.45, "twist": 0.6}
-    return [(0.5, cocked), (rng.uniform(0.05, 0.2), cocked), (0.16, thrown), (0.2, through), (0.5, {})]
+    return [(0.5, cocked), (rng.uniform(0.1, 0.25), cocked), (0.16, thrown), (0.2, through), (0.5, {})]
 
 
 def _pick_up(rng: np.random.Generator) -> Script:
@@ -186,13 +187,13 @@ def _march(rng: np.random.Generator) -> Script:
 
 
 def _point(rng: np.random.Generator) -> Script:
-    aim: Pose = {"rh": (0.15, rng.uniform(0.0, 0.25), 0.97), "twist": 0.1}
+    aim: Pose = {"rh": (0.15, rng.uniform(0.0, 0.2), 0.97), "twist": 0.2, "bend": 0.05}
     return [(0.45, aim), (rng.uniform(0.6, 1.2), aim), (0.45, {})]
 
 
-def _salute(rng: np.random.Generator) -> Script:
-    brow: Pose = {"rh": (0.0, 0.45, 0.26), "relbow": 0.9}
-    return [(0.35, brow), (rng.uniform(0.5, 1.0), brow), (0.35, {})]
+def _cross_arms(rng: np.random.Generator) -> Script:
+    crossed: Pose = {"hands": (-0.55, -0.3, 0.4), "relbow": 0.3, "lelbow": 0.3, "bend": 0.05}
+    return [(0.45, crossed), (rng.uniform(0.7, 1.2), crossed), (0.45, {})]
 
 
 def _turn_around(rng: np.random.Generator) -> Script:
@@ -280,7 +281,7 @@ ACTIONS = (
     Action("circle both arms", _circle_arms),
     Action("march in place", _march),
     Action("point", _point),
-    Action("salute", _salute),
+    Action("cross arms", _cross_arms),
     Action("turn around", _turn_around),
     Action("shake hands", _handshake, distance=1.15),
     Action("push the other", _push, distance=0.85),

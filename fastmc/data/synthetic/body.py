@@ -35,7 +35,8 @@ for _side in "rl":
 # Metres for a person of 1.75 m.
 _BONES = {
     "base_mid": 0.30, "mid_chest": 0.22, "chest_neck": 0.08, "neck_head": 0.14, "shoulder": 0.17, "upper_arm": 0.28,
-    "forearm": 0.25, "hand": 0.075, "tip": 0.08, "thumb": 0.055, "hip": 0.085, "thigh": 0.41, "shin": 0.39, "foot": 0.13,
+    "forearm": 0.25, "hand": 0.075, "tip": 0.08, "thumb": 0.055, "hip": 0.085, "thigh": 0.41, "shin": 0.39,
+    "foot": 0.13,
 }  # fmt: skip
 _ANKLE_HEIGHT = 0.08
 # Where elbows and knees point; never along a limb's usual directions, or the bend would flip.
@@ -77,11 +78,16 @@ class Body:
         """World positions (T, 25, 3) in metres of a pose sequence (T, len(CHANNELS)); the floor is y = 0."""
         c = {name: pose[:, i] for name, i in CHANNEL.items()}
         b = self.bones
-        root = _rotation("y", c["yaw"])
-        pelvis = root @ _rotation("x", c["pitch"])
-        belly = pelvis @ _rotation("x", 0.4 * c["bend"]) @ _rotation("z", 0.5 * c["side"])
-        chest = belly @ _rotation("x", 0.6 * c["bend"]) @ _rotation("z", 0.5 * c["side"]) @ _rotation("y", c["twist"])
-        head = chest @ _rotation("y", c["look"]) @ _rotation("x", c["nod"])
+        root = rotation_about("y", c["yaw"])
+        pelvis = root @ rotation_about("x", c["pitch"])
+        belly = pelvis @ rotation_about("x", 0.4 * c["bend"]) @ rotation_about("z", 0.5 * c["side"])
+        chest = (
+            belly
+            @ rotation_about("x", 0.6 * c["bend"])
+            @ rotation_about("z", 0.5 * c["side"])
+            @ rotation_about("y", c["twist"])
+        )
+        head = chest @ rotation_about("y", c["look"]) @ rotation_about("x", c["nod"])
 
         ground = np.stack([c["x"], c["lift"], c["z"]], -1)
         height = _ANKLE_HEIGHT + self.leg * (0.985 - c["drop"]) + 0.03
@@ -99,7 +105,7 @@ class Body:
         for first, side, sign in ((12, "l", 1.0), (16, "r", -1.0)):
             out[:, first] = out[:, 0] + _apply(pelvis, _along([sign, -0.35, 0.0], b["hip"]))
             foot = np.stack([c[side + "fx"], c[side + "fy"], c[side + "fz"]], -1) * self.leg
-            foot = (foot + [self.stance, _ANKLE_HEIGHT, 0.0]) * [sign, 1.0, 1.0]
+            foot = (foot + np.array([self.stance, _ANKLE_HEIGHT, 0.0])) * [sign, 1.0, 1.0]
             self._leg(out, first, root, ground + _apply(root, foot), sign)
         return out
 
@@ -139,7 +145,8 @@ def mirror(pose: np.ndarray) -> np.ndarray:
     return pose[:, MIRROR_ORDER] * MIRROR_SIGN
 
 
-def _rotation(axis: str, angle: np.ndarray) -> np.ndarray:
+def rotation_about(axis: str, angle: np.ndarray) -> np.ndarray:
+    """Matrices (T, 3, 3) that turn by angles (T,) in radians; about y, positive turns to the left."""
     i, j = {"x": (1, 2), "y": (2, 0), "z": (0, 1)}[axis]
     out = np.zeros((len(angle), 3, 3))
     out[:] = np.eye(3)

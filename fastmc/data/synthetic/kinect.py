@@ -7,7 +7,7 @@ from functools import cache
 
 import numpy as np
 
-from fastmc.data.synthetic.body import ANATOMY
+from fastmc.data.synthetic.body import ANATOMY, rotation_about
 from fastmc.data.synthetic.perform import FILM, MIN_FRAMES, SETUP, Performance, perform, stream
 
 _FIRST_ID = 72057594037931101
@@ -83,15 +83,44 @@ def _recorded(rng: np.random.Generator, performance: Performance) -> tuple[int, 
 def _faulty(rng: np.random.Generator, joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Adds view-dependent bias, occlusion and jitter to camera-space joints (T, 25, 3)."""
     side_on = _side_on(joints)
-    out = _flatten(rng, joints, side_on)
+    out = _misfound(rng, _flatten(rng, joints, side_on))
     states = np.full(joints.shape[:2], _TRACKED)
-    _occlude(rng, out, states, float(np.median(side_on)))
-    size = 0.004 * rng.uniform(0.6, 1.8) * (1.0 + 1.5 * np.abs(side_on))[:, None] * _SHAKY
+    far = float(np.median(side_on))
+    _shade(rng, out, far)
+    _occlude(rng, out, states, far)
+    size = 0.0045 * rng.uniform(0.6, 1.8) * (1.0 + 1.5 * np.abs(side_on))[:, None] * _SHAKY
     size = size * np.where(states == _INFERRED, 2.0, 1.0)
     noise = rng.normal(size=joints.shape)
     # Kinect's filter leaves noise that is partly correlated from frame to frame.
     noise[1:] = 0.8 * noise[1:] + 0.6 * noise[:-1]
     return out + size[..., None] * noise, states
+
+
+def _misfound(rng: np.random.Generator, joints: np.ndarray) -> np.ndarray:
+    """A body that has just been found is first taken to stand and face a little elsewhere; within a few frames the
+    tracker settles. View normalisation rests on these frames, so views of one performance disagree after it."""
+    fade = np.exp(-np.arange(len(joints)) / rng.uniform(1.5, 4.0))[:, None]
+    turn, roll, tilt = fade.T * np.clip(rng.normal(0.0, (0.6, 0.16, 0.16)), -1.2, 1.2)[:, None]
+    shift = fade * rng.normal(0.0, 0.08, 3)
+    base = joints[:, :1]
+    rotation = rotation_about("y", turn) @ rotation_about("z", roll) @ rotation_about("x", tilt)
+    return base + (joints - base) @ rotation.swapaxes(1, 2) + shift[:, None]
+
+
+def _shade(rng: np.random.Generator, joints: np.ndarray, side_on: float) -> None:
+    """The far arm and leg of a body seen side-on are drawn towards the trunk and the near leg throughout; in place."""
+    arm, anchor, leg, near_leg = _far_side(side_on)
+    weight = abs(side_on) * rng.uniform(0.1, 0.4)
+    trunk = 0.6 * joints[:, anchor : anchor + 1] + 0.4 * joints[:, 1:2]
+    joints[:, arm] += weight * (trunk - joints[:, arm])
+    joints[:, leg] += 0.6 * weight * (joints[:, near_leg] - joints[:, leg])
+
+
+def _far_side(side_on: float) -> tuple[list[int], int, list[int], list[int]]:
+    """Joints of the far arm, its shoulder, and joints of the far and the near leg."""
+    if side_on > 0:
+        return _LEFT_ARM, 4, _LEFT_LEG, _RIGHT_LEG
+    return _RIGHT_ARM, 8, _RIGHT_LEG, _LEFT_LEG
 
 
 def _side_on(joints: np.ndarray) -> np.ndarray:
@@ -103,8 +132,8 @@ def _side_on(joints: np.ndarray) -> np.ndarray:
 def _flatten(rng: np.random.Generator, joints: np.ndarray, side_on: np.ndarray) -> np.ndarray:
     """A depth camera sees surfaces: it misjudges depth along the line of sight, more so for bodies seen side-on."""
     base = joints[:, :1]
-    squeeze = 1.0 - rng.uniform(0.0, 0.35) * np.abs(side_on)[:, None]
-    skew = rng.normal(0.0, 0.08)
+    squeeze = 1.0 - rng.uniform(0.0, 0.45) * np.abs(side_on)[:, None]
+    skew = rng.normal(0.0, 0.1)
     out = joints.copy()
     relative = joints - base
     out[..., 2] = base[..., 2] + relative[..., 2] * squeeze + skew * relative[..., 0]
@@ -114,10 +143,8 @@ def _flatten(rng: np.random.Generator, joints: np.ndarray, side_on: np.ndarray) 
 def _occlude(rng: np.random.Generator, joints: np.ndarray, states: np.ndarray, side_on: float) -> None:
     """Pulls the far arm or leg to a wrong place near the trunk or the near leg for a while, in place."""
     frames = len(joints)
-    left_is_far = side_on > 0
-    arm, anchor = (_LEFT_ARM, 4) if left_is_far else (_RIGHT_ARM, 8)
-    leg, near_leg = (_LEFT_LEG, _RIGHT_LEG) if left_is_far else (_RIGHT_LEG, _LEFT_LEG)
-    for _ in range(rng.poisson(0.3 + 1.6 * abs(side_on))):
+    arm, anchor, leg, near_leg = _far_side(side_on)
+    for _ in range(rng.poisson(0.2 + 1.2 * abs(side_on))):
         length = int(rng.integers(4, 16))
         start = int(rng.integers(0, max(1, frames - length)))
         when = slice(start, start + length)

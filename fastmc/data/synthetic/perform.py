@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 
 from fastmc.data.synthetic.actions import ACTIONS, pose_row
-from fastmc.data.synthetic.body import CHANNEL, CHANNELS, REST, Body, mirror
+from fastmc.data.synthetic.body import CHANNEL, CHANNELS, REST, Body, mirror, rotation_about
 
 FPS = 30.0
 MIN_FRAMES, MAX_FRAMES = 36, 90
@@ -71,7 +71,7 @@ class Persona:
             sway=float(rng.uniform(0.5, 1.5)),
             left_handed=left_handed,
             posture=_channel_row(_POSTURE) * rng.normal(size=len(CHANNELS)),
-            hanging=float(rng.uniform(0.3, 0.9)),
+            hanging=float(rng.uniform(0.5, 1.0)),
         )
 
 
@@ -106,7 +106,7 @@ def perform(seed: int, subject: int, action: int, replication: int) -> Performan
     bodies = []
     for i, persona in enumerate((lead, partner)[: what.num_bodies]):
         rest = _rest(rng, persona)
-        keys = np.stack([pose_row(key[1 + i], rest) for key in script])  # type: ignore[arg-type,misc]
+        keys = np.stack([pose_row(key[1 + i], rest) for key in script])  # type: ignore[arg-type]
         pose = _pose_track(rng, persona, rest, keys, times)
         joints = persona.body.joints(mirror(pose) if mirrored else pose)
         if what.distance:
@@ -150,19 +150,25 @@ def _pose_track(
     keys = np.concatenate([first[None], first[None], keys, keys[-1:]])
     frames = np.arange(int(times[-1] * FPS)) / FPS
     track = np.stack([np.interp(frames, times, column) for column in keys.T], -1)
+    track += _settling(rng, frames, times)
     track += _fidget(rng, frames, 0.0, times[1]) + _fidget(rng, frames, times[-2], times[-1])
-    track[:, CHANNEL["yaw"]] += _settling(rng, frames, times)
     track = _smooth(track, persona.smoothness * rng.uniform(0.8, 1.2) * FPS)
     posture = persona.posture + 0.6 * _channel_row(_POSTURE) * rng.normal(size=len(CHANNELS))
     return track + posture + persona.sway * _channel_row(_SWAY) * _drift(rng, len(track))
 
 
 def _settling(rng: np.random.Generator, frames: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """Turning (T,) in radians: people are found facing elsewhere and turn to where they act, before they do."""
-    turn = np.clip(rng.normal(0.0, 0.45), -0.9, 0.9)
+    """Offsets (T, C) of turning and stepping: people are found elsewhere, facing elsewhere, and settle before they act.
+
+    So the first frame, on which view normalisation rests, says little about the direction of the action.
+    """
+    out = np.zeros((len(frames), len(CHANNELS)))
     begin = times[1] * rng.uniform(0.2, 0.9)
-    away = np.clip(rng.normal(0.0, 0.25), -0.5, 0.5)
-    return np.interp(frames, [begin, times[1] + 0.15, times[-2], times[-1]], [turn, 0.0, 0.0, away])
+    knots = [begin, times[1] + 0.15, times[-2], times[-1]]
+    for name, before, after in (("yaw", 0.55, 0.25), ("x", 0.1, 0.05), ("z", 0.1, 0.05)):
+        ends = np.clip(rng.normal(0.0, (before, after)), -2 * before, 2 * before)
+        out[:, CHANNEL[name]] = np.interp(frames, knots, [ends[0], 0.0, 0.0, ends[1]])
+    return out
 
 
 def _fidget(rng: np.random.Generator, frames: np.ndarray, begin: float, end: float) -> np.ndarray:
@@ -207,6 +213,5 @@ def _drift(rng: np.random.Generator, frames: int) -> np.ndarray:
 
 def _place(joints: np.ndarray, turn: float, spot: np.ndarray | list[float]) -> np.ndarray:
     """Turns about the vertical axis (left for positive angles), then moves by (x, z)."""
-    cos, sin = np.cos(turn), np.sin(turn)
-    rotation = np.array([[cos, 0.0, sin], [0.0, 1.0, 0.0], [-sin, 0.0, cos]])
+    rotation = rotation_about("y", np.array([turn]))[0]
     return joints @ rotation.T + [spot[0], 0.0, spot[1]]

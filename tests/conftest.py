@@ -1,0 +1,46 @@
+"""What many tests share: small stores and small runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastmc.data.store import PackedStore, StoreWriter
+from fastmc.skeleton import NTU25
+
+torch.set_num_threads(1)  # the tests run in several processes
+
+
+def write_small_store(path: Path, clips: int = 48, classes: int = 3, seed: int = 0) -> PackedStore:
+    """A store of clips whose class is the frequency of a swinging arm; every fourth clip has two bodies."""
+    rng = np.random.default_rng(seed)
+    pose = rng.normal(size=(25, 3)).astype(np.float32)
+    with StoreWriter(
+        path,
+        name=path.name,
+        skeleton=NTU25,
+        fps=30.0,
+        class_names=[f"swing {c}" for c in range(classes)],
+        protocols={"xsub": {"field": "subject", "train": [1, 3]}, "xview": {"field": "camera", "train": [2, 3]}},
+    ) as writer:
+        for n in range(clips):
+            label, frames, bodies = n % classes, int(rng.integers(20, 90)), 2 if n % 4 == 3 else 1
+            time = np.arange(frames) / 30
+            clip = np.broadcast_to(pose, (frames, bodies, 25, 3)).copy()
+            clip[:, :, 4:12, 2] += np.sin(2 * np.pi * (1 + label) * time)[:, None, None] * 0.5
+            clip += rng.normal(scale=0.01, size=clip.shape)
+            writer.add(
+                clip.astype(np.float32), name=f"clip{n:04d}", label=label, subject=1 + n // classes % 4, camera=1 + n % 3
+            )
+    return PackedStore.open(path)
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory) -> Path:
+    """A data root that holds the store ``small``."""
+    root = tmp_path_factory.mktemp("data")
+    write_small_store(root / "small")
+    return root

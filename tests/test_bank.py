@@ -1,0 +1,360 @@
+"""The memory bank: its ascent against torch.optim.SGD, its queue against a list, its coefficients, its metrics."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastmc.bank import COEFFICIENTS, MemoryBank, bank_step_, contrast_metrics, mixing_coefficients
+from fastmc.loss import mc_loss
+
+MIXES = ["own", "tiled"]
+IMPLS = ["torch", "reference"]
+Batch = dict[str, Any]  # keyword arguments
+
+
+def draw_bank(k: int, d: int, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    return F.normalize(torch.randn(k, d, generator=torch.Generator().manual_seed(seed), dtype=dtype), dim=1)
+
+
+def draw_features(b: int, k: int, d: int, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> Batch:
+    """What a step needs besides the bank: unit features and one coefficient per entry."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    arguments: Batch = {
+        name: F.normalize(torch.randn(b, d, generator=generator, dtype=dtype), dim=1)
+        for name in ("f0", "f1", "f2", "f3")
+    }
+    arguments["mixing"] = torch.rand(k, generator=generator, dtype=dtype)
+    return arguments
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("hyper", [(3.0, 0.9, 1e-4), (0.5, 0.0, 0.1), (0.1, 0.5, 0.0)])
+@pytest.mark.parametrize("shape", [(1, 1, 2), (7, 130, 5)])
+def test_steps_are_those_of_torch_sgd_on_minus_the_loss(
+    shape: tuple[int, int, int], hyper: tuple[float, float, float], mix: str, impl: str
+) -> None:
+    b, k, d = shape
+    lr, momentum_factor, weight_decay = hyper
+    parameter = nn.Parameter(draw_bank(k, d))
+    sgd = torch.optim.SGD([parameter], lr=lr, momentum=momentum_factor, weight_decay=weight_decay)
+    bank, momentum = draw_bank(k, d), torch.zeros(k, d, dtype=torch.float64)
+    for step in range(5):
+        batch = draw_features(b, k, d, seed=10 * step)
+        sgd.zero_grad()
+        (-mc_loss(**batch, bank=parameter, temperature=0.03, mix=mix, impl="reference")).backward()
+        sgd.step()
+        hypers: Batch = {"lr": lr, "momentum_factor": momentum_factor, "weight_decay": weight_decay}
+        bank_step_(bank, momentum, **batch, **hypers, mix=mix, impl=impl)
+        torch.testing.assert_close(bank, parameter.detach(), rtol=1e-10, atol=1e-12)
+        if momentum_factor:
+            velocity = sgd.state[parameter]["momentum_buffer"]
+            torch.testing.assert_close(momentum, velocity, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("momentum_factor", [0.0, 0.9])
+def test_the_velocity_is_the_documented_one(momentum_factor: float, impl: str) -> None:
+    bank, batch = draw_bank(20, 5), draw_features(3, 20, 5)
+    velocity = draw_bank(20, 5, seed=7)
+    leaf = bank.clone().requires_grad_()
+    (g,) = torch.autograd.grad(mc_loss(**batch, bank=leaf, temperature=0.1), leaf)
+    expected = momentum_factor * velocity - g + 0.01 * bank
+    moved = bank - 2.0 * expected
+    bank_step_(
+        bank, velocity, **batch, temperature=0.1, lr=2.0, momentum_factor=momentum_factor, weight_decay=0.01, impl=impl
+    )
+    torch.testing.assert_close(velocity, expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(bank, moved, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("mix", MIXES)
+def test_a_small_step_raises_the_loss(mix: str, impl: str) -> None:
+    bank, batch = draw_bank(50, 8), draw_features(7, 50, 8)
+    losses = []
+    for _ in range(5):
+        losses.append(mc_loss(**batch, bank=bank, temperature=0.1, mix=mix).item())
+        bank_step_(
+            bank, torch.zeros_like(bank), **batch, temperature=0.1, lr=0.05, weight_decay=0.0, mix=mix, impl=impl
+        )
+    assert losses == sorted(losses) and losses[-1] > losses[0] + 1e-3
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("shape", [(1, 3, 5), (7, 130, 128), (64, 130, 16)])
+def test_torch_in_float32_keeps_the_error_budget(shape: tuple[int, int, int], mix: str) -> None:
+    """|torch32 - truth| <= 2 |reference32 - truth| + 4 roundings of a logit at tau = 0.03, in the update's scale."""
+    b, k, d = shape
+    batch = draw_features(b, k, d, dtype=torch.float32)
+    bank, velocity = draw_bank(k, d, dtype=torch.float32), 0.01 * draw_bank(k, d, dtype=torch.float32, seed=5)
+
+    def step(dtype: torch.dtype, impl: str) -> list[Tensor]:
+        state = [bank.to(dtype, copy=True), velocity.to(dtype, copy=True)]
+        bank_step_(*state, **{name: t.to(dtype) for name, t in batch.items()}, mix=mix, impl=impl)
+        return state
+
+    truth, plain, ours = (
+        step(torch.float64, "reference"), step(torch.float32, "reference"), step(torch.float32, "torch")
+    )  # fmt: skip
+    ulps = 4 * torch.finfo(torch.float32).eps / 0.03
+    for exact, reference, fast in zip(truth, plain, ours, strict=True):
+        allowed = 2 * (reference - exact).abs().max() + ulps * exact.abs().max()
+        assert (fast - exact).abs().max() <= allowed
+        assert (fast - exact * 1.01).abs().max() > allowed, "the budget is one that can be exceeded"
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_the_step_is_in_place_and_touches_nothing_else(impl: str) -> None:
+    bank, velocity = nn.Parameter(draw_bank(20, 5)), torch.zeros(20, 5, dtype=torch.float64)
+    batch = draw_features(3, 20, 5)
+    for name in ("f0", "f1", "f2", "f3"):
+        batch[name].requires_grad_()
+    before = {name: t.detach().clone() for name, t in batch.items()}
+    pointers, old = (bank.data_ptr(), velocity.data_ptr()), bank.detach().clone()
+    with torch.no_grad():
+        bank_step_(bank, velocity, **batch, impl=impl)
+    assert (bank.data_ptr(), velocity.data_ptr()) == pointers
+    assert not torch.equal(bank, old) and bank.grad is None and bank.requires_grad
+    assert not velocity.requires_grad
+    for name, tensor in batch.items():
+        assert torch.equal(tensor, before[name]) and tensor.grad is None
+
+
+def test_the_step_works_on_a_bank_that_is_not_contiguous() -> None:
+    batch = draw_features(3, 20, 5)
+    plain, velocity = draw_bank(20, 5), torch.zeros(20, 5, dtype=torch.float64)
+    wide, wide_velocity = draw_bank(20, 5).repeat_interleave(2, dim=1), torch.zeros(5, 20, dtype=torch.float64)
+    bank_step_(plain, velocity, **batch)
+    bank_step_(wide[:, ::2], wide_velocity.T, **batch)
+    torch.testing.assert_close(wide[:, ::2], plain, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(wide_velocity.T, velocity, rtol=1e-12, atol=1e-14)
+
+
+def test_autocast_and_narrow_features_do_not_reach_the_update() -> None:
+    batch = draw_features(3, 20, 5, dtype=torch.float32)
+    narrow = {name: t.bfloat16() if name[0] == "f" else t for name, t in batch.items()}
+    widened = {name: t.float() for name, t in narrow.items()}
+    banks = [draw_bank(20, 5, dtype=torch.float32) for _ in range(2)]
+    bank_step_(banks[0], torch.zeros(20, 5), **widened)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        bank_step_(banks[1], torch.zeros(20, 5), **narrow)
+    assert torch.equal(*banks)
+
+
+INVALID = [
+    ("f1", torch.zeros(3, 4)),
+    ("f2", torch.zeros(3, 5, dtype=torch.int64)),
+    ("bank", torch.zeros(20, 5, dtype=torch.float16)),
+    ("bank", torch.zeros(20, 4)),
+    ("momentum", torch.zeros(20, 4)),
+    ("momentum", torch.zeros(20, 5, dtype=torch.float64)),
+    ("momentum", torch.zeros(20, 5, device="meta")),
+    ("momentum", None),
+    ("mixing", torch.zeros(19)),
+    ("temperature", 0.0),
+    ("lr", -1.0),
+    ("lr", math.nan),
+    ("momentum_factor", 1.1),
+    ("weight_decay", -1e-4),
+    ("mix", "mine"),
+    ("impl", "cuda"),
+]
+
+
+@pytest.mark.parametrize("name,value", INVALID)
+def test_invalid_input_is_an_error_that_names_the_argument_and_changes_nothing(name: str, value: Any) -> None:
+    bank, momentum = draw_bank(20, 5, dtype=torch.float32), torch.zeros(20, 5)
+    arguments = {"bank": bank, "momentum": momentum, **draw_features(3, 20, 5, dtype=torch.float32), name: value}
+    before = bank.clone()
+    with pytest.raises(ValueError, match=rf"\b{name}\b"):
+        bank_step_(**arguments)
+    assert torch.equal(bank, before) and not momentum.any()
+
+
+def test_triton_says_why_it_cannot_run() -> None:
+    with pytest.raises(RuntimeError, match="impl='triton' cannot run"):
+        bank_step_(draw_bank(20, 5), torch.zeros(20, 5, dtype=torch.float64), **draw_features(3, 20, 5), impl="triton")
+
+
+# The queue
+
+
+@settings(max_examples=60, deadline=None)
+@given(size=st.integers(1, 12), batches=st.lists(st.integers(1, 30), max_size=8))
+def test_the_queue_is_that_of_a_list(size: int, batches: list[int]) -> None:
+    bank = MemoryBank(size, 2, generator=torch.Generator().manual_seed(0))
+    rows, written = bank.entries.tolist(), 0
+    for b in batches:
+        features = torch.arange(written, written + b, dtype=torch.float32)[:, None].expand(b, 2)
+        for feature in features.tolist():
+            rows[written % size] = feature
+            written += 1
+        bank.enqueue_(features)
+        assert bank.entries.tolist() == rows
+        assert bank.cursor.item() == written % size
+        assert bank.filled.item() == min(written, size)
+        assert bank.is_full is (written >= size)
+
+
+def test_an_entry_that_is_replaced_starts_at_rest() -> None:
+    bank = MemoryBank(5, 3)
+    bank.momentum.fill_(1)
+    bank.enqueue_(torch.ones(2, 3))
+    assert bank.momentum.sum(dim=1).tolist() == [0, 0, 3, 3, 3]
+
+
+def test_the_queue_keeps_no_graph() -> None:
+    bank = MemoryBank(5, 3)
+    bank.enqueue_(torch.ones(2, 3, requires_grad=True))
+    assert not bank.entries.requires_grad
+
+
+@pytest.mark.parametrize("f0", [torch.zeros(2, 4), torch.zeros(3), torch.zeros(0, 3), torch.zeros(2, 3, device="meta")])
+def test_the_queue_refuses_what_is_no_batch_of_features(f0: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"\bf0\b"):
+        MemoryBank(5, 3).enqueue_(f0)
+
+
+def test_a_new_bank_holds_unit_rows_that_its_generator_decides() -> None:
+    first, again, other = (MemoryBank(64, 7, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    torch.testing.assert_close(first.entries.norm(dim=1), torch.ones(64))
+    assert torch.equal(first.entries, again.entries) and not torch.equal(first.entries, other.entries)
+    assert not first.momentum.any() and not first.is_full
+    assert not list(first.parameters())
+
+
+@pytest.mark.parametrize("name,arguments", [("size", (0, 3)), ("dim", (3, 0)), ("size", (2.5, 3))])
+def test_a_bank_of_no_size_is_an_error_that_names_the_argument(name: str, arguments: Any) -> None:
+    with pytest.raises(ValueError, match=rf"\b{name}\b"):
+        MemoryBank(*arguments)
+
+
+def test_a_loaded_bank_continues_bit_for_bit() -> None:
+    bank = MemoryBank(20, 5)
+    bank.enqueue_(draw_bank(7, 5, dtype=torch.float32))
+    bank.step_(**draw_features(3, 20, 5, dtype=torch.float32))
+    resumed = MemoryBank(20, 5)
+    resumed.load_state_dict(copy.deepcopy(bank.state_dict()))
+    for one in (bank, resumed):
+        one.step_(**draw_features(3, 20, 5, dtype=torch.float32, seed=4))
+        one.enqueue_(draw_bank(7, 5, dtype=torch.float32, seed=3))
+    for name, tensor in bank.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_step_passes_on_every_setting() -> None:
+    chosen: Batch = {"temperature": 0.1, "lr": 2.0, "momentum_factor": 0.5, "weight_decay": 0.1, "mix": "tiled"}
+    bank = MemoryBank(20, 5)
+    batch = draw_features(3, 20, 5, dtype=torch.float32)
+    for changed in ({}, *({name: value} for name, value in chosen.items())):
+        expected, velocity = bank.entries.clone(), bank.momentum.clone()
+        bank_step_(expected, velocity, **batch, **changed, impl="torch")
+        bank.step_(**batch, **changed, impl="torch")
+        assert torch.equal(bank.entries, expected) and torch.equal(bank.momentum, velocity), changed
+
+
+# Metrics
+
+
+def test_metrics_by_hand() -> None:
+    f0 = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    f = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    bank = torch.tensor([[0.0, 3.0]])
+    metrics = contrast_metrics(f, f0, bank, temperature=0.5)
+    assert metrics.top1.item() == 0.5
+    expected = (math.exp(2) / (math.exp(2) + 1) + 1 / (1 + math.exp(2))) / 2
+    assert metrics.positive_probability.item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("d", [1, 8, 128])
+def test_metrics_of_a_collapsed_encoder(d: int) -> None:
+    for seed in range(20):  # whatever the direction rounds to
+        f = draw_bank(1, d, dtype=torch.float32, seed=seed).expand(5, d)
+        metrics = contrast_metrics(f, f, 3 * f[:1].expand(99, d))
+        assert metrics.top1.item() == 0
+        assert metrics.positive_probability.item() == pytest.approx(1 / 100, rel=1e-4)
+
+
+def test_metrics_check_their_input() -> None:
+    with pytest.raises(ValueError, match=r"\bbank\b"):
+        contrast_metrics(torch.ones(3, 4), torch.ones(3, 4), torch.ones(5, 3))
+
+
+class Operators(TorchDispatchMode):
+    """The names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_only_is_full_waits_for_the_device() -> None:
+    bank, batch = MemoryBank(20, 5), draw_features(3, 20, 5, dtype=torch.float32)
+    batch["mixing"] = 0.3
+    with Operators() as ran:
+        bank.enqueue_(batch["f0"])
+        bank.step_(**batch, impl="torch")
+        contrast_metrics(batch["f3"], batch["f0"], bank.entries)
+    assert not ran.names & {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select"}
+    with Operators() as ran:
+        assert not bank.is_full
+    assert ran.names & {"_local_scalar_dense", "is_nonzero"}
+
+
+# Mixing coefficients
+
+
+@given(st.integers(1, 200))
+def test_cycle_is_four_equal_groups(size: int) -> None:
+    values = [round(v, 6) for v in mixing_coefficients(size, "cycle").tolist()]
+    counts = [values.count(c) for c in COEFFICIENTS]
+    assert sum(counts) == size and max(counts) - min(counts) <= 1
+    assert values == sorted(values, reverse=True), "the groups are contiguous"
+
+
+def test_fixed_is_one_coefficient() -> None:
+    torch.testing.assert_close(mixing_coefficients(5, "fixed:0.3"), torch.full((5,), 0.3))
+
+
+def test_draw_takes_one_of_the_four_per_call_as_its_generator_says() -> None:
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    draws = [[mixing_coefficients(6, "draw", generator=g) for _ in range(64)] for g in generators]
+    assert all(torch.equal(a, b) for a, b in zip(*draws, strict=True))
+    assert all(len(set(draw.tolist())) == 1 and draw.is_contiguous() for draw in draws[0])
+    assert {round(draw[0].item(), 6) for draw in draws[0]} == set(COEFFICIENTS)
+
+
+@pytest.mark.parametrize("policy", ["fixed", "fixed:", "fixed:1.1", "fixed:-0.1", "fixed:nan", "random", "cycle:0.3"])
+def test_an_unknown_policy_is_an_error_that_lists_the_known_ones(policy: str) -> None:
+    with pytest.raises(ValueError, match=r"policy must be 'cycle', 'draw' or 'fixed:"):
+        mixing_coefficients(5, policy)
+
+
+def test_other_errors_name_their_argument() -> None:
+    with pytest.raises(ValueError, match=r"\bgenerator\b"):
+        mixing_coefficients(5, "draw")
+    with pytest.raises(ValueError, match=r"\bsize\b"):
+        mixing_coefficients(0)
+
+
+@pytest.mark.parametrize("policy", ["cycle", "fixed:0.2", "draw"])
+def test_coefficients_fit_the_loss(policy: str) -> None:
+    mixing = mixing_coefficients(20, policy, generator=torch.Generator().manual_seed(0))
+    assert mixing.dtype == torch.float32
+    batch = {**draw_features(3, 20, 5), "mixing": mixing}
+    assert torch.isfinite(mc_loss(**batch, bank=draw_bank(20, 5)))

@@ -1,0 +1,467 @@
+"""The public losses: every implementation against the reference, hostile inputs, validation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import kernels
+from fastmc import loss as loss_module
+from fastmc.loss import choose, info_nce, mc_loss, mc_loss_parts
+
+MIXES = ["own", "tiled"]
+NAMES = ("loss", "L1", "L2", "L3", "df1", "df2", "df3", "dbank")
+Batch = dict[str, Any]  # keyword arguments
+Outputs = dict[str, Tensor]
+
+
+def batch(b: int, k: int, d: int, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> Batch:
+    """Arguments of mc_loss: unit features, raw bank rows of many lengths, one coefficient per entry."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
+    arguments: Batch = {name: F.normalize(draw(b, d), dim=1) for name in ("f0", "f1", "f2", "f3")}
+    lengths = 0.1 + 3 * torch.rand(k, 1, generator=generator, dtype=dtype)
+    return {
+        **arguments,
+        "bank": F.normalize(draw(k, d), dim=1) * lengths,
+        "mixing": torch.rand(k, generator=generator, dtype=dtype),
+    }
+
+
+def outputs(arguments: Batch, *, grad_output: float = 1.0, **settings: Any) -> Outputs:
+    """The loss, its parts, and the gradients to f1, f2, f3 and the bank."""
+    leaves = {name: arguments[name].detach().requires_grad_() for name in ("f0", "f1", "f2", "f3", "bank")}
+    arguments = {**arguments, **leaves}
+    loss = mc_loss(**arguments, **settings)
+    (loss * grad_output).backward()
+    assert leaves["f0"].grad is None
+    with torch.no_grad():
+        parts = mc_loss_parts(**arguments, **settings)
+    gradients = [leaves[name].grad for name in ("f1", "f2", "f3", "bank")]
+    return dict(zip(NAMES, (loss.detach(), *parts, *gradients), strict=True))
+
+
+def largest_logit(arguments: Batch, temperature: float) -> float:
+    """Bound of |logit|: a rounding of a logit is the same relative rounding of its probability."""
+    norm = max(float(arguments[name].norm(dim=1).max()) for name in ("f0", "f1", "f2", "f3"))
+    return norm * max(norm, 1.0) / temperature
+
+
+def assert_same(ours: Outputs, truth: Outputs, arguments: Batch, temperature: float) -> None:
+    """Equal to 1e-12 of each output's scale in float64 (more where logits exceed those of unit rows at tau 0.01).
+
+    A bank row has its own scale: the gradient of a zero row is 1e12 times larger than that of a unit row.
+    """
+    bound = 1e-12 * max(1.0, largest_logit(arguments, temperature) / 100)
+    for name in NAMES:
+        error, scale = (ours[name] - truth[name]).abs(), truth[name].abs()
+        if name == "dbank":
+            error, scale = error.amax(dim=1), scale.amax(dim=1)
+        else:
+            error, scale = error.max(), scale.max()
+        assert torch.isfinite(error).all(), f"{name} is not finite"
+        assert (error <= bound * scale.clamp_min(1)).all(), f"{name}: error {error.max():.2e}"
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("temperature", [0.01, 0.07, 1.0])
+@pytest.mark.parametrize("d", [1, 5, 128])
+@pytest.mark.parametrize("k", [1, 3, 130])
+@pytest.mark.parametrize("b", [1, 7, 64])
+def test_torch_equals_reference(b: int, k: int, d: int, temperature: float, mix: str) -> None:
+    arguments = batch(b, k, d)
+    settings: Batch = {"temperature": temperature, "mix": mix}
+    truth = outputs(arguments, impl="reference", **settings)
+    assert_same(outputs(arguments, impl="torch", **settings), truth, arguments, temperature)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    b=st.integers(1, 9),
+    k=st.integers(1, 40),
+    d=st.integers(1, 9),
+    temperature=st.floats(0.01, 2),
+    mix=st.sampled_from(MIXES),
+    mixing=st.one_of(st.none(), st.floats(0, 1), st.just("vector")),
+    seed=st.integers(0, 1000),
+)
+def test_torch_equals_reference_for_any_shape(
+    b: int, k: int, d: int, temperature: float, mix: str, mixing: float | str | None, seed: int
+) -> None:
+    arguments = batch(b, k, d, seed=seed)
+    if mixing != "vector":
+        arguments["mixing"] = mixing
+    settings: Batch = {"temperature": temperature, "mix": mix}
+    truth = outputs(arguments, impl="reference", **settings)
+    assert_same(outputs(arguments, impl="torch", **settings), truth, arguments, temperature)
+
+
+def zero_row(arguments: Batch) -> None:
+    arguments["bank"][3] = 0
+
+
+def tiny_row(arguments: Batch) -> None:
+    arguments["bank"][3] *= 1e-14
+
+
+def duplicate_rows(arguments: Batch) -> None:
+    arguments["bank"][5:40] = arguments["bank"][4]
+
+
+def entry_equal_to_a_feature(arguments: Batch) -> None:
+    arguments["bank"][:7] = arguments["f0"]
+    arguments["bank"][7:14] = -arguments["f2"]
+
+
+def collapsed_encoder(arguments: Batch) -> None:
+    for name in ("f0", "f1", "f2", "f3", "bank"):
+        arguments[name][:] = arguments["f0"][:1].clone()
+
+
+def huge_logits(arguments: Batch) -> None:
+    for name in ("f0", "f1", "f2", "f3"):
+        arguments[name] *= 30
+
+
+def not_contiguous(arguments: Batch) -> None:
+    for name in ("f0", "f1", "f2", "f3"):
+        arguments[name] = arguments[name].T.contiguous().T
+    arguments["bank"] = torch.cat([arguments["bank"], arguments["bank"]], dim=1)[:, ::2]
+    arguments["mixing"] = arguments["mixing"].repeat_interleave(2)[::2]
+    assert not any(t.is_contiguous() for t in arguments.values())
+
+
+def broadcast_features(arguments: Batch) -> None:
+    arguments["f1"] = arguments["f1"][:1].expand(7, -1)
+
+
+def extreme_mixing(arguments: Batch) -> None:
+    arguments["mixing"][::2] = 0
+    arguments["mixing"][1::2] = 1
+
+
+HOSTILE = [
+    zero_row, tiny_row, duplicate_rows, entry_equal_to_a_feature, collapsed_encoder, huge_logits, not_contiguous,
+    broadcast_features, extreme_mixing,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("temperature", [0.01, 0.07])
+@pytest.mark.parametrize("spoil", HOSTILE, ids=lambda f: f.__name__)
+def test_torch_equals_reference_on_hostile_input(spoil: Callable[[Batch], None], temperature: float, mix: str) -> None:
+    arguments = batch(7, 45, 6)
+    spoil(arguments)
+    settings: Batch = {"temperature": temperature, "mix": mix, "grad_output": -2.5}
+    truth = outputs(arguments, impl="reference", **settings)
+    assert_same(outputs(arguments, impl="torch", **settings), truth, arguments, temperature)
+
+
+def test_grad_output_scales_every_gradient() -> None:
+    arguments = batch(7, 45, 6)
+    once, scaled = outputs(arguments, impl="torch"), outputs(arguments, impl="torch", grad_output=-2.5)
+    for name in ("df1", "df2", "df3", "dbank"):
+        torch.testing.assert_close(scaled[name], -2.5 * once[name], rtol=1e-13, atol=1e-16)
+
+
+MUTANTS: dict[str, Callable[[Batch], dict[str, Any]]] = {
+    "views swapped": lambda a: {"f2": a["f3"], "f3": a["f2"]},
+    "mixing reversed": lambda a: {"mixing": a["mixing"].flip(0)},
+    "mixing complemented": lambda a: {"mixing": 1 - a["mixing"]},
+    "mixed half missing": lambda a: {"mixing": None},
+    "one bank row off": lambda a: {"bank": a["bank"].roll(1, 0)},
+    "other positives": lambda a: {"f0": a["f0"].roll(1, 0)},
+    "other mix": lambda a: {"mix": "tiled"},
+    "temperature off by 1e-6": lambda a: {"temperature": 0.07 * (1 + 1e-6)},
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_the_comparison_notices_a_wrong_implementation(mutant: str) -> None:
+    arguments = {**batch(7, 45, 6), "temperature": 0.07, "mix": "own"}
+    truth = outputs(arguments, impl="reference")
+    with pytest.raises(AssertionError):
+        assert_same(outputs({**arguments, **MUTANTS[mutant](arguments)}, impl="torch"), truth, arguments, 0.07)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_comparison_notices_one_wrong_element_of(name: str) -> None:
+    arguments = batch(7, 45, 6)
+    truth, ours = outputs(arguments, impl="reference"), outputs(arguments, impl="torch")
+    ours[name].view(-1)[-1] += 1e-11 * max(1.0, truth[name].abs().max().item())
+    with pytest.raises(AssertionError):
+        assert_same(ours, truth, arguments, 0.07)
+
+
+def within_budget(ours: Outputs, plain: Outputs, truth: Outputs, temperature: float) -> dict[str, bool]:
+    """|ours - truth| <= 2 |reference in float32 - truth| + eps, by output.
+
+    eps is 4 roundings of the largest logit, 1/tau, times the output's scale: what any float32 logit already costs.
+    """
+    ulps = 4 * torch.finfo(torch.float32).eps * max(1.0, 1 / temperature)
+    verdict = {}
+    for name in NAMES:
+        error, allowed = (ours[name] - truth[name]).abs().max(), (plain[name] - truth[name]).abs().max()
+        verdict[name] = bool(error <= 2 * allowed + ulps * truth[name].abs().max())
+    return verdict
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("temperature", [0.01, 0.03, 0.07, 1.0])
+@pytest.mark.parametrize("shape", [(1, 3, 5), (7, 130, 128), (64, 130, 128)])
+def test_torch_in_float32_keeps_the_error_budget(shape: tuple[int, int, int], temperature: float, mix: str) -> None:
+    arguments = batch(*shape, dtype=torch.float32)
+    wide = {name: tensor.double() for name, tensor in arguments.items()}
+    settings: Batch = {"temperature": temperature, "mix": mix}
+    truth = outputs(wide, impl="reference", **settings)
+    plain = outputs(arguments, impl="reference", **settings)
+    ours = outputs(arguments, impl="torch", **settings)
+    assert all(ours[name].dtype == torch.float32 for name in NAMES)
+    verdict = within_budget(ours, plain, truth, temperature)
+    assert all(verdict.values()), verdict
+
+    for name in NAMES:  # the budget is one that can be exceeded
+        wrong = ours[name].clone()
+        wrong.view(-1)[wrong.abs().argmax()] *= 1.01
+        assert not within_budget({**ours, name: wrong}, plain, truth, temperature)[name], name
+
+
+@pytest.mark.parametrize("impl", ["torch", "reference"])
+@pytest.mark.parametrize("mix", MIXES)
+def test_equal_logits_give_the_log_of_the_number_of_candidates(mix: str, impl: str) -> None:
+    f = F.normalize(torch.ones(5, 8), dim=1)
+    k = 21
+    parts = mc_loss_parts(f, f, f, f, f[:1].expand(k, 8), 0.3, mix=mix, impl=impl)
+    assert [p.item() for p in parts] == pytest.approx([math.log(2 * k + 1)] * 3, rel=1e-6)
+    parts = mc_loss_parts(f, f, f, f, f[:1].expand(k, 8), None, mix=mix, impl=impl)
+    assert [p.item() for p in parts] == pytest.approx([math.log(k + 1)] * 3, rel=1e-6)
+    assert info_nce(f, f, f[:1].expand(k, 8), impl=impl).item() == pytest.approx(math.log(k + 1), rel=1e-6)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_one_coefficient_equals_a_vector_of_it(mix: str) -> None:
+    arguments = batch(7, 45, 6)
+    vector = outputs({**arguments, "mixing": torch.full((45,), 0.3, dtype=torch.float64)}, mix=mix)
+    number = outputs({**arguments, "mixing": 0.3}, mix=mix)
+    assert_same(number, vector, arguments, 0.07)
+
+
+def test_own_and_tiled_are_the_same_for_one_sample() -> None:
+    arguments = batch(1, 45, 6)
+    assert_same(outputs(arguments, mix="tiled"), outputs(arguments, mix="own"), arguments, 0.07)
+
+
+def test_the_loss_is_a_mean_over_samples_that_do_not_meet() -> None:
+    arguments = batch(7, 45, 6)
+    each = [mc_loss(**{name: t[n : n + 1] if name[0] == "f" else t for name, t in arguments.items()}) for n in range(7)]
+    torch.testing.assert_close(mc_loss(**arguments), torch.stack(each).mean(), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("impl", ["torch", "reference"])
+@pytest.mark.parametrize("b,k,d", [(1, 1, 1), (7, 130, 5)])
+def test_info_nce_is_a_cross_entropy_against_the_normalised_bank(b: int, k: int, d: int, impl: str) -> None:
+    arguments = batch(b, k, d)
+    f0, f, bank = arguments["f0"].requires_grad_(), arguments["f1"].requires_grad_(), arguments["bank"].requires_grad_()
+    negatives = f @ F.normalize(bank, dim=1).T
+    logits = torch.cat([(f * f0.detach()).sum(1, keepdim=True), negatives], dim=1) / 0.07
+    library = F.cross_entropy(logits, torch.zeros(b, dtype=torch.int64))
+    ours = info_nce(f, f0, bank, impl=impl)
+    torch.testing.assert_close(ours, library, rtol=1e-12, atol=1e-14)
+    expected = torch.autograd.grad(library, [f, bank])
+    for gradient, truth in zip(torch.autograd.grad(3 * ours, [f, bank]), expected, strict=True):
+        torch.testing.assert_close(gradient, 3 * truth, rtol=1e-11, atol=1e-13)
+
+
+def test_info_nce_passes_no_gradient_to_f0() -> None:
+    arguments = batch(3, 5, 4)
+    f0, f = arguments["f0"].requires_grad_(), arguments["f1"].requires_grad_()
+    info_nce(f, f0, arguments["bank"]).backward()
+    assert f0.grad is None and f.grad is not None
+
+
+def test_half_precision_features_are_widened_before_any_product() -> None:
+    arguments = batch(7, 45, 6, dtype=torch.float32)
+    narrow = {name: t.bfloat16() if name[0] == "f" else t for name, t in arguments.items()}
+    widened = {name: t.float() for name, t in narrow.items()}
+    ours, truth = outputs(narrow), outputs(widened)
+    assert ours["loss"].dtype == torch.float32 and torch.equal(ours["loss"], truth["loss"])
+    assert ours["df1"].dtype == torch.bfloat16 and torch.equal(ours["df1"], truth["df1"].bfloat16())
+    assert ours["dbank"].dtype == torch.float32 and torch.equal(ours["dbank"], truth["dbank"])
+
+
+@pytest.mark.parametrize("impl", ["torch", "reference"])
+def test_autocast_does_not_reach_inside(impl: str) -> None:
+    arguments = batch(7, 45, 6, dtype=torch.float32)
+    f, f0, bank = arguments["f1"], arguments["f0"], arguments["bank"]
+    expected = mc_loss(**arguments, impl=impl), info_nce(f, f0, bank, impl=impl)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (f @ bank.T).dtype == torch.bfloat16
+        assert torch.equal(mc_loss(**arguments, impl=impl), expected[0])
+        assert torch.equal(info_nce(f, f0, bank, impl=impl), expected[1])
+
+
+class Recorder(TorchDispatchMode):
+    """The names of the operators that run, and the largest tensor that they make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: set[str] = set()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.operators.add(func.overloadpacket.__name__)
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor):
+                self.largest = max(self.largest, tensor.numel())
+        return result
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_torch_builds_no_mixed_bank_and_waits_for_nothing(mix: str) -> None:
+    b, k, d = 8, 500, 64
+    arguments = batch(b, k, d)
+    arguments["mixing"] = 0.3
+    with Recorder() as recorder:
+        outputs(arguments, impl="torch", mix=mix)
+    assert recorder.largest <= max(b * (2 * k + 1), 3 * b * k, k * d)
+    assert not recorder.operators & {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select"}
+    with Recorder() as recorder:
+        outputs(arguments, impl="reference", mix="own")
+    assert recorder.largest >= b * k * d, "the recorder sees the banks that the reference builds"
+
+
+def test_validation_looks_at_no_value_on_a_gpu() -> None:
+    with FakeTensorMode():  # a fake tensor has no values: reading one raises
+        features = {name: torch.empty(7, 5, device="cuda") for name in ("f0", "f1")}
+        bank, mixing = torch.empty(9, 5, device="cuda"), torch.empty(9, device="cuda")
+        loss_module.check_contrast(features, bank, 0.07)
+        loss_module.check_mixing(mixing, bank, "own")
+        with pytest.raises(DataDependentOutputException):
+            bool((mixing > 0).any())
+
+
+@pytest.mark.parametrize("impl", ["torch", "reference"])
+def test_one_graph_without_breaks_under_torch_compile(impl: str) -> None:
+    arguments = batch(7, 45, 6)
+    compiled = torch.compile(mc_loss, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(**arguments, impl=impl), mc_loss(**arguments, impl=impl), rtol=1e-13, atol=0)
+
+
+NAN, TWO = float("nan"), torch.full((45,), 2.0)
+INVALID = [
+    ("f0", torch.zeros(6, 6)),
+    ("f1", torch.zeros(7, 5)),
+    ("f2", torch.zeros(7)),
+    ("f3", torch.zeros(7, 1, 6)),
+    ("f0", torch.zeros(0, 6)),
+    ("f1", torch.zeros(7, 6, dtype=torch.int64)),
+    ("f2", torch.zeros(7, 6, dtype=torch.complex64)),
+    ("f3", [[0.0] * 6] * 7),
+    ("f2", torch.zeros(7, 6, device="meta")),
+    ("bank", torch.zeros(45, 5)),
+    ("bank", torch.zeros(0, 6)),
+    ("bank", torch.zeros(45)),
+    ("bank", torch.zeros(45, 6, dtype=torch.int32)),
+    ("bank", None),
+    ("mixing", torch.zeros(44)),
+    ("mixing", torch.zeros(45, 1)),
+    ("mixing", torch.zeros(())),
+    ("mixing", torch.zeros(45, dtype=torch.int64)),
+    ("mixing", torch.zeros(45, device="meta")),
+    ("mixing", TWO),
+    ("mixing", -TWO),
+    ("mixing", TWO * NAN),
+    ("mixing", 1.5),
+    ("mixing", -0.1),
+    ("mixing", NAN),
+    ("mixing", "0.3"),
+    ("temperature", 0.0),
+    ("temperature", -1.0),
+    ("temperature", NAN),
+    ("temperature", float("inf")),
+    ("temperature", torch.tensor(0.07)),
+    ("mix", "mine"),
+    ("impl", "cuda"),
+]
+
+
+@pytest.mark.parametrize("function", [mc_loss, mc_loss_parts])
+@pytest.mark.parametrize("name,value", INVALID)
+def test_invalid_input_is_an_error_that_names_the_argument(function: Any, name: str, value: Any) -> None:
+    arguments = batch(7, 45, 6, dtype=torch.float32)
+    function(**arguments)
+    # "f1 is (7, 5), f0 is (7, 6)" may begin with either of the two that disagree.
+    with pytest.raises(ValueError, match=rf"\b{name}\b"):
+        function(**{**arguments, name: value})
+
+
+@pytest.mark.parametrize("name,value", [case for case in INVALID if case[0] in ("f0", "bank", "temperature", "impl")])
+def test_invalid_input_of_info_nce_is_an_error_that_names_the_argument(name: str, value: Any) -> None:
+    arguments = batch(7, 45, 6, dtype=torch.float32)
+    valid = {"f": arguments["f1"], "f0": arguments["f0"], "bank": arguments["bank"]}
+    info_nce(**valid)
+    with pytest.raises(ValueError, match=rf"\b{name}\b"):
+        info_nce(**{**valid, name: value})
+
+
+@pytest.mark.parametrize("name,known", [("mix", MIXES), ("impl", ["auto", "triton", "torch", "reference"])])
+def test_an_unknown_choice_lists_the_known_ones(name: str, known: list[str]) -> None:
+    with pytest.raises(ValueError) as error:
+        mc_loss(**{**batch(7, 45, 6), name: "fastest"})
+    assert all(choice in str(error.value) for choice in (*known, "fastest"))
+
+
+def test_triton_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = batch(7, 45, 6)
+    monkeypatch.setattr(kernels, "unavailable_reason", lambda: "the moon is full")
+    with pytest.raises(RuntimeError, match="the moon is full"):
+        mc_loss(**arguments, impl="triton")
+    monkeypatch.setattr(kernels, "unavailable_reason", lambda: None)
+    with pytest.raises(RuntimeError, match="on cpu"):
+        mc_loss(**arguments, impl="triton")
+
+
+@pytest.mark.parametrize("impl", ["auto", "torch", "reference"])
+def test_nothing_but_triton_is_ever_unavailable(impl: str) -> None:
+    assert loss_module.unavailable_reason(impl, torch.device("cpu")) is None
+
+
+def test_unavailable_reason_names_the_first_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
+    assert "not importable" in str(kernels.unavailable_reason())
+    monkeypatch.setattr(kernels, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "GPU" in str(kernels.unavailable_reason())
+
+
+def test_auto_takes_triton_on_a_gpu_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = {"torch": lambda: "torch", "triton": lambda: "triton"}
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.setattr(kernels, "unavailable_reason", lambda: None)
+    assert choose(table, "auto", gpu)() == "triton"
+    assert choose(table, "auto", cpu)() == "torch"
+    assert choose({"torch": table["torch"]}, "auto", gpu)() == "torch"
+    with pytest.raises(RuntimeError, match="no such implementation"):
+        choose({"torch": table["torch"]}, "triton", gpu)
+    monkeypatch.setattr(kernels, "unavailable_reason", lambda: "no")
+    assert choose(table, "auto", gpu)() == "torch"
+
+
+def test_auto_is_torch_on_a_cpu() -> None:
+    arguments = batch(7, 45, 6)
+    auto, plain = outputs(arguments), outputs(arguments, impl="torch")
+    assert all(torch.equal(auto[name], plain[name]) for name in NAMES)

@@ -1,0 +1,371 @@
+"""From `.skeleton` files to a store, by functions and by the command line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastmc.data import prepare
+from fastmc.data.normalise import choose_bodies, normalise
+from fastmc.data.ntu import read_skeleton
+from fastmc.data.parallel import IN_FLIGHT, ordered_map
+from fastmc.data.prepare import PrepareError, prepare_ntu, prepare_synthetic
+from fastmc.data.protocols import NTU60_CLASS_NAMES, NTU60_TRAIN_SUBJECTS, read_missing_list
+from fastmc.data.report import describe, summary
+from fastmc.data.store import PackedStore, StoreError
+from fastmc.plotting import draw_clip
+from fastmc.skeleton import NTU25, Skeleton
+from train.prepare import find_clip, main
+
+ROOT = Path(__file__).parents[1]
+
+
+def skeleton_text(seed=0, frames=4, bodies=1):
+    """A valid file: people whose joints move at random, with a spine that points up and shoulders to the sides."""
+    rng = np.random.default_rng(seed)
+    lines = [str(frames)]
+    rest = rng.normal(0, 0.3, (bodies, 25, 3)) + (0, 0, 3)
+    rest[:, NTU25.spine] = rest[:, NTU25.hip] + (0, 0.3, 0)
+    rest[:, NTU25.left_shoulder] = rest[:, NTU25.right_shoulder] + (0.4, 0, 0)
+    for _ in range(frames):
+        lines.append(str(bodies))
+        for body, joints in enumerate(rest + rng.normal(0, 0.01, rest.shape)):
+            lines += [f"7205759403792{body} 0 1 1 1 1 0 0.1 -0.2 2", "25"]
+            lines += [f"{x:.6f} {y:.6f} {z:.6f} 250 200 900 500 0.1 0.9 0.1 0.1 2" for x, y, z in joints]
+    return "\n".join(lines) + "\n"
+
+
+def clip_name(setup=1, camera=1, subject=1, replication=1, action=1):
+    return f"S{setup:03}C{camera:03}P{subject:03}R{replication:03}A{action:03}"
+
+
+def write_raw(folder, names, **content):
+    folder.mkdir(exist_ok=True)
+    for seed, name in enumerate(names):
+        (folder / f"{name}.skeleton").write_text(skeleton_text(seed, **content))
+    return folder
+
+
+NAMES = [clip_name(camera=c, subject=s, action=a) for c in (1, 2) for s in (1, 3) for a in (1, 60)]
+
+
+@pytest.fixture
+def raw(tmp_path):
+    return write_raw(tmp_path / "raw", NAMES)
+
+
+def snapshot(path):
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def test_store_holds_the_clips(raw, tmp_path):
+    store = prepare_ntu(raw, tmp_path / "out", workers=1)
+    assert store.names.tolist() == sorted(NAMES)
+    for n, name in enumerate(store.names):
+        expected = normalise(choose_bodies(read_skeleton(raw / f"{name}.skeleton")), NTU25)
+        np.testing.assert_array_equal(store.clip(n), expected)
+    n = find_clip(store, clip_name(camera=2, subject=3, action=60))
+    assert (store.camera[n], store.subject[n], store.label[n], store.setup[n], store.replication[n]) == (2, 3, 59, 1, 1)
+    assert store.class_names[59] == "walking apart"
+    for protocol, field, train in (("xsub", "subject", 1), ("xview", "camera", 2)):
+        train_clips, test_clips = store.split(protocol)
+        assert set(getattr(store, field)[train_clips]) == {train}
+        assert len(train_clips) + len(test_clips) == len(store)
+
+
+def test_published_lists():
+    assert len(set(NTU60_CLASS_NAMES)) == len(NTU60_CLASS_NAMES) == 60
+    assert NTU60_CLASS_NAMES[49] == "punch/slap"  # A050, the first of the eleven two-person actions
+    assert len(set(NTU60_TRAIN_SUBJECTS)) == 20
+    assert max(NTU60_TRAIN_SUBJECTS) <= 40
+
+
+def test_same_store_for_any_number_of_workers(raw, tmp_path):
+    (raw / "S001C001P001R001A002.skeleton").write_text("1\n1\nbroken\n")
+    for workers in (1, 2, 3):
+        prepare_ntu(raw, tmp_path / str(workers), workers=workers)
+    assert snapshot(tmp_path / "1") == snapshot(tmp_path / "2") == snapshot(tmp_path / "3")
+
+
+def test_checksum_follows_the_source(raw, tmp_path):
+    before = prepare_ntu(raw, tmp_path / "a", workers=1).checksum
+    (raw / f"{NAMES[0]}.skeleton").write_text(skeleton_text(seed=99))
+    assert prepare_ntu(raw, tmp_path / "b", workers=1).checksum != before
+
+
+def test_few_items_are_in_flight():
+    taken = 0
+
+    def items():
+        nonlocal taken
+        for item in range(100):
+            taken += 1
+            yield item
+
+    results = []
+    for result in ordered_map(abs, items(), workers=2):
+        results.append(result)
+        assert taken - len(results) < 2 * IN_FLIGHT
+    assert results == list(range(100))
+
+
+def test_files_are_found_at_any_depth_and_only_once(raw, tmp_path):
+    deep = raw / "s002" / "more"
+    deep.mkdir(parents=True)
+    write_raw(deep, [NAMES[0], clip_name(setup=2)])
+    store = prepare_ntu(raw, tmp_path / "out", workers=1)
+    assert len(store) == len(NAMES) + 1
+    assert [(entry["name"], entry["reason"]) for entry in store.skipped()] == [(NAMES[0], prepare.DUPLICATE)]
+
+
+FAULTY = {
+    "not a clip name": ("S01C001P001R001A001", skeleton_text(), prepare.FOREIGN_NAME, "S01C001P001R001A001"),
+    "truncated": (clip_name(action=5), skeleton_text()[:-200], prepare.MALFORMED, r"A005.skeleton, line \d+"),
+    "text": (clip_name(action=5), skeleton_text().replace("\n25\n", "\nabc\n", 1), prepare.MALFORMED, "line 4"),
+    "NaN": (clip_name(action=5), skeleton_text().replace("\n25\n", "\n25\nnan", 1), prepare.MALFORMED, "line 5"),
+    "empty file": (clip_name(action=5), "", prepare.MALFORMED, "A005.skeleton"),
+    "24 joints": (clip_name(action=5), skeleton_text().replace("\n25\n", "\n24\n", 1), prepare.MALFORMED, "line 4"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTY)
+def test_faulty_file_is_left_out_with_its_reason(raw, tmp_path, fault):
+    name, text, reason, detail = FAULTY[fault]
+    (raw / f"{name}.skeleton").write_text(text)
+    store = prepare_ntu(raw, tmp_path / "out", workers=1)
+    assert len(store) == len(NAMES)
+    [entry] = store.skipped()
+    assert (entry["name"], entry["reason"]) == (name, reason)
+    assert store.meta["counts"]["skipped"] == {reason: 1}
+    with pytest.raises(PrepareError, match=detail):
+        prepare_ntu(raw, tmp_path / "strict", strict=True, workers=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+
+
+def test_strict_stops_at_the_first_fault_with_many_workers(raw, tmp_path):
+    for action in (3, 2):
+        (raw / f"{clip_name(action=action)}.skeleton").write_text("nonsense")
+    with pytest.raises(PrepareError, match=r"A002\.skeleton, line 1"):
+        prepare_ntu(raw, tmp_path / "out", strict=True, workers=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_files_that_are_no_fault_pass_a_strict_preparation(raw, tmp_path):
+    write_raw(raw, [clip_name(action=61), clip_name(action=0)])
+    (raw / f"{clip_name(action=7)}.skeleton").write_text("2\n0\n0\n")
+    store = prepare_ntu(raw, tmp_path / "out", strict=True, workers=1)
+    assert store.meta["counts"]["skipped"] == {prepare.OTHER_ACTION: 2, prepare.NO_BODY: 1}
+    assert len(store) == len(NAMES)
+
+
+def test_missing_list(raw, tmp_path):
+    published = tmp_path / "missing.txt"
+    published.write_text(
+        "The following samples have missing or incomplete skeletons.\r\n\r\n# a comment\r\n"
+        f"{NAMES[2]}\r\n  {NAMES[5]}.skeleton  # with a comment\r\nS017C003P020R002A060\r\n"
+    )
+    assert read_missing_list(published) == {NAMES[2], NAMES[5], "S017C003P020R002A060"}
+    store = prepare_ntu(raw, tmp_path / "out", missing=published, workers=1)
+    assert set(store.names) == set(NAMES) - {NAMES[2], NAMES[5]}
+    assert store.meta["counts"]["skipped"] == {prepare.PUBLISHED: 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("S001C001P001R001A01\n", "line 1: 'S001C001P001R001A01' is not a clip name"),
+        ("a list of something else\n", "names no clip"),
+        (None, "No such file"),
+    ],
+)
+def test_bad_missing_list(raw, tmp_path, text, message):
+    if text is not None:
+        (tmp_path / "missing.txt").write_text(text)
+    with pytest.raises(PrepareError, match=message):
+        prepare_ntu(raw, tmp_path / "out", missing=tmp_path / "missing.txt", workers=1)
+
+
+def test_nothing_usable_is_an_error(tmp_path):
+    raw = write_raw(tmp_path / "raw", [clip_name(action=61)])
+    with pytest.raises(PrepareError, match=r"none of the 1 files under .* is usable \(1 action of another set\)"):
+        prepare_ntu(raw, tmp_path / "out", workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_two_bodies(tmp_path):
+    raw = write_raw(tmp_path / "raw", [clip_name(action=50)], frames=20, bodies=2)
+    store = prepare_ntu(raw, tmp_path / "out", workers=1)
+    expected = normalise(choose_bodies(read_skeleton(raw / f"{clip_name(action=50)}.skeleton")), NTU25)
+    assert store.clip(0).shape == expected.shape
+    assert store.max_bodies == expected.shape[1]
+
+
+def test_worker_that_dies_is_a_clear_error(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "_read", _die)
+    with pytest.raises(PrepareError, match="a worker process was killed"):
+        prepare_ntu(raw, tmp_path / "out", workers=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def _die(source):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_workers_do_without_torch(raw, tmp_path):
+    code = (
+        "import sys, fastmc.data.prepare, train.prepare\n"
+        "print('torch' in sys.modules, 'matplotlib' in sys.modules, 'scipy' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert answer.stdout.split() == ["False"] * 3
+
+
+def workers_start(process, store):
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return children.exists() and len(children.read_text().split()) == 3  # two and the resource tracker
+
+
+def clips_are_packed(process, store):
+    return any(path.stat().st_size > 4096 for path in store.parent.glob(f".{store.name}.tmp-*/frames.npy"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the workers in /proc")
+@pytest.mark.parametrize("moment", [workers_start, clips_are_packed])
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_preparation_leaves_no_store_and_can_be_run_again(tmp_path, signal_number, moment):
+    raw = write_raw(tmp_path / "raw", [clip_name(subject=s, action=a) for s in range(1, 9) for a in range(1, 31)])
+    command = [
+        sys.executable,
+        "-m",
+        "train.prepare",
+        "ntu60",
+        "--raw",
+        raw,
+        "--out",
+        tmp_path / "out",
+        "--workers",
+        "2",
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not moment(process, tmp_path / "out"):
+        assert process.poll() is None
+        time.sleep(0.002)
+    if signal_number == signal.SIGINT:
+        os.killpg(process.pid, signal.SIGINT)  # to the workers too, as Ctrl-C does
+    else:
+        process.kill()
+    _, errors = process.communicate(
+        timeout=60
+    )  # returns when the workers have let go of the pipe: they do not stay behind
+    assert not (tmp_path / "out").exists()
+    if signal_number == signal.SIGINT:
+        assert process.returncode == 130
+        assert errors.endswith("interrupted; nothing was written\n")
+        assert "Traceback" not in errors
+    else:
+        assert process.returncode == -signal.SIGKILL
+        assert len(list(tmp_path.glob(".out.tmp-*"))) == 1
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    assert len(PackedStore.open(tmp_path / "out")) == 240
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+
+
+def test_synthetic_goes_the_same_way(tmp_path):
+    store = prepare_synthetic(tmp_path / "a", raw=tmp_path / "raw", subjects=2, seed=3, workers=1)
+    assert (store.name, store.protocols) == ("synthetic", ("xsub", "xview"))
+    assert set(store.subject[store.split("xsub")[0]]) == {1}
+    assert set(store.camera[store.split("xview")[0]]) == {2, 3}
+    name = store.names[0]
+    expected = normalise(choose_bodies(read_skeleton(tmp_path / "raw" / f"{name}.skeleton")), NTU25)
+    np.testing.assert_array_equal(store.clip(0), expected)
+    with pytest.raises(PrepareError, match="is not empty"):
+        prepare_synthetic(tmp_path / "b", raw=tmp_path / "raw", subjects=2)
+    with pytest.raises(StoreError, match="--overwrite"):
+        prepare_synthetic(tmp_path / "a", subjects=2)
+    with pytest.raises(PrepareError, match="subjects"):
+        prepare_synthetic(tmp_path / "c", subjects=0)
+
+
+def test_report(raw, tmp_path):
+    (raw / "notes.skeleton").write_text("")
+    text = describe(prepare_ntu(raw, tmp_path / "out", workers=1))
+    assert "8 clips of 60 classes" in text
+    assert "xsub: 4 training clips, 4 test clips" in text
+    assert "1 × not an NTU RGB+D file name" in text
+    assert "frames a clip: 4 to 4, median 4" in text
+    [row] = [line for line in text.splitlines() if "walking apart" in line]
+    assert row.split() == ["59", "walking", "apart", "4", "2", "2", "2", "2"]
+
+
+def test_report_warns_of_an_unusable_protocol(tmp_path):
+    raw = write_raw(tmp_path / "raw", [clip_name(camera=2, subject=s) for s in (1, 3)])
+    text = summary(prepare_ntu(raw, tmp_path / "out", workers=1))
+    assert "xview cannot be used" in text
+    assert "xsub cannot be used" not in text
+
+
+def test_drawing_shows_the_bodies_that_are_there():
+    clip = normalise(np.random.default_rng(0).standard_normal((20, 2, 25, 3), np.float32), NTU25)
+    clip[:10, 1] = 0
+    [axes] = draw_clip(clip, NTU25, fps=30, poses=4).axes
+    lines = [line for line in axes.lines if len(line.get_xdata())]
+    assert len(lines) == (4 + 2) * len(NTU25.bones)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0.00", "0.20", "0.43", "0.63"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("time (s)", "z, up (m)")
+
+
+def test_drawing_of_unknown_bones_shows_the_joints():
+    clip = np.random.default_rng(0).standard_normal((1, 1, 4, 3), np.float32)
+    [axes] = draw_clip(clip, Skeleton("custom", ("a", "b", "c", "d")), fps=30).axes
+    assert [len(points.get_offsets()) for points in axes.collections] == [4]
+    assert axes.get_legend() is None
+
+
+def test_command_line(raw, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    assert main(["ntu60", "--raw", str(raw), "--out", out, "--workers", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "8 clips of 60 classes" in printed
+    assert "the complete set, without the files published as missing, has 56,578 clips" in printed
+    assert main(["ntu60", "--raw", str(raw), "--out", out]) == 1
+    assert "--overwrite replaces it" in capsys.readouterr().err
+    assert main(["info", out, "--verify", "--plot", str(tmp_path / "clip.png"), "--clip", NAMES[3]]) == 0
+    assert (tmp_path / "clip.png").read_bytes().startswith(b"\x89PNG")
+    assert "drew clip" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ntu60", "--raw", "nowhere"], "56,880 of them"),
+        (["ntu60", "--raw", "."], "holds no .skeleton file"),
+        (["ntu60", "--raw", "raw", "--workers", "0"], "workers must be at least 1"),
+        (["info", "nowhere"], "there is no packed store at nowhere"),
+        (["info", "out", "--clip", "8"], "--plot"),
+        (["info", "out", "--clip", "S001C001P001R001A06", "--plot", "a.png"], "did you mean"),
+        (["info", "out", "--plot", "a.bmpx"], "cannot draw into a.bmpx"),
+    ],
+)
+def test_user_errors_are_one_message(raw, tmp_path, monkeypatch, capsys, arguments, message):
+    prepare_ntu(raw, tmp_path / "out", workers=1)
+    capsys.readouterr()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty" if "." in arguments else tmp_path)
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+
+
+def test_unknown_flag_is_an_error(capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["ntu60", "--raw", "x", "--worker", "3"])
+    assert error.value.code == 2
+    assert "--workers" in capsys.readouterr().err

@@ -1,0 +1,279 @@
+"""The packed store: what is written is read back, and what is damaged is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastmc.data.store import PackedStore, StoreError, StoreWriter
+from fastmc.skeleton import KINECT20, NTU25
+
+ROOT = Path(__file__).parents[1]
+PROTOCOLS = {"xsub": {"field": "subject", "train": [1, 3]}, "xview": {"field": "camera", "train": [2]}}
+
+
+def writer(path, **changes):
+    options = {"name": "toy", "skeleton": NTU25, "fps": 30, "class_names": ["walk", "run"], "protocols": PROTOCOLS}
+    return StoreWriter(path, **{**options, **changes})
+
+
+def clips(number, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal((3 + n % 5, 1 + n % 2, 25, 3), np.float32) for n in range(number)]
+
+
+def write(path, number=6, **changes):
+    with writer(path, **changes) as store:
+        for n, clip in enumerate(clips(number)):
+            store.add(clip, name=f"c{n:05}", label=n % 2, subject=n % 4, camera=n % 3, setup=7, replication=n)
+    return path
+
+
+def snapshot(path):
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def test_round_trip(tmp_path):
+    store = PackedStore.open(write(tmp_path / "toy"))
+    assert len(store) == 6
+    for n, clip in enumerate(clips(6)):
+        np.testing.assert_array_equal(store.clip(n), clip)
+    assert isinstance(store.frames, np.memmap)
+    assert store.frames.shape == (sum(clip.shape[0] * clip.shape[1] for clip in clips(6)), 25, 3)
+    row = store.start[3] + 2 * store.num_bodies[3] + 1
+    np.testing.assert_array_equal(store.frames[row], clips(6)[3][2, 1])
+    assert store.names.tolist() == [f"c{n:05}" for n in range(6)]
+    assert store.label.tolist() == [0, 1] * 3
+    assert store.subject.tolist() == [0, 1, 2, 3, 0, 1]
+    assert store.setup.tolist() == [7] * 6
+    assert store.part.tolist() == [-1] * 6
+    assert store.replication.tolist() == list(range(6))
+    assert (store.name, store.fps, store.class_names, store.num_classes) == ("toy", 30.0, ("walk", "run"), 2)
+    assert (store.skeleton, store.max_bodies, store.protocols) == (NTU25, 2, ("xsub", "xview"))
+
+
+def test_splits_are_disjoint_and_complete(tmp_path):
+    store = PackedStore.open(write(tmp_path / "toy"))
+    train, test = store.split("xsub")
+    assert (train.tolist(), test.tolist()) == ([1, 3, 5], [0, 2, 4])
+    assert train.dtype == test.dtype == np.int64
+    assert store.split("xview")[0].tolist() == [2, 5]
+    with pytest.raises(ValueError, match="no protocol 'xset'; there are: xsub, xview"):
+        store.split("xset")
+
+
+def test_same_clips_same_bytes(tmp_path):
+    assert snapshot(write(tmp_path / "a")) == snapshot(write(tmp_path / "b"))
+
+
+def test_store_cannot_be_changed_through_it(tmp_path):
+    store = PackedStore.open(write(tmp_path / "toy"))
+    for array in (store.clip(0), store.label, store.start):
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+
+
+@pytest.mark.parametrize(
+    ("clip", "changes", "message"),
+    [
+        (np.zeros((4, 1, 20, 3)), {}, r"expected \(T, M, 25, 3\)"),
+        (np.zeros((4, 25, 3)), {}, r"expected \(T, M, 25, 3\)"),
+        (np.zeros((0, 1, 25, 3)), {}, r"expected \(T, M, 25, 3\)"),
+        (np.full((4, 1, 25, 3), np.nan), {}, "NaN"),
+        (np.ones((4, 1, 25, 3)), {"label": 2}, r"label 2, outside of 0\.\.1"),
+        (np.ones((4, 1, 25, 3)), {"label": -1}, "label -1"),
+        (np.ones((4, 1, 25, 3)), {"name": "a"}, "sorted by unique names"),
+        (np.ones((4, 1, 25, 3)), {"name": "b"}, "sorted by unique names"),
+    ],
+)
+def test_invalid_clip_leaves_nothing(tmp_path, clip, changes, message):
+    def write_both():
+        with writer(tmp_path / "toy") as store:
+            store.add(np.ones((4, 1, 25, 3)), name="b", label=0)
+            store.add(clip, **{"name": "c", "label": 0, **changes})
+
+    with pytest.raises(ValueError, match=message):
+        write_both()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_empty_store_is_refused(tmp_path):
+    with pytest.raises(StoreError, match="no usable clip"), writer(tmp_path / "toy"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_protocol_field_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="must split by one of subject, camera"):
+        writer(tmp_path / "toy", protocols={"xage": {"field": "age", "train": [1]}})
+
+
+def test_existing_store_needs_overwrite(tmp_path):
+    before = snapshot(write(tmp_path / "toy"))
+    with pytest.raises(StoreError, match="--overwrite replaces it"):
+        write(tmp_path / "toy", number=2)
+    assert snapshot(tmp_path / "toy") == before
+    write(tmp_path / "toy", number=2, overwrite=True)
+    assert len(PackedStore.open(tmp_path / "toy")) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_failed_overwrite_keeps_the_old_store(tmp_path):
+    before = snapshot(write(tmp_path / "toy"))
+    with pytest.raises(ValueError, match="label 1"):
+        write(tmp_path / "toy", overwrite=True, class_names=["walk"])
+    assert snapshot(tmp_path / "toy") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_overwrite_never_replaces_another_folder(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("irreplaceable")
+    with pytest.raises(StoreError, match="holds no packed store"):
+        write(tmp_path / "thesis", overwrite=True)
+    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "irreplaceable"
+
+
+def test_killed_between_the_renames_of_an_overwrite(tmp_path):
+    before = snapshot(write(tmp_path / "toy"))
+    (tmp_path / "toy").rename(tmp_path / ".toy.old")
+    with pytest.raises(StoreError, match="already holds a store"):
+        write(tmp_path / "toy")
+    assert snapshot(tmp_path / "toy") == before
+
+
+def test_memory_does_not_grow_with_the_set(tmp_path):
+    peaks = []
+    for number in (200, 2000):
+        clip = clips(1)[0].repeat(20, axis=0)
+        tracemalloc.start()
+        with writer(tmp_path / str(number)) as store:
+            for n in range(number):
+                store.add(clip, name=f"{n:05}", label=0)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    written = (tmp_path / "2000" / "frames.npy").stat().st_size
+    assert peaks[1] - peaks[0] < written / 20  # the entries of the index only
+
+
+KILLED_WRITER = """
+import sys
+import numpy as np
+from tests.test_store import writer
+with writer(sys.argv[1], overwrite=True) as store:
+    store.add(np.ones((4, 1, 25, 3)), name="a", label=0)
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def start_writer(path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED_WRITER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert process.stdout.readline() == "writing\n"
+    return process
+
+
+def test_killed_writer_leaves_no_store_and_is_cleaned_up(tmp_path):
+    process = start_writer(tmp_path / "toy")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert [path.name for path in tmp_path.iterdir()] == [f".toy.tmp-{process.pid}"]
+    with pytest.raises(StoreError, match="there is no packed store"):
+        PackedStore.open(tmp_path / "toy")
+    write(tmp_path / "toy")
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_remains_with_a_reused_process_number_are_cleaned_up(tmp_path):
+    (tmp_path / f".toy.tmp-{os.getpid()}").mkdir()
+    write(tmp_path / "toy")
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_two_writers_of_one_store(tmp_path):
+    process = start_writer(tmp_path / "toy")
+    with pytest.raises(StoreError, match=f"process {process.pid} is writing"):
+        write(tmp_path / "toy")
+    process.communicate("")
+    assert process.returncode == 0
+    assert PackedStore.open(tmp_path / "toy").names.tolist() == ["a"]
+
+
+def truncate(path):
+    os.truncate(path / "frames.npy", (path / "frames.npy").stat().st_size - 1)
+
+
+def change_array(name, change):
+    def damage(path):
+        array = np.load(path / f"{name}.npy")
+        np.save(path / f"{name}.npy", change(array))
+
+    return damage
+
+
+def change_meta(**values):
+    def damage(path):
+        meta = json.loads((path / "meta.json").read_text())
+        (path / "meta.json").write_text(json.dumps({**meta, **values}))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (shutil.rmtree, "there is no packed store at"),
+        (lambda path: (path / "meta.json").unlink(), "is not a packed store"),
+        (lambda path: (path / "meta.json").write_text('{"format":'), "is not a packed store"),
+        (lambda path: (path / "meta.json").write_text('["format"]'), "is not a packed store"),
+        (change_meta(version=99), "store version 99, this fastmc reads 1"),
+        (change_meta(counts={"clips": 7, "rows": 1}), "meta.json says 1 rows"),
+        (change_meta(skeleton=KINECT20.to_dict()), "frames.npy is float32"),
+        (change_meta(skeleton={"name": "x"}), "corrupt or incomplete"),
+        (change_meta(class_names=["walk"]), r"label outside of 0\.\.0"),
+        (change_meta(protocols={"xsub": {"train": [1]}}), "corrupt or incomplete"),
+        (lambda path: (path / "label.npy").unlink(), r"label\.npy"),
+        (lambda path: (path / "label.npy").write_bytes(b""), r"label\.npy"),
+        (truncate, r"frames\.npy"),
+        (change_array("start", lambda start: start + 1), "do not agree"),
+        (change_array("num_frames", lambda frames: frames * 0), "do not agree"),
+        (change_array("camera", lambda camera: camera[:-1]), r"camera\.npy is int32 \(5,\)"),
+        (change_array("camera", lambda camera: camera.astype(np.float32)), r"camera\.npy is float32"),
+    ],
+)
+def test_damage_is_reported(tmp_path, damage, message):
+    path = write(tmp_path / "toy")
+    damage(path)
+    with pytest.raises(StoreError, match=message) as error:
+        PackedStore.open(path)
+    assert str(path) in str(error.value)
+
+
+def test_pickles_are_never_loaded(tmp_path):
+    path = write(tmp_path / "toy")
+    np.save(path / "names.npy", np.array([{}] * 6, dtype=object), allow_pickle=True)
+    with pytest.raises(StoreError, match="allow_pickle=False"):
+        PackedStore.open(path)
+
+
+def test_verify_finds_a_flipped_bit(tmp_path):
+    path = write(tmp_path / "toy")
+    PackedStore.open(path).verify()
+    with open(path / "frames.npy", "r+b") as file:
+        file.seek(-5, os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-5, os.SEEK_END)
+        file.write(bytes([byte ^ 1]))
+    with pytest.raises(StoreError, match="is not what was written"):
+        PackedStore.open(path).verify()

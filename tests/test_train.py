@@ -1,0 +1,372 @@
+"""Runs of the trainer: what they write, how they resume, what they refuse."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from train import checkpoint, evaluate, run
+from train.config import Config, LogConfig, differences, from_plain, parse, preset_config, to_plain
+from train.datasets import DatasetError, open_dataset
+from train.loop import Pretraining, epoch_order
+from train.record import read_metrics
+from train.step import NonFiniteError
+
+ROOT = Path(__file__).resolve().parents[1]
+FAST = [
+    *("--dataset", "small", "--preset", "tiny", "--frames", "8", "--encoder", "1x8", "--batch-size", "8"),
+    *("--bank-size", "16", "--epochs", "4", "--milestones", "3", "--warmup-epochs", "1", "--probe-every", "2"),
+    *("--checkpoint-every", "1", "--linear-epochs", "3", "--linear-milestones", "2", "--train-crops", "2", "--device", "cpu"),
+]
+
+
+def command(data_root: Path, out: Path, *extra: str) -> list[str]:
+    return [*FAST, "--data-root", str(data_root), "--out", str(out), *extra]
+
+
+def state_of(folder: Path) -> dict:
+    return checkpoint.load_latest(folder / "checkpoints")[1]
+
+
+def assert_same_state(a: object, b: object, where: str = "") -> None:
+    """Bit-equal, recursively; times differ."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            if key not in ("seconds", "out", "config"):
+                assert_same_state(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same_state(x, y, f"{where}[{i}]")
+    else:
+        assert a == b, where
+
+
+@pytest.fixture(scope="module")
+def finished(data_root, tmp_path_factory) -> Path:
+    """A finished run."""
+    out = tmp_path_factory.mktemp("runs") / "finished"
+    assert run.main(command(data_root, out)) == 0
+    return out
+
+
+def test_run_folder_holds_what_it_promises(finished):
+    report = json.loads((finished / "report.json").read_text())
+    for key in ("knn_top1", "linear_top1", "linear_top5", "wall_seconds"):
+        assert isinstance(report[key], float)
+    assert report["random_init"].keys() == {"knn_top1", "linear_top1", "linear_top5"}
+    assert (report["dataset"], report["protocol"], report["method"], report["seed"]) == ("small", "xsub", "a2mc", 0)
+    rows = read_metrics(finished / "metrics.csv")
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows] == [3, 6, 9, 12]
+    assert ["knn_top1" in row for row in rows] == [False, True, False, True]
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["l1"] + row["l2"] + row["l3"], rel=1e-5)
+    config = from_plain(Config, json.loads((finished / "config.json").read_text()))
+    assert to_plain(config) == json.loads((finished / "config.json").read_text())
+    assert json.loads((finished / "environment.json").read_text())["packages"]["torch"]
+    assert (finished / "curves.png").stat().st_size > 10_000
+    assert list((finished / "tensorboard").iterdir())
+    assert "epoch 4/4" in (finished / "run.log").read_text()
+    assert len(checkpoint.complete(finished / "checkpoints")) == 2
+
+
+def test_untrained_accuracy_is_that_of_the_initial_weights(finished, data_root):
+    report = json.loads((finished / "report.json").read_text())
+    config = from_plain(Config, json.loads((finished / "config.json").read_text()))
+    store = open_dataset("small", data_root)
+    pretraining = Pretraining(config, store, "xsub", finished, torch.device("cpu"))
+    assert pretraining.probe() == report["random_init"]["knn_top1"]
+
+
+@pytest.mark.parametrize("method", ["a2mc", "b1", "b2", "b3"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_resume_equals_an_uninterrupted_run_bit_for_bit(method, optimizer, data_root, tmp_path):
+    settings = ("--method", method, "--optimizer", optimizer, "--probe-every", "3")
+    assert run.main(command(data_root, tmp_path / "whole", *settings)) == 0
+
+    config = replace(parse(command(data_root, tmp_path / "parts", *settings)), protocol="xsub")
+    folder = run.prepare_folder(config)
+    store = open_dataset("small", data_root)
+    first = Pretraining(config, store, "xsub", folder, torch.device("cpu"))
+    batches = first._remaining_batches()
+    for _ in range(2):  # stops inside of the first epoch, while the bank still fills or has just been filled
+        first._advance(next(batches))
+    first.save()
+    torch.manual_seed(12345)  # a new process has other random states
+    assert run.main(command(data_root, tmp_path / "parts", *settings)) == 0
+
+    whole, parts = state_of(tmp_path / "whole"), state_of(tmp_path / "parts")
+    assert whole["position"]["step"] == 12
+    random = whole.pop("random"), parts.pop("random")
+    assert all(r["cpu"].numel() for r in random)
+    assert_same_state(whole, parts)
+    timing = ("seconds", "samples_per_second")
+    for a, b in zip(*(read_metrics(tmp_path / part / "metrics.csv") for part in ("whole", "parts")), strict=True):
+        assert {k: v for k, v in a.items() if k not in timing} == {k: v for k, v in b.items() if k not in timing}
+    reports = [json.loads((tmp_path / part / "report.json").read_text()) for part in ("whole", "parts")]
+    assert reports[0]["linear_top1"] == reports[1]["linear_top1"]
+
+
+def test_a_different_seed_gives_a_different_run(finished, data_root, tmp_path):
+    assert run.main(command(data_root, tmp_path / "other", "--seed", "1")) == 0
+    with pytest.raises(AssertionError):
+        assert_same_state(state_of(finished)["model"], state_of(tmp_path / "other")["model"])
+
+
+def test_everything_that_should_learns_and_nothing_else(finished, data_root):
+    config = from_plain(Config, json.loads((finished / "config.json").read_text()))
+    fresh = Pretraining(config, open_dataset("small", data_root), "xsub", finished, torch.device("cpu")).model
+    trained = state_of(finished)["model"]
+    for name, before in fresh.state_dict().items():
+        if name != "bank.cursor":  # back at 0 after two batches of 8 in a bank of 16
+            assert torch.equal(before, trained[name]) == name.startswith("attack_head"), name
+
+
+@pytest.mark.parametrize(("method", "moves"), [("a2mc", True), ("b3", False)])
+def test_only_a2mc_learns_its_bank(method, moves, data_root, tmp_path):
+    assert run.main(command(data_root, tmp_path / "run", "--method", method)) == 0
+    bank = {k: v for k, v in state_of(tmp_path / "run")["model"].items() if k.startswith("bank.")}
+    assert bool(bank["bank.momentum"].any()) == moves
+    unit = (bank["bank.entries"].norm(dim=1) - 1).abs().max() < 1e-5
+    assert bool(unit) != moves
+    assert bank["bank.filled"] == 16
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+def test_implementations_train_alike(impl, finished, data_root, tmp_path):
+    assert run.main(command(data_root, tmp_path / "run", "--impl", impl, "--epochs", "2")) == 0
+    assert run.main(command(data_root, tmp_path / "auto", "--epochs", "2")) == 0
+    for a, b in zip(*(read_metrics(tmp_path / name / "metrics.csv") for name in ("run", "auto")), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
+
+
+def test_metrics_written_after_the_last_checkpoint_are_dropped_on_resume(data_root, tmp_path):
+    out = tmp_path / "run"
+    assert run.main(command(data_root, out)) == 0
+    newest = checkpoint.complete(out / "checkpoints")[-1][1]
+    (newest / checkpoint.MARKER).unlink()  # as if it had never been finished
+    assert run.main(command(data_root, out)) == 0
+    assert [row["epoch"] for row in read_metrics(out / "metrics.csv")] == [1, 2, 3, 4]
+    with open(out / "metrics.csv", newline="") as file:
+        assert len(list(csv.reader(file))) == 5
+
+
+def test_non_finite_loss_reaches_neither_weights_nor_bank(data_root, tmp_path):
+    config = replace(parse(command(data_root, tmp_path / "run")), protocol="xsub")
+    folder = run.prepare_folder(config)
+    pretraining = Pretraining(config, open_dataset("small", data_root), "xsub", folder, torch.device("cpu"))
+    batches = pretraining._remaining_batches()
+    for _ in range(2):
+        pretraining._advance(next(batches))
+    path = pretraining.save()
+    with torch.no_grad():
+        pretraining.data.frames[0] = float("inf")
+        pretraining.data.frames[:] = pretraining.data.frames * pretraining.data.frames[0]
+    before = {k: v.clone() for k, v in pretraining.model.state_dict().items()}
+    with pytest.raises(NonFiniteError, match="epoch 1, step 2: loss = nan") as caught:
+        pretraining._advance(next(batches))
+    assert str(path) in str(caught.value)
+    for name, value in pretraining.model.state_dict().items():
+        if "running" not in name and "num_batches" not in name:
+            assert torch.equal(value, before[name]), name
+
+
+def test_batch_statistics_survive_a_non_finite_step_through_the_checkpoint(data_root, tmp_path):
+    out = tmp_path / "run"
+    assert run.main(command(data_root, out)) == 0
+    for _, path in checkpoint.complete(out / "checkpoints"):
+        model = torch.load(path / checkpoint.STATE, weights_only=True)["model"]
+        assert all(torch.isfinite(value).all() for value in model.values())
+
+
+def test_killed_while_saving_the_previous_checkpoint_loads(data_root, tmp_path):
+    """kill -9 in the middle of the third torch.save: the second checkpoint loads, and the same command finishes."""
+    out = tmp_path / "run"
+    program = textwrap.dedent(
+        """
+        import os, signal, sys, torch
+        from train import run
+        real, calls = torch.save, []
+        def save(state, file):
+            calls.append(0)
+            if len(calls) == 3:
+                file.write(b"half a checkpoint"); file.flush()
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(state, file)
+        torch.save = save
+        sys.exit(run.main(sys.argv[1:]))
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", program, *command(data_root, out)], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert list((out / "checkpoints").glob(".step_*.tmp"))
+    path, state = checkpoint.load_latest(out / "checkpoints")
+    assert state["position"]["epoch"] == 2
+    assert run.main(command(data_root, out)) == 0
+    assert not list((out / "checkpoints").glob(".step_*.tmp"))
+    assert run.main(command(data_root, tmp_path / "whole")) == 0
+    assert_same_state(state_of(out)["model"], state_of(tmp_path / "whole")["model"])
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished, tmp_path):
+    import shutil
+
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(finished / "checkpoints", folder)
+    (_, older), (_, newest) = checkpoint.complete(folder)
+    content = (newest / checkpoint.STATE).read_bytes()
+    (newest / checkpoint.STATE).write_bytes(content[: len(content) // 2])
+    assert checkpoint.load_latest(folder)[0] == older
+    (older / checkpoint.STATE).write_bytes(b"")
+    with pytest.raises(checkpoint.CheckpointError, match="no checkpoint can be read"):
+        checkpoint.load_latest(folder)
+
+
+def test_checkpoints_are_kept_and_dropped_as_asked(tmp_path):
+    for step in range(1, 6):
+        checkpoint.save(tmp_path, step, {"step": step}, keep=2)
+    assert [step for step, _ in checkpoint.complete(tmp_path)] == [4, 5]
+    assert checkpoint.load_latest(tmp_path)[1] == {"step": 5}
+    with pytest.raises(ValueError, match="checkpoints_kept"):
+        LogConfig(checkpoints_kept=1)
+
+
+def errors(capsys) -> str:
+    captured = capsys.readouterr()
+    return captured.out + captured.err
+
+
+def test_another_run_in_the_folder_is_an_error(finished, data_root, capsys):
+    assert run.main(command(data_root, finished, "--shear", "0.3")) == 1
+    message = errors(capsys)
+    assert "augment.shear" in message
+    assert "--restart" in message
+
+
+def test_a_folder_that_is_no_run_is_an_error(data_root, tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert run.main(command(data_root, tmp_path)) == 1
+    assert "no run of fastmc" in errors(capsys)
+    assert (tmp_path / "thesis.txt").exists()
+    assert run.main(command(data_root, tmp_path, "--restart")) == 1, "not even --restart deletes what is not ours"
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_wrong_protocol_batch_size_and_device_are_named(data_root, tmp_path, capsys):
+    assert run.main(command(data_root, tmp_path / "a", "--protocol", "xset")) == 1
+    assert "xsub, xview" in errors(capsys)
+    assert run.main(command(data_root, tmp_path / "b", "--batch-size", "500")) == 1
+    assert "batch_size = 500" in errors(capsys)
+    assert run.main(command(data_root, tmp_path / "c", "--device", "tpu9")) == 1
+    assert "device = 'tpu9'" in errors(capsys)
+
+
+def test_unknown_flag_is_an_error_that_names_the_nearest(capsys):
+    with pytest.raises(SystemExit) as caught:
+        run.main(["--temprature", "0.1"])
+    assert caught.value.code == 2
+    assert "--temperature" in errors(capsys)
+
+
+def test_missing_dataset_says_what_to_do(tmp_path):
+    with pytest.raises(DatasetError, match=r"ROSE Lab(.|\n)*python -m train.prepare ntu60"):
+        open_dataset("ntu60", tmp_path)
+    with pytest.raises(DatasetError, match="train.prepare npz"):
+        open_dataset("mine", tmp_path)
+
+
+def test_print_config_prints_json_and_trains_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run.main(["--dataset", "ntu60", "--print-config"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["preset"] == "paper"
+    assert printed["contrast"]["bank_size"] == 16384
+    assert not list(tmp_path.iterdir())
+
+
+def test_paper_preset_is_section_4_2():
+    c = preset_config("paper", "ntu60")
+    assert (c.optim.lr, c.optim.epochs, c.optim.milestones, c.optim.optimizer) == (0.01, 750, (350,), "sgd")
+    assert (c.optim.batch_size, c.optim.weight_decay, c.frames) == (64, 1e-4, 64)
+    k = c.contrast
+    assert (k.bank_size, k.temperature, k.ema, k.bank_lr, k.bank_temperature) == (16384, 0.07, 0.999, 3.0, 0.03)
+    assert (c.attack.attack_lr, c.attack.attack_norm) == (0.1, 0.5)
+    assert (c.evaluation.linear_epochs, c.evaluation.linear_lr, c.evaluation.linear_milestones) == (80, 0.1, (50, 70))
+    pku = preset_config("paper", "pku2").optim
+    assert (pku.epochs, pku.milestones) == (1000, (800,))
+    assert [c.optim.lr_at(e) for e in (0, 349, 350, 749)] == pytest.approx([0.01, 0.01, 0.001, 0.001])
+
+
+def test_command_line_presets_and_overrides():
+    assert parse([]).preset == "tiny"
+    assert parse(["--dataset", "ntu60"]).preset == "paper"
+    c = parse(["--dataset", "pku2", "--preset", "small", "--shear", "0.1", "--no-input-norm"])
+    assert (c.preset, c.augment.shear, c.encoder.input_norm, c.encoder.encoder) == ("small", 0.1, False, "2x256")
+    assert differences(to_plain(c), to_plain(parse(["--dataset", "pku2", "--preset", "small"]))) == [
+        "augment.shear",
+        "encoder.input_norm",
+    ]
+    with pytest.raises(ValueError, match="no setting named colour"):
+        from_plain(Config, {"colour": 1})
+
+
+def test_epoch_order_is_a_permutation_keyed_by_seed_and_epoch():
+    ids = torch.arange(100, 200)
+    first = epoch_order(ids, seed=0, epoch=0)
+    assert torch.equal(first.sort().values, ids)
+    assert torch.equal(first, epoch_order(ids, seed=0, epoch=0))
+    assert not torch.equal(first, epoch_order(ids, seed=0, epoch=1))
+    assert not torch.equal(first, epoch_order(ids, seed=1, epoch=0))
+
+
+def test_evaluate_command(finished, capsys):
+    report = json.loads((finished / "report.json").read_text())
+    assert evaluate.main(["knn", "--run", str(finished), "--device", "cpu"]) == 0
+    again = json.loads((finished / "evaluate_knn.json").read_text())
+    assert again["knn_top1"] == report["knn_top1"]
+    assert again["random_init"]["knn_top1"] == report["random_init"]["knn_top1"]
+    assert evaluate.main(["linear", "--run", str(finished), "--protocol", "xview", "--linear-epochs", "2"]) == 0
+    assert json.loads((finished / "evaluate_linear.json").read_text())["protocol"] == "xview"
+
+
+def test_evaluate_refuses_what_is_no_run(tmp_path, finished, capsys):
+    assert evaluate.main(["knn", "--run", str(tmp_path)]) == 1
+    assert "config.json" in errors(capsys)
+    (tmp_path / "config.json").write_text((finished / "config.json").read_text())
+    assert evaluate.main(["knn", "--run", str(tmp_path)]) == 1
+    assert "no complete checkpoint" in errors(capsys)
+
+
+def test_ctrl_c_leaves_a_run_that_resumes(data_root, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "train.run", *command(data_root, out, "--epochs", "100000", "--probe-every", "0")],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 3/"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "resumes" in err
+    assert checkpoint.load_latest(out / "checkpoints")[1]["position"]["step"] >= 6
