@@ -169,7 +169,12 @@ def draw_params(
     jittered = is_jitter[:, None] & (order < config.jitter_joints)
 
     params = replace(
-        identity_params(frames, num_joints), crop_start=start, crop_length=length, pose=pose, jitter=jitter, jittered=jittered
+        identity_params(frames, num_joints),
+        crop_start=start,
+        crop_length=length,
+        pose=pose,
+        jitter=jitter,
+        jittered=jittered,
     )
     if not strong:
         return params
@@ -181,7 +186,9 @@ def draw_params(
     masked_axis = torch.floor(3 * u[:, 19]).to(torch.int64).clamp_max(2)
     axis_scale = 1.0 - torch.nn.functional.one_hot(masked_axis, 3) * (u[:, 18:19] < config.axis_mask_probability)
     sigma = config.filter_sigma_min + (config.filter_sigma_max - config.filter_sigma_min) * u[:, 21]
-    key = torch.stack(torch.broadcast_tensors(torch.as_tensor(step, device=frames.device), sample, torch.tensor(view)), -1)
+    key = torch.stack(
+        torch.broadcast_tensors(torch.as_tensor(step, device=frames.device), sample, torch.tensor(view)), -1
+    )
     return replace(
         params,
         pose=rotation @ pose,

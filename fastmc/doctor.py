@@ -25,7 +25,9 @@ def main() -> int:
     _line("cpu", f"{platform.machine()}, torch uses {torch.get_num_threads()} threads")
     _line("gpu", _gpu())
     print("packages of this clone")
-    healthy = all([_own_package(name) for name in ("fastmc", "kernels", "train")])
+    healthy = True
+    for name in ("fastmc", "kernels", "train"):
+        healthy &= _own_package(name)
     print("implementations of loss and bank step")
     devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
     for impl in ("reference", "torch", "triton"):
@@ -45,7 +47,7 @@ def self_test(impl: str, device: torch.device) -> float:
         rows = torch.nn.functional.normalize(rows, dim=1).to(place, dtype)
         f0, f1, f2, f3, bank = (t.clone() for t in rows.split([6, 6, 6, 6, 50]))
         queries = [f.requires_grad_() for f in (f1, f2, f3)]
-        loss = mc_loss(f0, *queries, bank, 0.3, impl=name)
+        loss = mc_loss(f0, f1, f2, f3, bank, 0.3, impl=name)
         loss.backward()
         momentum = torch.zeros_like(bank)
         bank_step_(bank, momentum, f0, f1, f2, f3, 0.3, impl=name)

@@ -71,7 +71,9 @@ def represent(
     training = encoder.training
     encoder.eval()
     parts = []
-    for batch, share, place in zip(ids.split(batch_size), ratio.split(batch_size), position.split(batch_size), strict=True):
+    for batch, share, place in zip(
+        ids.split(batch_size), ratio.split(batch_size), position.split(batch_size), strict=True
+    ):
         clips = store.select(batch)
         x = apply_params(clips, crop_params(clips.num_frames, joints, share, place), store.skeleton, frames)
         parts.append(encoder.represent(to_input(x)))
@@ -191,7 +193,9 @@ def train_linear(
     classifier = classifier.to(device)
     optimizer = torch.optim.SGD(classifier.parameters(), lr=config.linear_lr, momentum=0.9)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(config.linear_milestones), gamma=0.1)
-    for _ in tqdm(range(config.linear_epochs), desc="linear classifier", unit="epoch", disable=not progress, leave=False):
+    for _ in tqdm(
+        range(config.linear_epochs), desc="linear classifier", unit="epoch", disable=not progress, leave=False
+    ):
         order = torch.randperm(clips, generator=generator).to(device)
         crop = torch.randint(len(crops), (clips,), generator=generator).to(device)
         for batch in order.split(config.linear_batch_size):

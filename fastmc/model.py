@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +53,8 @@ class ContrastConfig:
     """Mixing coefficients lambda of eq. 8. cycle: a quarter of the entries each at 0.4, 0.3, 0.2, 0.1; fixed:0.3, say;
     draw: one of the four for all entries, drawn anew at every step."""
     mix: Literal["own", "tiled"] = "own"
-    """own: each sample's bank is mixed with its own feature, as eq. 8 reads; tiled: entry i with that of sample i mod B,
-    as released codes of this family do."""
+    """own: each sample's bank is mixed with its own feature, as eq. 8 reads; tiled: entry i with that of sample
+    i mod B, as released codes of this family do."""
     ema: float = 0.999
     """alpha of eq. 4: the key encoder follows the query encoder."""
     impl: Literal["auto", "triton", "torch", "reference"] = "auto"
@@ -130,7 +130,9 @@ class A2MC(nn.Module):
         """x_hat of eq. 6 (B, T, M, V, 3): the whole clips resized to T frames, then attacked."""
         x = apply_params(clips, identity_params(clips.num_frames, self.skeleton.num_joints), self.skeleton, self.frames)
         with self.query.fixed():
-            return attack(x, lambda x: self.attack_head(self.query.represent(self.encoder_input(x))), self.attack_config)
+            return attack(
+                x, lambda x: self.attack_head(self.query.represent(self.encoder_input(x))), self.attack_config
+            )
 
     def features(self, clips: PackedClips, sample: Tensor, step: int, *, hard_positives: bool) -> Features:
         """f0..f3 of a batch; f1 and f2 (attack-augmentation, section 3.2) only with ``hard_positives``."""
@@ -147,7 +149,7 @@ class A2MC(nn.Module):
 
     def loss_parts(self, f: Features, mixing: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(L1, L2, L3) of this run's method; they add up to its loss. Absent parts are zero."""
-        setting = {"temperature": self.contrast.temperature, "impl": self.contrast.impl}
+        setting: dict[str, Any] = {"temperature": self.contrast.temperature, "impl": self.contrast.impl}
         bank = self.bank.entries
         if f.f1 is None or f.f2 is None:
             l3 = info_nce(f.f3, f.f0, bank, **setting)

@@ -83,7 +83,8 @@ class Skeleton:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Skeleton:
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        typed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**typed)
 
 
 def mirror_from_names(names: Sequence[str]) -> tuple[int, ...]:

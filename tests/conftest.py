@@ -33,7 +33,11 @@ def write_small_store(path: Path, clips: int = 48, classes: int = 3, seed: int =
             clip[:, :, 4:12, 2] += np.sin(2 * np.pi * (1 + label) * time)[:, None, None] * 0.5
             clip += rng.normal(scale=0.01, size=clip.shape)
             writer.add(
-                clip.astype(np.float32), name=f"clip{n:04d}", label=label, subject=1 + n // classes % 4, camera=1 + n % 3
+                clip.astype(np.float32),
+                name=f"clip{n:04d}",
+                label=label,
+                subject=1 + n // classes % 4,
+                camera=1 + n % 3,
             )
     return PackedStore.open(path)
 

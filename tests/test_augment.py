@@ -45,7 +45,9 @@ def make_clips(skeleton: Skeleton = NTU25, lengths=LENGTHS, seed=0) -> tuple[Pac
         full = torch.zeros(frames, 2, skeleton.num_joints, 3, dtype=torch.float64)
         full[:, :count] = clip
         dense.append(full)
-    packed = PackedClips(torch.cat(rows), torch.tensor(start), torch.tensor(lengths), torch.tensor(bodies), max_bodies=2)
+    packed = PackedClips(
+        torch.cat(rows), torch.tensor(start), torch.tensor(lengths), torch.tensor(bodies), max_bodies=2
+    )
     return packed, dense
 
 
@@ -82,7 +84,10 @@ def assert_views_equal(clips, dense, params, skeleton=NTU25, tolerance=3e-6):
         assert error < tolerance, f"clip {n}: {error}"
 
 
-def draw(clips, *, strong, config=AugmentConfig(crop_ratio_min=0.2, crop_frames_min=5), seed=3, step=11, skeleton=NTU25):  # noqa: B008
+SHORT_CROPS = AugmentConfig(crop_ratio_min=0.2, crop_frames_min=5)
+
+
+def draw(clips, *, strong, config=SHORT_CROPS, seed=3, step=11, skeleton=NTU25):
     sample = torch.arange(len(clips)) + 100
     return draw_params(
         config, clips.num_frames, skeleton.num_joints, strong=strong, seed=seed, step=step, sample=sample, view=2
@@ -119,7 +124,9 @@ def test_each_transform_alone_equals_reference(transform):
     params = ALONE[transform](plain, clips)
     assert_views_equal(clips, dense, params)
     changed = apply_params(clips, params, NTU25, SIZE)
-    assert not torch.allclose(changed[1:], apply_params(clips, plain, NTU25, SIZE)[1:], atol=1e-3), "it must do something"
+    assert not torch.allclose(changed[1:], apply_params(clips, plain, NTU25, SIZE)[1:], atol=1e-3), (
+        "it must do something"
+    )
 
 
 def test_the_comparison_can_fail():

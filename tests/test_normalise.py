@@ -63,6 +63,14 @@ def test_wide_bodies_are_noise(wide, people):
     assert choose_bodies(clip_of(100, a=body(range(100)), b=flat)).shape[1] == people
 
 
+@pytest.mark.parametrize(("width", "people"), [(0.79, 2), (0.81, 1)])
+def test_wide_is_more_than_four_fifths_of_the_height(width, people):
+    box = STANDING.copy()
+    box[:, :2] = 0
+    box[:2, :2] = [0, 0], [width, 1]
+    assert choose_bodies(clip_of(30, a=body(range(30)), box=body(range(30), pose=box))).shape[1] == people
+
+
 def test_wide_frames_do_not_count_as_motion():
     jumpy = body(range(100), 0.01, seed=1)
     jumpy.joints[:50] = LYING + np.random.default_rng(0).normal(size=(50, 1, 3))
@@ -109,6 +117,16 @@ def test_gaps_hold_the_last_frame_and_the_start_the_first():
     clip = choose_bodies(clip_of(40, a=main, b=other))
     source = [*[0] * 5, *range(15), *[14] * 3, *range(15, 32)]
     np.testing.assert_array_equal(clip[:, 0], main.joints[source])
+
+
+def test_body_two_stays_in_a_gap_of_body_one():
+    main, other = body([*range(20), *range(40, 60)], 0.5), body(range(22, 38), 0.1, seed=1)
+    clip = choose_bodies(clip_of(60, a=main, b=other))  # frames 20, 21, 38, 39 hold nobody
+    assert clip.shape == (56, 2, 25, 3)
+    np.testing.assert_array_equal(clip[:, 0], main.joints[[*range(20), *[19] * 16, *range(20, 40)]])
+    np.testing.assert_array_equal(clip[20:36, 1], other.joints)
+    assert not clip[:20, 1].any()
+    assert not clip[36:, 1].any()
 
 
 def test_frames_without_chosen_bodies_are_dropped():

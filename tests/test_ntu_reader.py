@@ -172,6 +172,10 @@ def test_positions_round_as_float_does(tmp_path):
         (lambda ls: ls.__setitem__(2, "1"), 31, "'8 0 1 1", "number of bodies of frame 3 of 3"),
         (lambda ls: ls.__setitem__(4, "24"), 5, "24 joints", "25"),
         (lambda ls: ls.__setitem__(4, "25.0"), 5, "'25.0'", "number of joints"),
+        (lambda ls: ls.__setitem__(4, "25 25"), 5, "'25 25'", "number of joints"),
+        (lambda ls: ls.__setitem__(2, "2 2"), 3, "'2 2'", "number of bodies of frame 2 of 3"),
+        (lambda ls: ls.__delitem__(slice(0, 3)), 1, "'7 0 1 1", "number of frames"),
+        (lambda ls: ls.__setitem__(slice(0, None), body_lines()), 1, "'7 0 1 1", "number of frames"),
         (lambda ls: ls.pop(10), 30, "10 fields", "12 numbers of a joint"),
         (lambda ls: ls.insert(10, JOINT_LINE), 31, "12 fields", "10 numbers of a body"),
         (lambda ls: ls.__setitem__(10, JOINT_LINE + " 1"), 11, "13 fields", "12 numbers of a joint"),
@@ -258,7 +262,7 @@ def test_same_value_or_same_error(tmp_path_factory, content):
 
 
 @pytest.mark.parametrize(
-    "text", ODD_NUMBERS + NOT_FINITE + NOT_NUMBERS + ["", " ", "\n", "\r", "\t", "\x0b", "\x1c", "\x85"]
+    "text", ODD_NUMBERS + NOT_FINITE + NOT_NUMBERS + ["", " ", "\n", "\r", "\t", "\0", "\x0b", "\x1c", "\x85"]
 )
 @pytest.mark.parametrize("place", ["{}", "1{}", "{}1", "1{}2"])
 def test_any_token_in_any_place(tmp_path, text, place):

@@ -26,7 +26,18 @@ ROOT = Path(__file__).resolve().parents[1]
 FAST = [
     *("--dataset", "small", "--preset", "tiny", "--frames", "8", "--encoder", "1x8", "--batch-size", "8"),
     *("--bank-size", "16", "--epochs", "4", "--milestones", "3", "--warmup-epochs", "1", "--probe-every", "2"),
-    *("--checkpoint-every", "1", "--linear-epochs", "3", "--linear-milestones", "2", "--train-crops", "2", "--device", "cpu"),
+    *(
+        "--checkpoint-every",
+        "1",
+        "--linear-epochs",
+        "3",
+        "--linear-milestones",
+        "2",
+        "--train-crops",
+        "2",
+        "--device",
+        "cpu",
+    ),
 ]
 
 
@@ -211,10 +222,12 @@ def test_killed_while_saving_the_previous_checkpoint_loads(data_root, tmp_path):
         sys.exit(run.main(sys.argv[1:]))
         """
     )
-    done = subprocess.run([sys.executable, "-c", program, *command(data_root, out)], cwd=ROOT, capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command(data_root, out)], cwd=ROOT, capture_output=True, check=False
+    )
     assert done.returncode == -signal.SIGKILL
     assert list((out / "checkpoints").glob(".step_*.tmp"))
-    path, state = checkpoint.load_latest(out / "checkpoints")
+    _, state = checkpoint.load_latest(out / "checkpoints")
     assert state["position"]["epoch"] == 2
     assert run.main(command(data_root, out)) == 0
     assert not list((out / "checkpoints").glob(".step_*.tmp"))
@@ -285,7 +298,7 @@ def test_unknown_flag_is_an_error_that_names_the_nearest(capsys):
 def test_missing_dataset_says_what_to_do(tmp_path):
     with pytest.raises(DatasetError, match=r"ROSE Lab(.|\n)*python -m train.prepare ntu60"):
         open_dataset("ntu60", tmp_path)
-    with pytest.raises(DatasetError, match="train.prepare npz"):
+    with pytest.raises(DatasetError, match="train\\.prepare npz"):
         open_dataset("mine", tmp_path)
 
 

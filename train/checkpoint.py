@@ -62,7 +62,9 @@ def load_latest(folder: Path, device: torch.device | str = "cpu") -> tuple[Path,
             failures.append(f"{path}: {error}")
     if failures:
         raise CheckpointError("no checkpoint can be read:\n" + "\n".join(failures))
-    raise CheckpointError(f"{folder} holds no complete checkpoint; train one with python -m train.run --out {folder.parent}")
+    raise CheckpointError(
+        f"{folder} holds no complete checkpoint; train one with python -m train.run --out {folder.parent}"
+    )
 
 
 def _remove_unfinished(folder: Path) -> None:

@@ -95,7 +95,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     start_logging()
     settings = tyro.cli(
-        Annotated[Knn, tyro.conf.subcommand("knn")] | Annotated[Linear, tyro.conf.subcommand("linear")],  # type: ignore[arg-type]
+        Annotated[Knn, tyro.conf.subcommand("knn")] | Annotated[Linear, tyro.conf.subcommand("linear")],
         prog="python -m train.evaluate",
         args=args,
     )

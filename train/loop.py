@@ -89,7 +89,9 @@ class Pretraining:
         metrics = Metrics(self.folder, epochs_done=self.epoch)
         steps = self.config.optim.epochs * self.batches
         on_terminal = sys.stderr.isatty()
-        bar = tqdm(total=steps, initial=self.step, unit="step", dynamic_ncols=True, disable=not on_terminal, leave=False)
+        bar = tqdm(
+            total=steps, initial=self.step, unit="step", dynamic_ncols=True, disable=not on_terminal, leave=False
+        )
         try:
             with bar:
                 while self.epoch < self.config.optim.epochs:
@@ -126,9 +128,7 @@ class Pretraining:
             group["lr"] = self.config.optim.lr_at(self.epoch + self.batch / self.batches)
         filling = self.step * len(ids) < self.config.contrast.bank_size
         try:
-            measured = pretrain_step(
-                self.model, self.optimizer, self.data.select(ids), ids, self.step, filling=filling
-            )
+            measured = pretrain_step(self.model, self.optimizer, self.data.select(ids), ids, self.step, filling=filling)
         except NonFiniteError as error:
             saved = checkpoint.complete(self.checkpoints)
             last = saved[-1][1] if saved else "none yet"

@@ -35,7 +35,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and machine, as a run records them."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = version(package)

@@ -79,7 +79,7 @@ def _train_and_report(
     pretraining.run()
     plot_curves(folder / "metrics.csv", folder / "curves.png", config.encoder.feature_dim, title=folder.name)
 
-    report = {
+    report: dict[str, Any] = {
         "dataset": config.dataset,
         "dataset_checksum": store.checksum,
         "protocol": protocol,
@@ -119,12 +119,21 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device = {name!r} cannot be used: {error}. Try --device cpu, or python -m fastmc.doctor") from None
+        raise ValueError(
+            f"device = {name!r} cannot be used: {error}. Try --device cpu, or python -m fastmc.doctor"
+        ) from None
     return device
 
 
 def default_folder(config: Config) -> Path:
-    parts = (config.dataset, config.protocol, config.contrast.method, config.stream, config.preset, f"seed{config.seed}")
+    parts = (
+        config.dataset,
+        config.protocol,
+        config.contrast.method,
+        config.stream,
+        config.preset,
+        f"seed{config.seed}",
+    )
     return Path("runs") / "-".join(str(part) for part in parts)
 
 

@@ -58,8 +58,7 @@ def pretrain_step(
     optimizer.step()
     model.update_key_()
     model.update_bank_(f, mixing, learn=model.contrast.learns_bank and not filling)
-    parts = (part.detach() for part in (loss, l1, l2, l3))
-    return StepMetrics(*parts, top1, positive_probability, feature_std(f))
+    return StepMetrics(loss.detach(), l1.detach(), l2.detach(), l3.detach(), top1, positive_probability, feature_std(f))
 
 
 def feature_std(f: Features) -> Tensor:

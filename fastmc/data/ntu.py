@@ -134,11 +134,11 @@ class _Tokens:
 
 
 def _not_plain(mark_at: np.ndarray, mark: np.ndarray, blank: np.ndarray) -> np.ndarray:
-    """Indices i where marks i and i + 1 do not follow each other as among blanks and numbers `-?[0-9]+(.[0-9]+)?`."""
+    """Indices i where marks i and i + 1 do not follow each other as among blanks and numbers `-?[0-9]*(.[0-9]+)?`."""
     touch = mark_at[1:] - mark_at[:-1] == 1
     dot = mark == DOT
     plain = blank[1:] & (blank[:-1] | ~touch)  # a number ends in a digit
-    plain |= dot[1:] & ~(dot[:-1] | touch)  # its one dot follows a digit
+    plain |= dot[1:] & ~dot[:-1]  # it has one dot
     plain |= (mark[1:] == MINUS) & blank[:-1] & touch  # its sign comes first
     return np.flatnonzero(~plain)
 
@@ -178,7 +178,7 @@ def _lay_out(tokens: _Tokens) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
 def _positions(tokens: _Tokens, token: np.ndarray) -> np.ndarray:
     """float32 values of tokens, any shape.
 
-    A *simple* token, `-?[0-9].[0-9]{1,8}`, is an integer below 10^9 over a power of ten: both are exact in float64, so
+    A *simple* token, `-?[0-9].[0-9]{0,8}`, is an integer below 10^9 over a power of ten: both are exact in float64, so
     that the one division rounds as `float` does.
     """
     code, gap = tokens.code, tokens.gap[token]
@@ -187,7 +187,7 @@ def _positions(tokens: _Tokens, token: np.ndarray) -> np.ndarray:
     unit_at = start + negative
     decimals = end - unit_at - 2
     marks = tokens.blank[gap + 1] - tokens.blank[gap] - 1
-    simple = (code[unit_at + 1] == DOT) & (marks == 1 + negative) & (decimals > 0) & (decimals <= MAX_DECIMALS)
+    simple = (code[unit_at + 1] == DOT) & (marks == 1 + negative) & (decimals <= MAX_DECIMALS)
 
     word = np.ndarray(len(code) - 7, "<u8", tokens.text, strides=(1,))  # word i is bytes i to i + 7
     decimals[~simple] = 0
