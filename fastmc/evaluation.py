@@ -58,6 +58,7 @@ def represent(
     ratio: Tensor,
     position: Tensor,
     batch_size: int = 256,
+    advance: Callable[[int], object] = lambda _: None,
 ) -> Tensor:
     """Representations before the head (N, H) of one temporal crop of each clip, with the encoder in evaluation mode.
 
@@ -66,6 +67,7 @@ def represent(
         to_input: views (B, T, M, V, 3) to the encoder's input.
         frames: T.
         ratio, position: (N,) share of the clip that is kept, and where: 0 at its start, 1 at its end.
+        advance: told how many clips each batch had.
     """
     joints = store.skeleton.num_joints
     training = encoder.training
@@ -77,6 +79,7 @@ def represent(
         clips = store.select(batch)
         x = apply_params(clips, crop_params(clips.num_frames, joints, share, place), store.skeleton, frames)
         parts.append(encoder.represent(to_input(x)))
+        advance(len(batch))
     encoder.train(training)
     return torch.cat(parts)
 
@@ -108,16 +111,18 @@ def frozen_features(
     frames: int,
     crops: int | None = None,
     seed: int = 0,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: bool = False,
 ) -> FrozenFeatures:
     """Encode the training clips at the centre crop and at ``crops`` random crops (by default as the config says), and
-    the test clips at the centre crop. ``progress`` is told of each pass."""
+    the test clips at the centre crop. ``progress`` shows a bar."""
     crops = config.train_crops if crops is None else crops
     generator = torch.Generator().manual_seed(seed)
 
     def encode(ids: Tensor, ratio: Tensor, position: Tensor) -> Tensor:
         ratio, position = ratio.to(store.device), position.to(store.device)
-        return represent(encoder, store, ids, to_input, frames=frames, ratio=ratio, position=position)
+        return represent(
+            encoder, store, ids, to_input, frames=frames, ratio=ratio, position=position, advance=bar.update
+        )
 
     def centre(ids: Tensor) -> Tensor:
         return encode(ids, torch.full((len(ids),), config.test_crop), torch.full((len(ids),), 0.5))
@@ -126,14 +131,11 @@ def frozen_features(
         u = torch.rand(2, len(ids), generator=generator)
         return encode(ids, config.train_crop_min + (1 - config.train_crop_min) * u[0], u[1])
 
-    progress("test clips")
-    test = centre(test_ids)
-    progress("training clips")
-    train = centre(train_ids)
-    views = []
-    for crop in range(crops):
-        progress(f"training clips, random crop {crop + 1} of {crops}")
-        views.append(random(train_ids))
+    clips = len(test_ids) + (1 + crops) * len(train_ids)
+    with tqdm(total=clips, desc="features", unit="clip", disable=not progress, leave=False) as bar:
+        test = centre(test_ids)
+        train = centre(train_ids)
+        views = [random(train_ids) for _ in range(crops)]
     train_crops = torch.stack(views) if views else train.new_empty(0, *train.shape)
     return FrozenFeatures(train, train_crops, store.label[train_ids], test, store.label[test_ids])
 

@@ -74,7 +74,17 @@ class Pretraining:
         self.epoch = self.batch = self.step = 0
         self.seconds = 0.0
         self.sums: Tensor = torch.zeros(len(StepMetrics._fields), dtype=torch.float64)
-        self._saved_at = time.monotonic()
+        self._saved_at = self._started_at = time.monotonic()
+        self._earlier_seconds = 0.0
+
+    @property
+    def wall_seconds(self) -> float:
+        """Wall time of the run so far, that of its earlier parts up to their last checkpoints included."""
+        return self._earlier_seconds + time.monotonic() - self._started_at
+
+    @property
+    def finished(self) -> bool:
+        return self.epoch >= self.config.optim.epochs
 
     @property
     def checkpoints(self) -> Path:
@@ -94,14 +104,13 @@ class Pretraining:
         )
         try:
             with bar:
-                while self.epoch < self.config.optim.epochs:
+                while not self.finished:
                     self._run_epoch(bar)
                     metrics.write(row := self._epoch_row())
                     eta = row["seconds"] * (self.config.optim.epochs - self.epoch - 1)
                     log.info(epoch_line(row, self.config.optim.epochs, eta))
                     self._start_epoch(self.epoch + 1)
-                    last = self.epoch == self.config.optim.epochs
-                    if last or self.epoch % self.config.log.checkpoint_every == 0:
+                    if self.finished or self.epoch % self.config.log.checkpoint_every == 0:
                         self.save()
         finally:
             metrics.close()
@@ -178,6 +187,7 @@ class Pretraining:
             "optimizer": self.optimizer.state_dict(),
             "position": {"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds},
             "sums": self.sums,
+            "wall_seconds": self.wall_seconds,
             "random": {
                 "cpu": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
@@ -195,6 +205,7 @@ class Pretraining:
         self.epoch, self.batch, self.step = position["epoch"], position["batch"], position["step"]
         self.seconds = position["seconds"]
         self.sums = state["sums"].cpu()
+        self._earlier_seconds = state["wall_seconds"]
         torch.set_rng_state(state["random"]["cpu"].cpu())
         if self.device.type == "cuda":
             torch.cuda.set_rng_state_all([s.cpu() for s in state["random"]["cuda"]])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,6 @@ def evaluate_encoder(
     *,
     classifiers: tuple[str, ...] = ("knn", "linear"),
     progress: bool = False,
-    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, float]:
     """Accuracies in percent of the query encoder, frozen: knn_top1, linear_top1, linear_top5."""
     train, test = (torch.from_numpy(ids).to(resident.device) for ids in store.split(protocol))
@@ -75,13 +73,12 @@ def evaluate_encoder(
         frames=config.frames,
         crops=None if "linear" in classifiers else 0,
         seed=config.seed,
-        progress=say,
+        progress=progress,
     )
     result: dict[str, float] = {}
     if "knn" in classifiers:
         result |= knn_evaluate(features, config.evaluation)
     if "linear" in classifiers:
-        say("linear classifier")
         result |= linear_evaluate(features, store.num_classes, config.evaluation, seed=config.seed, progress=progress)
     return result
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +51,6 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def run(config: Config) -> dict[str, Any]:
     """Train (or resume) and evaluate; returns the content of report.json."""
-    started = time.monotonic()
     device = choose_device(config.device)
     store = open_dataset(config.dataset, config.data_root)
     protocol = config.protocol or store.protocols[0]
@@ -62,24 +60,26 @@ def run(config: Config) -> dict[str, Any]:
     folder = prepare_folder(config)
     start_logging(folder / "run.log")
     write_json(folder / "environment.json", environment(device))
-    return _train_and_report(config, store, folder, device, started)
+    return _train_and_report(config, store, folder, device)
 
 
-def _train_and_report(
-    config: Config, store: PackedStore, folder: Path, device: torch.device, started: float
-) -> dict[str, Any]:
+def _train_and_report(config: Config, store: PackedStore, folder: Path, device: torch.device) -> dict[str, Any]:
     protocol = config.protocol
     assert protocol is not None
     pretraining = Pretraining(config, store, protocol, folder, device)
     if checkpoint.complete(pretraining.checkpoints):
         path, state = checkpoint.load_latest(pretraining.checkpoints, device)
         pretraining.load(state)
+        if pretraining.finished and (folder / "report.json").exists():
+            report = json.loads((folder / "report.json").read_text())
+            log.info("%s holds this run, finished; --restart runs it again\n%s", folder, report_table(report))
+            return report
         log.info("resuming from %s (epoch %d, step %d)", path, pretraining.epoch + 1, pretraining.step)
     log.info(start_line(config, store, pretraining))
     pretraining.run()
     plot_curves(folder / "metrics.csv", folder / "curves.png", config.encoder.feature_dim, title=folder.name)
-
-    report: dict[str, Any] = {
+    log.info("evaluating the frozen encoder, pre-trained and untrained: kNN and linear")
+    report = {
         "dataset": config.dataset,
         "dataset_checksum": store.checksum,
         "protocol": protocol,
@@ -91,7 +91,7 @@ def _train_and_report(
         "steps": pretraining.step,
         **evaluate_encoder(pretraining.model, store, pretraining.data, protocol, config, progress=sys.stderr.isatty()),
         "random_init": untrained_accuracy(config, store, pretraining.data, protocol, device),
-        "wall_seconds": round(previous_seconds(folder) + time.monotonic() - started, 1),
+        "wall_seconds": round(pretraining.wall_seconds, 1),
     }
     write_json(folder / "report.json", report)
     log.info("%s", report_table(report))
@@ -104,12 +104,6 @@ def untrained_accuracy(
 ) -> dict[str, float]:
     """The same evaluation of the encoder as it was before training."""
     return evaluate_encoder(build_model(config, store, device), store, resident, protocol, config)
-
-
-def previous_seconds(folder: Path) -> float:
-    """Wall time that earlier parts of a resumed run took, as far as an earlier report tells."""
-    path = folder / "report.json"
-    return float(json.loads(path.read_text())["wall_seconds"]) if path.exists() else 0.0
 
 
 def choose_device(name: str) -> torch.device:

@@ -134,7 +134,7 @@ def normalise(clip: np.ndarray, skeleton: Skeleton) -> np.ndarray:
     positions = clip.astype(np.float64)
     origin, axes = _reference_frame(positions[present[:, 0], 0], skeleton)
     moved = ((positions - origin).reshape(-1, 3) @ axes.T).reshape(clip.shape)
-    return (moved * present[:, :, None, None]).astype(np.float32)
+    return np.where(present[:, :, None, None], moved, 0).astype(np.float32)
 
 
 def _reference_frame(body: np.ndarray, skeleton: Skeleton) -> tuple[np.ndarray, np.ndarray]:
@@ -142,14 +142,16 @@ def _reference_frame(body: np.ndarray, skeleton: Skeleton) -> tuple[np.ndarray, 
     for frame in body:
         up = frame[skeleton.spine] - frame[skeleton.hip]
         side = frame[skeleton.left_shoulder] - frame[skeleton.right_shoulder]
-        if np.linalg.norm(up) < MIN_LENGTH:
+        height = np.linalg.norm(up)
+        if height < MIN_LENGTH:
             continue
-        z = up / np.linalg.norm(up)
+        z = up / height
         across = side - (side @ z) * z  # Gram-Schmidt: the axes stay orthogonal, so the motion stays rigid
-        if np.linalg.norm(across) < MIN_LENGTH:
+        width = np.linalg.norm(across)
+        if width < MIN_LENGTH:
             continue
-        x = across / np.linalg.norm(across)
-        return frame[skeleton.spine], np.stack([x, np.cross(z, x), z])
+        x = across / width
+        return frame[skeleton.spine], np.array([x, np.cross(z, x), z])
     raise ValueError(
         "no frame of body 1 gives a frame of reference: hip and spine, or the shoulders, coincide in all of them"
         if len(body)

@@ -1,0 +1,144 @@
+"""The rules of the house: who may import whom, foreign packages, a machine without Triton, the doctor."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastmc import doctor, foreign_package, mc_loss
+from fastmc.skeleton import KINECT20, NTU25, SKELETONS, Skeleton, mirror_from_names
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = {"kernels": set(), "fastmc": {"kernels"}, "train": {"fastmc", "kernels"}}
+
+
+def imports_of(path: Path) -> set[str]:
+    """Top-level packages that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("floor", FLOORS)
+def test_nothing_imports_upward(floor):
+    files = sorted((ROOT / floor).rglob("*.py"))
+    assert files
+    for path in files:
+        above = imports_of(path) & ({"kernels", "fastmc", "train", "bench", "tests"} - FLOORS[floor] - {floor})
+        assert not above, f"{path.relative_to(ROOT)} imports {above}"
+
+
+def run_python(code: str, *path: Path) -> subprocess.CompletedProcess[str]:
+    program = f"import sys; sys.path[:0] = {[str(p) for p in path]!r}\n{code}"
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=path[0], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.mark.parametrize("package", ["kernels", "train"])
+def test_foreign_package_is_never_picked_up_silently(package, tmp_path):
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text("")
+    done = run_python("import fastmc; print(fastmc.foreign_package('train'))", tmp_path, ROOT)
+    if package == "kernels":
+        assert done.returncode == 1
+        assert "ImportError: import kernels finds" in done.stderr
+        assert str(tmp_path) in done.stderr
+    else:
+        assert str(tmp_path) in done.stdout
+        done = run_python("from fastmc.doctor import main; sys.exit(main())", tmp_path, ROOT)
+        assert done.returncode == 1
+        assert f"!!train                another package is found: {tmp_path / 'train'}" in done.stdout
+
+
+def test_train_of_another_clone_is_refused(tmp_path):
+    """fastmc from here, train from a copy elsewhere."""
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "__init__.py").write_text((ROOT / "train" / "__init__.py").read_text())
+    done = run_python("import train", tmp_path, ROOT)
+    assert done.returncode == 1
+    assert "does not belong to the fastmc" in done.stderr
+
+
+def test_own_packages_are_ours():
+    assert [foreign_package(name) for name in ("fastmc", "kernels", "train")] == [None] * 3
+    assert foreign_package("json") is not None
+    assert foreign_package("no_such_package_at_all") == "nowhere"
+
+
+def test_without_triton_everything_works_and_asking_for_it_says_why():
+    block = "sys.modules['triton'] = None\nimport torch, fastmc, fastmc.model, train.run\n"
+    rows = "f = torch.nn.functional.normalize(torch.randn(6, 4), dim=1)\n"
+    done = run_python(block + rows + "print(fastmc.mc_loss(f, f, f, f, f, 0.2).item() > 0)", ROOT)
+    assert done.stdout.strip() == "True", done.stderr
+    done = run_python(block + rows + "fastmc.mc_loss(f, f, f, f, f, 0.2, impl='triton')", ROOT)
+    assert done.returncode == 1
+    assert "impl='triton' cannot run" in done.stderr
+
+
+def test_importing_fastmc_does_not_import_torch():
+    """The workers that read skeleton files start fast."""
+    done = run_python("import fastmc.data.ntu, fastmc.data.normalise; print('torch' in sys.modules)", ROOT)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_doctor_is_content_here(capsys):
+    assert doctor.main() == 0
+    out = capsys.readouterr().out
+    assert "torch on cpu         runs, error" in out
+    assert "triton on cpu        cannot run:" in out
+    assert out.endswith("ok\n")
+
+
+def test_doctor_notices_a_wrong_implementation(monkeypatch, capsys):
+    def wrong(f0, f1, f2, f3, bank, mixing, *, impl):
+        return mc_loss(f0, f1, f2, f3, bank, mixing, impl=impl) * (1.001 if impl == "torch" else 1)
+
+    monkeypatch.setattr(doctor, "mc_loss", wrong)
+    assert doctor.self_test("torch", torch.device("cpu")) > 1e-4
+    assert doctor.main() == 1
+    assert "!!torch on cpu" in capsys.readouterr().out
+
+
+def test_kinect_layouts():
+    assert NTU25.num_joints == 25
+    assert KINECT20.num_joints == 20
+    names = NTU25.joint_names
+    for left, right in ((4, 8), (7, 11), (12, 16), (15, 19), (21, 23), (22, 24)):
+        assert NTU25.mirror[left] == right
+        assert NTU25.mirror[right] == left
+    assert [names[i] for i, j in enumerate(NTU25.mirror) if i == j] == [
+        "spine base",
+        "spine mid",
+        "neck",
+        "head",
+        "spine shoulder",
+    ]
+    # The field's bone list, 1-based pairs (child, parent), from the definition of the Kinect v2 joints.
+    bones = {(names[child], names[parent]) for child, parent in NTU25.bones}
+    assert len(bones) == 24
+    assert {("left elbow", "left shoulder"), ("head", "neck"), ("spine base", "spine mid")} <= bones
+
+
+def test_skeleton_survives_json_and_refuses_nonsense():
+    for skeleton in SKELETONS.values():
+        assert Skeleton.from_dict(skeleton.to_dict()) == skeleton
+    assert mirror_from_names(["hip", "hand_left", "hand_right", "left toe"]) == (0, 2, 1, 3)
+    with pytest.raises(ValueError, match="parents"):
+        Skeleton("x", ("a", "b"), parents=(0,))
+    with pytest.raises(ValueError, match="inverse"):
+        Skeleton("x", ("a", "b", "c"), mirror=(1, 2, 0))
+    with pytest.raises(ValueError, match="hip"):
+        Skeleton("x", ("a", "b"), hip=2)
+    assert NTU25.index("head") == NTU25.index("3") == 3
+    with pytest.raises(ValueError, match="no joint named"):
+        NTU25.index("tail")
