@@ -8,7 +8,6 @@ from fastmc.data.prepare import HOW_TO_GET_NTU, prepare_synthetic
 from fastmc.data.store import PackedStore
 
 HOW_TO_GET = {"ntu60": HOW_TO_GET_NTU}
-SYNTHETIC_SUBJECTS, SYNTHETIC_REPLICATIONS = 10, 2
 
 
 class DatasetError(RuntimeError):
@@ -21,7 +20,7 @@ def open_dataset(name: str, data_root: Path) -> PackedStore:
     if path.exists():
         return PackedStore.open(path)
     if name == "synthetic":
-        return prepare_synthetic(path, subjects=SYNTHETIC_SUBJECTS, replications=SYNTHETIC_REPLICATIONS)
+        return prepare_synthetic(path)
     stores = sorted(p.parent.name for p in data_root.glob("*/meta.json")) if data_root.is_dir() else []
     there = f"{data_root} holds: {', '.join(stores) or 'no store'}; synthetic is always there."
     how = HOW_TO_GET.get(name, "Import arrays of your own with python -m train.prepare npz --help.")

@@ -47,8 +47,8 @@ def ntu60(
 def synthetic(
     out: Path = Path("data/synthetic"),
     raw: Path | None = None,
-    subjects: int = 8,
-    replications: int = 1,
+    subjects: int = 10,
+    replications: int = 2,
     seed: int = 0,
     workers: int | None = None,
     overwrite: bool = False,

@@ -14,8 +14,9 @@ import numpy as np
 from tqdm import tqdm
 
 from fastmc.data.normalise import normalise as normalise_clip
-from fastmc.data.prepare import NORMALISATION, PrepareError, progress_bar
+from fastmc.data.prepare import NORMALISATION, PrepareError
 from fastmc.data.store import PackedStore, StoreWriter
+from fastmc.progress import progress_bar
 from fastmc.skeleton import NTU25, SKELETONS, Skeleton
 
 REQUIRED = ("x", "num_frames", "label")
@@ -88,7 +89,7 @@ def import_npz(
         extra_meta={"normalisation": NORMALISATION if normalise else "none", "source_checksum": _checksum(file)},
     ) as writer:
         kept = []
-        for n in tqdm(np.argsort(names, kind="stable"), **progress_bar("clip")):
+        for n in tqdm(np.argsort(names, kind="stable"), **progress_bar("clip", "import")):
             try:
                 clip = _clip(arrays, n, index, layout if normalise else None)
             except _FaultyClip as fault:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 import tempfile
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -20,6 +19,7 @@ from fastmc.data.ntu import SkeletonFileError, parse_name, read_skeleton
 from fastmc.data.parallel import ordered_map, usable_cores
 from fastmc.data.protocols import NTU60_CLASS_NAMES, NTU60_FILES, NTU60_PROTOCOLS, Protocols, read_missing_list
 from fastmc.data.store import PackedStore, StoreWriter, check_target
+from fastmc.progress import progress_bar
 from fastmc.skeleton import NTU25
 
 FPS = 30.0
@@ -116,7 +116,7 @@ def prepare_ntu(
 
         sources = _sources(paths, left_out, len(class_names), skip)
         with closing(_read_all(sources, workers)) as reads:
-            for read in tqdm(reads, total=len(sources), **progress_bar("file")):
+            for read in tqdm(reads, total=len(sources), **progress_bar("file", "read and pack")):
                 if read.clip is None:
                     skip(read.source.name, read.reason, read.detail)
                 else:
@@ -133,8 +133,8 @@ def prepare_synthetic(
     out: str | Path,
     *,
     raw: str | Path | None = None,
-    subjects: int = 8,
-    replications: int = 1,
+    subjects: int = 10,
+    replications: int = 2,
     seed: int = 0,
     workers: int | None = None,
     overwrite: bool = False,
@@ -170,11 +170,6 @@ def prepare_synthetic(
             },
             extra_meta={"synthetic": {"subjects": subjects, "replications": replications, "seed": seed}},
         )
-
-
-def progress_bar(unit: str) -> dict[str, Any]:
-    """Options for tqdm: lively on a terminal, one line in a while in a log file."""
-    return {"unit": unit, "mininterval": 0.2 if sys.stderr.isatty() else 30.0, "dynamic_ncols": True}
 
 
 def _left_out(missing: str | Path | None) -> frozenset[str]:

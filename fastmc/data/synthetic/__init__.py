@@ -6,16 +6,18 @@ accuracies on it say nothing about NTU.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
+from contextlib import closing
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
+from tqdm import tqdm
+
+from fastmc.data.parallel import ordered_map, usable_cores
 from fastmc.data.synthetic.actions import CLASS_NAMES
 from fastmc.data.synthetic.kinect import film, skeleton_text
 from fastmc.data.synthetic.perform import FILM, stream
+from fastmc.progress import progress_bar
 
 __all__ = ["CLASS_NAMES", "write_synthetic"]
 
@@ -61,11 +63,11 @@ def write_synthetic(
     folder.mkdir(parents=True, exist_ok=True)
     keys = [(p, a, r) for p in people for a in chosen for r in range(1, replications + 1)]
     job = partial(_write_views, folder, seed, setups, cameras)
-    workers = min(workers or len(os.sched_getaffinity(0)), len(keys))
-    if workers <= 1:
-        return _collect(map(job, keys), len(keys), progress)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return _collect(pool.map(job, keys, chunksize=4), len(keys), progress)
+    workers = min(workers or usable_cores(), len(keys))
+    views = ordered_map(partial(_write_views, folder, seed, setups, cameras), keys, workers)
+    bar = tqdm(views, total=len(keys), disable=not progress, **progress_bar("performance", "write synthetic files"))
+    with closing(views):
+        return sorted(path for paths in bar for path in paths)
 
 
 def _check(
@@ -98,11 +100,3 @@ def _write_views(folder: Path, seed: int, setups: int, cameras: int, key: _Key) 
         path.write_text(text, newline=newline)
         paths.append(path)
     return paths
-
-
-def _collect(batches: Iterable[list[Path]], total: int, progress: bool) -> list[Path]:
-    if progress:
-        from tqdm import tqdm
-
-        batches = tqdm(batches, total=total, desc="synthetic", unit="performance")
-    return sorted(path for batch in batches for path in batch)
