@@ -24,7 +24,6 @@ setup(
     description="A2MC: self-supervised pre-training of skeleton encoders, fast and proved against a plain reference",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["fastmc", "fastmc.*", "kernels", "kernels.*", "train", "train.*"]),
     package_data={"fastmc": ["py.typed"]},

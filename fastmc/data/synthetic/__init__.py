@@ -62,7 +62,6 @@ def write_synthetic(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     keys = [(p, a, r) for p in people for a in chosen for r in range(1, replications + 1)]
-    job = partial(_write_views, folder, seed, setups, cameras)
     workers = min(workers or usable_cores(), len(keys))
     views = ordered_map(partial(_write_views, folder, seed, setups, cameras), keys, workers)
     bar = tqdm(views, total=len(keys), disable=not progress, **progress_bar("performance", "write synthetic files"))

@@ -1,0 +1,112 @@
+"""Accuracy of methods over seeds, as a table: python -m bench.accuracy --help.
+
+Runs are ordinary run folders of ``train.run``: an interrupted call resumes, and a finished run is only read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from torch import Tensor
+from tqdm import tqdm
+
+from fastmc.augment import apply_params, identity_params
+from fastmc.data.resident import ResidentStore
+from fastmc.data.store import PackedStore
+from fastmc.evaluation import knn_predict
+from fastmc.progress import progress_bar
+from train.config import parse
+from train.datasets import open_dataset
+
+COLUMNS = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_top5": "linear top-5"}
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Pre-train every method from every seed, evaluate, and print mean and spread as a markdown table.
+
+    Example: python -m bench.accuracy --out runs/order --flags "--dataset synthetic --preset tiny"
+    """
+
+    flags: str = "--dataset synthetic --preset tiny"
+    """Flags of train.run in quotes, the same for all runs."""
+    out: Path = Path("runs/accuracy")
+    """Folder of the runs; the table goes to accuracy.md in it."""
+    methods: tuple[str, ...] = ("b1", "b2", "b3", "a2mc")
+    """Rows."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of each row."""
+    parallel: int = 1
+    """Runs at a time. Each gets an equal share of the cores."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    settings = tyro.cli(Accuracy, prog="python -m bench.accuracy", args=args)
+    config = parse(shlex.split(settings.flags))
+    store = open_dataset(config.dataset, config.data_root)  # made once, before the runs ask for it side by side
+    jobs = [(method, seed) for seed in settings.seeds for method in settings.methods]
+    with ThreadPoolExecutor(settings.parallel) as pool:
+        results = tqdm(pool.map(lambda job: _run(settings, *job), jobs), total=len(jobs), **progress_bar("run"))
+        reports = dict(zip(jobs, results, strict=True))
+    raw = raw_knn(store, config.protocol or store.protocols[0], config.frames)
+    table = make_table(settings.methods, settings.seeds, reports, raw)
+    (settings.out / "accuracy.md").write_text(table + "\n", encoding="utf-8")
+    print(table)
+    return 0
+
+
+def _run(settings: Accuracy, method: str, seed: int) -> dict:
+    """One run in a process of its own; its report."""
+    folder = settings.out / f"{method}-seed{seed}"
+    command = [sys.executable, "-m", "train.run", *shlex.split(settings.flags)]
+    command += ["--method", method, "--seed", str(seed), "--out", str(folder)]
+    threads = str(max(1, (os.cpu_count() or 1) // settings.parallel))
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+def raw_knn(store: PackedStore, protocol: str, frames: int) -> float:
+    """1-NN accuracy, percent, of the normalised coordinates themselves, resized to ``frames`` frames."""
+    resident = ResidentStore(store)
+
+    def coordinates(ids: Tensor) -> Tensor:
+        clips = resident.select(ids)
+        params = identity_params(clips.num_frames, store.skeleton.num_joints)
+        return apply_params(clips, params, store.skeleton, frames).flatten(1)
+
+    train, test = (torch.from_numpy(ids) for ids in store.split(protocol))
+    predicted = knn_predict(coordinates(train), resident.label[train], coordinates(test))
+    return 100 * (predicted == resident.label[test]).double().mean().item()
+
+
+def make_table(methods: Sequence[str], seeds: Sequence[int], reports: dict, raw: float) -> str:
+    """Mean over the seeds and, in brackets, the single values, percent."""
+    rows = {"untrained": [reports[methods[0], seed]["random_init"] for seed in seeds]}
+    rows |= {method: [reports[method, seed] for seed in seeds] for method in methods}
+    lines = ["| method | " + " | ".join(COLUMNS.values()) + " |", "|---|" + "---|" * len(COLUMNS)]
+    lines.append(f"| raw coordinates | {raw:.1f} |" + " – |" * (len(COLUMNS) - 1))
+    for name, results in rows.items():
+        lines.append(f"| {name} | " + " | ".join(_cell([r[key] for r in results]) for key in COLUMNS) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: Sequence[float]) -> str:
+    return f"{statistics.fmean(values):.1f} ({', '.join(f'{v:.1f}' for v in values)})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""What bench/ computes beside timings."""
+
+from __future__ import annotations
+
+from bench.accuracy import make_table, raw_knn
+from fastmc.data.store import PackedStore
+
+
+def test_accuracy_table_has_means_and_single_values():
+    def report(value: float) -> dict:
+        return {"knn_top1": value, "linear_top1": value + 1, "linear_top5": value + 2}
+
+    reports = {
+        (m, s): {**report(10.0 * s + (m == "a2mc")), "random_init": report(1.0)} for m in ("b1", "a2mc") for s in (1, 2)
+    }
+    table = make_table(("b1", "a2mc"), (1, 2), reports, raw=5.0).splitlines()
+    assert table[0] == "| method | kNN top-1 | linear top-1 | linear top-5 |"
+    assert table[2] == "| raw coordinates | 5.0 | – | – |"
+    assert table[3] == "| untrained | 1.0 (1.0, 1.0) | 2.0 (2.0, 2.0) | 3.0 (3.0, 3.0) |"
+    assert table[4].startswith("| b1 | 15.0 (10.0, 20.0) |")
+    assert table[5].startswith("| a2mc | 16.0 (11.0, 21.0) |")
+
+
+def test_raw_knn_of_the_small_store(data_root):
+    """Its classes are frequencies, which raw coordinates tell apart better than chance and worse than perfectly."""
+    accuracy = raw_knn(PackedStore.open(data_root / "small"), "xsub", frames=32)
+    assert 100 / 3 < accuracy < 100
