@@ -33,7 +33,8 @@ class AugmentConfig:
     shear: float = 1.0
     """Amplitude s of the pose augmentation: off-diagonal entries of the shear are uniform in [-s, s]. Source: ISC."""
     jitter_joints: int = 15
-    """Joints that joint jittering zeroes or maps by a random 3x3 matrix. Source: ISC, 15 of 25."""
+    """Joints that joint jittering zeroes or maps by a random 3x3 matrix, at most three fifths of them all. Source: ISC,
+    15 of 25."""
     flip_probability: float = 0.5
     """Strong only: swap left and right joints. Source: AimCLR (Guo et al. 2022)."""
     rotation_degrees: float = 30.0
@@ -58,6 +59,9 @@ class AugmentConfig:
             raise ValueError(f"crop_ratio_min must be in (0, 1], got {self.crop_ratio_min}")
         if self.crop_frames_min < 1 or self.jitter_joints < 0:
             raise ValueError("crop_frames_min must be at least 1 and jitter_joints at least 0")
+        for name in ("shear", "rotation_degrees", "rotation_minor_degrees", "noise_std"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
         for name in ("flip_probability", "noise_probability", "filter_probability", "axis_mask_probability"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
@@ -132,9 +136,10 @@ def draw_params(
     *,
     strong: bool,
     seed: int,
-    step: int | Tensor,
+    step: int,
     sample: Tensor,
     view: int,
+    resized_to: int | None = None,
 ) -> ViewParams:
     """Draw the random choices of one view of each clip.
 
@@ -142,6 +147,8 @@ def draw_params(
         num_frames: (B,) frames of each source clip.
         strong: whether the strong augmentation is drawn; basic otherwise.
         seed, step, sample, view: the key. sample: (B,) int64 ids of the clips, view: 0..3.
+        resized_to: the view is to be taken of clips that were resized to so many frames before. The crop is drawn in
+            frames of the source clip, which the shortest crop counts in, and then carried over.
 
     Returns:
         ViewParams that depend on (config, num_frames[n], seed, step, sample[n], view) alone.
@@ -156,6 +163,9 @@ def draw_params(
     shortest = frames.clamp_max(config.crop_frames_min)
     length = torch.floor(frames * ratio).to(torch.int64).maximum(shortest).minimum(frames)
     start = torch.floor((frames - length + 1) * u[:, 1]).to(torch.int64).minimum(frames - length)
+    if resized_to is not None:
+        length = torch.round(length * resized_to / frames).to(torch.int64).clamp(1, resized_to)
+        start = torch.floor(start * resized_to / frames).to(torch.int64).minimum(resized_to - length)
 
     eye = torch.eye(3, device=frames.device)
     off_diagonal = 1 - eye
@@ -166,7 +176,7 @@ def draw_params(
     pose = torch.where(is_jitter[:, None, None], eye, shear)
     jitter = torch.where(is_zeroing[:, None, None], torch.zeros_like(signed), signed)
     order = u[:, 32 : 32 + num_joints].argsort(dim=1).argsort(dim=1)
-    jittered = is_jitter[:, None] & (order < config.jitter_joints)
+    jittered = is_jitter[:, None] & (order < min(config.jitter_joints, round(0.6 * num_joints)))
 
     params = replace(
         identity_params(frames, num_joints),
@@ -186,9 +196,7 @@ def draw_params(
     masked_axis = torch.floor(3 * u[:, 19]).to(torch.int64).clamp_max(2)
     axis_scale = 1.0 - torch.nn.functional.one_hot(masked_axis, 3) * (u[:, 18:19] < config.axis_mask_probability)
     sigma = config.filter_sigma_min + (config.filter_sigma_max - config.filter_sigma_min) * u[:, 21]
-    key = torch.stack(
-        torch.broadcast_tensors(torch.as_tensor(step, device=frames.device), sample, torch.tensor(view)), -1
-    )
+    key = torch.stack([torch.full_like(sample, step), sample, torch.full_like(sample, view)], dim=-1)
     return replace(
         params,
         pose=rotation @ pose,
@@ -198,7 +206,7 @@ def draw_params(
         filter_sigma=torch.where(u[:, 20] < config.filter_probability, sigma, 0.0),
         axis_scale=axis_scale,
         noise_seed=seed,
-        noise_key=key.to(torch.int64),
+        noise_key=key,
     )
 
 
@@ -305,14 +313,16 @@ def _flip(x: Tensor, flip: Tensor, skeleton: Skeleton) -> Tensor:
 
 
 def _add_noise(x: Tensor, params: ViewParams) -> Tensor:
-    chosen = params.noise_std.nonzero()[:, 0]  # half of the clips get none: do not draw for them
+    # Half of the clips get none. A CPU does not draw for them; on a GPU asking which would wait for the device.
+    std = params.noise_std
+    chosen = std.nonzero()[:, 0] if std.device.type == "cpu" else torch.arange(len(std), device=std.device)
     if chosen.numel() == 0:
         return x
     elements = x[0].numel()
     block = NOISE_COUNTER + torch.arange(math.ceil(elements / 4), device=x.device)
     step, sample, view = (word[:, None] for word in params.noise_key[chosen].unbind(1))
     noise = normal(philox(params.noise_seed, block[None, :], step, sample, view)).flatten(1)[:, :elements]
-    return x.index_add(0, chosen, noise.view(-1, *x.shape[1:]) * params.noise_std[chosen, None, None, None, None])
+    return x.index_add(0, chosen, noise.view(-1, *x.shape[1:]) * std[chosen, None, None, None, None])
 
 
 def _filter_in_time(x: Tensor, sigma: Tensor) -> Tensor:

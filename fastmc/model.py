@@ -82,7 +82,10 @@ class A2MC(nn.Module):
         query, key: the encoders theta_q and theta_k.
         bank: M_0.
         attack_head: the fixed FC of eq. 5.
+        coefficients: lambda of eq. 8, (K,).
     """
+
+    coefficients: Tensor
 
     def __init__(
         self,
@@ -107,13 +110,17 @@ class A2MC(nn.Module):
             self.attack_head = AttackHead(self.query.representation_dim, attack.attack_classes)
         self.key = copy.deepcopy(self.query).requires_grad_(False)
         self.bank = MemoryBank(contrast.bank_size, encoder.feature_dim, generator=generator)
+        policy = mixing_coefficients(contrast.bank_size, contrast.mixing, generator=generator)
+        self.register_buffer("coefficients", policy, persistent=False)
 
     def encoder_input(self, x: Tensor) -> Tensor:
         """Views (B, T, M, V, 3) to the encoder's input (B, T, V * M * 3), in this run's stream."""
         return to_encoder_layout(to_stream(x, self.stream, self.skeleton))
 
-    def view(self, clips: PackedClips, sample: Tensor, step: int, view: int) -> Tensor:
-        """View ``view`` (0..3) of each clip, (B, T, M, V, 3)."""
+    def view(
+        self, clips: PackedClips, sample: Tensor, step: int, view: int, attacked: PackedClips | None = None
+    ) -> Tensor:
+        """View ``view`` (0..3) of each clip, (B, T, M, V, 3), taken of the attacked clips if they are given."""
         params = draw_params(
             self.augment_config,
             clips.num_frames,
@@ -123,8 +130,9 @@ class A2MC(nn.Module):
             step=step,
             sample=sample,
             view=view,
+            resized_to=None if attacked is None else self.frames,
         )
-        return apply_params(clips, params, self.skeleton, self.frames)
+        return apply_params(clips if attacked is None else attacked, params, self.skeleton, self.frames)
 
     def attacked(self, clips: PackedClips) -> Tensor:
         """x_hat of eq. 6 (B, T, M, V, 3): the whole clips resized to T frames, then attacked."""
@@ -138,8 +146,8 @@ class A2MC(nn.Module):
         """f0..f3 of a batch; f1 and f2 (attack-augmentation, section 3.2) only with ``hard_positives``."""
         queries = [self.view(clips, sample, step, BASIC_QUERY)]
         if hard_positives:
-            source = pack_dense(self.attacked(clips))
-            queries += [self.view(source, sample, step, view) for view in (WEAK, STRONG)]
+            attacked = pack_dense(self.attacked(clips))
+            queries += [self.view(clips, sample, step, view, attacked) for view in (WEAK, STRONG)]
         encoded = self.query(self.encoder_input(torch.cat(queries)), views=len(queries))
         f3, *hard = encoded.chunk(len(queries))
         with torch.no_grad():
@@ -163,9 +171,11 @@ class A2MC(nn.Module):
         """The coefficients lambda (K,) of this step; None where the method does not mix."""
         if self.contrast.method != "a2mc":
             return None
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        policy, size = self.contrast.mixing, self.contrast.bank_size
-        return mixing_coefficients(size, policy, generator=generator).to(self.bank.entries.device)
+        if self.contrast.mixing == "draw":
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+            drawn = mixing_coefficients(self.contrast.bank_size, "draw", generator=generator)
+            self.coefficients.copy_(drawn)
+        return self.coefficients
 
     @torch.no_grad()
     def update_key_(self) -> None:

@@ -10,16 +10,19 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+Word: TypeAlias = Tensor | int
 
 _MULTIPLIER_A, _MULTIPLIER_B = 0xD2511F53, 0xCD9E8D57
 _WEYL_A, _WEYL_B = 0x9E3779B9, 0xBB67AE85
 _MASK = 0xFFFFFFFF
 
 
-def _multiply(word: Tensor, constant: int) -> tuple[Tensor, Tensor]:
+def _multiply(word: Word, constant: int) -> tuple[Word, Word]:
     """High and low 32 bits of word * constant. Both factors are below 2^32, so the product is taken in two halves:
     int64 would overflow into the sign bit."""
     low = word * (constant & 0xFFFF)
@@ -27,25 +30,25 @@ def _multiply(word: Tensor, constant: int) -> tuple[Tensor, Tensor]:
     return high >> 16, ((high << 16) & _MASK) | (low & 0xFFFF)
 
 
-def philox(seed: int, c0: Tensor, c1: Tensor | int, c2: Tensor | int, c3: Tensor | int) -> Tensor:
+def philox(seed: int, c0: Word, c1: Word, c2: Word, c3: Word) -> Tensor:
     """Philox4x32-10 blocks.
 
     Args:
         seed: the 64-bit key.
-        c0, c1, c2, c3: the four counter words, int64 tensors (or ints) in [0, 2^32) that broadcast together.
+        c0, c1, c2, c3: the four counter words in [0, 2^32), int64 tensors that broadcast together, or ints; at least
+            one is a tensor. Ints stay ints: nothing is copied to the device.
 
     Returns:
         int64 tensor (..., 4) of 32-bit words.
     """
-    counters = [torch.as_tensor(c, dtype=torch.int64, device=c0.device) & _MASK for c in (c0, c1, c2, c3)]
-    a, b, c, d = torch.broadcast_tensors(*counters)
+    a, b, c, d = (word & _MASK for word in (c0, c1, c2, c3))
     key_a, key_b = seed & _MASK, (seed >> 32) & _MASK
     for _ in range(10):
         high_a, low_a = _multiply(a, _MULTIPLIER_A)
         high_c, low_c = _multiply(c, _MULTIPLIER_B)
         a, b, c, d = high_c ^ b ^ key_a, low_c, high_a ^ d ^ key_b, low_a
         key_a, key_b = (key_a + _WEYL_A) & _MASK, (key_b + _WEYL_B) & _MASK
-    return torch.stack((a, b, c, d), dim=-1)
+    return torch.stack(torch.broadcast_tensors(a, b, c, d), dim=-1)
 
 
 def uniform(words: Tensor) -> Tensor:

@@ -135,9 +135,10 @@ def preset_config(preset: Preset, dataset: str = "synthetic") -> Config:
         contrast=ContrastConfig(bank_size=4096 if small else 1024, ema=0.99),
         optim=OptimConfig(
             optimizer="adamw",
-            lr=1e-3,
-            epochs=300 if small else 90,
-            milestones=(240,) if small else (75,),
+            lr=1e-3 if small else 2e-3,
+            batch_size=64 if small else 32,
+            epochs=300 if small else 60,
+            milestones=(240,) if small else (50,),
             warmup_epochs=2.0,
         ),
         log=LogConfig(probe_every=10, checkpoint_every=5),
