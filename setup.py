@@ -10,13 +10,19 @@ RUNTIME = [
     "numpy>=1.26",
     "torch>=2.6",
     "tyro>=0.9",  # command lines from dataclasses
-    "rich>=13",  # tables on a terminal
     "tqdm>=4.64",
     "matplotlib>=3.7",
     "tensorboard>=2.12",
-    "scikit-learn>=1.3",  # metrics
 ]
-DEV = ["pytest>=8", "pytest-benchmark>=5", "pytest-xdist>=3.5", "hypothesis>=6.100", "ruff>=0.6", "mypy>=1.11"]
+DEV = [
+    "pytest>=8",
+    "pytest-benchmark>=5",
+    "pytest-xdist>=3.5",
+    "hypothesis>=6.100",
+    "scikit-learn>=1.3",  # an independent kNN for the tests
+    "ruff>=0.6",
+    "mypy>=1.11",
+]
 
 setup(
     name="fastmc",

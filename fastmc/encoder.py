@@ -104,9 +104,14 @@ class Encoder(nn.Module):
         Args:
             x: (views * B, T, F), the views one after the other.
             views: how many views the batch holds; each is normalised on its own.
+
+        Raises:
+            ValueError: x has another shape, or is no whole number of views.
         """
         if x.dim() != 3 or x.shape[-1] != self.input_size:
             raise ValueError(f"x must be (B, T, {self.input_size}), got {tuple(x.shape)}")
+        if views < 1 or len(x) % views:
+            raise ValueError(f"views = {views} does not divide the batch of {len(x)}")
         if self.norm is not None:
             x = self.norm(x, views)
         return self.recurrent(x)

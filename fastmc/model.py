@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -59,6 +60,24 @@ class ContrastConfig:
     """alpha of eq. 4: the key encoder follows the query encoder."""
     impl: Literal["auto", "triton", "torch", "reference"] = "auto"
     """Implementation of loss and bank step. auto: triton where it can run, torch elsewhere."""
+
+    def __post_init__(self) -> None:
+        limits = {
+            "bank_size": self.bank_size >= 1,
+            "temperature": 0 < self.temperature < math.inf,
+            "bank_temperature": 0 < self.bank_temperature < math.inf,
+            "bank_lr": 0 <= self.bank_lr < math.inf,
+            "bank_momentum": 0 <= self.bank_momentum <= 1,
+            "bank_weight_decay": 0 <= self.bank_weight_decay < math.inf,
+            "ema": 0 <= self.ema <= 1,
+        }
+        for name, holds in limits.items():
+            if not holds:
+                raise ValueError(f"{name} = {getattr(self, name)} is out of range")
+        try:
+            mixing_coefficients(1, self.mixing, generator=torch.Generator())
+        except ValueError as error:
+            raise ValueError(f"mixing: {error}") from None
 
     @property
     def learns_bank(self) -> bool:

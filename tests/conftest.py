@@ -14,7 +14,9 @@ from fastmc.skeleton import NTU25
 torch.set_num_threads(1)  # the tests run in several processes
 
 
-def write_small_store(path: Path, clips: int = 48, classes: int = 3, seed: int = 0) -> PackedStore:
+def write_small_store(
+    path: Path, clips: int = 48, classes: int = 3, seed: int = 0, subjects: tuple[int, ...] = (1, 2, 3, 4)
+) -> PackedStore:
     """A store of clips whose class is the frequency of a swinging arm; every fourth clip has two bodies."""
     rng = np.random.default_rng(seed)
     pose = rng.normal(size=(25, 3)).astype(np.float32)
@@ -36,7 +38,7 @@ def write_small_store(path: Path, clips: int = 48, classes: int = 3, seed: int =
                 clip.astype(np.float32),
                 name=f"clip{n:04d}",
                 label=label,
-                subject=1 + n // classes % 4,
+                subject=subjects[n // classes % len(subjects)],
                 camera=1 + n % 3,
             )
     return PackedStore.open(path)

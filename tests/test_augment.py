@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastmc.augment import (
     AugmentConfig,
@@ -179,6 +180,75 @@ def test_every_part_of_the_key_matters(change):
     first = draw_params(AugmentConfig(), frames, 25, strong=True, **key)
     second = draw_params(AugmentConfig(), frames, 25, strong=True, **{**key, change: key[change] + 1})
     assert not torch.equal(first.pose, second.pose)
+
+
+def test_attacked_clips_are_cropped_as_their_sources_are():
+    """The shortest crop of 64 frames counts in frames of the source, not in the 64 frames that the attack leaves."""
+    frames = torch.tensor([300, 100, 64, 10]).repeat_interleave(2000)
+    key = {"strong": True, "seed": 0, "step": 0, "sample": torch.arange(len(frames)), "view": 1}
+    source = draw_params(AugmentConfig(), frames, 25, **key)
+    attacked = draw_params(AugmentConfig(), frames, 25, **key, resized_to=64)
+    assert (attacked.crop_length >= 1).all()
+    assert (attacked.crop_start >= 0).all()
+    assert (attacked.crop_start + attacked.crop_length <= 64).all()
+    share = attacked.crop_length / 64 - source.crop_length / frames
+    assert share.abs().max() <= 0.5 / 64 + 1e-6
+    shift = attacked.crop_start / 64 - source.crop_start / frames
+    assert shift.abs().max() <= 1.5 / 64
+    assert attacked.crop_length[:2000].min() == round(64 * 64 / 300)
+    assert (attacked.crop_length[4000:] == 64).all(), "a clip of at most 64 frames is taken whole"
+
+
+@pytest.mark.parametrize("strong", [False, True])
+@pytest.mark.parametrize("resized_to", [None, 64])
+def test_views_stay_on_the_device_of_their_clips(strong, resized_to):
+    """Fake tensors on a device that is not the CPU: an operand that is left on the CPU is an error."""
+    clips, _ = make_clips()
+    with FakeTensorMode():
+        real = [getattr(clips, name) for name in ("frames", "start", "num_frames", "num_bodies")]
+        on_device = PackedClips(*(torch.empty(t.shape, dtype=t.dtype, device="cuda") for t in real), max_bodies=2)
+        params = draw_params(
+            AugmentConfig(),
+            on_device.num_frames,
+            25,
+            strong=strong,
+            seed=0,
+            step=5,
+            sample=torch.empty(6, dtype=torch.int64, device="cuda"),
+            view=2,
+            resized_to=resized_to,
+        )
+        assert apply_params(on_device, params, NTU25, SIZE).device.type == "cuda"
+
+
+def test_shear_jitter_and_noise_have_their_amplitudes():
+    count = 20_000
+    config = AugmentConfig(shear=0.3, noise_std=0.02)
+    frames, sample = torch.full((count,), 100), torch.arange(count)
+    p = draw_params(config, frames, 25, strong=False, seed=0, step=0, sample=sample, view=0)
+    is_jitter = p.jittered.any(dim=1)
+    shear = p.pose[~is_jitter]
+    assert (shear.diagonal(dim1=1, dim2=2) == 1).all()
+    off_diagonal = shear[:, ~torch.eye(3, dtype=torch.bool)]
+    assert 0.299 < off_diagonal.abs().max() <= 0.3
+    assert off_diagonal.mean(dim=0).abs().max() < 0.01
+    assert (off_diagonal.std(dim=0) - 0.3 / 3**0.5).abs().max() < 0.01
+    assert torch.corrcoef(off_diagonal.T).fill_diagonal_(0).abs().max() < 0.05
+    assert torch.equal(p.pose[is_jitter], torch.eye(3).expand(int(is_jitter.sum()), 3, 3))
+    matrix = p.jitter[(p.jitter != 0).flatten(1).any(dim=1)]
+    assert 0.99 < matrix.abs().max() <= 1
+    assert (matrix.std(dim=0) - 1 / 3**0.5).abs().max() < 0.03
+    strong = draw_params(config, frames, 25, strong=True, seed=0, step=0, sample=sample, view=0)
+    assert strong.noise_std.unique().tolist() == pytest.approx([0.0, 0.02])
+
+
+@pytest.mark.parametrize("joints", [1, 11, 20, 25])
+def test_jittering_never_takes_all_joints_of_a_small_skeleton(joints):
+    sample = torch.arange(200)
+    p = draw_params(
+        AugmentConfig(), torch.full((200,), 50), joints, strong=False, seed=0, step=0, sample=sample, view=0
+    )
+    assert p.jittered.sum(dim=1).max() == min(15, round(0.6 * joints))
 
 
 def test_drawn_parameters_have_their_distributions():

@@ -105,5 +105,7 @@ def test_size_must_be_layers_by_hidden(size):
 
 
 def test_wrong_input_is_named():
+    with pytest.raises(ValueError, match="views = 3 does not divide the batch of 7"):
+        make()(torch.randn(7, 9, 12), views=3)
     with pytest.raises(ValueError, match=r"x must be \(B, T, 12\)"):
         make()(torch.randn(2, 9, 11))

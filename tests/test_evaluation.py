@@ -4,9 +4,24 @@ from __future__ import annotations
 
 import pytest
 import torch
+from sklearn.metrics import top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 
-from fastmc.evaluation import EvalConfig, FrozenFeatures, knn_evaluate, knn_predict, linear_evaluate
+from fastmc import evaluation
+from fastmc.augment import to_encoder_layout
+from fastmc.data.resident import ResidentStore
+from fastmc.data.store import PackedStore
+from fastmc.encoder import Encoder, EncoderConfig
+from fastmc.evaluation import (
+    EvalConfig,
+    FrozenFeatures,
+    frozen_features,
+    knn_evaluate,
+    knn_predict,
+    linear_evaluate,
+    represent,
+)
+from fastmc.reference import augment as reference
 
 
 def blobs(spread: float, classes=6, per_class=40, dim=12, seed=0) -> FrozenFeatures:
@@ -54,6 +69,66 @@ def test_features_without_information_give_chance():
     result = linear_evaluate(f, 6, EvalConfig(linear_epochs=5))
     assert result["linear_top1"] < 35
     assert result["linear_top5"] > result["linear_top1"]
+
+
+@pytest.mark.parametrize("classes", [1, 2, 4])
+def test_few_classes(classes):
+    result = linear_evaluate(blobs(spread=0.05, classes=classes), classes, EvalConfig(linear_epochs=20))
+    assert result == {"linear_top1": 100.0, "linear_top5": 100.0}
+
+
+def test_top5_counts_the_right_label_among_the_five_highest(monkeypatch):
+    f = blobs(spread=2.0, classes=9)
+    classifier = torch.nn.Linear(12, 9)
+    monkeypatch.setattr(evaluation, "train_linear", lambda *args, **kwargs: classifier)
+    scores = classifier(f.test).detach().numpy()
+    want = {f"linear_top{k}": 100 * top_k_accuracy_score(f.test_labels.numpy(), scores, k=k) for k in (1, 5)}
+    assert linear_evaluate(f, 9, EvalConfig()) == pytest.approx(want)
+
+
+@pytest.fixture
+def encoder_and_store(data_root):
+    torch.manual_seed(0)
+    store = PackedStore.open(data_root / "small")
+    return Encoder(EncoderConfig(encoder="1x8"), 25 * 2 * 3), ResidentStore(store), store
+
+
+def test_frozen_features_are_the_encoder_s_of_the_named_crops(encoder_and_store):
+    encoder, resident, store = encoder_and_store
+    encoder(torch.randn(8, 16, 150))  # running statistics that are not the initial ones
+    train, test = (torch.from_numpy(ids) for ids in store.split("xsub"))
+    config = EvalConfig(train_crops=2)
+    assert encoder.training
+    f = frozen_features(encoder, resident, train, test, to_encoder_layout, config, frames=16, seed=3)
+    assert encoder.training, "the mode is given back"
+    assert f.train.shape == (len(train), 16)
+    assert f.train_crops.shape == (2, len(train), 16)
+    assert torch.equal(f.test_labels, torch.from_numpy(store.label[test.numpy()]).long())
+    assert not torch.equal(f.train_crops[0], f.train_crops[1])
+    again = frozen_features(encoder, resident, train, test, to_encoder_layout, config, frames=16, seed=3)
+    assert torch.equal(f.train_crops, again.train_crops)
+    without = frozen_features(encoder, resident, train, test, to_encoder_layout, config, frames=16, crops=0)
+    assert without.train_crops.shape[0] == 0
+    assert torch.equal(without.train, f.train)
+
+    clip = torch.zeros(store.num_frames[test[0]], 2, 25, 3)
+    clip[:, : store.num_bodies[test[0]]] = torch.from_numpy(store.clip(int(test[0])).copy())
+    length = int(len(clip) * 0.95)
+    start = min(int((len(clip) - length + 1) * 0.5), len(clip) - length)
+    x = reference.temporal_crop_resize(clip, start, length, 16)
+    want = encoder.eval().represent(to_encoder_layout(x[None]))
+    torch.testing.assert_close(f.test[:1], want, atol=1e-5, rtol=0)
+
+
+def test_representations_do_not_depend_on_the_batch_size(encoder_and_store):
+    encoder, resident, _ = encoder_and_store
+    ids = torch.arange(len(resident))
+    ratio, position = torch.rand(2, len(ids))
+    whole, small = (
+        represent(encoder, resident, ids, to_encoder_layout, frames=16, ratio=ratio, position=position, batch_size=size)
+        for size in (256, 5)
+    )
+    torch.testing.assert_close(whole, small, atol=1e-6, rtol=0)
 
 
 def test_linear_evaluation_repeats_bit_for_bit_and_leaves_the_global_generator_alone():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmc import doctor, foreign_package, mc_loss
+from fastmc import bank_step_, doctor, foreign_package, mc_loss
 from fastmc.skeleton import KINECT20, NTU25, SKELETONS, Skeleton, mirror_from_names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,6 +107,16 @@ def test_doctor_notices_a_wrong_implementation(monkeypatch, capsys):
     assert doctor.self_test("torch", torch.device("cpu")) > 1e-4
     assert doctor.main() == 1
     assert "!!torch on cpu" in capsys.readouterr().out
+
+
+def test_doctor_notices_a_nan(monkeypatch):
+    def poisoned(bank, momentum, *args, impl, **settings):
+        bank_step_(bank, momentum, *args, impl=impl, **settings)
+        if impl == "torch":
+            bank[0, 0] = float("nan")
+
+    monkeypatch.setattr(doctor, "bank_step_", poisoned)
+    assert not doctor.self_test("torch", torch.device("cpu")) < 1e-4
 
 
 def test_kinect_layouts():

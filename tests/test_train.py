@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import write_small_store
 
 from train import checkpoint, evaluate, run
 from train.config import Config, LogConfig, differences, from_plain, parse, preset_config, to_plain
 from train.datasets import DatasetError, open_dataset
+from train.folder import RunFolder, load_config
 from train.loop import Pretraining, epoch_order
 from train.record import read_metrics
 from train.step import NonFiniteError
@@ -86,9 +89,10 @@ def test_run_folder_holds_what_it_promises(finished):
     assert ["knn_top1" in row for row in rows] == [False, True, False, True]
     for row in rows:
         assert row["loss"] == pytest.approx(row["l1"] + row["l2"] + row["l3"], rel=1e-5)
-    config = from_plain(Config, json.loads((finished / "config.json").read_text()))
-    assert to_plain(config) == json.loads((finished / "config.json").read_text())
-    assert json.loads((finished / "environment.json").read_text())["packages"]["torch"]
+    saved = json.loads((finished / "config.json").read_text())
+    assert to_plain(load_config(finished)).items() >= saved.items()
+    assert saved["optim"]["epochs"] == 4
+    assert json.loads((finished / "environment.json").read_text())[0]["packages"]["torch"]
     assert (finished / "curves.png").stat().st_size > 10_000
     assert list((finished / "tensorboard").iterdir())
     assert "epoch 4/4" in (finished / "run.log").read_text()
@@ -97,25 +101,38 @@ def test_run_folder_holds_what_it_promises(finished):
 
 def test_untrained_accuracy_is_that_of_the_initial_weights(finished, data_root):
     report = json.loads((finished / "report.json").read_text())
-    config = from_plain(Config, json.loads((finished / "config.json").read_text()))
+    config = load_config(finished)
     store = open_dataset("small", data_root)
-    pretraining = Pretraining(config, store, "xsub", finished, torch.device("cpu"))
+    pretraining = Pretraining(config, store, finished, torch.device("cpu"))
     assert pretraining.probe() == report["random_init"]["knn_top1"]
 
 
-@pytest.mark.parametrize("method", ["a2mc", "b1", "b2", "b3"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_resume_equals_an_uninterrupted_run_bit_for_bit(method, optimizer, data_root, tmp_path):
+def start(data_root: Path, out: Path, *extra: str) -> Pretraining:
+    """A run that has begun in ``out`` and made no step."""
+    config = replace(parse(command(data_root, out, *extra)), protocol="xsub")
+    with RunFolder(config).begin({}):
+        return Pretraining(config, open_dataset("small", data_root), out, torch.device("cpu"))
+
+
+def advance(pretraining: Pretraining, steps: int) -> None:
+    """Steps of a run, over the end of an epoch if need be; no checkpoint is written."""
+    for _ in range(steps):
+        if pretraining.batch == pretraining.batches:
+            pretraining._start_epoch(pretraining.epoch + 1)
+        pretraining._advance(next(pretraining._remaining_batches()))
+
+
+# Two steps fill the bank; seven end inside of the third epoch, with a bank in motion.
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize(
+    ("method", "optimizer"), [("a2mc", "sgd"), ("a2mc", "adamw"), ("b1", "sgd"), ("b2", "adamw"), ("b3", "sgd")]
+)
+def test_resume_equals_an_uninterrupted_run_bit_for_bit(method, optimizer, steps, data_root, tmp_path):
     settings = ("--method", method, "--optimizer", optimizer, "--probe-every", "3")
     assert run.main(command(data_root, tmp_path / "whole", *settings)) == 0
 
-    config = replace(parse(command(data_root, tmp_path / "parts", *settings)), protocol="xsub")
-    folder = run.prepare_folder(config)
-    store = open_dataset("small", data_root)
-    first = Pretraining(config, store, "xsub", folder, torch.device("cpu"))
-    batches = first._remaining_batches()
-    for _ in range(2):  # stops inside of the first epoch, while the bank still fills or has just been filled
-        first._advance(next(batches))
+    first = start(data_root, tmp_path / "parts", *settings)
+    advance(first, steps)
     first.save()
     torch.manual_seed(12345)  # a new process has other random states
     assert run.main(command(data_root, tmp_path / "parts", *settings)) == 0
@@ -126,7 +143,9 @@ def test_resume_equals_an_uninterrupted_run_bit_for_bit(method, optimizer, data_
     assert all(r["cpu"].numel() for r in random)
     assert_same_state(whole, parts)
     timing = ("seconds", "samples_per_second")
-    for a, b in zip(*(read_metrics(tmp_path / part / "metrics.csv") for part in ("whole", "parts")), strict=True):
+    whole_rows, parts_rows = (read_metrics(tmp_path / part / "metrics.csv") for part in ("whole", "parts"))
+    first_row = steps // 3  # the rows of the epochs before were never written by the part that was cut off
+    for a, b in zip(whole_rows[first_row:], parts_rows, strict=True):
         assert {k: v for k, v in a.items() if k not in timing} == {k: v for k, v in b.items() if k not in timing}
     reports = [json.loads((tmp_path / part / "report.json").read_text()) for part in ("whole", "parts")]
     assert reports[0]["linear_top1"] == reports[1]["linear_top1"]
@@ -139,8 +158,8 @@ def test_a_different_seed_gives_a_different_run(finished, data_root, tmp_path):
 
 
 def test_everything_that_should_learns_and_nothing_else(finished, data_root):
-    config = from_plain(Config, json.loads((finished / "config.json").read_text()))
-    fresh = Pretraining(config, open_dataset("small", data_root), "xsub", finished, torch.device("cpu")).model
+    config = load_config(finished)
+    fresh = Pretraining(config, open_dataset("small", data_root), finished, torch.device("cpu")).model
     trained = state_of(finished)["model"]
     for name, before in fresh.state_dict().items():
         if name != "bank.cursor":  # back at 0 after two batches of 8 in a bank of 16
@@ -176,29 +195,38 @@ def test_metrics_written_after_the_last_checkpoint_are_dropped_on_resume(data_ro
         assert len(list(csv.reader(file))) == 5
 
 
-def test_non_finite_loss_reaches_neither_weights_nor_bank(data_root, tmp_path):
-    config = replace(parse(command(data_root, tmp_path / "run")), protocol="xsub")
-    folder = run.prepare_folder(config)
-    pretraining = Pretraining(config, open_dataset("small", data_root), "xsub", folder, torch.device("cpu"))
-    batches = pretraining._remaining_batches()
-    for _ in range(2):
-        pretraining._advance(next(batches))
+def test_non_finite_loss_reaches_neither_weights_nor_statistics_nor_bank(data_root, tmp_path):
+    pretraining = start(data_root, tmp_path / "run")
+    advance(pretraining, 2)
     path = pretraining.save()
-    with torch.no_grad():
-        pretraining.data.frames[0] = float("inf")
-        pretraining.data.frames[:] = pretraining.data.frames * pretraining.data.frames[0]
-    before = {k: v.clone() for k, v in pretraining.model.state_dict().items()}
+    pretraining.data.frames.fill_(float("nan"))
+    before = {name: value.clone() for name, value in pretraining.model.state_dict().items()}
     with pytest.raises(NonFiniteError, match="epoch 1, step 2: loss = nan") as caught:
-        pretraining._advance(next(batches))
+        advance(pretraining, 1)
     assert str(path) in str(caught.value)
     for name, value in pretraining.model.state_dict().items():
-        if "running" not in name and "num_batches" not in name:
-            assert torch.equal(value, before[name]), name
+        assert torch.equal(value, before[name]), name
+    model = checkpoint.load_latest(tmp_path / "run" / "checkpoints")[1]["model"]
+    assert all(torch.isfinite(value).all() for value in model.values())
 
 
-def test_batch_statistics_survive_a_non_finite_step_through_the_checkpoint(data_root, tmp_path):
+def test_a_state_that_is_not_finite_is_never_saved(data_root, tmp_path):
+    pretraining = start(data_root, tmp_path / "run")
+    advance(pretraining, 3)
+    good = pretraining.save()
+    for tensor in (pretraining.model.bank.entries, next(pretraining.model.query.parameters())):
+        before = tensor.detach().clone()
+        tensor.data[0] = float("inf")
+        with pytest.raises(NonFiniteError, match="not finite after step 3"):
+            pretraining.save()
+        tensor.data.copy_(before)
+    assert checkpoint.load_latest(tmp_path / "run" / "checkpoints")[0] == good
+
+
+def test_a_bank_that_explodes_stops_the_run_with_a_good_checkpoint_left(data_root, tmp_path, capsys):
     out = tmp_path / "run"
-    assert run.main(command(data_root, out)) == 0
+    assert run.main(command(data_root, out, "--bank-lr", "1e38", "--bank-temperature", "0.001")) == 1
+    assert "not finite" in errors(capsys) or "loss = nan" in errors(capsys)
     for _, path in checkpoint.complete(out / "checkpoints"):
         model = torch.load(path / checkpoint.STATE, weights_only=True)["model"]
         assert all(torch.isfinite(value).all() for value in model.values())
@@ -239,9 +267,7 @@ def test_killed_while_saving_the_previous_checkpoint_loads(data_root, tmp_path):
     assert_same_state(state_of(out)["model"], state_of(tmp_path / "whole")["model"])
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished, tmp_path):
-    import shutil
-
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(finished, tmp_path, caplog):
     folder = tmp_path / "checkpoints"
     shutil.copytree(finished / "checkpoints", folder)
     (_, older), (_, newest) = checkpoint.complete(folder)
@@ -278,18 +304,86 @@ def test_a_folder_that_is_no_run_is_an_error(data_root, tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("mine")
     assert run.main(command(data_root, tmp_path)) == 1
     assert "no run of fastmc" in errors(capsys)
-    assert (tmp_path / "thesis.txt").exists()
     assert run.main(command(data_root, tmp_path, "--restart")) == 1, "not even --restart deletes what is not ours"
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert run.main(command(data_root, tmp_path, "--restart")) == 1
+    assert "config.json is damaged or not of fastmc" in errors(capsys)
     assert (tmp_path / "thesis.txt").exists()
 
 
-def test_wrong_protocol_batch_size_and_device_are_named(data_root, tmp_path, capsys):
-    assert run.main(command(data_root, tmp_path / "a", "--protocol", "xset")) == 1
-    assert "xsub, xview" in errors(capsys)
-    assert run.main(command(data_root, tmp_path / "b", "--batch-size", "500")) == 1
-    assert "batch_size = 500" in errors(capsys)
-    assert run.main(command(data_root, tmp_path / "c", "--device", "tpu9")) == 1
-    assert "device = 'tpu9'" in errors(capsys)
+def test_restart_replaces_the_run_and_nothing_else(data_root, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run.main(command(data_root, out)) == 0
+    (out / "notes.txt").write_text("mine")
+    report = (out / "report.json").read_text()
+    assert run.main(command(data_root, out, "--restart", "--batch-size", "500")) == 1
+    assert (out / "report.json").read_text() == report, "a wrong setting is found before anything is deleted"
+    assert run.main(command(data_root, out, "--restart", "--seed", "3")) == 0
+    assert json.loads((out / "report.json").read_text())["seed"] == 3
+    assert [row["epoch"] for row in read_metrics(out / "metrics.csv")] == [1, 2, 3, 4]
+    assert (out / "notes.txt").exists()
+
+
+def test_a_finished_run_is_told_and_left_alone(data_root, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run.main(command(data_root, out)) == 0
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    assert run.main(command(data_root, out)) == 0
+    assert "finished" in errors(capsys)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()} == before
+    assert run.main(command(data_root, out, "--knn-k", "3")) == 0, "another evaluation is made, without training"
+    assert load_config(out).evaluation.knn_k == 3
+    assert "epoch 1/4" not in errors(capsys).split("resuming")[1]
+
+
+def test_other_data_under_the_same_name_are_noticed(data_root, tmp_path, capsys):
+    write_small_store(tmp_path / "other" / "small", seed=1)
+    out = tmp_path / "run"
+    assert run.main(command(data_root, out)) == 0
+    assert run.main(command(tmp_path / "other", out)) == 1
+    assert "was trained on other data" in errors(capsys)
+    assert evaluate.main(["knn", "--run", str(out), "--data-root", str(tmp_path / "other")]) == 1
+    assert "was trained on other data" in errors(capsys)
+
+
+def test_two_processes_do_not_share_a_folder(data_root, tmp_path, capsys):
+    config = replace(parse(command(data_root, tmp_path / "run")), protocol="xsub")
+    with RunFolder(config).begin({}):
+        assert run.main(command(data_root, tmp_path / "run")) == 1
+        assert "another process trains" in errors(capsys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--protocol", "xset"], "xsub, xview"),
+        (["--batch-size", "500"], "batch_size = 500"),
+        (["--device", "tpu9"], "device = 'tpu9'"),
+        (["--impl", "triton"], "impl = 'triton' cannot run on cpu"),
+        (["--stream", "bone", "--dataset", "nowhere"], "there is no dataset 'nowhere'"),
+    ],
+)
+def test_wrong_settings_are_named_before_anything_is_written(flags, message, data_root, tmp_path, capsys):
+    assert run.main(command(data_root, tmp_path / "run", *flags)) == 1
+    assert message in errors(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "flag",
+    ["--mixing foo", "--mixing fixed:2", "--bank-size 0", "--temperature 0", "--ema 2", "--seed -1", "--shear -1"],
+)
+def test_values_out_of_range_are_named_by_the_command_line(flag, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse([*FAST, *flag.split()])
+    assert caught.value.code == 2
+    assert flag.split()[0].lstrip("-").replace("-", "_") in errors(capsys)
+
+
+def test_a_protocol_without_test_clips_is_an_error(tmp_path, capsys):
+    write_small_store(tmp_path / "small", subjects=(1, 3))
+    assert run.main(command(tmp_path, tmp_path / "run")) == 1
+    assert "leaves no test clip" in errors(capsys)
 
 
 def test_unknown_flag_is_an_error_that_names_the_nearest(capsys):
@@ -356,6 +450,10 @@ def test_evaluate_command(finished, capsys):
     again = json.loads((finished / "evaluate_knn.json").read_text())
     assert again["knn_top1"] == report["knn_top1"]
     assert again["random_init"]["knn_top1"] == report["random_init"]["knn_top1"]
+    assert evaluate.main(["linear", "--run", str(finished)]) == 0
+    again = json.loads((finished / "evaluate_linear.json").read_text())
+    assert again["linear_top1"] == report["linear_top1"], "by default with the run's own settings"
+    assert again["evaluation"]["linear_epochs"] == 3
     assert evaluate.main(["linear", "--run", str(finished), "--protocol", "xview", "--linear-epochs", "2"]) == 0
     assert json.loads((finished / "evaluate_linear.json").read_text())["protocol"] == "xview"
 
@@ -366,6 +464,11 @@ def test_evaluate_refuses_what_is_no_run(tmp_path, finished, capsys):
     (tmp_path / "config.json").write_text((finished / "config.json").read_text())
     assert evaluate.main(["knn", "--run", str(tmp_path)]) == 1
     assert "no complete checkpoint" in errors(capsys)
+    assert evaluate.main(["knn", "--run", str(finished), "--data-root", str(tmp_path)]) == 1
+    assert "there is no dataset 'small'" in errors(capsys)
+    for wrong in ("0", "10000"):
+        assert evaluate.main(["knn", "--run", str(finished), "--knn-k", wrong]) == 1
+        assert "k must be" in errors(capsys)
 
 
 def test_ctrl_c_leaves_a_run_that_resumes(data_root, tmp_path):

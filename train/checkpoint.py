@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from train.record import log
+
 STATE, MARKER = "state.pt", "COMPLETE"
 _NAME = re.compile(r"step_(\d{9})")
 
@@ -51,15 +53,16 @@ def complete(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def load_latest(folder: Path, device: torch.device | str = "cpu") -> tuple[Path, dict[str, Any]]:
-    """The newest checkpoint that can be read; CheckpointError if there is none."""
+def load_latest(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest checkpoint that can be read, on the CPU; CheckpointError if there is none."""
     checkpoints = complete(folder)
     failures = []
     for _, path in reversed(checkpoints):
         try:
-            return path, torch.load(path / STATE, map_location=device, weights_only=True)
+            return path, torch.load(path / STATE, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load raises many kinds for a damaged file
             failures.append(f"{path}: {error}")
+            log.warning("%s cannot be read and is passed over (%s)", path, error)
     if failures:
         raise CheckpointError("no checkpoint can be read:\n" + "\n".join(failures))
     raise CheckpointError(

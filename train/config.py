@@ -76,7 +76,10 @@ class Config:
     """Pre-train a skeleton encoder with A²MC, then evaluate it.
 
     Without data: python -m train.run --dataset synthetic --preset tiny
-    NTU-60: python -m train.prepare ntu60 --raw DIR --out data/ntu60, then python -m train.run --dataset ntu60
+
+    NTU-60: python -m train.prepare ntu60 --raw DIR --out data/ntu60
+
+    and then: python -m train.run --dataset ntu60
 
     The same command resumes an interrupted run.
     """
@@ -115,6 +118,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.frames < 2:
             raise ValueError(f"frames must be at least 2, got {self.frames}")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed must be in [0, 2^31), got {self.seed}")
 
 
 # Found by trying: at the paper's SGD and full-strength augmentation nothing visible is learnt in a few thousand steps.

@@ -7,7 +7,20 @@ from pathlib import Path
 from fastmc.data.prepare import HOW_TO_GET_NTU, prepare_synthetic
 from fastmc.data.store import PackedStore
 
-HOW_TO_GET = {"ntu60": HOW_TO_GET_NTU}
+HOW_TO_GET_NTU120 = """\
+NTU RGB+D 120 comes from where NTU-60 does (ROSE Lab, NTU Singapore, on request); this version reads NTU-60 only.
+Bring arrays of your own preparation:
+python -m train.prepare npz --file ntu120.npz --out data/ntu120 --train KEY=VALUES"""
+HOW_TO_GET_PKU = """\
+PKU-MMD comes from the STRUCT group of Peking University (https://www.icst.pku.edu.cn/struct/Projects/PKUMMD.html), on
+request; this version does not read its text files. Bring arrays of your own preparation:
+python -m train.prepare npz --file pku2.npz --out data/pku2 --train KEY=VALUES"""
+HOW_TO_GET = {
+    "ntu60": HOW_TO_GET_NTU,
+    "ntu120": HOW_TO_GET_NTU120,
+    "pku1": HOW_TO_GET_PKU,
+    "pku2": HOW_TO_GET_PKU,
+}
 
 
 class DatasetError(RuntimeError):

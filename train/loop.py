@@ -55,12 +55,16 @@ class Pretraining:
 
     Attributes:
         epoch, batch: position; ``step`` counts all batches since the start.
-        sums: of the step metrics since the epoch began, float64 on the CPU; with ``seconds`` and ``steps`` it makes
+        sums: of the step metrics since the epoch began, float64 on the device; with ``seconds`` and ``steps`` it makes
             the epoch's row of metrics.csv.
     """
 
-    def __init__(self, config: Config, store: PackedStore, protocol: str, folder: Path, device: torch.device) -> None:
+    def __init__(self, config: Config, store: PackedStore, folder: Path, device: torch.device) -> None:
+        """Writes nothing. ValueError for a protocol that cannot be trained and tested on, or too large a batch."""
+        assert config.protocol is not None
+        protocol = config.protocol
         self.config, self.folder, self.device = config, folder, device
+        self.checksum = store.checksum
         self.data = ResidentStore(store, device)
         train, test = store.split(protocol)
         self.train_ids, self.test_ids = torch.from_numpy(train).to(device), torch.from_numpy(test).to(device)
@@ -69,11 +73,13 @@ class Pretraining:
             raise ValueError(
                 f"batch_size = {config.optim.batch_size} is larger than the {len(train)} training clips of {protocol}"
             )
+        if len(test) == 0:
+            raise ValueError(f"protocol = {protocol!r} leaves no test clip in {store.path}")
         self.model = build_model(config, self.data, device)
         self.optimizer = build_optimizer(config, self.model)
         self.epoch = self.batch = self.step = 0
         self.seconds = 0.0
-        self.sums: Tensor = torch.zeros(len(StepMetrics._fields), dtype=torch.float64)
+        self.sums: Tensor = torch.zeros(len(StepMetrics._fields), dtype=torch.float64, device=device)
         self._saved_at = self._started_at = time.monotonic()
         self._earlier_seconds = 0.0
 
@@ -143,9 +149,9 @@ class Pretraining:
             last = saved[-1][1] if saved else "none yet"
             raise NonFiniteError(
                 f"stopped in epoch {self.epoch + 1}, {error}. Weights and bank were left as before this step. "
-                f"Last good checkpoint: {last}. A smaller --lr or --shear may help; then start over with --restart."
+                f"Last good checkpoint: {last}. A smaller --lr or --shear may help, in a new run (--out)."
             ) from error
-        self.sums += torch.stack(measured).double().cpu()
+        self.sums += torch.stack(measured).double()
         self.batch += 1
         self.step += 1
 
@@ -180,32 +186,54 @@ class Pretraining:
         return knn_evaluate(features, config)["knn_top1"]
 
     def save(self) -> Path:
-        """Write a checkpoint of this moment."""
+        """Write a checkpoint of this moment; NonFiniteError, and none, if a number in it is not finite."""
         state = {
             "config": to_plain(self.config),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "position": {"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds},
             "sums": self.sums,
+            "dataset_checksum": self.checksum,
             "wall_seconds": self.wall_seconds,
             "random": {
                 "cpu": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+                "device": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             },
         }
+        _check_finite(state, self.step)
         path = checkpoint.save(self.checkpoints, self.step, state, keep=self.config.log.checkpoints_kept)
         self._saved_at = time.monotonic()
         return path
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint's state."""
+    def load(self, state: dict[str, Any], path: Path) -> None:
+        """Continue from the state of the checkpoint ``path``; CheckpointError if it was trained on other data."""
+        check_dataset(state, self.checksum, path)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         position = state["position"]
         self.epoch, self.batch, self.step = position["epoch"], position["batch"], position["step"]
         self.seconds = position["seconds"]
-        self.sums = state["sums"].cpu()
+        self.sums = state["sums"].to(self.device)
         self._earlier_seconds = state["wall_seconds"]
         torch.set_rng_state(state["random"]["cpu"].cpu())
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state_all([s.cpu() for s in state["random"]["cuda"]])
+        if self.device.type == "cuda" and state["random"]["device"] is not None:
+            torch.cuda.set_rng_state(state["random"]["device"].cpu(), self.device)
+
+
+def check_dataset(state: dict[str, Any], checksum: str, path: Path) -> None:
+    """CheckpointError unless a checkpoint's state was trained on the data with this checksum."""
+    if state["dataset_checksum"] != checksum:
+        raise checkpoint.CheckpointError(
+            f"{path} was trained on other data: checksum {state['dataset_checksum']}, the store now has {checksum}. "
+            "Give the --data-root of the data it was trained on, or start a new run with --out"
+        )
+
+
+def _check_finite(state: dict[str, Any], step: int) -> None:
+    """NonFiniteError if a parameter, statistic, bank entry or optimizer state is not finite."""
+    tensors = dict(state["model"])
+    for index, slots in state["optimizer"]["state"].items():
+        tensors |= {f"optimizer state {name} of parameter {index}": value for name, value in slots.items()}
+    for name, value in tensors.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+            raise NonFiniteError(f"{name} is not finite after step {step}; no checkpoint was written of it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class _BarFriendlyHandler(logging.StreamHandler):
     """Writes above a progress bar instead of through it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
+        tqdm.write(self.format(record), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout)
 
 
 def start_logging(path: Path | None = None) -> None:
@@ -60,11 +61,14 @@ class Metrics:
         """Rows of later epochs, left by a run that was stopped after its last checkpoint, are dropped."""
         self.path = folder / "metrics.csv"
         rows = [row for row in read_metrics(self.path) if row["epoch"] <= epochs_done] if self.path.exists() else []
-        self._file = open(self.path, "w", newline="", encoding="utf-8")  # noqa: SIM115  closed by close()
+        kept = folder / ".metrics.csv.tmp"  # beside, then renamed: a crash here must not lose the history
+        with open(kept, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(kept, self.path)
+        self._file = open(self.path, "a", newline="", encoding="utf-8")  # noqa: SIM115  closed by close()
         self._writer = csv.DictWriter(self._file, COLUMNS)
-        self._writer.writeheader()
-        self._writer.writerows(rows)
-        self._file.flush()
         purge = int(rows[-1]["step"]) + 1 if rows else 0
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 

@@ -22,7 +22,7 @@ from fastmc.model import A2MC
 from train.config import Config
 from train.record import log, read_metrics
 
-PACKAGES = ("fastmc", "torch", "triton", "numpy", "scikit-learn", "tyro", "matplotlib", "tensorboard")
+PACKAGES = ("fastmc", "torch", "triton", "numpy", "tyro", "matplotlib", "tensorboard")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -55,14 +55,15 @@ def evaluate_encoder(
     model: A2MC,
     store: PackedStore,
     resident: ResidentStore,
-    protocol: str,
     config: Config,
     *,
     classifiers: tuple[str, ...] = ("knn", "linear"),
     progress: bool = False,
 ) -> dict[str, float]:
-    """Accuracies in percent of the query encoder, frozen: knn_top1, linear_top1, linear_top5."""
-    train, test = (torch.from_numpy(ids).to(resident.device) for ids in store.split(protocol))
+    """Accuracies in percent of the query encoder, frozen, under the config's protocol: knn_top1, linear_top1 and
+    linear_top5."""
+    assert config.protocol is not None
+    train, test = (torch.from_numpy(ids).to(resident.device) for ids in store.split(config.protocol))
     features = frozen_features(
         model.query,
         resident,

@@ -12,7 +12,7 @@ from fastmc.model import A2MC, Features
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or a gradient is not finite. Weights and bank are as they were before the step."""
+    """The loss or a gradient is not finite. Weights, statistics and bank are as they were before the step."""
 
 
 class StepMetrics(NamedTuple):
@@ -47,12 +47,17 @@ def pretrain_step(
     hard_positives = model.contrast.method != "b1" and not filling
     mixing = None if filling else model.mixing(step)
 
+    statistics = [buffer.clone() for buffer in _norm_buffers(model)]
     f = model.features(clips, sample, step, hard_positives=hard_positives)
     l1, l2, l3 = model.loss_parts(f, mixing)
     loss = l1 + l2 + l3
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    _check_finite(model, loss, (l1, l2, l3), step)
+    fault = _non_finite(model, loss, (l1, l2, l3))
+    if fault:
+        for buffer, before in zip(_norm_buffers(model), statistics, strict=True):
+            buffer.copy_(before)
+        raise NonFiniteError(f"step {step}: {fault}")
 
     top1, positive_probability = model.contrast_metrics(f)
     optimizer.step()
@@ -65,10 +70,16 @@ def feature_std(f: Features) -> Tensor:
     return f.f3.detach().std(dim=0, correction=0).mean()
 
 
-def _check_finite(model: A2MC, loss: Tensor, parts: tuple[Tensor, Tensor, Tensor], step: int) -> None:
+def _norm_buffers(model: A2MC) -> list[Tensor]:
+    """Running statistics of the input norms, the one thing that a forward pass changes."""
+    return [*model.query.buffers(), *model.key.buffers()]
+
+
+def _non_finite(model: A2MC, loss: Tensor, parts: tuple[Tensor, Tensor, Tensor]) -> str | None:
+    """What is wrong if loss or gradient are not finite. The step's one wait for the device."""
     gradients = [p.grad for p in model.query.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if bool(torch.isfinite(loss) & torch.isfinite(norm)):
-        return
+        return None
     values = ", ".join(f"{name} = {part.item():g}" for name, part in zip(("L1", "L2", "L3"), parts, strict=True))
-    raise NonFiniteError(f"step {step}: loss = {loss.item():g} ({values}), gradient norm = {norm.item():g}")
+    return f"loss = {loss.item():g} ({values}), gradient norm = {norm.item():g}"

@@ -1,0 +1,137 @@
+"""The run folder: whether what it holds is this run, and who may write to it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from train.config import Config, differences, from_plain, to_plain
+from train.report import write_json
+
+# What may differ between a run and its resumption without changing what it computes.
+FREE_SETTINGS = ("data_root", "device", "contrast.impl", "log.", "evaluation.")
+# Said of one call, not of the run.
+CALL_SETTINGS = ("out", "print_config", "restart")
+OURS = (
+    "checkpoints",
+    "tensorboard",
+    "config.json",
+    "environment.json",
+    "metrics.csv",
+    "run.log",
+    "curves.png",
+    "report.json",
+    "evaluate_knn.json",
+    "evaluate_linear.json",
+)
+
+
+class RunFolderError(ValueError):
+    """The run folder holds something that this command must not continue or overwrite."""
+
+
+def default_folder(config: Config) -> Path:
+    method, seed = config.contrast.method, f"seed{config.seed}"
+    return Path("runs") / f"{config.dataset}-{config.protocol}-{method}-{config.stream}-{config.preset}-{seed}"
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The plain values of a run's config.json, checked to be one.
+
+    Raises:
+        RunFolderError: there is none, or it is damaged, or it is not of fastmc.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise RunFolderError(f"{folder} is no run folder (it has no config.json); python -m train.run makes one")
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        from_plain(Config, plain)
+        if not {"optim", "contrast"} <= set(plain):
+            raise ValueError("settings are missing")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise RunFolderError(f"{path} is damaged or not of fastmc: {error}") from None
+    return plain
+
+
+def load_config(folder: Path) -> Config:
+    """The settings of the run in ``folder``; raises as `read_config`."""
+    config: Config = from_plain(Config, read_config(folder))
+    return config
+
+
+class RunFolder:
+    """The folder that a config names. Making this object checks it and writes nothing.
+
+    Raises:
+        RunFolderError: it holds another run, or files that are no run at all.
+    """
+
+    def __init__(self, config: Config) -> None:
+        assert config.out is not None
+        self.path, self.restart = config.out, config.restart
+        self.plain = {key: value for key, value in to_plain(config).items() if key not in CALL_SETTINGS}
+        self.saved: dict[str, Any] | None = None
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"out = {self.path} is a file; name a folder")
+        if self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+            if not (self.path / "config.json").exists():
+                raise RunFolderError(f"out = {self.path} holds files that are no run of fastmc; name another folder")
+            self.saved = read_config(self.path)
+            if not config.restart:
+                self._check_same_run()
+
+    def _check_same_run(self) -> None:
+        assert self.saved is not None
+        changed = [name for name in differences(self.saved, self.plain) if not name.startswith(FREE_SETTINGS)]
+        if changed:
+            raise RunFolderError(
+                f"{self.path} holds a run with other settings ({', '.join(changed)}). Resume it with the settings in "
+                "its config.json, name another folder with --out, or replace it with --restart"
+            )
+
+    def same_evaluation(self) -> bool:
+        """Whether the run in the folder was to be evaluated in the same way."""
+        return self.saved is not None and self.saved["evaluation"] == self.plain["evaluation"]
+
+    def report(self) -> dict[str, Any] | None:
+        """The content of report.json, if the run has got that far."""
+        path = self.path / "report.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    @contextmanager
+    def begin(self, environment: dict[str, Any]) -> Iterator[None]:
+        """Within: this process alone writes to the folder. Deletes the run that is there if it is to start over; of
+        other files in the folder none is touched.
+
+        Raises:
+            RunFolderError: another process trains in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunFolderError(
+                    f"another process trains in {self.path}; wait for it or name another --out"
+                ) from None
+            if self.restart:
+                self._delete_run()
+            write_json(self.path / "config.json", self.plain)
+            starts = self.path / "environment.json"
+            before = json.loads(starts.read_text(encoding="utf-8")) if starts.exists() else []
+            write_json(starts, [*before, environment])
+            yield
+
+    def _delete_run(self) -> None:
+        for name in OURS:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
