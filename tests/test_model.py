@@ -1,0 +1,167 @@
+"""The parts of a pre-training step, as the model puts them together, against the reference."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fastmc.attack import AttackConfig
+from fastmc.augment import AugmentConfig, apply_params, draw_params, identity_params
+from fastmc.bank import mixing_coefficients
+from fastmc.data.resident import ResidentStore
+from fastmc.data.store import PackedStore
+from fastmc.encoder import EncoderConfig
+from fastmc.model import A2MC, ContrastConfig, Features
+from fastmc.reference import bank as reference_bank
+from fastmc.reference import contrast as reference
+from fastmc.reference.ema import ema_
+from fastmc.skeleton import NTU25
+
+SMALL = ContrastConfig(bank_size=20)
+
+
+def make(contrast: ContrastConfig = SMALL, **settings) -> A2MC:
+    return A2MC(
+        NTU25,
+        2,
+        encoder=EncoderConfig(encoder="1x8", feature_dim=16),
+        augment=AugmentConfig(),
+        attack=AttackConfig(),
+        contrast=contrast,
+        frames=16,
+        **settings,
+    )
+
+
+@pytest.fixture(scope="module")
+def batch(data_root):
+    ids = torch.tensor([5, 3, 7, 20, 11])
+    return ResidentStore(PackedStore.open(data_root / "small")).select(ids), ids
+
+
+@pytest.fixture(scope="module")
+def f() -> Features:
+    torch.manual_seed(0)
+    return Features(*(torch.nn.functional.normalize(torch.randn(5, 16), dim=1) for _ in range(4)))
+
+
+def test_initial_weights_depend_on_the_seed_alone():
+    torch.manual_seed(1)
+    first = make(seed=3).state_dict()
+    torch.manual_seed(2)
+    again, other = make(seed=3).state_dict(), make(seed=4).state_dict()
+    for name, value in first.items():
+        assert torch.equal(value, again[name]), name
+    assert not torch.equal(first["bank.entries"], other["bank.entries"])
+    model = make()
+    for query, key in zip(model.query.parameters(), model.key.parameters(), strict=True):
+        assert torch.equal(query, key)
+        assert not key.requires_grad
+
+
+def test_views_are_keyed_and_attacked_views_come_from_the_attacked_clips(batch):
+    clips, ids = batch
+    model = make(seed=9)
+    params = draw_params(model.augment_config, clips.num_frames, 25, strong=False, seed=9, step=4, sample=ids, view=3)
+    assert torch.equal(model.view(clips, ids, 4, 3), apply_params(clips, params, NTU25, 16))
+    views = [model.view(clips, ids, 4, view) for view in (0, 1, 2, 3)]
+    assert all(not torch.equal(a, b) for i, a in enumerate(views) for b in views[:i])
+    assert not torch.equal(model.view(clips, ids, 5, 0), views[0])
+
+
+def test_the_attack_moves_whole_clips_by_at_most_eta_and_leaves_the_encoder(batch):
+    clips, _ = batch
+    model = make()
+    model.query(torch.randn(6, 16, 150))
+    before = copy.deepcopy(model.state_dict())
+    x = apply_params(clips, identity_params(clips.num_frames, 25), NTU25, 16)
+    rho = (model.attacked(clips) - x).flatten(1).norm(dim=1)
+    assert (rho <= 0.5 * (1 + 1e-5)).all()
+    assert (rho > 0.4).all()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None for p in model.query.parameters())
+
+
+def test_features_are_those_of_separate_calls(batch):
+    clips, ids = batch
+    model = make()
+    got = model.features(clips, ids, 2, hard_positives=True)
+    fresh = make()
+    want3 = fresh.query(fresh.encoder_input(fresh.view(clips, ids, 2, 3)))
+    want0 = fresh.key(fresh.encoder_input(fresh.view(clips, ids, 2, 0)))
+    torch.testing.assert_close(got.f3, want3, atol=1e-6, rtol=0)
+    torch.testing.assert_close(got.f0, want0, atol=1e-6, rtol=0)
+    assert got.f0.grad_fn is None
+    assert got.f1 is not None
+    assert got.f1.shape == got.f3.shape
+    plain = make().features(clips, ids, 2, hard_positives=False)
+    assert plain.f1 is None
+    torch.testing.assert_close(plain.f3, want3)
+
+
+@pytest.mark.parametrize("impl", ["reference", "torch"])
+def test_loss_parts_of_every_method(impl, f):
+    tau = 0.07
+    for method in ("a2mc", "b1", "b2", "b3"):
+        model = make(replace(SMALL, method=method, impl=impl))
+        m0 = reference.normalise(model.bank.entries)
+        got = model.loss_parts(f if method != "b1" else replace(f, f1=None, f2=None), model.mixing(0))
+        if method == "b1":
+            want = (0.0, 0.0, reference.info_nce(f.f3, f.f0, m0, tau))
+        elif method == "b2":
+            want = tuple(reference.info_nce(query, f.f0, m0, tau) for query in (f.f1, f.f2, f.f3))
+        else:
+            mixing = mixing_coefficients(20) if method == "a2mc" else None
+            want = reference.mc_loss_parts(f.f0, f.f1, f.f2, f.f3, model.bank.entries, mixing, temperature=tau)
+        torch.testing.assert_close(torch.stack(got), torch.tensor([float(w) for w in want]))
+
+
+def test_bank_is_learned_or_written_first_in_first_out(f):
+    model = make()
+    entries, momentum = model.bank.entries.clone(), model.bank.momentum.clone()
+    model.update_bank_(f, model.mixing(0), learn=True)
+    want, velocity = reference_bank.bank_step(
+        entries,
+        momentum,
+        f.f0,
+        f.f1,
+        f.f2,
+        f.f3,
+        mixing_coefficients(20),
+        temperature=0.03,
+        lr=3.0,
+        momentum_factor=0.9,
+        weight_decay=1e-4,
+    )
+    torch.testing.assert_close(model.bank.entries, want)
+    torch.testing.assert_close(model.bank.momentum, velocity)
+    model = make()
+    model.update_bank_(f, None, learn=False)
+    assert torch.equal(model.bank.entries[:5], f.f0)
+    assert torch.equal(model.bank.entries[5:], entries[5:])
+
+
+def test_key_encoder_follows_by_equation_4():
+    model, twin = make(replace(SMALL, ema=0.9)), make()
+    for m in (model, twin):
+        with torch.no_grad():
+            for n, p in enumerate(m.query.parameters()):
+                p.add_(0.1 * (n + 1))
+    model.update_key_()
+    ema_(twin.key, twin.query, alpha=0.9)
+    for a, b in zip(model.key.parameters(), twin.key.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+        assert not a.requires_grad
+
+
+def test_mixing_policies():
+    assert torch.equal(make().mixing(7), mixing_coefficients(20))
+    assert make(replace(SMALL, method="b3")).mixing(7) is None
+    drawing = make(replace(SMALL, mixing="draw"))
+    drawn = [drawing.mixing(step).clone() for step in range(30)]
+    assert {float(m[0]) for m in drawn} == {float(c) for c in torch.tensor([0.4, 0.3, 0.2, 0.1])}
+    assert torch.equal(drawing.mixing(4), drawn[4]), "a function of seed and step"
+    assert "coefficients" not in drawing.state_dict()
