@@ -89,7 +89,8 @@ def parse(args: Sequence[str] | None = None) -> Knn | Linear:
 
     def default(kind: type) -> Any:
         fields = {f.name for f in dataclasses.fields(kind)}
-        return kind(run=first.run, **{k: v for k, v in own.items() if k in fields}) if own else tyro.MISSING
+        run = tyro.MISSING if first.run is None else first.run
+        return kind(run=run, **{k: v for k, v in own.items() if k in fields})
 
     return tyro.cli(
         Annotated[Knn, tyro.conf.subcommand("knn", default=default(Knn))]

@@ -111,6 +111,7 @@ class Pretraining:
         try:
             with bar:
                 while not self.finished:
+                    bar.set_description(f"epoch {self.epoch + 1}/{self.config.optim.epochs}")
                     self._run_epoch(bar)
                     metrics.write(row := self._epoch_row())
                     eta = row["seconds"] * (self.config.optim.epochs - self.epoch - 1)
