@@ -319,6 +319,7 @@ def test_only_is_full_waits_for_the_device() -> None:
 # Mixing coefficients
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200))
 def test_cycle_is_four_equal_groups(size: int) -> None:
     values = [round(v, 6) for v in mixing_coefficients(size, "cycle").tolist()]
