@@ -18,15 +18,15 @@ from pathlib import Path
 
 import torch
 import tyro
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from fastmc.augment import apply_params, identity_params
+from fastmc.augment import to_encoder_layout
 from fastmc.data.resident import ResidentStore
 from fastmc.data.store import PackedStore
-from fastmc.evaluation import knn_predict
+from fastmc.evaluation import frozen_features, knn_evaluate, linear_evaluate
 from fastmc.progress import progress_bar
-from train.config import parse
+from train.config import Config, parse
 from train.datasets import open_dataset
 
 COLUMNS = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_top5": "linear top-5"}
@@ -59,8 +59,7 @@ def main(args: Sequence[str] | None = None) -> int:
     with ThreadPoolExecutor(settings.parallel) as pool:
         results = tqdm(pool.map(lambda job: _run(settings, *job), jobs), total=len(jobs), **progress_bar("run"))
         reports = dict(zip(jobs, results, strict=True))
-    raw = raw_knn(store, config.protocol or store.protocols[0], config.frames)
-    table = make_table(settings.methods, settings.seeds, reports, raw)
+    table = make_table(settings.methods, settings.seeds, reports, raw_accuracy(store, config))
     (settings.out / "accuracy.md").write_text(table + "\n", encoding="utf-8")
     print(table)
     return 0
@@ -79,33 +78,43 @@ def _run(settings: Accuracy, method: str, seed: int) -> dict:
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
-def raw_knn(store: PackedStore, protocol: str, frames: int) -> float:
-    """1-NN accuracy, percent, of the normalised coordinates themselves, resized to ``frames`` frames."""
+class Coordinates(nn.Module):
+    """In the place of an encoder: the normalised coordinates themselves, (B, T, F) to (B, T * F)."""
+
+    def represent(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+
+def raw_accuracy(store: PackedStore, config: Config) -> dict[str, float]:
+    """The evaluation of an encoder, percent, of raw coordinates at the run's number of frames."""
     resident = ResidentStore(store)
+    train, test = (torch.from_numpy(ids) for ids in store.split(config.protocol or store.protocols[0]))
+    features = frozen_features(
+        Coordinates(),
+        resident,
+        train,
+        test,
+        to_encoder_layout,
+        config.evaluation,
+        frames=config.frames,
+    )
+    linear = linear_evaluate(features, store.num_classes, config.evaluation)
+    return knn_evaluate(features, config.evaluation) | linear
 
-    def coordinates(ids: Tensor) -> Tensor:
-        clips = resident.select(ids)
-        params = identity_params(clips.num_frames, store.skeleton.num_joints)
-        return apply_params(clips, params, store.skeleton, frames).flatten(1)
 
-    train, test = (torch.from_numpy(ids) for ids in store.split(protocol))
-    predicted = knn_predict(coordinates(train), resident.label[train], coordinates(test))
-    return 100 * (predicted == resident.label[test]).double().mean().item()
-
-
-def make_table(methods: Sequence[str], seeds: Sequence[int], reports: dict, raw: float) -> str:
+def make_table(methods: Sequence[str], seeds: Sequence[int], reports: dict, raw: dict[str, float]) -> str:
     """Mean over the seeds and, in brackets, the single values, percent."""
-    rows = {"untrained": [reports[methods[0], seed]["random_init"] for seed in seeds]}
+    rows = {"raw coordinates": [raw], "untrained": [reports[methods[0], seed]["random_init"] for seed in seeds]}
     rows |= {method: [reports[method, seed] for seed in seeds] for method in methods}
     lines = ["| method | " + " | ".join(COLUMNS.values()) + " |", "|---|" + "---|" * len(COLUMNS)]
-    lines.append(f"| raw coordinates | {raw:.1f} |" + " – |" * (len(COLUMNS) - 1))
     for name, results in rows.items():
         lines.append(f"| {name} | " + " | ".join(_cell([r[key] for r in results]) for key in COLUMNS) + " |")
     return "\n".join(lines)
 
 
 def _cell(values: Sequence[float]) -> str:
-    return f"{statistics.fmean(values):.1f} ({', '.join(f'{v:.1f}' for v in values)})"
+    singles = f" ({', '.join(f'{v:.1f}' for v in values)})" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{singles}"
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,6 @@ from tqdm import tqdm
 
 from fastmc.augment import apply_params, crop_params
 from fastmc.data.resident import ResidentStore
-from fastmc.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,21 @@ class EvalConfig:
                 raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
 
 
+class Represents(Protocol):
+    """An encoder, as far as evaluation needs one: a module that maps inputs (B, T, F) to representations (B, H)."""
+
+    training: bool
+
+    def represent(self, x: Tensor) -> Tensor: ...
+
+    def train(self, mode: bool = True) -> object: ...
+
+    def eval(self) -> object: ...
+
+
 @torch.no_grad()
 def represent(
-    encoder: Encoder,
+    encoder: Represents,
     store: ResidentStore,
     ids: Tensor,
     to_input: Callable[[Tensor], Tensor],
@@ -99,7 +111,7 @@ class FrozenFeatures:
 
 
 def frozen_features(
-    encoder: Encoder,
+    encoder: Represents,
     store: ResidentStore,
     train_ids: Tensor,
     test_ids: Tensor,
