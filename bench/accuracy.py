@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -36,11 +35,10 @@ COLUMNS = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_top5"
 class Accuracy:
     """Pre-train every method from every seed, evaluate, and print mean and spread as a markdown table.
 
-    Example: python -m bench.accuracy --out runs/order --flags "--dataset synthetic --preset tiny"
+    All other flags are those of train.run, the same for all runs.
+    Example: python -m bench.accuracy --out runs/order --methods b1 a2mc --dataset synthetic --preset tiny
     """
 
-    flags: str = "--dataset synthetic --preset tiny"
-    """Flags of train.run in quotes, the same for all runs."""
     out: Path = Path("runs/accuracy")
     """Folder of the runs; the table goes to accuracy.md in it."""
     methods: tuple[str, ...] = ("b1", "b2", "b3", "a2mc")
@@ -52,12 +50,12 @@ class Accuracy:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    settings = tyro.cli(Accuracy, prog="python -m bench.accuracy", args=args)
-    config = parse(shlex.split(settings.flags))
+    settings, flags = tyro.cli(Accuracy, prog="python -m bench.accuracy", args=args, return_unknown_args=True)
+    config = parse(flags)
     store = open_dataset(config.dataset, config.data_root)  # made once, before the runs ask for it side by side
     jobs = [(method, seed) for seed in settings.seeds for method in settings.methods]
     with ThreadPoolExecutor(settings.parallel) as pool:
-        results = tqdm(pool.map(lambda job: _run(settings, *job), jobs), total=len(jobs), **progress_bar("run"))
+        results = tqdm(pool.map(lambda job: _run(settings, flags, *job), jobs), total=len(jobs), **progress_bar("run"))
         reports = dict(zip(jobs, results, strict=True))
     table = make_table(settings.methods, settings.seeds, reports, raw_accuracy(store, config))
     (settings.out / "accuracy.md").write_text(table + "\n", encoding="utf-8")
@@ -65,10 +63,10 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(settings: Accuracy, method: str, seed: int) -> dict:
+def _run(settings: Accuracy, flags: Sequence[str], method: str, seed: int) -> dict:
     """One run in a process of its own; its report."""
     folder = settings.out / f"{method}-seed{seed}"
-    command = [sys.executable, "-m", "train.run", *shlex.split(settings.flags)]
+    command = [sys.executable, "-m", "train.run", *flags]
     command += ["--method", method, "--seed", str(seed), "--out", str(folder)]
     threads = str(max(1, (os.cpu_count() or 1) // settings.parallel))
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
