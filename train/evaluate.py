@@ -112,7 +112,7 @@ def load_run(
     config = load_config(folder)
     path, state = checkpoint.load_latest(folder / "checkpoints")
     store = open_dataset(config.dataset, data_root or config.data_root)
-    check_dataset(state, store.checksum, path)
+    check_dataset(state, store.content_checksum, path)
     model = build_model(config, store, device)
     model.load_state_dict(state["model"])
     return config, model, ResidentStore(store, device), store

@@ -64,7 +64,7 @@ class Pretraining:
         assert config.protocol is not None
         protocol = config.protocol
         self.config, self.folder, self.device = config, folder, device
-        self.checksum = store.checksum
+        self.checksum = store.content_checksum
         self.data = ResidentStore(store, device)
         train, test = store.split(protocol)
         self.train_ids, self.test_ids = torch.from_numpy(train).to(device), torch.from_numpy(test).to(device)
@@ -225,7 +225,7 @@ def check_dataset(state: dict[str, Any], checksum: str, path: Path) -> None:
     """CheckpointError unless a checkpoint's state was trained on the data with this checksum."""
     if state["dataset_checksum"] != checksum:
         raise checkpoint.CheckpointError(
-            f"{path} was trained on other data: checksum {state['dataset_checksum']}, the store now has {checksum}. "
+            f"{path} was trained on other data: frames of checksum {state['dataset_checksum']}, now {checksum}. "
             "Give the --data-root of the data it was trained on, or start a new run with --out"
         )
 

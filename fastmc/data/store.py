@@ -128,6 +128,11 @@ class PackedStore:
         """Checksum of the source files; of the packed frames where the writer was given none."""
         return self.meta.get("source_checksum") or self.meta["content_checksum"]
 
+    @property
+    def content_checksum(self) -> str:
+        """Checksum of the packed frames: of what was made of the source, normalisation included."""
+        return self.meta["content_checksum"]
+
     def __len__(self) -> int:
         return len(self.start)
 
