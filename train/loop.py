@@ -115,7 +115,7 @@ class Pretraining:
                     self._run_epoch(bar)
                     metrics.write(row := self._epoch_row())
                     eta = row["seconds"] * (self.config.optim.epochs - self.epoch - 1)
-                    log.info(epoch_line(row, self.config.optim.epochs, eta))
+                    log.info(epoch_line(row, self.config.optim.epochs, eta, self.config.encoder.feature_dim))
                     self._start_epoch(self.epoch + 1)
                     if self.finished or self.epoch % self.config.log.checkpoint_every == 0:
                         self.save()

@@ -91,12 +91,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [{**row, "epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows]
 
 
-def epoch_line(row: dict[str, Any], epochs: int, eta_seconds: float) -> str:
-    """One epoch in one line."""
+def epoch_line(row: dict[str, Any], epochs: int, eta_seconds: float, feature_dim: int) -> str:
+    """One epoch in one line. The std of features is shown against 1/sqrt(D), its value without collapse."""
     probe = f"  kNN {row['knn_top1']:.1f}%" if "knn_top1" in row else ""
     return (
         f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f} = {row['l1']:.3f} + {row['l2']:.3f} + {row['l3']:.3f}  "
-        f"top1 {100 * row['top1']:.0f}%  p+ {row['positive_probability']:.3f}  std {row['feature_std']:.4f}  "
+        f"top1 {100 * row['top1']:.0f}%  p+ {row['positive_probability']:.3f}  std {row['feature_std']:.4f}/{feature_dim**-0.5:.4f}  "
         f"{row['samples_per_second']:.0f} samples/s  ETA {duration(eta_seconds)}{probe}"
     )
 
