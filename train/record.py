@@ -96,7 +96,8 @@ def epoch_line(row: dict[str, Any], epochs: int, eta_seconds: float, feature_dim
     probe = f"  kNN {row['knn_top1']:.1f}%" if "knn_top1" in row else ""
     return (
         f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f} = {row['l1']:.3f} + {row['l2']:.3f} + {row['l3']:.3f}  "
-        f"top1 {100 * row['top1']:.0f}%  p+ {row['positive_probability']:.3f}  std {row['feature_std']:.4f}/{feature_dim**-0.5:.4f}  "
+        f"top1 {100 * row['top1']:.0f}%  p+ {row['positive_probability']:.3f}  "
+        f"std {row['feature_std']:.4f}/{feature_dim**-0.5:.4f}  "
         f"{row['samples_per_second']:.0f} samples/s  ETA {duration(eta_seconds)}{probe}"
     )
 
