@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# For pip, such as the index of PyTorch's CPU builds: from PyPI, torch on Linux is the CUDA build.
+PIP_FLAGS ?=
 
 .PHONY: help demo test lint types check bench doctor clean
 
@@ -11,7 +13,7 @@ help: ## this list
 
 $(STAMP): setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e ".[dev]"
 	touch $@
 
 demo: $(STAMP) ## pre-train on synthetic skeletons, from raw files to a report (no data needed)

@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fastmc.augment import to_encoder_layout
+from fastmc.data.parallel import usable_cores
 from fastmc.data.resident import ResidentStore
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import frozen_features, knn_evaluate, linear_evaluate
 from fastmc.progress import progress_bar
 from train.config import Config, parse
 from train.datasets import open_dataset
+from train.errors import USER_ERRORS
 
 COLUMNS = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_top5": "linear top-5"}
 
@@ -51,6 +53,19 @@ class Accuracy:
 
 def main(args: Sequence[str] | None = None) -> int:
     settings, flags = tyro.cli(Accuracy, prog="python -m bench.accuracy", args=args, return_unknown_args=True)
+    try:
+        return _measure(settings, flags)
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _measure(settings: Accuracy, flags: Sequence[str]) -> int:
+    if settings.parallel < 1:
+        raise ValueError(f"parallel must be at least 1, got {settings.parallel}")
+    taken = {"--method", "--seed"} & set(flags)
+    if taken:
+        raise ValueError(f"{', '.join(taken)} differs from run to run: give --methods and --seeds")
     config = parse(flags)
     store = open_dataset(config.dataset, config.data_root)  # made once, before the runs ask for it side by side
     jobs = [(method, seed) for seed in settings.seeds for method in settings.methods]
@@ -68,7 +83,7 @@ def _run(settings: Accuracy, flags: Sequence[str], method: str, seed: int) -> di
     folder = settings.out / f"{method}-seed{seed}"
     command = [sys.executable, "-m", "train.run", *flags]
     command += ["--method", method, "--seed", str(seed), "--out", str(folder)]
-    threads = str(max(1, (os.cpu_count() or 1) // settings.parallel))
+    threads = str(max(1, usable_cores() // settings.parallel))
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode:

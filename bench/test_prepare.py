@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,9 @@ def assert_same(files: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("work", [read, prepare])
-def test_files_per_second(benchmark, capsys, files, work):
+def test_files_per_second(
+    benchmark: Any, capsys: pytest.CaptureFixture[str], files: list[Path], work: Callable[[Path, Reader], Any]
+) -> None:
     assert_same(files)
     plain_seconds = []
 

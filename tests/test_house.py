@@ -133,7 +133,9 @@ def test_kinect_layouts():
         "head",
         "spine shoulder",
     ]
-    # The field's bone list, 1-based pairs (child, parent), from the definition of the Kinect v2 joints.
+    # The field's bone list: the parents of joints 1 to 25, 1-based.
+    parents = [2, 21, 21, 3, 21, 5, 6, 7, 21, 9, 10, 11, 1, 13, 14, 15, 1, 17, 18, 19, 21, 23, 8, 25, 12]
+    assert [parent + 1 for parent in NTU25.parents] == parents
     bones = {(names[child], names[parent]) for child, parent in NTU25.bones}
     assert len(bones) == 24
     assert {("left elbow", "left shoulder"), ("head", "neck"), ("spine base", "spine mid")} <= bones

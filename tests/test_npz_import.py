@@ -274,3 +274,32 @@ def test_hdm05(tmp_path):
         assert abs(first[NTU25.spine]).max() < 1e-6
         assert first[NTU25.hip, 2] < 0
         assert first[NTU25.left_shoulder, 0] > first[NTU25.right_shoulder, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"subject": np.array([1, 2, 3, 1, 2, 2**31])}, "subject 2147483648 of clip 5"),
+        ({"subject": np.array([1, -2, 3, 1, 2, 3])}, "subject -2 of clip 1"),
+        ({"label": np.array([0, 1, 2, 0, 1, 2**33])}, "label 8589934592 of clip 5"),
+        ({"label": np.array([0, 1, 2, 0, 1, 2023])}, None),
+        ({"label": np.array([0, 1, 2, 0, 1, 20230])}, "label 20230 without class_names"),
+        ({"fps": np.array(np.inf)}, "fps is inf"),
+        ({"x": np.ones((6, 3, 5, 25, 4), np.float32)}, "x holds 4 bodies a clip"),
+    ],
+)
+def test_numbers_out_of_range_are_named(changes, message, tmp_path):
+    file = save(tmp_path, **changes)
+    if message is None:
+        assert load(file, tmp_path / "toy").num_classes == 2024
+        return
+    with pytest.raises(PrepareError, match=message):
+        load(file, tmp_path / "toy")
+    assert not (tmp_path / "toy").exists()
+
+
+def test_strings_stored_as_bytes_are_text(tmp_path):
+    split = np.array(["train"] * 4 + ["test"] * 2).astype("S5")
+    store = load(save(tmp_path, split=split, class_names=np.array([b"a", b"b", b"c"])), tmp_path / "toy")
+    assert store.class_names == ("a", "b", "c")
+    assert len(store.split("split")[0]) == 4

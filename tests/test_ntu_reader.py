@@ -300,3 +300,9 @@ def test_parse_name(name):
 def test_parse_name_is_strict(name):
     with pytest.raises(ValueError, match="expected SsssCcccPpppRrrrAaaa with three digits each"):
         parse_name(name)
+
+
+@pytest.mark.parametrize("name", ["S000C001P001R001A001", "S001C004P001R001A001", "S001C001P001R001A000"])
+def test_numbers_of_a_name_start_at_1_and_cameras_end_at_3(name: str) -> None:
+    with pytest.raises(ValueError, match="numbers start at 1, cameras end at 3"):
+        parse_name(name)

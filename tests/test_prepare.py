@@ -15,9 +15,9 @@ import pytest
 from fastmc.data import prepare
 from fastmc.data.normalise import choose_bodies, normalise
 from fastmc.data.ntu import read_skeleton
-from fastmc.data.parallel import IN_FLIGHT, ordered_map
+from fastmc.data.parallel import IN_FLIGHT, WorkerDied, ordered_map
 from fastmc.data.prepare import PrepareError, prepare_ntu, prepare_synthetic
-from fastmc.data.protocols import NTU60_CLASS_NAMES, NTU60_TRAIN_SUBJECTS, read_missing_list
+from fastmc.data.protocols import NTU60_CLASS_NAMES, NTU60_PROTOCOLS, NTU60_TRAIN_SUBJECTS, read_missing_list
 from fastmc.data.report import describe, summary
 from fastmc.data.store import StoreError
 from fastmc.plotting import draw_clip
@@ -83,8 +83,13 @@ def test_store_holds_the_clips(raw, tmp_path):
 def test_published_lists():
     assert len(set(NTU60_CLASS_NAMES)) == len(NTU60_CLASS_NAMES) == 60
     assert NTU60_CLASS_NAMES[49] == "punch/slap"  # A050, the first of the eleven two-person actions
-    assert len(set(NTU60_TRAIN_SUBJECTS)) == 20
-    assert max(NTU60_TRAIN_SUBJECTS) <= 40
+    for number, name in {1: "drink water", 8: "sit down", 9: "stand up", 23: "hand waving", 43: "falling down"}.items():
+        assert NTU60_CLASS_NAMES[number - 1] == name
+    assert NTU60_CLASS_NAMES[57:] == ("shaking hands", "walking towards", "walking apart")
+    test_subjects = {3, 6, 7, 10, 11, 12, 20, 21, 22, 23, 24, 26, 29, 30, 32, 33, 36, 37, 39, 40}
+    assert set(NTU60_TRAIN_SUBJECTS) == set(range(1, 41)) - test_subjects
+    assert NTU60_PROTOCOLS["xsub"] == {"field": "subject", "train": list(NTU60_TRAIN_SUBJECTS)}
+    assert NTU60_PROTOCOLS["xview"] == {"field": "camera", "train": [2, 3]}
 
 
 def test_same_store_for_any_number_of_workers(raw, tmp_path):
@@ -158,10 +163,10 @@ def test_strict_stops_at_the_first_fault_with_many_workers(raw, tmp_path):
 
 
 def test_files_that_are_no_fault_pass_a_strict_preparation(raw, tmp_path):
-    write_raw(raw, [clip_name(action=61), clip_name(action=0)])
+    write_raw(raw, [clip_name(action=61), clip_name(subject=41), clip_name(setup=18)])
     (raw / f"{clip_name(action=7)}.skeleton").write_text("2\n0\n0\n")
     store = prepare_ntu(raw, tmp_path / "out", strict=True, workers=1)
-    assert store.meta["counts"]["skipped"] == {prepare.OTHER_ACTION: 2, prepare.NO_BODY: 1}
+    assert store.meta["counts"]["skipped"] == {prepare.OTHER_SET: 3, prepare.NO_BODY: 1}
     assert len(store) == len(NAMES)
 
 
@@ -194,7 +199,7 @@ def test_bad_missing_list(raw, tmp_path, text, message):
 
 def test_nothing_usable_is_an_error(tmp_path):
     raw = write_raw(tmp_path / "raw", [clip_name(action=61)])
-    with pytest.raises(PrepareError, match=r"none of the 1 files under .* is usable \(1 action of another set\)"):
+    with pytest.raises(PrepareError, match=r"none of the 1 files under .* is usable \(1 clip of another set\)"):
         prepare_ntu(raw, tmp_path / "out", workers=1)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
@@ -209,7 +214,7 @@ def test_two_bodies(tmp_path):
 
 def test_worker_that_dies_is_a_clear_error(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "_read", _die)
-    with pytest.raises(PrepareError, match="a worker process was killed"):
+    with pytest.raises(WorkerDied, match="a worker process ended"):
         prepare_ntu(raw, tmp_path / "out", workers=2)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
@@ -266,7 +271,7 @@ def test_stopped_preparation_leaves_no_store_and_can_be_run_again(tmp_path, sign
     assert not (tmp_path / "out").exists()
     if signal_number == signal.SIGINT:
         assert process.returncode == 130
-        assert "interrupted; nothing was written\n" in errors
+        assert "interrupted; no store was written\n" in errors
         # Stopped in the middle of its own start, a worker may complain.
         assert "Traceback" not in errors or moment is workers_start
     else:

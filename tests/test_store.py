@@ -147,8 +147,35 @@ def test_killed_between_the_renames_of_an_overwrite(tmp_path):
     before = snapshot(write(tmp_path / "toy"))
     (tmp_path / "toy").rename(tmp_path / ".toy.old")
     with pytest.raises(StoreError, match="already holds a store"):
-        write(tmp_path / "toy")
+        writer(tmp_path / "toy").__enter__()  # before any clip is read
     assert snapshot(tmp_path / "toy") == before
+
+
+def test_a_linked_target_stays_a_link(tmp_path):
+    (tmp_path / "big disk").mkdir()
+    (tmp_path / "toy").symlink_to(tmp_path / "big disk" / "toy")
+    for overwrite in (False, True):
+        with writer(tmp_path / "toy", overwrite=overwrite) as store:
+            store.add(clips(1)[0], name="a", label=0)
+        assert (tmp_path / "toy").is_symlink()
+        assert len(PackedStore.open(tmp_path / "toy")) == 1
+        assert [path.name for path in (tmp_path / "big disk").iterdir()] == ["toy"]
+
+
+@pytest.mark.parametrize("damage", ["fps", "num_frames", "skipped"])
+def test_more_damage_is_a_store_error(damage, tmp_path):
+    path = write(tmp_path / "toy")
+    if damage == "fps":
+        meta = json.loads((path / "meta.json").read_text())
+        del meta["fps"]
+        (path / "meta.json").write_text(json.dumps(meta))
+    elif damage == "num_frames":
+        for name in ("num_frames", "num_bodies"):
+            np.save(path / f"{name}.npy", -np.load(path / f"{name}.npy"))
+    else:
+        (path / "skipped.json").write_text("[")
+    with pytest.raises(StoreError, match="corrupt"):
+        PackedStore.open(path).skipped()
 
 
 def test_memory_does_not_grow_with_the_set(tmp_path):
@@ -247,7 +274,7 @@ def change_meta(**values):
         (lambda path: (path / "label.npy").write_bytes(b""), r"label\.npy"),
         (truncate, r"frames\.npy"),
         (change_array("start", lambda start: start + 1), "do not agree"),
-        (change_array("num_frames", lambda frames: frames * 0), "do not agree"),
+        (change_array("num_frames", lambda frames: frames * 0), "below 1"),
         (change_array("camera", lambda camera: camera[:-1]), r"camera\.npy is int32 \(5,\)"),
         (change_array("camera", lambda camera: camera.astype(np.float32)), r"camera\.npy is float32"),
     ],

@@ -199,7 +199,7 @@ def test_arguments_out_of_range_are_refused(tmp_path: Path, bad: dict[str, objec
 
 
 def test_raw_coordinates_do_not_solve_cross_subject(clips: dict[str, RawClip]) -> None:
-    """Nearest neighbour on raw coordinates is far above chance, so there is signal, and far below an encoder."""
+    """Nearest neighbour on raw coordinates is far above chance, so there is signal, and far from perfect."""
     features = np.stack([resized(normalise(choose_bodies(clip), NTU25)) for clip in clips.values()])
     names = [parse_name(name) for name in clips]
     label = np.array([name.action for name in names])

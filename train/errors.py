@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastmc.data.parallel import WorkerDied
 from fastmc.data.prepare import PrepareError
 from fastmc.data.store import StoreError
 from train.checkpoint import CheckpointError
@@ -9,7 +10,7 @@ from train.datasets import DatasetError
 from train.record import log
 from train.step import NonFiniteError
 
-USER_ERRORS = (ValueError, OSError, DatasetError, StoreError, PrepareError, NonFiniteError, CheckpointError)
+USER_ERRORS = (ValueError, OSError, DatasetError, StoreError, PrepareError, WorkerDied, NonFiniteError, CheckpointError)
 
 
 def report_error(error: BaseException) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from fastmc.data.npz import import_npz
+from fastmc.data.parallel import WorkerDied
 from fastmc.data.prepare import PrepareError, prepare_ntu, prepare_synthetic
 from fastmc.data.protocols import NTU60_CLIPS
 from fastmc.data.report import describe, summary
@@ -141,6 +142,8 @@ def info(
     """
     if clip is not None and plot is None:
         raise PrepareError("--clip says what to draw: give --plot FILE.png too")
+    if plot is not None and not plot.suffix:
+        raise PrepareError(f"--plot {plot} has no suffix; name a picture, such as {plot}.png")
     opened = PackedStore.open(store)
     n = find_clip(opened, clip or "0")
     if verify:
@@ -155,7 +158,7 @@ def find_clip(store: PackedStore, name_or_index: str) -> int:
     found = np.flatnonzero(store.names == name_or_index)
     if len(found):
         return int(found[0])
-    if name_or_index.isdigit() and int(name_or_index) < len(store):
+    if name_or_index.isdecimal() and int(name_or_index) < len(store):
         return int(name_or_index)
     near = difflib.get_close_matches(name_or_index, store.names.tolist(), n=3)
     hint = f"did you mean {', '.join(near)}?" if near else f"the first one is {store.names[0]}"
@@ -185,11 +188,11 @@ def main(args: Sequence[str] | None = None) -> int:
             args=args,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-    except (PrepareError, StoreError, OSError) as error:
+    except (PrepareError, StoreError, WorkerDied, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print("interrupted; no store was written", file=sys.stderr)
         return 130
     return 0
 

@@ -21,6 +21,7 @@ from fastmc.skeleton import NTU25, SKELETONS, Skeleton
 
 REQUIRED = ("x", "num_frames", "label")
 ID_FIELDS = ("subject", "camera", "setup", "replication")
+MAX_NAMELESS = 10_000  # a label this high is no class index, but a year or a hash
 BAD_LENGTH = "num_frames out of range"
 NOT_FINITE = "NaN or infinite coordinates"
 NO_BODY = "all coordinates are zero"
@@ -132,7 +133,8 @@ def _read(file: Path) -> dict[str, np.ndarray]:
 
 def _member(content: Mapping[str, np.ndarray], key: str, file: Path) -> np.ndarray:
     try:
-        return content[key]
+        array = content[key]
+        return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array  # as MATLAB and HDF5 exports have
     except ValueError as error:
         if "allow_pickle" not in str(error):
             raise
@@ -160,11 +162,17 @@ def _check(arrays: Arrays, file: Path) -> None:
         if key in arrays and (arrays[key].shape != (length,) or arrays[key].dtype.kind not in kinds):
             kind = "strings" if kinds == "U" else "integers"
             raise PrepareError(f"{file}: {key} is {arrays[key].dtype} {arrays[key].shape}, expected {length} {kind}")
+    if x.shape[4] > 2:
+        raise PrepareError(f"{file}: x holds {x.shape[4]} bodies a clip; keep the one or two that matter")
+    for key in ("label", *ID_FIELDS):
+        if key in arrays and not 0 <= int(arrays[key].min()) <= int(arrays[key].max()) < 2**31:
+            clip = int(arrays[key].argmin() if arrays[key].min() < 0 else arrays[key].argmax())
+            raise PrepareError(f"{file}: {key} {arrays[key][clip]} of clip {clip} is negative or above 2^31 - 1")
+    if "class_names" not in arrays and arrays["label"].max() >= MAX_NAMELESS:
+        raise PrepareError(f"{file}: label {arrays['label'].max()} without class_names; number the classes from 0")
     fps = arrays.get("fps", np.float32(30))
-    if fps.shape != () or fps.dtype.kind not in "iuf" or not fps > 0:
+    if fps.shape != () or fps.dtype.kind not in "iuf" or not 0 < fps < np.inf:
         raise PrepareError(f"{file}: fps is {fps}, expected one positive number")
-    if arrays["label"].min() < 0:
-        raise PrepareError(f"{file}: label {arrays['label'].min()} of clip {arrays['label'].argmin()} is negative")
 
 
 def _layout(arrays: Arrays, skeleton: str | None, roles: Mapping[str, int | str]) -> tuple[np.ndarray, Skeleton]:

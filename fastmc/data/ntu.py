@@ -47,15 +47,22 @@ def parse_name(name: str | Path) -> ClipName:
             f"{str(name)!r} is not the name of an NTU RGB+D clip: expected SsssCcccPpppRrrrAaaa with three digits each "
             "(setup, camera, performer, replication, action), such as S001C002P003R002A013.skeleton"
         )
-    return ClipName(*map(int, match.groups()[:5]))
+    clip = ClipName(*map(int, match.groups()[:5]))
+    if 0 in clip or clip.camera > 3:
+        raise ValueError(f"{str(name)!r} is not the name of an NTU RGB+D clip: numbers start at 1, cameras end at 3")
+    return clip
 
 
-def read_skeleton(path: str | Path) -> RawClip:
+def read_skeleton(path: str | Path, content: bytes | None = None) -> RawClip:
     """Reads a `.skeleton` file: all bodies of all frames, positions x, y, z in metres in camera space.
 
     The same values, bit for bit, and the same errors as `fastmc.reference.ntu.read_skeleton`. Lines may end in LF or
     CRLF, blanks may follow a line and blank lines the last one; a frame may hold no body or any number of them. Numbers
     that are not kept must be numbers, though not finite ones: a point may lie outside of the colour image.
+
+    Args:
+        path: the file.
+        content: its bytes, where they have been read already.
 
     Raises:
         SkeletonFileError: names the line, what was found and what was expected: a wrong number of lines, fields or
@@ -65,7 +72,7 @@ def read_skeleton(path: str | Path) -> RawClip:
     """
     _keep_freed_memory()
     try:
-        return _read_at_once(Path(path).read_bytes())
+        return _read_at_once(Path(path).read_bytes() if content is None else content)
     except _Odd:
         return read_plainly(path)
 

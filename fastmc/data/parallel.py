@@ -8,9 +8,15 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from typing import TypeVar
+
+
+class WorkerDied(RuntimeError):
+    """A worker process ended before its work was done; the message says what may be the reason."""
+
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -25,19 +31,25 @@ def ordered_map(
     """``map`` on ``workers`` processes, in this one if it is 1. Close the generator to stop early.
 
     Raises:
-        BrokenProcessPool: a worker was killed, by the system for want of memory for instance.
+        WorkerDied: a worker ended before its work was done.
     """
     if workers <= 1:
         yield from map(function, items)
         return
-    with _pool(workers) as pool:
-        waiting: deque[Future[Result]] = deque()
-        for item in items:
-            waiting.append(_submit(pool, function, item))
-            if len(waiting) >= IN_FLIGHT * workers:
+    try:
+        with _pool(workers) as pool:
+            waiting: deque[Future[Result]] = deque()
+            for item in items:
+                waiting.append(_submit(pool, function, item))
+                if len(waiting) >= IN_FLIGHT * workers:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise WorkerDied(
+            "a worker process ended before its work was done: for want of memory, or since the calling script lacks "
+            'if __name__ == "__main__": (workers import it); try workers=1'
+        ) from error
 
 
 def usable_cores() -> int:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,14 @@ from tqdm import tqdm
 from fastmc.data.normalise import choose_bodies, normalise
 from fastmc.data.ntu import SkeletonFileError, parse_name, read_skeleton
 from fastmc.data.parallel import ordered_map, usable_cores
-from fastmc.data.protocols import NTU60_CLASS_NAMES, NTU60_FILES, NTU60_PROTOCOLS, Protocols, read_missing_list
+from fastmc.data.protocols import (
+    NTU60_CLASS_NAMES,
+    NTU60_FILES,
+    NTU60_LIMITS,
+    NTU60_PROTOCOLS,
+    Protocols,
+    read_missing_list,
+)
 from fastmc.data.store import PackedStore, StoreWriter, check_target
 from fastmc.progress import progress_bar
 from fastmc.skeleton import NTU25
@@ -31,7 +37,7 @@ FOREIGN_NAME = "not an NTU RGB+D file name"
 DUPLICATE = "clip of the same name in another folder"
 PUBLISHED = "published as missing"
 NO_BODY = "no skeleton in the file"
-OTHER_ACTION = "action of another set"
+OTHER_SET = "clip of another set"
 FAULTS = (MALFORMED, FOREIGN_NAME, DUPLICATE)
 
 HOW_TO_GET_NTU = f"""\
@@ -74,6 +80,7 @@ def prepare_ntu(
     overwrite: bool = False,
     name: str = "ntu60",
     class_names: Sequence[str] = NTU60_CLASS_NAMES,
+    limits: Mapping[str, int] = NTU60_LIMITS,
     protocols: Protocols = NTU60_PROTOCOLS,
     extra_meta: Mapping[str, Any] | None = None,
 ) -> PackedStore:
@@ -86,7 +93,9 @@ def prepare_ntu(
             without any skeleton is left out in any case.
         strict: stop at the first malformed file or foreign name (by default it is reported and left out).
         workers: processes; None takes all cores.
-        class_names: names of actions 1, 2, ...; files of higher actions are left out.
+        class_names: names of actions 1, 2, ...
+        limits: highest setup and performer of the set; files with higher numbers, or of an action without a name, are
+            left out as those of another set.
 
     Raises:
         PrepareError: no usable file, a faulty one in a strict preparation, or ``missing`` is not such a list.
@@ -114,8 +123,8 @@ def prepare_ntu(
                 raise PrepareError(f"{detail}; without --strict such files are left out and listed")
             writer.skip(name, reason, detail)
 
-        sources = _sources(paths, left_out, len(class_names), skip)
-        with closing(_read_all(sources, workers)) as reads:
+        sources = _sources(paths, left_out, {**limits, "action": len(class_names)}, skip)
+        with closing(ordered_map(_read, sources, min(workers or usable_cores(), len(sources)))) as reads:
             for read in tqdm(reads, total=len(sources), **progress_bar("file", "read and pack")):
                 if read.clip is None:
                     skip(read.source.name, read.reason, read.detail)
@@ -164,6 +173,7 @@ def prepare_synthetic(
             overwrite=overwrite,
             name="synthetic",
             class_names=CLASS_NAMES,
+            limits={},
             protocols={
                 "xsub": {"field": "subject", "train": list(range(1, subjects + 1, 2))},
                 "xview": {"field": "camera", "train": [2, 3]},
@@ -190,7 +200,7 @@ def _find(raw: Path) -> list[Path]:
 
 
 def _sources(
-    paths: Iterable[Path], left_out: frozenset[str], num_classes: int, skip: Callable[[str, str, str], None]
+    paths: Iterable[Path], left_out: frozenset[str], limits: Mapping[str, int], skip: Callable[[str, str, str], None]
 ) -> list[_Source]:
     """The files to read, sorted by name; all others are skipped."""
     sources: dict[str, _Source] = {}
@@ -201,12 +211,13 @@ def _sources(
             skip(path.stem, FOREIGN_NAME, str(error))
             continue
         name = path.stem
+        beyond = [f"{field} {n} of {limits[field]}" for field, n in clip._asdict().items() if n > limits.get(field, n)]
         if name in sources:
             skip(name, DUPLICATE, f"{path}: {sources[name].path} has the same name")
         elif name in left_out:
             skip(name, PUBLISHED, "")
-        elif not 1 <= clip.action <= num_classes:
-            skip(name, OTHER_ACTION, f"{path}: action {clip.action}, this set has 1 to {num_classes}")
+        elif beyond:
+            skip(name, OTHER_SET, f"{path}: {', '.join(beyond)}")
         else:
             fields = {
                 "name": name,
@@ -223,8 +234,9 @@ def _sources(
 def _read(source: _Source) -> _Read:
     """Runs in a worker: any fault of a file is a result, so that one bad file does not end the preparation."""
     try:
-        digest = hashlib.blake2b(source.path.read_bytes(), digest_size=16).digest()
-        raw = read_skeleton(source.path)
+        content = source.path.read_bytes()
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+        raw = read_skeleton(source.path, content)
         if not any(body.joints.any() for body in raw.bodies.values()):
             return _Read(source, digest, reason=NO_BODY)
         return _Read(source, digest, normalise(choose_bodies(raw), NTU25))
@@ -232,10 +244,3 @@ def _read(source: _Source) -> _Read:
         return _Read(source, b"", reason=MALFORMED, detail=str(error))
     except (OSError, ValueError) as error:
         return _Read(source, b"", reason=MALFORMED, detail=f"{source.path}: {error}")
-
-
-def _read_all(sources: Sequence[_Source], workers: int | None) -> Generator[_Read, None, None]:
-    try:
-        yield from ordered_map(_read, sources, min(workers or usable_cores(), len(sources)))
-    except BrokenProcessPool as error:
-        raise PrepareError("a worker process was killed (out of memory?); try fewer: --workers 1") from error

@@ -10,6 +10,7 @@ from typing import Any
 Protocols = Mapping[str, Mapping[str, Any]]
 
 NTU60_FILES = 56_880
+NTU60_LIMITS = {"setup": 17, "performer": 40}
 NTU60_CLIPS = NTU60_FILES - 302  # without the files published as missing or incomplete
 
 # fmt: off

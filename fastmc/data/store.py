@@ -8,6 +8,7 @@ in metres; clip n has T_n = ``num_frames[n]`` frames of M_n = ``num_bodies[n]`` 
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -85,6 +86,9 @@ class PackedStore:
 
     def _check(self) -> None:
         clips, rows = self.meta["counts"]["clips"], self.meta["counts"]["rows"]
+        _ = self.name, self.fps, self.class_names, self.content_checksum  # a KeyError here, not in the middle of a run
+        if (self.num_frames < 1).any() or (self.num_bodies < 1).any():
+            raise ValueError("num_frames.npy or num_bodies.npy holds numbers below 1")
         if self.frames.dtype != np.float32 or self.frames.shape != (rows, self.skeleton.num_joints, 3):
             raise ValueError(f"frames.npy is {self.frames.dtype} {self.frames.shape}, meta.json says {rows} rows")
         for name in (*CLIP_DTYPES, "names"):
@@ -151,7 +155,10 @@ class PackedStore:
 
     def skipped(self) -> list[dict[str, str]]:
         """What the preparation left out: ``name``, ``reason`` (a category) and ``detail`` of each source file."""
-        return json.loads((self.path / "skipped.json").read_text())
+        try:
+            return json.loads((self.path / "skipped.json").read_text())
+        except ValueError as error:
+            raise StoreError(f"{self.path / 'skipped.json'} is corrupt: {error}; {REMEDY} with --overwrite") from error
 
     def verify(self) -> None:
         """Read all frames and compare their checksum; StoreError if a bit has changed since they were written."""
@@ -192,7 +199,7 @@ class StoreWriter:
         overwrite: bool = False,
         extra_meta: Mapping[str, Any] | None = None,
     ) -> None:
-        self.path = Path(os.path.abspath(path))
+        self.path = Path(os.path.realpath(path))  # a link to another disk stays a link
         self.overwrite = overwrite
         self.skeleton = skeleton
         self.meta: dict[str, Any] = {
@@ -214,9 +221,9 @@ class StoreWriter:
         self._digest = hashlib.blake2b(digest_size=16)
 
     def __enter__(self) -> StoreWriter:
-        check_target(self.path, self.overwrite)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        _clean_up_after_killed_writers(self.path)
+        _clean_up_after_killed_writers(self.path)  # may bring an old store back
+        check_target(self.path, self.overwrite)
         self._temp = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}")
         self._temp.mkdir()
         self._lock = _lock(self._temp)
@@ -367,7 +374,7 @@ def check_target(path: str | Path, overwrite: bool) -> None:
 
 
 def _clean_up_after_killed_writers(path: Path) -> None:
-    for temp in path.parent.glob(f".{path.name}.tmp-*"):
+    for temp in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
         lock = _lock(temp)
         if lock is None:
             process = temp.name.rpartition("-")[2]
