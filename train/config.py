@@ -91,7 +91,7 @@ class Config:
     protocol: str | None = None
     """Training and test split, such as xsub or xview; by default the store's first."""
     preset: Preset = "paper"
-    """paper: the settings of section 4.2, for a GPU. small: an hour or so on a CPU. tiny: minutes, for a first look. A
+    """paper: the settings of section 4.2, for a GPU. small: hours on a CPU. tiny: minutes, for a first look. A
     preset sets defaults, every other flag overrides it. By default paper; tiny for the synthetic dataset."""
     stream: Stream = "joint"
     """Input stream: joint coordinates, their motion, or bones."""
