@@ -15,9 +15,15 @@ torch.set_num_threads(1)  # the tests run in several processes
 
 
 def write_small_store(
-    path: Path, clips: int = 48, classes: int = 3, seed: int = 0, subjects: tuple[int, ...] = (1, 2, 3, 4)
+    path: Path,
+    clips: int = 48,
+    classes: int = 3,
+    seed: int = 0,
+    subjects: tuple[int, ...] = (1, 2, 3, 4),
+    lift: float = 0.0,
 ) -> PackedStore:
-    """A store of clips whose class is the frequency of a swinging arm; every fourth clip has two bodies."""
+    """A store of clips whose class is the frequency of a swinging arm; every fifth has two bodies.
+    With ``lift``, the arm is also higher by so many metres from class to class."""
     rng = np.random.default_rng(seed)
     pose = rng.normal(size=(25, 3)).astype(np.float32)
     with StoreWriter(
@@ -29,10 +35,11 @@ def write_small_store(
         protocols={"xsub": {"field": "subject", "train": [1, 3]}, "xview": {"field": "camera", "train": [2, 3]}},
     ) as writer:
         for n in range(clips):
-            label, frames, bodies = n % classes, int(rng.integers(20, 90)), 2 if n % 4 == 3 else 1
+            label, frames, bodies = n % classes, int(rng.integers(20, 90)), 2 if n % 5 == 4 else 1
             time = np.arange(frames) / 30
             clip = np.broadcast_to(pose, (frames, bodies, 25, 3)).copy()
             clip[:, :, 4:12, 2] += np.sin(2 * np.pi * (1 + label) * time)[:, None, None] * 0.5
+            clip[:, :, 4:8, 1] += lift * label
             clip += rng.normal(scale=0.01, size=clip.shape)
             writer.add(
                 clip.astype(np.float32),

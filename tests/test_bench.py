@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from conftest import write_small_store
+
 from bench.accuracy import make_table, raw_accuracy
+from bench.supervised import supervised_accuracy
 from fastmc.data.store import PackedStore
 from train.config import parse
 
@@ -30,3 +33,12 @@ def test_raw_accuracy_of_the_small_store(data_root):
     accuracy = raw_accuracy(PackedStore.open(data_root / "small"), config)
     assert 100 / 3 < accuracy["knn_top1"] < 100
     assert accuracy["linear_top5"] == 100
+
+
+def test_supervised_encoder_learns_classes_that_are_plain_to_see(tmp_path):
+    flags = ["--frames", "8", "--encoder", "1x16", "--batch-size", "8", "--epochs", "30", "--milestones", "25"]
+    config = replace(parse([*flags, "--jitter-joints", "0", "--shear", "0.1", "--lr", "1e-2"]), protocol="xsub")
+    store = write_small_store(tmp_path / "lifted", lift=1.0)
+    accuracy = supervised_accuracy(config, store)
+    assert accuracy > 80  # chance is 33
+    assert accuracy == supervised_accuracy(config, store)

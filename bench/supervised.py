@@ -1,0 +1,95 @@
+"""What the encoder reaches with labels, an upper reference for a data set: python -m bench.supervised --help.
+
+The encoder of the run's config and a linear classifier, trained end to end on views of the basic and of the strong
+augmentation, and tested on centre crops as in linear evaluation.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from fastmc.data.resident import ResidentStore
+from fastmc.data.store import PackedStore
+from fastmc.evaluation import represent
+from fastmc.model import A2MC, BASIC_QUERY, STRONG
+from fastmc.progress import progress_bar
+from train.config import Config, parse
+from train.datasets import open_dataset
+from train.errors import USER_ERRORS
+from train.loop import build_model, epoch_order
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """Train the encoder with labels, from several seeds, and print its top-1 accuracy.
+
+    All other flags are those of train.run.
+    Example: python -m bench.supervised --dataset synthetic --preset tiny --protocol xview
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One run each."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    settings, flags = tyro.cli(Supervised, prog="python -m bench.supervised", args=args, return_unknown_args=True)
+    try:
+        config = parse(flags)
+        store = open_dataset(config.dataset, config.data_root)
+        config = replace(config, protocol=config.protocol or store.protocols[0])
+        accuracies = [supervised_accuracy(replace(config, seed=seed), store) for seed in settings.seeds]
+    except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    mean = sum(accuracies) / len(accuracies)
+    print(f"{store.name} {config.protocol}, supervised top-1: {mean:.1f} ({', '.join(f'{a:.1f}' for a in accuracies)})")
+    return 0
+
+
+def supervised_accuracy(config: Config, store: PackedStore) -> float:
+    """Top-1 accuracy on the test clips, percent, after the last epoch."""
+    assert config.protocol is not None
+    resident = ResidentStore(store)
+    train, test = (torch.from_numpy(ids) for ids in store.split(config.protocol))
+    model = build_model(config, store, torch.device("cpu"))
+    torch.manual_seed(config.seed)
+    classifier = nn.Linear(model.query.representation_dim, store.num_classes)
+    parameters = [*model.query.parameters(), *classifier.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=config.optim.lr, weight_decay=config.optim.weight_decay)
+    model.train()
+    step = 0
+    for epoch in tqdm(range(config.optim.epochs), **progress_bar("epoch", "supervised")):
+        for group in optimizer.param_groups:
+            group["lr"] = config.optim.lr_at(epoch + 0.5)
+        for ids in epoch_order(train, config.seed, epoch).split(config.optim.batch_size):
+            loss = _loss(model, classifier, resident, ids, step)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+    with torch.no_grad():
+        ratio, position = torch.full((len(test),), config.evaluation.test_crop), torch.full((len(test),), 0.5)
+        features = represent(
+            model.query, resident, test, model.encoder_input, frames=config.frames, ratio=ratio, position=position
+        )
+        hit = classifier(features).argmax(dim=1) == resident.label[test]
+    return 100 * hit.double().mean().item()
+
+
+def _loss(model: A2MC, classifier: nn.Linear, resident: ResidentStore, ids: Tensor, step: int) -> Tensor:
+    clips = resident.select(ids)
+    x = torch.cat([model.view(clips, ids, step, view) for view in (BASIC_QUERY, STRONG)])
+    scores = classifier(model.query.represent(model.encoder_input(x), views=2))
+    return F.cross_entropy(scores, resident.label[ids].repeat(2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
