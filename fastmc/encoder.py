@@ -16,8 +16,8 @@ Reading = Literal["sequence", "stepwise"]
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """BiGRU encoder. ``3x1024`` is what the works that the paper follows use (45M parameters), ``3x512`` has 11.6M,
-    near the 10.0M of the paper's table."""
+    """BiGRU encoder. ``3x1024`` is what the works that the paper follows use (45M parameters in the GRU), ``3x512`` has
+    11.5M, near the 10.0M of the paper's table."""
 
     encoder: str = "3x1024"
     """Layers x hidden units per direction."""

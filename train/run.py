@@ -126,11 +126,13 @@ def choose_device(name: str) -> torch.device:
 def start_line(config: Config, store: PackedStore, pretraining: Pretraining) -> str:
     layers, hidden = config.encoder.size
     parameters = sum(p.numel() for p in pretraining.model.query.parameters())
+    drops = ", ".join(str(epoch) for epoch in config.optim.milestones if epoch < config.optim.epochs)
     return (
         f"{config.contrast.method} on {store.name} {config.protocol} ({len(pretraining.train_ids)} training clips, "
         f"{len(pretraining.test_ids)} test clips), {config.stream} stream, BiGRU {layers}x{hidden} "
         f"({parameters / 1e6:.1f}M parameters), bank {config.contrast.bank_size}, {config.optim.epochs} epochs of "
-        f"{pretraining.batches} steps, {config.optim.optimizer} at {config.optim.lr:g}, {pretraining.device}"
+        f"{pretraining.batches} steps, {config.optim.optimizer} at {config.optim.lr:g} "
+        f"(drops at epochs: {drops or 'none'}), {pretraining.device}"
     )
 
 
