@@ -47,8 +47,7 @@ def attack(x: Tensor, classify: Callable[[Tensor], Tensor], config: AttackConfig
     """Eq. 6: the attacked clips x + rho.
 
     The first step of Adam from a zero state is -epsilon * g / (|g| + 1e-8), then rho is scaled to norm at most eta.
-    Clips do not influence each other as long as ``classify`` treats them one by one, so that the query encoder is to
-    be in evaluation mode ("fixed").
+    Clips do not influence each other as long as ``classify`` treats them one by one: see `Encoder.fixed`.
 
     Args:
         x: joint coordinates (B, T, M, V, 3); a missing body is zero and stays zero.

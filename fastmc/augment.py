@@ -121,14 +121,6 @@ def identity_params(num_frames: Tensor, num_joints: int) -> ViewParams:
     )
 
 
-def crop_params(num_frames: Tensor, num_joints: int, ratio: Tensor, position: Tensor) -> ViewParams:
-    """A temporal crop and nothing else: ``ratio`` (B,) of the clip, at ``position`` (B,) in [0, 1] of the free room."""
-    frames = num_frames.to(torch.int64)
-    length = torch.floor(frames * ratio).to(torch.int64).clamp_min(1).minimum(frames)
-    start = torch.floor((frames - length + 1) * position).to(torch.int64).minimum(frames - length)
-    return replace(identity_params(num_frames, num_joints), crop_start=start, crop_length=length)
-
-
 def draw_params(
     config: AugmentConfig,
     num_frames: Tensor,
@@ -255,6 +247,15 @@ def pack_dense(x: Tensor) -> PackedClips:
         num_bodies=torch.full_like(index, bodies),
         max_bodies=bodies,
     )
+
+
+def crop_span(num_frames: Tensor, ratio: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Start and length (B,) int64 of a temporal crop: ``ratio`` (B,) of the clip, at ``position`` (B,) in [0, 1] of the
+    free room."""
+    frames = num_frames.to(torch.int64)
+    length = torch.floor(frames * ratio).to(torch.int64).clamp_min(1).minimum(frames)
+    start = torch.floor((frames - length + 1) * position).to(torch.int64).minimum(frames - length)
+    return start, length
 
 
 def crop_resize(clips: PackedClips, start: Tensor, length: Tensor, size: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from fastmc.augment import apply_params, crop_params
+from fastmc.augment import crop_resize, crop_span
 from fastmc.data.resident import ResidentStore
 
 
@@ -79,7 +79,6 @@ def represent(
         ratio, position: (N,) share of the clip that is kept, and where: 0 at its start, 1 at its end.
         advance: told how many clips each batch had.
     """
-    joints = store.skeleton.num_joints
     training = encoder.training
     encoder.eval()
     parts: list[Tensor] = []
@@ -87,7 +86,7 @@ def represent(
         ids.split(batch_size), ratio.split(batch_size), position.split(batch_size), strict=True
     ):
         clips = store.select(batch)
-        x = apply_params(clips, crop_params(clips.num_frames, joints, share, place), store.skeleton, frames)
+        x = crop_resize(clips, *crop_span(clips.num_frames, share, place), frames)
         parts.append(encoder.represent(to_input(x)))
         advance(len(batch))
     encoder.train(training)

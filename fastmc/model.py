@@ -16,8 +16,8 @@ from fastmc.augment import (
     PackedClips,
     Stream,
     apply_params,
+    crop_resize,
     draw_params,
-    identity_params,
     pack_dense,
     to_encoder_layout,
     to_stream,
@@ -155,7 +155,7 @@ class A2MC(nn.Module):
 
     def attacked(self, clips: PackedClips) -> Tensor:
         """x_hat of eq. 6 (B, T, M, V, 3): the whole clips resized to T frames, then attacked."""
-        x = apply_params(clips, identity_params(clips.num_frames, self.skeleton.num_joints), self.skeleton, self.frames)
+        x = crop_resize(clips, torch.zeros_like(clips.num_frames), clips.num_frames, self.frames)
         with self.query.fixed():
             return attack(
                 x, lambda x: self.attack_head(self.query.represent(self.encoder_input(x))), self.attack_config

@@ -14,7 +14,7 @@ from fastmc.augment import (
     PackedClips,
     _add_noise,
     apply_params,
-    crop_params,
+    crop_span,
     draw_params,
     identity_params,
     pack_dense,
@@ -315,11 +315,11 @@ def test_identity_of_a_64_frame_clip_is_the_clip():
     torch.testing.assert_close(got, clip, atol=1e-6, rtol=0)
 
 
-def test_crop_params_are_the_named_crops():
+def test_crop_span_is_the_named_crop():
     frames = torch.tensor([100, 100, 1])
-    p = crop_params(frames, 25, torch.tensor([0.95, 0.5, 0.5]), torch.tensor([0.5, 1.0, 0.5]))
-    assert p.crop_length.tolist() == [95, 50, 1]
-    assert p.crop_start.tolist() == [3, 50, 0]
+    start, length = crop_span(frames, torch.tensor([0.95, 0.5, 0.5]), torch.tensor([0.5, 1.0, 0.5]))
+    assert length.tolist() == [95, 50, 1]
+    assert start.tolist() == [3, 50, 0]
 
 
 def test_streams():
