@@ -1,10 +1,12 @@
 """Packaging. The documented way to install is editable: pip install -c constraints.txt -e .[dev]"""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
-VERSION = "0.1.0"
+PACKAGE = Path(__file__).with_name("fastmc") / "__init__.py"
+VERSION = re.search(r'__version__ = "(.+)"', PACKAGE.read_text(encoding="utf-8"))[1]
 
 RUNTIME = [
     "numpy>=1.26",

@@ -29,8 +29,7 @@ from fastmc.progress import progress_bar
 from train.config import Config, parse
 from train.datasets import open_dataset
 from train.errors import USER_ERRORS
-
-COLUMNS = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_top5": "linear top-5"}
+from train.report import ACCURACIES
 
 
 @dataclass(frozen=True)
@@ -119,9 +118,9 @@ def make_table(methods: Sequence[str], seeds: Sequence[int], reports: dict, raw:
     """Mean over the seeds and, in brackets, the single values, percent."""
     rows = {"raw coordinates": [raw], "untrained": [reports[methods[0], seed]["random_init"] for seed in seeds]}
     rows |= {method: [reports[method, seed] for seed in seeds] for method in methods}
-    lines = ["| method | " + " | ".join(COLUMNS.values()) + " |", "|---|" + "---|" * len(COLUMNS)]
+    lines = ["| method | " + " | ".join(ACCURACIES.values()) + " |", "|---|" + "---|" * len(ACCURACIES)]
     for name, results in rows.items():
-        lines.append(f"| {name} | " + " | ".join(_cell([r[key] for r in results]) for key in COLUMNS) + " |")
+        lines.append(f"| {name} | " + " | ".join(_cell([r[key] for r in results]) for key in ACCURACIES) + " |")
     return "\n".join(lines)
 
 

@@ -24,7 +24,7 @@ from fastmc.progress import progress_bar
 from train.config import Config, parse
 from train.datasets import open_dataset
 from train.errors import USER_ERRORS
-from train.loop import build_model, epoch_order
+from train.loop import build_model, build_optimizer, epoch_order
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def supervised_accuracy(config: Config, store: PackedStore) -> float:
     torch.manual_seed(config.seed)
     classifier = nn.Linear(model.query.representation_dim, store.num_classes)
     parameters = [*model.query.parameters(), *classifier.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=config.optim.lr, weight_decay=config.optim.weight_decay)
+    optimizer = build_optimizer(config.optim, parameters)
     model.train()
     step = 0
     for epoch in tqdm(range(config.optim.epochs), **progress_bar("epoch", "supervised")):

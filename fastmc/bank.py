@@ -177,36 +177,10 @@ class MemoryBank(nn.Module):
         self.filled.add_(batch).clamp_(max=self.size)
 
     def step_(
-        self,
-        f0: Tensor,
-        f1: Tensor,
-        f2: Tensor,
-        f3: Tensor,
-        mixing: Tensor | float | None,
-        *,
-        temperature: float = 0.03,
-        lr: float = 3.0,
-        momentum_factor: float = 0.9,
-        weight_decay: float = 1e-4,
-        mix: str = "own",
-        impl: str = "auto",
+        self, f0: Tensor, f1: Tensor, f2: Tensor, f3: Tensor, mixing: Tensor | float | None, **settings: Any
     ) -> None:
-        """:func:`bank_step_` on this bank."""
-        bank_step_(
-            self.entries,
-            self.momentum,
-            f0,
-            f1,
-            f2,
-            f3,
-            mixing,
-            temperature=temperature,
-            lr=lr,
-            momentum_factor=momentum_factor,
-            weight_decay=weight_decay,
-            mix=mix,
-            impl=impl,
-        )
+        """:func:`bank_step_` on this bank; ``settings`` are its keyword arguments."""
+        bank_step_(self.entries, self.momentum, f0, f1, f2, f3, mixing, **settings)
 
     def extra_repr(self) -> str:
         return f"size={self.size}, dim={self.entries.shape[1]}"

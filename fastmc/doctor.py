@@ -19,8 +19,8 @@ def main() -> int:
     """Print the findings; 0 if the self-tests pass and the packages are ours."""
     print("versions")
     _line("python", f"{platform.python_version()} ({sys.executable})")
-    for package in PACKAGES:
-        _line(package, _version(package))
+    for package, number in package_versions().items():
+        _line(package, number or "not installed")
     print("devices")
     _line("cpu", f"{platform.machine()}, torch uses {torch.get_num_threads()} threads")
     _line("gpu", _gpu())
@@ -35,6 +35,17 @@ def main() -> int:
             healthy &= _implementation(impl, device)
     print("ok" if healthy else "NOT ok: see the lines marked !!")
     return 0 if healthy else 1
+
+
+def package_versions() -> dict[str, str | None]:
+    """Versions of fastmc and what it stands on; None for what is not installed."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions
 
 
 def self_test(impl: str, device: torch.device) -> float:
@@ -74,13 +85,6 @@ def _own_package(name: str) -> bool:
     ours = Path(__file__).resolve().parents[1] / name
     _line(name, str(ours) if foreign is None else f"another package is found: {foreign}", foreign is None)
     return foreign is None
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _gpu() -> str:

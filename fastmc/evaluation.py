@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from fastmc.augment import crop_resize, crop_span
 from fastmc.data.resident import ResidentStore
+from fastmc.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def frozen_features(
         return encode(ids, config.train_crop_min + (1 - config.train_crop_min) * u[0], u[1])
 
     clips = len(test_ids) + (1 + crops) * len(train_ids)
-    with tqdm(total=clips, desc="features", unit="clip", disable=not progress, leave=False) as bar:
+    with tqdm(total=clips, disable=not progress, **progress_bar("clip", "features")) as bar:
         test = centre(test_ids)
         train = centre(train_ids)
         views = [random(train_ids) for _ in range(crops)]
@@ -199,9 +200,7 @@ def train_linear(
     classifier = classifier.to(device)
     optimizer = torch.optim.SGD(classifier.parameters(), lr=config.linear_lr, momentum=0.9)
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(config.linear_milestones), gamma=0.1)
-    for _ in tqdm(
-        range(config.linear_epochs), desc="linear classifier", unit="epoch", disable=not progress, leave=False
-    ):
+    for _ in tqdm(range(config.linear_epochs), disable=not progress, **progress_bar("epoch", "linear classifier")):
         order = torch.randperm(clips, generator=generator).to(device)
         crop = torch.randint(len(crops), (clips,), generator=generator).to(device)
         for batch in order.split(config.linear_batch_size):

@@ -25,6 +25,7 @@ from fastmc.augment import (
 from fastmc.bank import MemoryBank, contrast_metrics, mixing_coefficients
 from fastmc.encoder import Encoder, EncoderConfig
 from fastmc.loss import info_nce, mc_loss_parts
+from fastmc.random import keyed_generator
 from fastmc.skeleton import Skeleton
 
 Method = Literal["a2mc", "b1", "b2", "b3"]
@@ -191,9 +192,8 @@ class A2MC(nn.Module):
         if self.contrast.method != "a2mc":
             return None
         if self.contrast.mixing == "draw":
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-            drawn = mixing_coefficients(self.contrast.bank_size, "draw", generator=generator)
-            self.coefficients.copy_(drawn)
+            generator = keyed_generator(self.seed, step)
+            self.coefficients.copy_(mixing_coefficients(len(self.coefficients), "draw", generator=generator))
         return self.coefficients
 
     @torch.no_grad()

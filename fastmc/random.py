@@ -51,6 +51,11 @@ def philox(seed: int, c0: Word, c1: Word, c2: Word, c3: Word) -> Tensor:
     return torch.stack(torch.broadcast_tensors(a, b, c, d), dim=-1)
 
 
+def keyed_generator(seed: int, number: int) -> torch.Generator:
+    """A CPU generator for draws that belong to (seed, number), such as an epoch's or a step's."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + number)
+
+
 def uniform(words: Tensor) -> Tensor:
     """32-bit words to float32 in [0, 1): the upper 24 bits, each value exactly representable."""
     return (words >> 8).to(torch.float32) * 2.0**-24

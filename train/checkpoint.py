@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from fastmc.files import sync_folder
 from train.record import log
 
 STATE, MARKER = "state.pt", "COMPLETE"
@@ -35,11 +36,11 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
         file.flush()
         os.fsync(file.fileno())
     (unfinished / MARKER).write_text(f"step {step}\n")
-    _sync_folder(unfinished)
+    sync_folder(unfinished)
     if final.exists():
         shutil.rmtree(final)
     os.replace(unfinished, final)
-    _sync_folder(folder)
+    sync_folder(folder)
     for _, old in complete(folder)[:-keep]:
         shutil.rmtree(old)
     return final
@@ -73,11 +74,3 @@ def load_latest(folder: Path) -> tuple[Path, dict[str, Any]]:
 def _remove_unfinished(folder: Path) -> None:
     for path in folder.glob(".step_*.tmp"):
         shutil.rmtree(path)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -165,17 +166,8 @@ def parse(args: Sequence[str] | None = None) -> Config:
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """A config dataclass as JSON-able plain types."""
-    return {
-        f.name: to_plain(value) if dataclasses.is_dataclass(value := getattr(config, f.name)) else _plain(value)
-        for f in dataclasses.fields(config)
-    }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    return list(value) if isinstance(value, tuple) else value
+    """A config dataclass as JSON-able plain types: paths are strings, tuples are lists."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
 def from_plain(cls: type, values: Mapping[str, Any]) -> Any:
@@ -205,6 +197,3 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") ->
         elif left != right:
             found.append(f"{prefix}{key}")
     return found
-
-
-__all__ = ["Config", "LogConfig", "OptimConfig", "differences", "from_plain", "parse", "preset_config", "to_plain"]

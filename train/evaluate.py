@@ -15,6 +15,7 @@ import tyro
 from fastmc.data.resident import ResidentStore
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import EvalConfig
+from fastmc.files import write_json
 from fastmc.model import A2MC
 from train import checkpoint
 from train.config import Config, to_plain
@@ -23,7 +24,7 @@ from train.errors import USER_ERRORS, report_error
 from train.folder import load_config
 from train.loop import build_model, check_dataset
 from train.record import log, start_logging
-from train.report import evaluate_encoder, report_table, write_json
+from train.report import evaluate_encoder, report_table
 from train.run import choose_device
 
 DEFAULTS = EvalConfig()

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fastmc.files import write_json
 from train.config import Config, differences, from_plain, to_plain
-from train.report import write_json
 
 # What may differ between a run and its resumption without changing what it computes.
 FREE_SETTINGS = ("data_root", "device", "contrast.impl", "log.", "evaluation.")

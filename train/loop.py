@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from tqdm import tqdm
 
 from fastmc.data.resident import ResidentStore
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import frozen_features, knn_evaluate
 from fastmc.model import A2MC
+from fastmc.progress import progress_bar
+from fastmc.random import keyed_generator
 from train import checkpoint
-from train.config import Config, to_plain
+from train.config import Config, OptimConfig, to_plain
 from train.record import Metrics, epoch_line, log
 from train.step import NonFiniteError, StepMetrics, pretrain_step
 
@@ -37,17 +40,16 @@ def build_model(config: Config, store: PackedStore | ResidentStore, device: torc
     ).to(device)
 
 
-def build_optimizer(config: Config, model: A2MC) -> torch.optim.Optimizer:
-    parameters, lr, decay = list(model.query.parameters()), config.optim.lr, config.optim.weight_decay
-    if config.optim.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=decay)
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay)
+def build_optimizer(config: OptimConfig, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of these parameters; its learning rate is set anew at every step, by `OptimConfig.lr_at`."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
 
 
 def epoch_order(ids: Tensor, seed: int, epoch: int) -> Tensor:
     """The training clips in the order of this epoch, a function of (seed, epoch)."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return ids[torch.randperm(len(ids), generator=generator).to(ids.device)]
+    return ids[torch.randperm(len(ids), generator=keyed_generator(seed, epoch)).to(ids.device)]
 
 
 class Pretraining:
@@ -76,7 +78,7 @@ class Pretraining:
         if len(test) == 0:
             raise ValueError(f"protocol = {protocol!r} leaves no test clip in {store.path}")
         self.model = build_model(config, self.data, device)
-        self.optimizer = build_optimizer(config, self.model)
+        self.optimizer = build_optimizer(config.optim, self.model.query.parameters())
         self.epoch = self.batch = self.step = 0
         self.seconds = 0.0
         self.sums: Tensor = torch.zeros(len(StepMetrics._fields), dtype=torch.float64, device=device)
@@ -104,10 +106,7 @@ class Pretraining:
         """
         metrics = Metrics(self.folder, epochs_done=self.epoch)
         steps = self.config.optim.epochs * self.batches
-        on_terminal = sys.stderr.isatty()
-        bar = tqdm(
-            total=steps, initial=self.step, unit="step", dynamic_ncols=True, disable=not on_terminal, leave=False
-        )
+        bar = tqdm(total=steps, initial=self.step, disable=not sys.stderr.isatty(), **progress_bar("step"))
         try:
             with bar:
                 while not self.finished:

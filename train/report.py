@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 
 from fastmc.data.resident import ResidentStore
 from fastmc.data.store import PackedStore
+from fastmc.doctor import package_versions
 from fastmc.evaluation import frozen_features, knn_evaluate, linear_evaluate
 from fastmc.model import A2MC
 from train.config import Config
 from train.record import log, read_metrics
 
-PACKAGES = ("fastmc", "torch", "triton", "numpy", "tyro", "matplotlib", "tensorboard")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write beside, then rename: a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+ACCURACIES = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_top5": "linear top-5"}
 
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and machine, as a run records them."""
-    versions: dict[str, str | None] = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": versions,
+        "packages": package_versions(),
         "device": str(device),
         "gpu": gpu,
         "cpu_threads": torch.get_num_threads(),
@@ -86,9 +67,8 @@ def evaluate_encoder(
 
 def report_table(report: dict[str, Any]) -> str:
     """The accuracies of report.json, beside those of the untrained encoder."""
-    names = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_top5": "linear top-5"}
     lines = [f"{'':14}{'pre-trained':>12}{'untrained':>12}"]
-    for key, name in names.items():
+    for key, name in ACCURACIES.items():
         if key in report:
             lines.append(f"{name:14}{report[key]:11.1f}%{report['random_init'][key]:11.1f}%")
     return "\n".join(lines)
@@ -96,6 +76,8 @@ def report_table(report: dict[str, Any]) -> str:
 
 def plot_curves(metrics_csv: Path, out: Path, feature_dim: int, title: str = "") -> None:
     """Draw the training curves of metrics.csv: loss and parts, contrast, collapse measure, kNN probe."""
+    from matplotlib.figure import Figure  # here, so that nothing else waits for matplotlib
+
     rows = read_metrics(metrics_csv)
     if not rows:
         log.warning("no epoch is complete yet: %s is not drawn", out)
@@ -105,7 +87,8 @@ def plot_curves(metrics_csv: Path, out: Path, feature_dim: int, title: str = "")
     def column(name: str) -> list[float]:
         return [row[name] for row in rows]
 
-    figure, ((loss, contrast), (spread, probe)) = plt.subplots(2, 2, figsize=(9, 6), sharex=True, layout="constrained")
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    (loss, contrast), (spread, probe) = figure.subplots(2, 2, sharex=True)
     for name, label in (("loss", "L"), ("l1", "L1"), ("l2", "L2"), ("l3", "L3")):
         loss.plot(epoch, column(name), label=label, linewidth=2 if name == "loss" else 1)
     loss.set_ylabel("loss (nats)")
@@ -125,7 +108,3 @@ def plot_curves(metrics_csv: Path, out: Path, feature_dim: int, title: str = "")
         axes.grid(alpha=0.3)
     figure.suptitle(title, fontsize=10)
     figure.savefig(out, dpi=130)
-    plt.close(figure)
-
-
-__all__ = ["environment", "evaluate_encoder", "plot_curves", "report_table", "write_json"]

@@ -12,6 +12,7 @@ import torch
 
 from fastmc.data.resident import ResidentStore
 from fastmc.data.store import PackedStore
+from fastmc.files import write_json
 from fastmc.loss import unavailable_reason
 from train import checkpoint
 from train.config import Config, parse, to_plain
@@ -20,7 +21,7 @@ from train.errors import USER_ERRORS, report_error
 from train.folder import RunFolder, default_folder
 from train.loop import Pretraining, build_model
 from train.record import duration, log, start_logging
-from train.report import environment, evaluate_encoder, plot_curves, report_table, write_json
+from train.report import environment, evaluate_encoder, plot_curves, report_table
 
 
 def main(args: Sequence[str] | None = None) -> int:

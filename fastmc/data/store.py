@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from fastmc.files import sync_folder
 from fastmc.skeleton import Skeleton
 
 FORMAT = "fastmc packed store"
@@ -96,7 +97,7 @@ class PackedStore:
             if array.shape != (clips,) or array.dtype != CLIP_DTYPES.get(name, array.dtype):
                 raise ValueError(f"{name}.npy is {array.dtype} {array.shape}, meta.json says {clips} clips")
         size = self.num_frames.astype(np.int64) * self.num_bodies
-        if (size < 1).any() or (self.start != np.cumsum(size) - size).any() or size.sum() != rows:
+        if (self.start != np.cumsum(size) - size).any() or size.sum() != rows:
             raise ValueError("start.npy, num_frames.npy and num_bodies.npy do not agree with frames.npy")
         if (self.label < 0).any() or (self.label >= self.num_classes).any():
             raise ValueError(f"label.npy holds a label outside of 0..{self.num_classes - 1}")
@@ -301,7 +302,7 @@ class StoreWriter:
         self.meta["content_checksum"] = self._digest.hexdigest()
         self._save_json("skipped", self._skipped)
         self._save_json("meta", self.meta)
-        _sync_folder(self._temp)
+        sync_folder(self._temp)
         self._move_into_place()
 
     def _save(self, name: str, array: np.ndarray) -> None:
@@ -320,7 +321,7 @@ class StoreWriter:
         if self.path.exists():
             self.path.rename(old)
         self._temp.rename(self.path)
-        _sync_folder(self.path.parent)
+        sync_folder(self.path.parent)
         shutil.rmtree(old, ignore_errors=True)
 
 
@@ -400,11 +401,3 @@ def _lock(folder: Path) -> int | None:
 def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
