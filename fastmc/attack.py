@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmc.augment import present_bodies
+from fastmc.checks import check_number
 
 ADAM_EPSILON = 1e-8  # torch.optim.Adam's
 
@@ -26,8 +27,7 @@ class AttackConfig:
 
     def __post_init__(self) -> None:
         for name in ("attack_lr", "attack_norm", "attack_classes"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            check_number(name, getattr(self, name), above=0)
 
 
 class AttackHead(nn.Linear):

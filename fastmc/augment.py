@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fastmc.checks import check_number
 from fastmc.random import normal, philox, uniform
 from fastmc.skeleton import Skeleton
 
@@ -55,18 +56,13 @@ class AugmentConfig:
     """Strong only: set one coordinate axis to zero. Source: AimCLR."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop_ratio_min <= 1:
-            raise ValueError(f"crop_ratio_min must be in (0, 1], got {self.crop_ratio_min}")
-        if self.crop_frames_min < 1 or self.jitter_joints < 0:
-            raise ValueError("crop_frames_min must be at least 1 and jitter_joints at least 0")
-        for name in ("shear", "rotation_degrees", "rotation_minor_degrees", "noise_std"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)}")
+        check_number("crop_ratio_min", self.crop_ratio_min, above=0, at_most=1)
+        check_number("crop_frames_min", self.crop_frames_min, at_least=1)
+        for name in ("jitter_joints", "shear", "rotation_degrees", "rotation_minor_degrees", "noise_std"):
+            check_number(name, getattr(self, name), at_least=0)
         for name in ("flip_probability", "noise_probability", "filter_probability", "axis_mask_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
-        if not 0 < self.filter_sigma_min <= self.filter_sigma_max:
-            raise ValueError("filter_sigma_min must be positive and at most filter_sigma_max")
+            check_number(name, getattr(self, name), at_least=0, at_most=1)
+        check_number("filter_sigma_min", self.filter_sigma_min, above=0, at_most=self.filter_sigma_max)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmc.loss import check_contrast, check_mixing, check_number, choose, mc_loss, working_dtype
+from fastmc.checks import check_number
+from fastmc.loss import check_contrast, check_mixing, choose, mc_loss, working_dtype
 from fastmc.reference import bank as reference
 
 COEFFICIENTS = (0.4, 0.3, 0.2, 0.1)

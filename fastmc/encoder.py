@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastmc.checks import check_number
+
 Reading = Literal["sequence", "stepwise"]
 
 
@@ -30,8 +32,7 @@ class EncoderConfig:
     """D, the size of the contrastive features."""
 
     def __post_init__(self) -> None:
-        if self.feature_dim < 1:
-            raise ValueError(f"feature_dim must be at least 1, got {self.feature_dim}")
+        check_number("feature_dim", self.feature_dim, at_least=1)
         _ = self.size
 
     @property

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from fastmc.augment import crop_resize, crop_span
+from fastmc.checks import check_number
 from fastmc.data.resident import ResidentStore
 from fastmc.progress import progress_bar
 
@@ -39,11 +40,9 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         for name in ("knn_k", "linear_epochs", "linear_batch_size", "train_crops"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_number(name, getattr(self, name), at_least=1)
         for name in ("train_crop_min", "test_crop"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in (0, 1], got {getattr(self, name)}")
+            check_number(name, getattr(self, name), above=0, at_most=1)
 
 
 class Represents(Protocol):

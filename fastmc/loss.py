@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import reduce
-from numbers import Real
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import kernels
+from fastmc.checks import check_number
 from fastmc.reference import contrast as reference
 
 MIXES = ("own", "tiled")
@@ -249,15 +249,3 @@ def check_mixing(mixing: Tensor | float | None, bank: Tensor, mix: str) -> None:
         outside = ~((mixing >= 0) & (mixing <= 1))
         if outside.any():
             raise ValueError(f"mixing must lie in [0, 1], got {mixing[outside][0].item()}")
-
-
-def check_number(
-    name: str, value: float, *, above: float = -math.inf, at_least: float = -math.inf, at_most: float = math.inf
-) -> None:
-    """A finite number with above < value and at_least <= value <= at_most."""
-    if not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}")
-    if not (above < value and at_least <= value <= at_most):
-        limits = [f"> {above}"] * (above > -math.inf) + [f">= {at_least}"] * (at_least > -math.inf)
-        limits += [f"<= {at_most}"] * (at_most < math.inf)
-        raise ValueError(f"{name} must be {' and '.join(limits)}, got {value!r}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from fastmc.augment import (
     to_stream,
 )
 from fastmc.bank import MemoryBank, contrast_metrics, mixing_coefficients
+from fastmc.checks import check_number
 from fastmc.encoder import Encoder, EncoderConfig
 from fastmc.loss import info_nce, mc_loss_parts
 from fastmc.random import keyed_generator
@@ -63,18 +63,13 @@ class ContrastConfig:
     """Implementation of loss and bank step. auto: triton where it can run, torch elsewhere."""
 
     def __post_init__(self) -> None:
-        limits = {
-            "bank_size": self.bank_size >= 1,
-            "temperature": 0 < self.temperature < math.inf,
-            "bank_temperature": 0 < self.bank_temperature < math.inf,
-            "bank_lr": 0 <= self.bank_lr < math.inf,
-            "bank_momentum": 0 <= self.bank_momentum <= 1,
-            "bank_weight_decay": 0 <= self.bank_weight_decay < math.inf,
-            "ema": 0 <= self.ema <= 1,
-        }
-        for name, holds in limits.items():
-            if not holds:
-                raise ValueError(f"{name} = {getattr(self, name)} is out of range")
+        check_number("bank_size", self.bank_size, at_least=1)
+        for name in ("temperature", "bank_temperature"):
+            check_number(name, getattr(self, name), above=0)
+        for name in ("bank_lr", "bank_weight_decay"):
+            check_number(name, getattr(self, name), at_least=0)
+        for name in ("bank_momentum", "ema"):
+            check_number(name, getattr(self, name), at_least=0, at_most=1)
         try:
             mixing_coefficients(1, self.mixing, generator=torch.Generator())
         except ValueError as error:

@@ -15,6 +15,7 @@ import tyro
 
 from fastmc.attack import AttackConfig
 from fastmc.augment import AugmentConfig, Stream
+from fastmc.checks import check_number
 from fastmc.encoder import EncoderConfig
 from fastmc.evaluation import EvalConfig
 from fastmc.model import ContrastConfig
@@ -43,8 +44,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         for name in ("lr", "epochs", "batch_size"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            check_number(name, getattr(self, name), above=0)
 
     def lr_at(self, epoch: float) -> float:
         """Learning rate at a (fractional) epoch."""
@@ -68,8 +68,8 @@ class LogConfig:
     def __post_init__(self) -> None:
         if self.checkpoints_kept < 2:
             raise ValueError("checkpoints_kept must be at least 2: one may be unreadable after a crash of the machine")
-        if self.checkpoint_every < 1 or self.probe_every < 0:
-            raise ValueError("checkpoint_every must be at least 1 and probe_every at least 0")
+        check_number("checkpoint_every", self.checkpoint_every, at_least=1)
+        check_number("probe_every", self.probe_every, at_least=0)
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,8 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        if self.frames < 2:
-            raise ValueError(f"frames must be at least 2, got {self.frames}")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed must be in [0, 2^31), got {self.seed}")
+        check_number("frames", self.frames, at_least=2)
+        check_number("seed", self.seed, at_least=0, at_most=2**31 - 1)
 
 
 # Found by trying: at the paper's SGD and full-strength augmentation nothing visible is learnt in a few thousand steps.
