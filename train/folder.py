@@ -55,7 +55,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         if not {"optim", "contrast"} <= set(plain):
             raise ValueError("settings are missing")
     except (ValueError, TypeError, AttributeError) as error:
-        raise RunFolderError(f"{path} is damaged or not of fastmc: {error}") from None
+        remedy = "name a folder that python -m train.run made"
+        raise RunFolderError(f"{path} is damaged or not of fastmc: {error}; {remedy}") from None
     return plain
 
 

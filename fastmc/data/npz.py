@@ -124,7 +124,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
         with content:
             arrays = {key: _member(content, key, file) for key in content.files}
     except FileNotFoundError as error:
-        raise PrepareError(f"there is no file {file}") from error
+        raise PrepareError(f"there is no file {file}; give --file the path of a .npz file") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise PrepareError(f"{file} is not a readable .npz file: {error}") from error
     _check(arrays, file)
