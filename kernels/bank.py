@@ -1,0 +1,137 @@
+"""The bank's side: gradient of the loss with respect to the raw rows, and the step of eq. 7 in place.
+
+A tile of the bank owns its rows: it meets all B samples itself, so its gradient is complete and the ascent - through the
+normalisation of the rows, with momentum and weight decay - ends in the same program, without atomics. With psi the
+softmax weights of a distribution and W = psi_plain + (1 - lambda) psi_mixed:
+
+    dL/dm = 1 / (tau B) sum over samples of  W_0 f1 + (W_1 - W_3) f2 + W_2 f3
+
+numbered as in `kernels.sweep`. The similarities are recomputed; each view's features are loaded once per tile.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kernels.products import product, split
+from kernels.rows import load_rows, load_split, store_rows, unit_rows
+
+
+@triton.jit
+def _weights(s, i_distribution, mixing, p_c, p_lse, o_b, m_b, o_v, B, scale, MIX: tl.constexpr):
+    """W of the similarities s (BLOCK_K, BLOCK_B); 0 for samples that do not exist."""
+    row = i_distribution * B + o_b
+    lse = tl.load(p_lse + row, mask=m_b, other=float("inf"))[None, :]
+    weights = tl.exp2(s * scale - lse)
+    if MIX != "none":
+        if MIX == "own":
+            c = tl.load(p_c + row, mask=m_b, other=0.0)[None, :]
+        else:
+            c = tl.load(p_c + row[None, :] * B + o_v[:, None], mask=m_b[None, :], other=0.0)
+        weights += (1 - mixing) * tl.exp2((s + mixing * (c - s)) * scale - lse)
+    return weights
+
+
+@triton.jit
+def _bank_kernel(
+    p_split,  # (3, 1 or 2, B, D), from `kernels.prepare`
+    p_c,  # (4, B) or (4, B, B)
+    p_lse,  # (4, B), from `kernels.combine`
+    p_bank,  # (K, D)
+    p_momentum,  # (K, D)
+    p_gradient,  # (K, D)
+    p_mixing,  # (K,)
+    p_parts,  # (3,) factors of L1, L2, L3 in the gradient
+    p_loss,  # a scalar: nothing is written unless it is finite
+    B,
+    K,
+    scale,  # 1 / (temperature ln 2)
+    factor,  # 1 / (temperature B)
+    lr,
+    momentum_factor,
+    weight_decay,
+    FIRST: tl.constexpr,
+    SOFT: tl.constexpr,
+    MIX: tl.constexpr,
+    UPDATE: tl.constexpr,  # bank and momentum in place; else the gradient is written
+    GUARDED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    start = tl.program_id(0).to(tl.int64) * BLOCK_K
+    o_k = tl.arange(0, BLOCK_K)
+    m_k = start + o_k < K
+    b_w = load_rows(p_bank + start * D, o_k, m_k, D, BLOCK_D)
+    b_m, inverse_norm = unit_rows(b_w)
+    m_hi, m_lo = split(b_m, PRECISION)
+    o_v = ((start % B).to(tl.int32) + o_k) % B
+    mixing = 0.0
+    if MIX != "none":
+        mixing = tl.load(p_mixing + start + o_k, mask=m_k, other=0.0)[:, None]
+
+    PARTS: tl.constexpr = 2 if PRECISION == "bf16x3" else 1
+    VIEWS: tl.constexpr = 3 - FIRST
+    gradient = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+    target = tl.zeros([BLOCK_K, BLOCK_B], tl.float32)
+    # A loop that is not unrolled, since ptxas would load every view's features at once and spill.
+    for i_step in tl.range(0, VIEWS * tl.cdiv(B, BLOCK_B)):
+        i_view = 2 - i_step % VIEWS  # f3 before f2, which takes the target from it
+        o_b = (i_step // VIEWS) * BLOCK_B + tl.arange(0, BLOCK_B)
+        m_b = o_b < B
+        f_hi, f_lo = load_split(p_split, i_view * (PARTS * B) + o_b, m_b, B * D, D, BLOCK_D, PRECISION)
+        zero = tl.zeros([BLOCK_K, BLOCK_B], tl.float32)
+        s = product(m_hi, m_lo, tl.trans(f_hi), tl.trans(f_lo), zero, PRECISION)
+        weights = _weights(s, i_view, mixing, p_c, p_lse, o_b, m_b, o_v, B, scale, MIX)
+        if SOFT:
+            if i_view == 1:
+                weights -= target
+            if i_view == 2:
+                target = _weights(s, 3, mixing, p_c, p_lse, o_b, m_b, o_v, B, scale, MIX)
+        if not UPDATE:
+            weights *= tl.load(p_parts + i_view)
+        w_hi, w_lo = split(weights, PRECISION)
+        gradient = product(w_hi, w_lo, f_hi, f_lo, gradient, PRECISION)
+
+    # Through w / max(|w|, eps): rows that were clamped are only scaled.
+    radial = tl.where(inverse_norm < 1e12, tl.sum(gradient * b_m, axis=1), 0.0)
+    gradient = (gradient - radial[:, None] * b_m) * (inverse_norm * factor)[:, None]
+    if UPDATE:
+        if GUARDED:
+            m_k &= tl.abs(tl.load(p_loss)) < float("inf")
+        velocity = load_rows(p_momentum + start * D, o_k, m_k, D, BLOCK_D)
+        velocity = momentum_factor * velocity - gradient + weight_decay * b_w
+        store_rows(p_momentum + start * D, o_k, m_k, velocity, D, BLOCK_D)
+        store_rows(p_bank + start * D, o_k, m_k, b_w - lr * velocity, D, BLOCK_D)
+    else:
+        store_rows(p_gradient + start * D, o_k, m_k, gradient, D, BLOCK_D)
+
+
+@triton.jit
+def _enqueue_kernel(
+    p_f0,  # (B, D)
+    p_bank,  # (K, D)
+    p_momentum,  # (K, D)
+    p_cursor,  # int64 scalar: the oldest row
+    p_loss,
+    B,
+    K,
+    D: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """First in, first out: f0 over the oldest rows, at rest. One program, since it moves the cursor that it reads."""
+    cursor = tl.load(p_cursor)
+    finite = tl.abs(tl.load(p_loss)) < float("inf")
+    skipped = tl.maximum(B - K, 0)  # of more than K features the last K stay
+    for i_first in range(0, B, BLOCK_B):
+        o_b = i_first + tl.arange(0, BLOCK_B)
+        m_b = (o_b < B) & (o_b >= skipped) & finite
+        o_k = (cursor + o_b) % K
+        store_rows(p_bank, o_k, m_b, load_rows(p_f0, o_b, m_b, D, BLOCK_D), D, BLOCK_D)
+        store_rows(p_momentum, o_k, m_b, tl.zeros([BLOCK_B, BLOCK_D], tl.float32), D, BLOCK_D)
+    tl.debug_barrier()  # every thread has read the cursor
+    tl.store(p_cursor, (cursor + B) % K, mask=finite)

@@ -1,0 +1,147 @@
+"""After the pass over the bank: log-sum-exps, loss and the features' gradients from the partial sums, in a fixed order.
+
+With E the expected entry of a distribution (its positive f0 and all plain and mixed entries, weighted by the softmax):
+
+    L1 = lse - f1.f0 / tau          dL1/df1 = (E - f0) / tau          (L3 likewise)
+    L2 = lse - f2.E_target / tau    dL2/df2 = (E - E_target) / tau
+
+where prediction and target share their entries, so that the target's expected logit is f2.E_target / tau. Every part is
+a mean over the batch. The share of f0 in E is kept apart, E = E_bank + (1 - rest) f0 with rest the bank's share of the
+softmax: E - f0 = E_bank - rest f0 does not cancel where the positive has nearly all of it.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kernels.prepare import select_view
+from kernels.rows import load_rows, store_rows
+from kernels.sweep import NOTHING
+
+LN2 = tl.constexpr(0.6931471805599453)
+CHUNKS_AT_ONCE = tl.constexpr(16)
+TOP_PLAIN_PLANE, LOSS_PLANE, BANK_PLANE, PLAIN_PLANE = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3), tl.constexpr(4)
+
+
+@triton.jit
+def _log_sum_exp(p_sums, plane, row, positive, scale, B, num_chunks, BLOCK_C: tl.constexpr):
+    """Of a row's logits, to the base 2, and the bank's share of the softmax; sums as in ``plane`` of p_sums."""
+    o_c = tl.arange(0, BLOCK_C)
+    m_c = o_c < num_chunks
+    p_chunk = p_sums + o_c * 20 * B + row
+    tops = tl.load(p_chunk, mask=m_c, other=NOTHING)
+    sums = tl.load(p_chunk + plane * 4 * B, mask=m_c, other=0.0)
+    top = tl.maximum(tl.max(tops, axis=0), positive)
+    bank = tl.sum(sums * tl.exp2((tops - top) * scale), axis=0)
+    total = bank + tl.exp2((positive - top) * scale)
+    return top * scale + tl.log2(total), bank / total
+
+
+@triton.jit
+def _expected_entry(p_sums, p_entries, row, lse, scale, B, num_chunks, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """E_bank of a row, (1, BLOCK_D)."""
+    expected = tl.zeros([1, BLOCK_D], tl.float32)
+    for i_first in range(0, num_chunks, CHUNKS_AT_ONCE):
+        o_c = i_first + tl.arange(0, CHUNKS_AT_ONCE)
+        m_c = o_c < num_chunks
+        tops = tl.load(p_sums + o_c * 20 * B + row, mask=m_c, other=NOTHING)
+        entries = load_rows(p_entries, o_c * 4 * B + row, m_c, D, BLOCK_D)
+        expected += tl.sum(entries * tl.exp2(tops * scale - lse)[:, None], axis=0)[None, :]
+    return expected
+
+
+@triton.jit
+def _combine_kernel(
+    p_f0,  # (B, D) each
+    p_f1,
+    p_f2,
+    p_f3,
+    p_sums,  # (chunks, 5, 4 B), from `kernels.sweep`
+    p_entries,  # (chunks, 4 B, D)
+    p_samples,  # (5, B): L1, L2, L3, whether f3's positive is on top, its probability over the plain bank (eq. 2)
+    p_gradients,  # (3, B, D), in the features' dtype
+    p_lse,  # (4, B) to the base 2: at the bank's temperature under BANK, else at the loss's
+    B,
+    num_chunks,
+    scale,  # 1 / (temperature ln 2)
+    bank_scale,
+    margin,  # what the rounding of a similarity may be: it must not decide a tie
+    FIRST: tl.constexpr,
+    SOFT: tl.constexpr,  # L2 has the target of eq. 10, not a one-hot one
+    LOSS: tl.constexpr,
+    BANK: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_C: tl.constexpr,  # >= chunks
+    BLOCK_D: tl.constexpr,
+):
+    i_b, i_view = tl.program_id(0), tl.program_id(1) + FIRST
+    o_b = i_b + tl.arange(0, 1)
+    m_b = o_b < B
+    row = i_view * B + i_b
+    b_f0 = load_rows(p_f0, o_b, m_b, D, BLOCK_D)
+    b_u = load_rows(select_view(i_view, p_f1, p_f2, p_f3), o_b, m_b, D, BLOCK_D)
+    positive = tl.sum(b_u * b_f0)
+    aim = tl.zeros([1, BLOCK_D], tl.float32)  # the target's E_bank and bank share: none of a one-hot target
+    aim_rest = 0.0
+
+    if BANK:
+        lse, _rest = _log_sum_exp(p_sums, BANK_PLANE, row, positive, bank_scale, B, num_chunks, BLOCK_C)
+        tl.store(p_lse + row, lse)
+    if LOSS:
+        lse, rest = _log_sum_exp(p_sums, LOSS_PLANE, row, positive, scale, B, num_chunks, BLOCK_C)
+        expected = _expected_entry(p_sums, p_entries, row, lse, scale, B, num_chunks, D, BLOCK_D)
+        if not BANK:
+            tl.store(p_lse + row, lse)
+    if SOFT:
+        if i_view == 1:
+            row = 3 * B + i_b
+            positive_3 = tl.sum(load_rows(p_f3, o_b, m_b, D, BLOCK_D) * b_f0)
+            if BANK:
+                lse_3, _rest = _log_sum_exp(p_sums, BANK_PLANE, row, positive_3, bank_scale, B, num_chunks, BLOCK_C)
+                tl.store(p_lse + row, lse_3)
+            if LOSS:
+                lse_3, aim_rest = _log_sum_exp(p_sums, LOSS_PLANE, row, positive_3, scale, B, num_chunks, BLOCK_C)
+                aim = _expected_entry(p_sums, p_entries, row, lse_3, scale, B, num_chunks, D, BLOCK_D)
+                if not BANK:
+                    tl.store(p_lse + row, lse_3)
+    if LOSS:
+        part = lse - (tl.sum(b_u * aim) + (1 - aim_rest) * positive) * scale
+        tl.store(p_samples + i_view * B + i_b, part * LN2)
+        gradient = (expected - aim - (rest - aim_rest) * b_f0) * (scale * LN2 / B)
+        store_rows(p_gradients, o_b + i_view * B, m_b, gradient, D, BLOCK_D)
+    if LOSS and BANK:
+        if i_view == 2:
+            o_c = tl.arange(0, BLOCK_C)
+            p_top = p_sums + o_c * 20 * B + TOP_PLAIN_PLANE * 4 * B + row
+            top_plain = tl.max(tl.load(p_top, mask=o_c < num_chunks, other=NOTHING), axis=0)
+            tl.store(p_samples + 3 * B + i_b, tl.where(positive > top_plain + margin, 1.0, 0.0))
+            _lse, rest = _log_sum_exp(p_sums, PLAIN_PLANE, row, positive, bank_scale, B, num_chunks, BLOCK_C)
+            tl.store(p_samples + 4 * B + i_b, 1 - rest)
+
+
+@triton.jit
+def _reduce_kernel(
+    p_samples,  # (5, B)
+    p_stats,  # (6,): L1 + L2 + L3, L1, L2, L3, samples with their positive on top, mean probability of the positive
+    B,
+    FIRST: tl.constexpr,
+    BANK: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+):
+    """Sums over the batch, by one program, in one order; parts that are not there are 0."""
+    loss = 0.0
+    for i_row in tl.static_range(0, 5 if BANK else 3):
+        value = 0.0
+        if i_row >= FIRST:
+            values = tl.zeros([BLOCK_B], tl.float32)
+            for i_first in range(0, B, BLOCK_B):
+                o_b = i_first + tl.arange(0, BLOCK_B)
+                values += tl.load(p_samples + i_row * B + o_b, mask=o_b < B, other=0.0)
+            value = tl.sum(values, axis=0)
+            if i_row != 3:
+                value /= B
+        if i_row < 3:
+            loss += value
+        tl.store(p_stats + 1 + i_row, value)
+    tl.store(p_stats, loss)

@@ -1,0 +1,47 @@
+"""Matrix products inside a kernel, in three precisions.
+
+A logit is a similarity divided by a temperature such as 0.03: one bfloat16 rounding of a similarity, 4e-3, would be a
+13 % error of a probability. So a float32 operand is split into two bfloat16 numbers, x = hi + lo, which together keep
+16 bits of mantissa, and lo.hi + hi.lo + hi.hi is accumulated in float32: three products on the fastest path of the
+tensor cores. The fourth, lo.lo, is below the rounding of what is kept.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+PRECISIONS = ("bf16x3", "ieee", "bf16")
+"""bf16x3: split operands, three products (default). ieee: float32 without tensor cores, exact and slow. bf16: one
+product of rounded operands, fast and loose."""
+
+
+@triton.jit
+def split(x, PRECISION: tl.constexpr):
+    """(hi, lo), the form in which `product` takes the float32 block x; lo counts under bf16x3 only."""
+    if PRECISION == "ieee":
+        return x, x
+    else:
+        hi = x.to(tl.bfloat16)
+        return hi, (x - hi.to(tl.float32)).to(tl.bfloat16)
+
+
+@triton.jit
+def join(hi, lo, PRECISION: tl.constexpr):
+    """The float32 block that was split, to the precision of the products."""
+    if PRECISION == "bf16x3":
+        return hi.to(tl.float32) + lo.to(tl.float32)
+    else:
+        return hi.to(tl.float32)
+
+
+@triton.jit
+def product(x_hi, x_lo, y_hi, y_lo, acc, PRECISION: tl.constexpr):
+    """acc + x @ y in float32; the small terms first."""
+    if PRECISION == "ieee":
+        return tl.dot(x_hi, y_hi, acc, input_precision="ieee")
+    else:
+        if PRECISION == "bf16x3":
+            acc = tl.dot(x_lo, y_hi, acc)
+            acc = tl.dot(x_hi, y_lo, acc)
+        return tl.dot(x_hi, y_hi, acc)
