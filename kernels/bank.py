@@ -1,7 +1,7 @@
 """The bank's side: gradient of the loss with respect to the raw rows, and the step of eq. 7 in place.
 
-A tile of the bank owns its rows: it meets all B samples itself, so its gradient is complete and the ascent - through the
-normalisation of the rows, with momentum and weight decay - ends in the same program, without atomics. With psi the
+A tile of the bank owns its rows: it meets all B samples itself, so its gradient is complete and the ascent, through
+the normalisation of the rows, with momentum and weight decay, ends in the same program, without atomics. With psi the
 softmax weights of a distribution and W = psi_plain + (1 - lambda) psi_mixed:
 
     dL/dm = 1 / (tau B) sum over samples of  W_0 f1 + (W_1 - W_3) f2 + W_2 f3
@@ -61,6 +61,7 @@ def _bank_kernel(
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     start = tl.program_id(0).to(tl.int64) * BLOCK_K
     o_k = tl.arange(0, BLOCK_K)
@@ -78,7 +79,7 @@ def _bank_kernel(
     gradient = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     target = tl.zeros([BLOCK_K, BLOCK_B], tl.float32)
     # A loop that is not unrolled, since ptxas would load every view's features at once and spill.
-    for i_step in tl.range(0, VIEWS * tl.cdiv(B, BLOCK_B)):
+    for i_step in tl.range(0, VIEWS * tl.cdiv(B, BLOCK_B), num_stages=STAGES):
         i_view = 2 - i_step % VIEWS  # f3 before f2, which takes the target from it
         o_b = (i_step // VIEWS) * BLOCK_B + tl.arange(0, BLOCK_B)
         m_b = o_b < B

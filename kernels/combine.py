@@ -21,7 +21,10 @@ from kernels.sweep import NOTHING
 
 LN2 = tl.constexpr(0.6931471805599453)
 CHUNKS_AT_ONCE = tl.constexpr(16)
-TOP_PLAIN_PLANE, LOSS_PLANE, BANK_PLANE, PLAIN_PLANE = tl.constexpr(1), tl.constexpr(2), tl.constexpr(3), tl.constexpr(4)
+TOP_PLAIN = tl.constexpr(1)  # planes of p_sums; plane 0 holds the largest similarities
+LOSS_SUM = tl.constexpr(2)
+BANK_SUM = tl.constexpr(3)
+BANK_PLAIN = tl.constexpr(4)
 
 
 @triton.jit
@@ -86,10 +89,10 @@ def _combine_kernel(
     aim_rest = 0.0
 
     if BANK:
-        lse, _rest = _log_sum_exp(p_sums, BANK_PLANE, row, positive, bank_scale, B, num_chunks, BLOCK_C)
+        lse, _rest = _log_sum_exp(p_sums, BANK_SUM, row, positive, bank_scale, B, num_chunks, BLOCK_C)
         tl.store(p_lse + row, lse)
     if LOSS:
-        lse, rest = _log_sum_exp(p_sums, LOSS_PLANE, row, positive, scale, B, num_chunks, BLOCK_C)
+        lse, rest = _log_sum_exp(p_sums, LOSS_SUM, row, positive, scale, B, num_chunks, BLOCK_C)
         expected = _expected_entry(p_sums, p_entries, row, lse, scale, B, num_chunks, D, BLOCK_D)
         if not BANK:
             tl.store(p_lse + row, lse)
@@ -98,10 +101,10 @@ def _combine_kernel(
             row = 3 * B + i_b
             positive_3 = tl.sum(load_rows(p_f3, o_b, m_b, D, BLOCK_D) * b_f0)
             if BANK:
-                lse_3, _rest = _log_sum_exp(p_sums, BANK_PLANE, row, positive_3, bank_scale, B, num_chunks, BLOCK_C)
+                lse_3, _rest = _log_sum_exp(p_sums, BANK_SUM, row, positive_3, bank_scale, B, num_chunks, BLOCK_C)
                 tl.store(p_lse + row, lse_3)
             if LOSS:
-                lse_3, aim_rest = _log_sum_exp(p_sums, LOSS_PLANE, row, positive_3, scale, B, num_chunks, BLOCK_C)
+                lse_3, aim_rest = _log_sum_exp(p_sums, LOSS_SUM, row, positive_3, scale, B, num_chunks, BLOCK_C)
                 aim = _expected_entry(p_sums, p_entries, row, lse_3, scale, B, num_chunks, D, BLOCK_D)
                 if not BANK:
                     tl.store(p_lse + row, lse_3)
@@ -113,10 +116,10 @@ def _combine_kernel(
     if LOSS and BANK:
         if i_view == 2:
             o_c = tl.arange(0, BLOCK_C)
-            p_top = p_sums + o_c * 20 * B + TOP_PLAIN_PLANE * 4 * B + row
+            p_top = p_sums + o_c * 20 * B + TOP_PLAIN * 4 * B + row
             top_plain = tl.max(tl.load(p_top, mask=o_c < num_chunks, other=NOTHING), axis=0)
             tl.store(p_samples + 3 * B + i_b, tl.where(positive > top_plain + margin, 1.0, 0.0))
-            _lse, rest = _log_sum_exp(p_sums, PLAIN_PLANE, row, positive, bank_scale, B, num_chunks, BLOCK_C)
+            _lse, rest = _log_sum_exp(p_sums, BANK_PLAIN, row, positive, bank_scale, B, num_chunks, BLOCK_C)
             tl.store(p_samples + 4 * B + i_b, 1 - rest)
 
 

@@ -6,6 +6,8 @@ to 3.9 unless a version is named, repaired by ``repair`` and tested in tests/int
 - float32 to bfloat16 truncates instead of rounding to nearest even, and makes an infinity of some NaNs; subnormals of
   bfloat16 widen wrongly; a cast between bfloat16 and anything but float32 converts the raw integer;
 - sums, products, comparisons and reductions of bfloat16 work on the raw integers;
+- the result of a comparison keeps the type of its operands, so that a scalar condition makes an int32 of a block's mask
+  (3.9 then refuses to load);
 - ``tl.dot`` of bfloat16 multiplies the raw integers; of float32 it ignores ``input_precision`` and lacks ``bf16x3``;
 - ``tl.maximum``, ``tl.minimum`` and ``tl.clamp`` let a NaN through, where a GPU takes the other operand (3.6, 3.7);
 - a scalar constant of bfloat16 is an AttributeError (3.6 to 3.8), a bool argument a ValueError (3.6, 3.7), and a tensor
@@ -217,13 +219,13 @@ def _truncate_to_bfloat16(values: np.ndarray) -> np.ndarray:
     return np.where(values != values, np.uint16(0x7FC0), (values.view(np.uint32) >> 16).astype(np.uint16))
 
 
-_COMPARISONS = {
-    "create_fcmpOLT": np.less,
-    "create_fcmpOLE": np.less_equal,
-    "create_fcmpOGT": np.greater,
-    "create_fcmpOGE": np.greater_equal,
-    "create_fcmpOEQ": np.equal,
-    "create_fcmpUNE": np.not_equal,
+_COMPARISONS: dict[Callable[..., np.ndarray], tuple[str, ...]] = {
+    np.less: ("fcmpOLT", "icmpSLT", "icmpULT"),
+    np.less_equal: ("fcmpOLE", "icmpSLE", "icmpULE"),
+    np.greater: ("fcmpOGT", "icmpSGT", "icmpUGT"),
+    np.greater_equal: ("fcmpOGE", "icmpSGE", "icmpUGE"),
+    np.equal: ("fcmpOEQ", "icmpEQ"),
+    np.not_equal: ("fcmpUNE", "icmpNE"),
 }
 
 
@@ -232,8 +234,9 @@ def _repair_arithmetic() -> None:
     # Single operations in float32, rounded to bfloat16, are the correctly rounded results: 24 >= 2 * 8 + 2 bits.
     _replace(builder, "binary_op", _on_bfloat16)
     _replace(builder, "unary_op", _on_bfloat16)
-    for name, comparison in _COMPARISONS.items():
-        setattr(builder, name, _compare(comparison))
+    for comparison, names in _COMPARISONS.items():
+        for name in names:
+            setattr(builder, f"create_{name}", _compare(comparison))
     builder.create_maxnumf = lambda self, lhs, rhs: self.binary_op(lhs, rhs, np.fmax)
     builder.create_minnumf = lambda self, lhs, rhs: self.binary_op(lhs, rhs, np.fmin)
     builder.create_clampf = _clamp

@@ -19,11 +19,17 @@ import torch
 import triton
 from torch import Tensor
 
+from kernels import MAX_DIM
 from kernels.bank import _bank_kernel, _enqueue_kernel
 from kernels.combine import _combine_kernel, _reduce_kernel
 from kernels.prepare import _prepare_kernel
 from kernels.sweep import _sweep_kernel
 from kernels.tiles import Tiles, current_target, tiles
+
+if triton.knobs.runtime.interpret:
+    from kernels.interpreter import repair
+
+    repair()
 
 # What the rounding of a similarity may be, by precision: it must not decide whether the positive is on top.
 MARGIN = {"bf16x3": 2.0**-15, "ieee": 2.0**-20, "bf16": 2.0**-7}
@@ -166,6 +172,8 @@ class Plan:
         soft_target: bool,
         precision: str,
     ) -> Plan:
+        if f3.shape[1] > MAX_DIM:
+            raise ValueError(f"the kernels take D <= {MAX_DIM}, got {f3.shape[1]}; impl='torch' takes any")
         alone = f1 is None or f2 is None
         f0, f3 = f0.contiguous(), f3.contiguous()
         block_d = max(16, triton.next_power_of_2(f3.shape[1]))
@@ -198,7 +206,7 @@ class Plan:
         grid = (rows, self.last - self.first, rows if self.mix == "tiled" else 1)
         _prepare_kernel[grid](
             self.f1, self.f2, self.f3, split, c, batch,
-            FIRST=self.first, MIX=self.mix, BLOCK_B=16, num_warps=4, **self.settings,
+            FIRST=self.first, MIX=self.mix, BLOCK_B=16, num_warps=4 if self.block_d <= 128 else 8, **self.settings,
         )  # fmt: skip
         return Prepared(split, c)
 
@@ -223,8 +231,8 @@ class Plan:
         flags = {"FIRST": self.first, "LOSS": loss is not None, "BANK": bank is not None}
         _sweep_kernel[(rows, parts, columns)](
             prepared.split, prepared.c, self.bank, self.mixing, sums, entries, batch, size, period, steps, **scales,
-            **flags, LAST=self.last, MIX=self.mix, BLOCK_R=block_r, BLOCK_K=tile.sweep_entries, STAGES=1,
-            num_warps=tile.sweep_warps, **self.settings,
+            **flags, LAST=self.last, MIX=self.mix, BLOCK_R=block_r, BLOCK_K=tile.sweep_entries,
+            STAGES=tile.sweep_stages, num_warps=tile.sweep_warps, **self.settings,
         )  # fmt: skip
 
         absent = torch.zeros if self.first or self.last < 4 else torch.empty
@@ -268,7 +276,7 @@ class Plan:
             unused if guard is None else guard, batch, size, _scale(temperature), 1 / (temperature * batch), lr,
             momentum_factor, weight_decay, FIRST=self.first, SOFT=self.last == 4, MIX=self.mix,
             UPDATE=gradient is None, GUARDED=guard is not None, BLOCK_B=block_b, BLOCK_K=tile.bank_entries,
-            num_warps=tile.bank_warps, **self.settings,
+            STAGES=tile.bank_stages, num_warps=tile.bank_warps, **self.settings,
         )  # fmt: skip
 
     def enqueue(self, momentum: Tensor, cursor: Tensor, guard: Tensor) -> None:

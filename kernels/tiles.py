@@ -21,6 +21,8 @@ class Tiles:
     sweep_entries: int
     """Bank rows of a tile of the sweep."""
     sweep_warps: int
+    sweep_stages: int
+    """Tiles in flight: 1 loads a tile when it is wanted, more load ahead into shared memory."""
     programs: int
     """Programs of the sweep that run at the same time on the chip that the target stands for."""
     bank_samples: int
@@ -28,24 +30,36 @@ class Tiles:
     bank_entries: int
     """Bank rows of a tile of the bank's step."""
     bank_warps: int
+    bank_stages: int
+    """Blocks of samples in flight."""
 
 
 def tiles(target: str, block_d: int, precision: str) -> Tiles:
-    """For target ``"hopper"`` (sm_90 and later), ``"ampere"`` (sm_80 and others) or ``"amd"``."""
+    """For a target as :func:`current_target` names it."""
     if precision == "ieee":  # multiply-adds instead of tensor cores: what is held in registers must be small
-        return Tiles(16, 16, 4, 1024, 16, 16, 4)
-    if target == "hopper":
-        if block_d <= 128:
-            return Tiles(128, 32, 8, 128, 32, 64, 8)
-        return Tiles(64, 16, 8, 128, 16, 32, 8)
-    return Tiles(64, 32, 8, 104, 16, 64, 8) if block_d <= 128 else Tiles(32, 16, 8, 104, 16, 16, 8)
+        return Tiles(16, 16, 4, 1, 1024, 16, 16, 4, 1)
+    if block_d > 256:
+        return Tiles(16, 16, 8, 1, 128, 16, 16, 8, 1)
+    if block_d > 128:
+        return Tiles(32, 32, 8, 1, 128, 32, 16, 8, 1)
+    return {
+        "hopper": Tiles(128, 32, 8, 3, 128, 32, 64, 8, 3),
+        "blackwell": Tiles(64, 64, 8, 1, 128, 32, 64, 8, 3),
+        "ampere": Tiles(64, 64, 8, 2, 104, 64, 32, 8, 2),
+        "consumer": Tiles(64, 32, 8, 1, 128, 64, 32, 8, 2),
+        "amd": Tiles(64, 32, 8, 1, 256, 16, 64, 8, 1),
+    }[target]
 
 
 def current_target() -> str:
-    """What the launch that comes next is compiled for; under the interpreter, "hopper"."""
+    """What the launch that comes next is compiled for; "hopper" under the interpreter.
+
+    ampere: sm_80 (A100). hopper: sm_90 (H100, H200). blackwell: sm_100, sm_103 (B200, B300). consumer: sm_86, sm_89,
+    sm_120 and what else has 99 KiB of shared memory for a program (RTX 30, 40, 50, A10, L40). amd: any of AMD's.
+    """
     if triton.knobs.runtime.interpret:
         return "hopper"
     target = triton.runtime.driver.active.get_current_target()
     if target.backend != "cuda":
         return "amd"
-    return "hopper" if target.arch >= 90 else "ampere"
+    return {80: "ampere", 90: "hopper", 100: "blackwell", 103: "blackwell"}.get(target.arch, "consumer")
