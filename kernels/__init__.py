@@ -1,10 +1,10 @@
 """Triton kernels and their launchers. Importing this package imports neither Triton nor a driver.
 
-    mc.py       the launchers: what the library calls
-    prepare.py  sweep.py  combine.py  bank.py     one step of the MC loss each, in this order
-    products.py rows.py                           what they share: split products, blocks of rows
-    tiles.py    sizes of blocks by target
-    interpreter.py                                repairs Triton's interpreter, for machines without a GPU
+mc.py       the launchers: what the library calls
+prepare.py  sweep.py  combine.py  bank.py     one step of the MC loss each, in this order
+products.py rows.py                           what they share: split products, blocks of rows
+tiles.py    sizes of blocks by target
+interpreter.py                                repairs Triton's interpreter, for machines without a GPU
 """
 
 from __future__ import annotations
@@ -31,5 +31,7 @@ def unavailable_reason(device: torch.device) -> str | None:
     if not torch.cuda.is_available():
         return "PyTorch sees no GPU"
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
-        return f"{torch.cuda.get_device_name(device)} has no bfloat16 tensor cores (compute capability 8.0 or later has)"
+        return (
+            f"{torch.cuda.get_device_name(device)} has no bfloat16 tensor cores (compute capability 8.0 or later has)"
+        )
     return None

@@ -21,20 +21,21 @@ from kernels.sweep import NOTHING
 
 LN2 = tl.constexpr(0.6931471805599453)
 CHUNKS_AT_ONCE = tl.constexpr(16)
-TOP_PLAIN = tl.constexpr(1)  # planes of p_sums; plane 0 holds the largest similarities
+TOP = tl.constexpr(0)  # planes of p_sums
+TOP_PLAIN = tl.constexpr(1)
 LOSS_SUM = tl.constexpr(2)
 BANK_SUM = tl.constexpr(3)
 BANK_PLAIN = tl.constexpr(4)
 
 
 @triton.jit
-def _log_sum_exp(p_sums, plane, row, positive, scale, B, num_chunks, BLOCK_C: tl.constexpr):
-    """Of a row's logits, to the base 2, and the bank's share of the softmax; sums as in ``plane`` of p_sums."""
+def _log_sum_exp(p_sums, top_plane, sum_plane, row, positive, scale, B, num_chunks, BLOCK_C: tl.constexpr):
+    """Of a row's logits, to the base 2, and the bank's share of the softmax; from these two planes of p_sums."""
     o_c = tl.arange(0, BLOCK_C)
     m_c = o_c < num_chunks
     p_chunk = p_sums + o_c * 20 * B + row
-    tops = tl.load(p_chunk, mask=m_c, other=NOTHING)
-    sums = tl.load(p_chunk + plane * 4 * B, mask=m_c, other=0.0)
+    tops = tl.load(p_chunk + top_plane * 4 * B, mask=m_c, other=NOTHING)
+    sums = tl.load(p_chunk + sum_plane * 4 * B, mask=m_c, other=0.0)
     top = tl.maximum(tl.max(tops, axis=0), positive)
     bank = tl.sum(sums * tl.exp2((tops - top) * scale), axis=0)
     total = bank + tl.exp2((positive - top) * scale)
@@ -89,10 +90,10 @@ def _combine_kernel(
     aim_rest = 0.0
 
     if BANK:
-        lse, _rest = _log_sum_exp(p_sums, BANK_SUM, row, positive, bank_scale, B, num_chunks, BLOCK_C)
+        lse, _rest = _log_sum_exp(p_sums, TOP, BANK_SUM, row, positive, bank_scale, B, num_chunks, BLOCK_C)
         tl.store(p_lse + row, lse)
     if LOSS:
-        lse, rest = _log_sum_exp(p_sums, LOSS_SUM, row, positive, scale, B, num_chunks, BLOCK_C)
+        lse, rest = _log_sum_exp(p_sums, TOP, LOSS_SUM, row, positive, scale, B, num_chunks, BLOCK_C)
         expected = _expected_entry(p_sums, p_entries, row, lse, scale, B, num_chunks, D, BLOCK_D)
         if not BANK:
             tl.store(p_lse + row, lse)
@@ -101,10 +102,10 @@ def _combine_kernel(
             row = 3 * B + i_b
             positive_3 = tl.sum(load_rows(p_f3, o_b, m_b, D, BLOCK_D) * b_f0)
             if BANK:
-                lse_3, _rest = _log_sum_exp(p_sums, BANK_SUM, row, positive_3, bank_scale, B, num_chunks, BLOCK_C)
+                lse_3, _rest = _log_sum_exp(p_sums, TOP, BANK_SUM, row, positive_3, bank_scale, B, num_chunks, BLOCK_C)
                 tl.store(p_lse + row, lse_3)
             if LOSS:
-                lse_3, aim_rest = _log_sum_exp(p_sums, LOSS_SUM, row, positive_3, scale, B, num_chunks, BLOCK_C)
+                lse_3, aim_rest = _log_sum_exp(p_sums, TOP, LOSS_SUM, row, positive_3, scale, B, num_chunks, BLOCK_C)
                 aim = _expected_entry(p_sums, p_entries, row, lse_3, scale, B, num_chunks, D, BLOCK_D)
                 if not BANK:
                     tl.store(p_lse + row, lse_3)
@@ -119,7 +120,7 @@ def _combine_kernel(
             p_top = p_sums + o_c * 20 * B + TOP_PLAIN * 4 * B + row
             top_plain = tl.max(tl.load(p_top, mask=o_c < num_chunks, other=NOTHING), axis=0)
             tl.store(p_samples + 3 * B + i_b, tl.where(positive > top_plain + margin, 1.0, 0.0))
-            _lse, rest = _log_sum_exp(p_sums, BANK_PLAIN, row, positive, bank_scale, B, num_chunks, BLOCK_C)
+            _lse, rest = _log_sum_exp(p_sums, TOP_PLAIN, BANK_PLAIN, row, positive, bank_scale, B, num_chunks, BLOCK_C)
             tl.store(p_samples + 4 * B + i_b, 1 - rest)
 
 

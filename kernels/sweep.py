@@ -34,7 +34,8 @@ def _sweep_kernel(
     p_c,  # (4, B) or (4, B, B)
     p_bank,  # (K, D)
     p_mixing,  # (K,)
-    p_sums,  # (chunks, 5, 4 B): largest similarity, largest plain one, sum, sum for the bank, its plain half
+    # (chunks, 5, 4 B): largest similarity, largest plain one, sum, sum for the bank, its plain half (over the second)
+    p_sums,
     p_entries,  # (chunks, 4 B, D): sum of exponential times entry
     B,
     K,
@@ -91,7 +92,14 @@ def _sweep_kernel(
 
         # Similarities above the running maximum, which both temperatures share.
         plain = tl.where(m_k[None, :], s, float("-inf"))
-        top_plain = tl.maximum(top_plain, tl.max(plain, axis=1))
+        new_top_plain = tl.maximum(top_plain, tl.max(plain, axis=1))
+        if (
+            BANK and LOSS
+        ):  # for the positive's probability, beside which the mixed entries may be out of float32's range
+            shrink = tl.exp2((top_plain - new_top_plain) * bank_scale)
+            e_plain = tl.exp2((plain - new_top_plain[:, None]) * bank_scale)
+            bank_plain = bank_plain * shrink + tl.sum(e_plain, axis=1)
+        top_plain = new_top_plain
         new_top = tl.maximum(top, top_plain)
         if MIX != "none":
             mixing = tl.load(p_mixing + start + o_k, mask=m_k, other=0.0)[None, :]
@@ -102,11 +110,10 @@ def _sweep_kernel(
 
         if BANK:
             shrink = tl.exp2((top - new_top) * bank_scale)
-            e_plain = tl.exp2(plain * bank_scale)
-            bank_plain = bank_plain * shrink + tl.sum(e_plain, axis=1)
+            e_both = tl.exp2(plain * bank_scale)
             if MIX != "none":
-                e_plain += tl.exp2(mixed * bank_scale)
-            bank_total = bank_total * shrink + tl.sum(e_plain, axis=1)
+                e_both += tl.exp2(mixed * bank_scale)
+            bank_total = bank_total * shrink + tl.sum(e_both, axis=1)
         if LOSS:
             shrink = tl.exp2((top - new_top) * scale)
             weight = tl.exp2(plain * scale)

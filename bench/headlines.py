@@ -1,0 +1,135 @@
+"""What the project claims in numbers, and how each number comes about.
+
+An experiment measures and returns a report: headlines by key, a table for reading, one for the README, and every single
+time. A new headline is one more ``Headline`` of an experiment; a new experiment is one more entry of ``EXPERIMENTS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.measure import Measurement, Method, Result, measure, measure_memory, milliseconds, table
+from bench.providers import MIXES, PROVIDERS, Case, fast_provider
+
+
+@dataclass(frozen=True)
+class Settings(Method):
+    """How everything is measured, and at which size; by default the product's."""
+
+    batch: int = 64
+    """B, samples."""
+    bank: int = 16384
+    """K, bank entries."""
+    dim: int = 128
+    """D, elements of a feature."""
+    providers: tuple[str, ...] = tuple(PROVIDERS)
+    """Which of bench/providers.py take part. Headlines about the others stay empty."""
+    progress: bool = True
+    """Bars on stderr."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unknown = set(self.providers) - set(PROVIDERS)
+        if unknown:
+            raise ValueError(f"providers must be of {', '.join(PROVIDERS)}; got {', '.join(sorted(unknown))}")
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One number, with the range that the quartiles of what it is made of span; None where it was not measured."""
+
+    key: str
+    says: str
+    unit: str
+    better: str
+    """higher or lower."""
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass
+class Report:
+    """What an experiment found."""
+
+    headlines: list[Headline]
+    text: str
+    markdown: str
+    details: dict[str, Any]
+    others_busy: list[float] = field(default_factory=list)
+    """Cores that other processes kept busy, by timed case."""
+
+
+def mc(settings: Settings) -> Report:
+    """The step of the contrast: loss, gradients and bank update, by every provider, with both mixings."""
+    results = {}
+    for mix in MIXES:
+        case = Case("step", mix, settings.batch, settings.bank, settings.dim)
+        results[mix] = measure(case, settings.providers, settings, memory=False, progress=settings.progress)
+    measure_memory(results["own"], settings, progress=settings.progress)
+    own, tiled, fast = results["own"], results["tiled"], fast_provider(settings.device)
+    extra = own.providers[fast].extra_bytes if fast in own.providers else None
+    headlines = [
+        _ratio("mc_own_vs_reference", "step: speed-up over the plain reference, own mixing", own, "reference", fast),
+        _ratio("mc_tiled_vs_reference", "step: the same, tiled mixing", tiled, "reference", fast),
+        _ratio("mc_vs_algebraic", "step: speed-up over algebraic PyTorch with autograd", own, "algebraic", fast),
+        _ratio("mc_vs_compiled", "step: speed-up over the same under torch.compile", own, "compiled", fast),
+        _ratio("mc_vs_products", "step: time over that of its matrix products alone", own, fast, "products", "lower"),
+        Headline("mc_extra_mb", "step: extra peak memory", " MB", "lower", None if extra is None else extra / 1e6),
+    ]
+    return Report(
+        headlines,
+        "\n\n".join(map(table, results.values())),
+        _providers_markdown(own, tiled),
+        {mix: result.to_json() for mix, result in results.items()},
+        [result.others_busy for result in results.values() if result.others_busy is not None],
+    )
+
+
+EXPERIMENTS: dict[str, Callable[[Settings], Report]] = {"mc": mc}
+
+
+def _ratio(key: str, says: str, result: Result, over: str, under: str, better: str = "higher") -> Headline:
+    value, low, high = result.ratio(over, under) or (None, None, None)
+    return Headline(key, says, "x", better, value, low, high)
+
+
+def headline_table(headlines: Sequence[Headline]) -> str:
+    """For a terminal."""
+    says = max(len(h.says) for h in headlines)
+    keys = max(len(h.key) for h in headlines)
+    return "\n".join(f"{h.key:{keys}}  {h.says:{says}}  {shown(h)}  ({h.better} is better)" for h in headlines)
+
+
+def shown(headline: Headline) -> str:
+    if headline.value is None:
+        return "not measured"
+    spread = "" if headline.low is None else f" [{headline.low:.3g}-{headline.high:.3g}]"
+    return f"{headline.value:.3g}{headline.unit}{spread}"
+
+
+def headline_markdown(headlines: Sequence[Headline]) -> str:
+    """For the README."""
+    lines = ["| headline | measured | better |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {h.says} | {shown(h)} | {h.better} |" for h in headlines)])
+
+
+def _providers_markdown(own: Result, tiled: Result) -> str:
+    """Times by provider, of those that ran."""
+    lines = ["| loss, gradients, bank step by | own mixing | tiled mixing | extra memory |", "|---|---|---|---|"]
+    for name, found in own.providers.items():
+        if found.skipped and tiled.providers[name].skipped:
+            continue
+        memory = "" if found.extra_bytes is None else f"{found.extra_bytes / 1e6:,.0f} MB"
+        times = " | ".join(_milliseconds(result.providers[name]) for result in (own, tiled))
+        lines.append(f"| {PROVIDERS[name].says} | {times} | {memory} |")
+    return "\n".join(lines)
+
+
+def _milliseconds(found: Measurement) -> str:
+    if found.skipped:
+        return "not measured"
+    low, high = map(milliseconds, found.quartiles)
+    return f"{milliseconds(found.median)} ms ({low} to {high})"

@@ -1,0 +1,228 @@
+"""Providers of one piece of work, side by side: parity first, then times in turns, then memory."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from bench.machine import QUIET, watch_neighbours
+from bench.memory import extra_peak
+from bench.parity import by_name, compare, exact_outputs
+from bench.providers import PROVIDERS, Call, Case, Outputs, Provider, draw
+from fastmc.checks import check_number
+from fastmc.data.parallel import usable_cores
+from fastmc.progress import progress_bar
+
+FEWEST_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a case is measured."""
+
+    rounds: int = 25
+    """Times that each provider is timed, in turns with the others."""
+    seconds: float = 10.0
+    """A provider that would need longer for all its rounds takes part in fewer, but in 3 at least."""
+    threads: int = field(default_factory=usable_cores)
+    """Threads of torch, the same for all."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    memory_limit_gb: float = 10.0
+    """A provider that is known to need more is left out, and the reason is printed."""
+
+    def __post_init__(self) -> None:
+        check_number("rounds", self.rounds, at_least=FEWEST_ROUNDS)
+        check_number("threads", self.threads, at_least=1)
+
+
+@dataclass
+class Measurement:
+    """What is known of one provider: times of its rounds in seconds, or the reason why there are none."""
+
+    skipped: str | None = None
+    seconds: list[float] = field(default_factory=list)
+    first_call: float | None = None
+    """Seconds of the first call; with the compiler's time, where there is one."""
+    budget: float | None = None
+    """The share of the error budget that its worst output uses."""
+    extra_bytes: int | None = None
+    """Extra peak memory of a call, see bench/memory.py."""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return low, high
+
+
+@dataclass
+class Result:
+    """One case measured: by provider, in the order they were given."""
+
+    case: Case
+    providers: dict[str, Measurement]
+    others_busy: float | None = None
+    """Cores that other processes kept busy meanwhile."""
+
+    def ratio(self, over: str, under: str) -> tuple[float, float, float] | None:
+        """The quotient of two medians, and the range that their quartiles span; None if one was left out."""
+        a, b = self.providers.get(over), self.providers.get(under)
+        if a is None or b is None or a.skipped or b.skipped:
+            return None
+        return a.median / b.median, a.quartiles[0] / b.quartiles[1], a.quartiles[1] / b.quartiles[0]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(content: dict[str, Any]) -> Result:
+        providers = {name: Measurement(**found) for name, found in content["providers"].items()}
+        return Result(Case(**content["case"]), providers, content["others_busy"])
+
+
+class Race:
+    """Providers on the same tensors in turns.
+
+    Every call starts from the same bank and velocity, restored before the clock starts. That leaves the cache to these
+    two, as far as they fit, whoever ran before.
+    """
+
+    def __init__(self, case: Case, names: Sequence[str], method: Method) -> None:
+        """Compile, warm up, and check each of the providers against the reference.
+
+        Raises:
+            ParityError: one of them computes something else; there is nothing to measure then.
+        """
+        torch.set_num_threads(method.threads)
+        self.method, self.device = method, torch.device(method.device)
+        self.x = draw(case).to(self.device, torch.float32)
+        self._bank, self._momentum = self.x.bank.clone(), self.x.momentum.clone()
+        self._truth = exact_outputs(case)
+        self._calls: dict[str, Call] = {}
+        self._rounds: dict[str, int] = {}
+        self.result = Result(case, {})
+        for name in names:
+            self.result.providers[name] = self._enter(PROVIDERS[name])
+
+    def _enter(self, provider: Provider) -> Measurement:
+        case = self.result.case
+        reason = provider.unavailable(self.device) or provider.fits(case, self.method.memory_limit_gb)
+        if reason is not None:
+            return Measurement(skipped=reason)
+        call = self._calls[provider.name] = provider.bind(case, self.x)
+        self.restore()
+        try:
+            outputs, seconds = self._timed(call)
+        except Exception as error:
+            if not provider.compiles:
+                raise
+            return Measurement(skipped=f"does not compile here: {(str(error) or repr(error)).splitlines()[0][:200]}")
+        found = Measurement(first_call=seconds)
+        if provider.gated:
+            found.budget = compare(provider, case, by_name(outputs, self.x, self._bank, case.work), self._truth)
+        if provider.compiles or seconds < self.method.seconds / FEWEST_ROUNDS:
+            seconds = self._timed(call)[1]  # the first of a provider is not what the others will take
+        self._rounds[provider.name] = max(FEWEST_ROUNDS, min(self.method.rounds, int(self.method.seconds / seconds)))
+        return found
+
+    def restore(self) -> None:
+        self.x.bank.copy_(self._bank)
+        self.x.momentum.copy_(self._momentum)
+
+    def call(self, name: str) -> None:
+        """One call, to its end also on a GPU."""
+        self._calls[name]()
+        self._synchronize()
+
+    def turns(self, i: int) -> list[str]:
+        """Who runs in round i, in a random order; who takes part in fewer rounds does so at equal intervals."""
+        total = self.method.rounds
+        names = [name for name, n in self._rounds.items() if (i + 1) * n // total > i * n // total]
+        return random.Random(i).sample(names, len(names))
+
+    def take(self, name: str) -> None:
+        """Time one call."""
+        self.restore()
+        self.result.providers[name].seconds.append(self._timed(self._calls[name])[1])
+
+    def _timed(self, call: Call) -> tuple[Outputs, float]:
+        self._synchronize()
+        start = time.perf_counter()
+        outputs = call()
+        self._synchronize()
+        return outputs, time.perf_counter() - start
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def measure(case: Case, names: Sequence[str], method: Method, *, memory: bool = True, progress: bool = False) -> Result:
+    """Time the providers of a case in turns, then measure the memory of each."""
+    if progress:
+        tqdm.write(f"{case}: checking the providers against the float64 reference", file=sys.stderr)
+    race = Race(case, names, method)
+    turns = [name for i in range(method.rounds) for name in race.turns(i)]
+    with watch_neighbours() as others:
+        for name in tqdm(turns, disable=not progress, **progress_bar("call", str(case))):
+            race.take(name)
+    race.result.others_busy = others.busy
+    if memory:
+        measure_memory(race.result, method, progress=progress)
+    return race.result
+
+
+def measure_memory(result: Result, method: Method, *, progress: bool = False) -> None:
+    """Fill in the extra peak memory of all providers that ran, but for the floor: its arrays were there before."""
+    names = [name for name, found in result.providers.items() if not found.skipped and PROVIDERS[name].gated]
+    for name in tqdm(names, disable=not progress, **progress_bar("provider", f"memory of {result.case}")):
+        peak = extra_peak(name, result.case, device=method.device, threads=method.threads)
+        result.providers[name].extra_bytes = peak["extra_bytes"]
+
+
+def table(result: Result) -> str:
+    """Time, memory, and ratios to the plain reference and to the floor; a reason for what was left out."""
+    heads = ("median (ms)", "quartiles", "rounds", "extra MB", "x reference", "x floor", "budget used")
+    rows: list[tuple[str, ...]] = [("", *heads)]
+    notes = []
+    for name, found in result.providers.items():
+        says = PROVIDERS[name].says
+        if found.skipped:
+            notes.append(f"not measured: {says}: {found.skipped}")
+            continue
+        faster, floor = result.ratio("reference", name), result.ratio(name, "products")
+        cells = [
+            milliseconds(found.median),
+            " to ".join(map(milliseconds, found.quartiles)),
+            str(len(found.seconds)),
+            "" if found.extra_bytes is None else f"{found.extra_bytes / 1e6:,.1f}",
+            f"{faster[0]:.2f}" if faster else "",
+            f"{floor[0]:.2f}" if floor else "",
+            f"{found.budget:.0%}" if found.budget is not None else "",
+        ]
+        rows.append((says, *cells))
+        if PROVIDERS[name].compiles:
+            notes.append(f"first call of {says}, with compiling or reading that from disk: {found.first_call:.0f} s")
+    if result.others_busy is not None and result.others_busy > QUIET:
+        notes.append(f"disturbed: other processes used {result.others_busy:.2f} cores meanwhile")
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    return "\n".join([str(result.case), *lines, *notes])
+
+
+def milliseconds(seconds: float) -> str:
+    """Three digits at least."""
+    value = 1e3 * seconds
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3g}"

@@ -1,0 +1,24 @@
+"""What the kernels' split products may cost, beyond what float32 costs the reference."""
+
+from __future__ import annotations
+
+import torch
+from oracle import Case, Results
+
+# Error of a similarity of unit rows. bf16x3: hi keeps 8 bits and lo the next 8, so either operand is off by at most
+# 2^-18 of itself, and the product lo.lo that is left out is no larger. bf16: either operand is off by 2^-9.
+SIMILARITY_ERROR = {"ieee": 0.0, "bf16x3": 3 * 2.0**-18, "bf16": 2.0**-8}
+
+
+def kernel_budget(plain: Results, truth: Results, case: Case, precision: str) -> dict[str, torch.Tensor]:
+    """|kernel - truth| <= 2 |reference in float32 - truth| + eps, by output. eps is the error of the largest logit, by
+    the products and by 4 float32 roundings, times the output's scale: an error of a logit is a relative one of its
+    probability. A gradient is a difference of two mean entries over tau B, and has at least their scale."""
+    temperature = min(case.temperature, case.bank_temperature)
+    norm = max(float(f.norm(dim=1).max()) for f in (case.f0, case.f1, case.f2, case.f3))
+    logit = max(1.0, norm * max(norm, 1.0) / temperature)
+    eps = logit * (SIMILARITY_ERROR[precision] + 4 * torch.finfo(torch.float32).eps)
+    scale = {name: value.abs().max() for name, value in truth.items()}
+    entry = case.f0.abs().max() / (case.temperature * len(case.f0))
+    scale["gradients"] = torch.maximum(scale["gradients"], entry)
+    return {n: 2 * (plain[n] - truth[n]).abs().max() + eps * scale[n] for n in truth}
