@@ -24,6 +24,10 @@ DEV = [
     "scikit-learn>=1.3",  # an independent kNN for the tests
     "ruff>=0.6",
     "mypy>=1.11",
+    # The CUDA build of torch brings its own; beside a CPU build, kernels are compiled and interpreted in the tests.
+    "triton>=3.6; platform_system == 'Linux'",
+    # Runs compiled kernels on the CPU. An alpha by one author, so one version; on Python 3.11 see the Makefile.
+    "ttsem==0.1.0; platform_system == 'Linux' and python_version >= '3.12'",
 ]
 
 setup(

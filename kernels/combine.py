@@ -17,15 +17,10 @@ import triton.language as tl
 
 from kernels.prepare import select_view
 from kernels.rows import load_rows, store_rows
-from kernels.sweep import NOTHING
+from kernels.sweep import BANK_PLAIN, BANK_SUM, LOSS_SHARE, LOSS_SUM, NOTHING, PLANES, TOP, TOP_PLAIN
 
 LN2 = tl.constexpr(0.6931471805599453)
 CHUNKS_AT_ONCE = tl.constexpr(16)
-TOP = tl.constexpr(0)  # planes of p_sums
-TOP_PLAIN = tl.constexpr(1)
-LOSS_SUM = tl.constexpr(2)
-BANK_SUM = tl.constexpr(3)
-BANK_PLAIN = tl.constexpr(4)
 
 
 @triton.jit
@@ -33,7 +28,7 @@ def _log_sum_exp(p_sums, top_plane, sum_plane, row, positive, scale, B, num_chun
     """Of a row's logits, to the base 2, and the bank's share of the softmax; from these two planes of p_sums."""
     o_c = tl.arange(0, BLOCK_C)
     m_c = o_c < num_chunks
-    p_chunk = p_sums + o_c * 20 * B + row
+    p_chunk = p_sums + o_c * (PLANES * 4 * B) + row
     tops = tl.load(p_chunk + top_plane * 4 * B, mask=m_c, other=NOTHING)
     sums = tl.load(p_chunk + sum_plane * 4 * B, mask=m_c, other=0.0)
     top = tl.maximum(tl.max(tops, axis=0), positive)
@@ -43,15 +38,21 @@ def _log_sum_exp(p_sums, top_plane, sum_plane, row, positive, scale, B, num_chun
 
 
 @triton.jit
-def _expected_entry(p_sums, p_entries, row, lse, scale, B, num_chunks, D: tl.constexpr, BLOCK_D: tl.constexpr):
+def _expected_entry(
+    p_sums, p_entries, row, b_v, lse, scale, B, num_chunks, OWN: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr
+):
     """E_bank of a row, (1, BLOCK_D)."""
     expected = tl.zeros([1, BLOCK_D], tl.float32)
     for i_first in range(0, num_chunks, CHUNKS_AT_ONCE):
         o_c = i_first + tl.arange(0, CHUNKS_AT_ONCE)
         m_c = o_c < num_chunks
-        tops = tl.load(p_sums + o_c * 20 * B + row, mask=m_c, other=NOTHING)
+        tops = tl.load(p_sums + o_c * (PLANES * 4 * B) + row, mask=m_c, other=NOTHING)
         entries = load_rows(p_entries, o_c * 4 * B + row, m_c, D, BLOCK_D)
-        expected += tl.sum(entries * tl.exp2(tops * scale - lse)[:, None], axis=0)[None, :]
+        weights = tl.exp2(tops * scale - lse)
+        expected += tl.sum(entries * weights[:, None], axis=0)[None, :]
+        if OWN:
+            shares = tl.load(p_sums + (o_c * PLANES + LOSS_SHARE) * (4 * B) + row, mask=m_c, other=0.0)
+            expected += tl.sum(shares * weights, axis=0) * b_v
     return expected
 
 
@@ -61,7 +62,7 @@ def _combine_kernel(
     p_f1,
     p_f2,
     p_f3,
-    p_sums,  # (chunks, 5, 4 B), from `kernels.sweep`
+    p_sums,  # (chunks, PLANES, 4 B), from `kernels.sweep`
     p_entries,  # (chunks, 4 B, D)
     p_samples,  # (5, B): L1, L2, L3, whether f3's positive is on top, its probability over the plain bank (eq. 2)
     p_gradients,  # (3, B, D), in the features' dtype
@@ -73,6 +74,7 @@ def _combine_kernel(
     margin,  # what the rounding of a similarity may be: it must not decide a tie
     FIRST: tl.constexpr,
     SOFT: tl.constexpr,  # L2 has the target of eq. 10, not a one-hot one
+    OWN: tl.constexpr,  # own mixing: v is f1, f2, f3 of the sample itself, and f2 for the target
     LOSS: tl.constexpr,
     BANK: tl.constexpr,
     D: tl.constexpr,
@@ -94,7 +96,7 @@ def _combine_kernel(
         tl.store(p_lse + row, lse)
     if LOSS:
         lse, rest = _log_sum_exp(p_sums, TOP, LOSS_SUM, row, positive, scale, B, num_chunks, BLOCK_C)
-        expected = _expected_entry(p_sums, p_entries, row, lse, scale, B, num_chunks, D, BLOCK_D)
+        expected = _expected_entry(p_sums, p_entries, row, b_u, lse, scale, B, num_chunks, OWN, D, BLOCK_D)
         if not BANK:
             tl.store(p_lse + row, lse)
     if SOFT:
@@ -106,7 +108,7 @@ def _combine_kernel(
                 tl.store(p_lse + row, lse_3)
             if LOSS:
                 lse_3, aim_rest = _log_sum_exp(p_sums, TOP, LOSS_SUM, row, positive_3, scale, B, num_chunks, BLOCK_C)
-                aim = _expected_entry(p_sums, p_entries, row, lse_3, scale, B, num_chunks, D, BLOCK_D)
+                aim = _expected_entry(p_sums, p_entries, row, b_u, lse_3, scale, B, num_chunks, OWN, D, BLOCK_D)
                 if not BANK:
                     tl.store(p_lse + row, lse_3)
     if LOSS:
@@ -117,7 +119,7 @@ def _combine_kernel(
     if LOSS and BANK:
         if i_view == 2:
             o_c = tl.arange(0, BLOCK_C)
-            p_top = p_sums + o_c * 20 * B + TOP_PLAIN * 4 * B + row
+            p_top = p_sums + o_c * (PLANES * 4 * B) + TOP_PLAIN * 4 * B + row
             top_plain = tl.max(tl.load(p_top, mask=o_c < num_chunks, other=NOTHING), axis=0)
             tl.store(p_samples + 3 * B + i_b, tl.where(positive > top_plain + margin, 1.0, 0.0))
             _lse, rest = _log_sum_exp(p_sums, TOP_PLAIN, BANK_PLAIN, row, positive, bank_scale, B, num_chunks, BLOCK_C)

@@ -164,6 +164,7 @@ def _repair_language() -> None:
     """
     stock._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
     stock._patch_lang = lambda fn: stock._LangPatchScope()
+    _replace(stock, "_get_np_dtype", _remember)
     tl.tensor.__index__ = lambda self: self.handle.data.item()
     options = stock.interpreter_builder.options
     stock.interpreter_builder.options = dataclasses.replace(
@@ -171,6 +172,18 @@ def _repair_language() -> None:
         allowed_dot_input_precisions=tuple(_SPLIT_PRODUCTS) + ("ieee",),
         sanitize_overflow=options.debug,
     )
+
+
+def _remember(lookup: Callable[[Any], np.dtype]) -> Callable[[Any], np.dtype]:
+    """The stock function builds its table of 18 types anew for every lookup, several for each operation."""
+    known: dict[str, np.dtype] = {}
+
+    def numpy_type(tt_dtype: Any) -> np.dtype:
+        if tt_dtype.name not in known:
+            known[tt_dtype.name] = lookup(tt_dtype)
+        return known[tt_dtype.name]
+
+    return numpy_type
 
 
 def _quietly(call: Callable[..., Any]) -> Callable[..., Any]:

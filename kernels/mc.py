@@ -23,7 +23,7 @@ from kernels import MAX_DIM
 from kernels.bank import _bank_kernel, _enqueue_kernel
 from kernels.combine import _combine_kernel, _reduce_kernel
 from kernels.prepare import _prepare_kernel
-from kernels.sweep import _sweep_kernel
+from kernels.sweep import PLANES, _sweep_kernel
 from kernels.tiles import Tiles, current_target, tiles
 
 if triton.knobs.runtime.interpret:
@@ -225,7 +225,7 @@ class Plan:
         parts = triton.cdiv(steps, triton.cdiv(steps, max(1, tile.programs // (rows * columns))))
         chunks = parts * columns
 
-        sums = new(chunks, 5, 4, batch)
+        sums = new(chunks, PLANES.value, 4, batch)
         entries = new(chunks, 4, batch, dim) if loss else sums
         scales = {"scale": _scale(loss), "bank_scale": _scale(bank)}
         flags = {"FIRST": self.first, "LOSS": loss is not None, "BANK": bank is not None}
@@ -241,8 +241,8 @@ class Plan:
         gradients = absent(3, batch, dim, device=sums.device) if loss else None
         _combine_kernel[(batch, 3 - self.first)](
             self.f0, self.f1, self.f2, self.f3, sums, entries, samples, sums if gradients is None else gradients, lse,
-            batch, chunks, **scales, **flags, margin=MARGIN[self.precision], SOFT=self.last == 4, D=dim,
-            BLOCK_C=triton.next_power_of_2(chunks), BLOCK_D=self.block_d, num_warps=4,
+            batch, chunks, **scales, **flags, margin=MARGIN[self.precision], SOFT=self.last == 4,
+            OWN=self.mix == "own", D=dim, BLOCK_C=triton.next_power_of_2(chunks), BLOCK_D=self.block_d, num_warps=4,
         )  # fmt: skip
         if gradients is None:
             return None, None, lse

@@ -27,15 +27,6 @@ def split(x, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def join(hi, lo, PRECISION: tl.constexpr):
-    """The float32 block that was split, to the precision of the products."""
-    if PRECISION == "bf16x3":
-        return hi.to(tl.float32) + lo.to(tl.float32)
-    else:
-        return hi.to(tl.float32)
-
-
-@triton.jit
 def product(x_hi, x_lo, y_hi, y_lo, acc, PRECISION: tl.constexpr):
     """acc + x @ y in float32; the small terms first."""
     if PRECISION == "ieee":

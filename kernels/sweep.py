@@ -21,11 +21,20 @@ import triton
 import triton.language as tl
 
 from kernels.prepare import mixed_view, query_view
-from kernels.products import join, product, split
+from kernels.products import product, split
 from kernels.rows import load_rows, load_split, row_mask, row_offsets, unit_rows
 
 NOTHING = tl.constexpr(-1.0e30)
 """The largest of no similarities: finite, so that the difference of two of them is 0 and not a NaN."""
+
+# What is kept of a row and a chunk of the bank, beside the sum of exponential times entry:
+TOP = tl.constexpr(0)  # the largest similarity, which the sums are above
+LOSS_SUM = tl.constexpr(1)  # of exponentials, at the loss's temperature
+LOSS_SHARE = tl.constexpr(2)  # under own mixing, the factor of v in the mixed entries: sum of exponential times lambda
+BANK_SUM = tl.constexpr(3)  # at the bank's temperature
+TOP_PLAIN = tl.constexpr(4)  # the largest plain similarity
+BANK_PLAIN = tl.constexpr(5)  # plain half of the bank's sum, above the largest plain similarity
+PLANES = tl.constexpr(6)
 
 
 @triton.jit
@@ -34,8 +43,7 @@ def _sweep_kernel(
     p_c,  # (4, B) or (4, B, B)
     p_bank,  # (K, D)
     p_mixing,  # (K,)
-    # (chunks, 5, 4 B): largest similarity, largest plain one, sum, sum for the bank, its plain half (over the second)
-    p_sums,
+    p_sums,  # (chunks, PLANES, 4 B), see below
     p_entries,  # (chunks, 4 B, D): sum of exponential times entry
     B,
     K,
@@ -133,20 +141,18 @@ def _sweep_kernel(
         start += num_parts * period
 
     i_chunk = i_column * num_parts + i_part
-    p_row = p_sums + i_chunk * 20 * B + o_row
-    tl.store(p_row, top, mask=m_row)
-    tl.store(p_row + 4 * B, top_plain, mask=m_row)
-    tl.store(p_row + 8 * B, total, mask=m_row)
-    tl.store(p_row + 12 * B, bank_total, mask=m_row)
-    tl.store(p_row + 16 * B, bank_plain, mask=m_row)
-
+    p_row = p_sums + i_chunk * (PLANES * 4 * B) + o_row
+    tl.store(p_row + TOP * 4 * B, top, mask=m_row)
+    tl.store(p_row + TOP_PLAIN * 4 * B, top_plain, mask=m_row)
+    if BANK:
+        tl.store(p_row + BANK_SUM * 4 * B, bank_total, mask=m_row)
+        tl.store(p_row + BANK_PLAIN * 4 * B, bank_plain, mask=m_row)
     if LOSS:
-        # The share of v in the mixed entries: lambda_i v of every entry that was mixed with this v.
+        tl.store(p_row + LOSS_SUM * 4 * B, total, mask=m_row)
         if MIX == "own":
-            o_v = mixed_view(i_distribution) * (PARTS * B) + o_row % B
-            v_hi, v_lo = load_split(p_split, o_v, m_row, B * D, D, BLOCK_D, PRECISION)
-            entries += share[:, None] * join(v_hi, v_lo, PRECISION)
+            tl.store(p_row + LOSS_SHARE * 4 * B, share, mask=m_row)
         if MIX == "tiled":
+            # lambda_i v of every entry that was mixed with this v. A block of rows may hold several distributions.
             last_row = tl.minimum(FIRST * B + (i_row + 1) * BLOCK_R, LAST * B) - 1
             for i_mixed in range((FIRST * B + i_row * BLOCK_R) // B, last_row // B + 1):
                 o_v = mixed_view(i_mixed) * (PARTS * B) + o_k % B
