@@ -1,6 +1,7 @@
 """fastmc: A²MC, self-supervised pre-training of skeleton encoders.
 
-``mc_loss`` and ``bank_step_`` are the loss (eq. 9-11) and the bank's ascent (eq. 7); ``MemoryBank`` keeps the bank.
+``mc_loss`` and ``bank_step_`` are the loss (eq. 9-11) and the bank's ascent (eq. 7); ``mc_step_`` is both, with
+gradients and metrics, in one sweep over the bank; ``MemoryBank`` keeps the bank.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastmc.bank import MemoryBank, bank_step_
     from fastmc.loss import info_nce, mc_loss, mc_loss_parts
+    from fastmc.step import MCStep, mc_step_
 
 __version__ = "0.1.0"
-__all__ = ["MemoryBank", "bank_step_", "info_nce", "mc_loss", "mc_loss_parts"]
+__all__ = ["MCStep", "MemoryBank", "bank_step_", "info_nce", "mc_loss", "mc_loss_parts", "mc_step_"]
 
 _HOME = {
+    "MCStep": "fastmc.step",
     "MemoryBank": "fastmc.bank",
     "bank_step_": "fastmc.bank",
     "info_nce": "fastmc.loss",
     "mc_loss": "fastmc.loss",
     "mc_loss_parts": "fastmc.loss",
+    "mc_step_": "fastmc.step",
 }
 
 

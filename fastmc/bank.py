@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmc.checks import check_number
-from fastmc.loss import check_contrast, check_mixing, choose, mc_loss, working_dtype
+from fastmc.arguments import (
+    PRECISIONS,
+    check_choice,
+    check_contrast,
+    check_mixing,
+    check_update,
+    choose,
+    feature_dtype,
+    mixing_vector,
+)
+from fastmc.chunked import enqueue_
+from fastmc.ops import update_
 from fastmc.reference import bank as reference
+from fastmc.step import MCStep, mc_step_
 
 COEFFICIENTS = (0.4, 0.3, 0.2, 0.1)
 """The paper's mixing coefficients lambda (section 4.2)."""
@@ -32,6 +42,7 @@ def bank_step_(
     weight_decay: float = 1e-4,
     mix: str = "own",
     impl: str = "auto",
+    precision: str = "bf16x3",
 ) -> None:
     """One ascent step of the bank on the MC loss (eq. 7), in place; the features are constants.
 
@@ -41,7 +52,7 @@ def bank_step_(
     Args:
         bank: (K, D) raw entries, float32 or float64; changed in place.
         momentum: (K, D) velocity v, shape, dtype and device of bank; changed in place.
-        f0, f1, f2, f3, mixing, mix, impl: as for :func:`fastmc.loss.mc_loss`.
+        f0, f1, f2, f3, mixing, mix, impl, precision: as for :func:`fastmc.loss.mc_loss`.
         temperature: tau of this step's loss, > 0.
         lr: beta of eq. 7, >= 0.
         momentum_factor: in [0, 1].
@@ -54,68 +65,33 @@ def bank_step_(
     features = {"f0": f0, "f1": f1, "f2": f2, "f3": f3}
     check_contrast(features, bank, temperature)
     check_mixing(mixing, bank, mix)
-    _check_update(bank, momentum, lr, momentum_factor, weight_decay)
-    step = choose(_BANK_STEP, impl, bank.device)
-    if isinstance(mixing, Tensor):
-        mixing = mixing.detach().to(bank.dtype)
-    constants = [f.detach().to(bank.dtype) for f in features.values()]
+    check_update(bank, momentum, lr, momentum_factor, weight_decay)
+    check_choice("precision", precision, PRECISIONS)
+    impl = choose(impl, bank.device, bank.dtype)
+    dtype = feature_dtype(impl, list(features.values()), bank.dtype)
+    f0, f1, f2, f3 = (f.detach().to(dtype) for f in features.values())
+    coefficients = mixing_vector(mixing, bank, bank.dtype)
+    if impl != "reference":
+        hyper = (temperature, lr, momentum_factor, weight_decay)
+        update_("bank_step_", bank, momentum, f0, f1, f2, f3, coefficients, *hyper, mix == "tiled", precision, impl)
+        return
     with torch.no_grad(), torch.autocast(bank.device.type, enabled=False):
-        step(
+        new_bank, new_momentum = reference.bank_step(
             bank,
             momentum,
-            *constants,
-            mixing,
+            f0,
+            f1,
+            f2,
+            f3,
+            coefficients,
             temperature=temperature,
             lr=lr,
             momentum_factor=momentum_factor,
             weight_decay=weight_decay,
             mix=mix,
         )
-
-
-def _torch_bank_step_(
-    bank: Tensor,
-    momentum: Tensor,
-    f0: Tensor,
-    f1: Tensor,
-    f2: Tensor,
-    f3: Tensor,
-    mixing: Tensor | float | None,
-    *,
-    temperature: float,
-    lr: float,
-    momentum_factor: float,
-    weight_decay: float,
-    mix: str,
-) -> None:
-    with torch.enable_grad():
-        m = bank.detach().requires_grad_()
-        loss = mc_loss(f0, f1, f2, f3, m, mixing, temperature=temperature, mix=mix, impl="torch")
-        (gradient,) = torch.autograd.grad(loss, m)
-    momentum.mul_(momentum_factor).sub_(gradient).add_(bank, alpha=weight_decay)
-    bank.sub_(momentum, alpha=lr)
-
-
-def _reference_bank_step_(bank: Tensor, momentum: Tensor, *batch: Any, **settings: Any) -> None:
-    new_bank, new_momentum = reference.bank_step(bank, momentum, *batch, **settings)
-    bank.copy_(new_bank)
-    momentum.copy_(new_momentum)
-
-
-# A fused implementation enters this table under "triton".
-_BANK_STEP: dict[str, Callable[..., None]] = {"torch": _torch_bank_step_, "reference": _reference_bank_step_}
-
-
-def _check_update(bank: Tensor, momentum: Tensor, lr: float, momentum_factor: float, weight_decay: float) -> None:
-    if bank.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"bank must be float32 or float64, got {bank.dtype}: its updates are below half precision")
-    for what in ("shape", "dtype", "device"):
-        ours, theirs = getattr(momentum, what, None), getattr(bank, what)
-        if ours != theirs:
-            raise ValueError(f"momentum must have the bank's {what}, {theirs}; got {ours}")
-    check_number("lr", lr, at_least=0)
-    check_number("momentum_factor", momentum_factor, at_least=0, at_most=1)
-    check_number("weight_decay", weight_decay, at_least=0)
+        bank.copy_(new_bank)
+        momentum.copy_(new_momentum)
 
 
 class MemoryBank(nn.Module):
@@ -168,14 +144,11 @@ class MemoryBank(nn.Module):
             raise ValueError(f"f0 must be (B, {self.entries.shape[1]}) with B >= 1, got {tuple(f0.shape)}")
         if f0.device != self.entries.device:
             raise ValueError(f"f0 is on {f0.device}, the bank is on {self.entries.device}")
-        batch = len(f0)
-        kept = f0.detach()[-self.size :].to(self.entries.dtype)
-        skipped = batch - len(kept)
-        rows = (self.cursor + skipped + torch.arange(len(kept), device=f0.device)) % self.size
-        self.entries.index_copy_(0, rows, kept)
-        self.momentum.index_fill_(0, rows, 0)
-        self.cursor.add_(batch).remainder_(self.size)
-        self.filled.add_(batch).clamp_(max=self.size)
+        enqueue_(self.entries, self.momentum, f0.detach(), self.cursor, torch.ones_like(self.cursor, dtype=torch.bool))
+        self._count(len(f0))
+
+    def _count(self, written: int | Tensor) -> None:
+        self.filled.add_(written).clamp_(max=self.size)
 
     def step_(
         self, f0: Tensor, f1: Tensor, f2: Tensor, f3: Tensor, mixing: Tensor | float | None, **settings: Any
@@ -183,38 +156,28 @@ class MemoryBank(nn.Module):
         """:func:`bank_step_` on this bank; ``settings`` are its keyword arguments."""
         bank_step_(self.entries, self.momentum, f0, f1, f2, f3, mixing, **settings)
 
+    @torch.no_grad()
+    def mc_step_(
+        self,
+        f0: Tensor,
+        f1: Tensor | None,
+        f2: Tensor | None,
+        f3: Tensor,
+        mixing: Tensor | float | None,
+        *,
+        update: str = "ascent",
+        **settings: Any,
+    ) -> MCStep:
+        """:func:`fastmc.step.mc_step_` on this bank and its cursor; ``settings`` are its other keyword arguments."""
+        found = mc_step_(
+            self.entries, self.momentum, f0, f1, f2, f3, mixing, update=update, cursor=self.cursor, **settings
+        )
+        if update == "fifo":
+            self._count(len(f0) * torch.isfinite(found.loss))
+        return found
+
     def extra_repr(self) -> str:
         return f"size={self.size}, dim={self.entries.shape[1]}"
-
-
-class ContrastMetrics(NamedTuple):
-    """Means over a batch, scalars on the features' device."""
-
-    top1: Tensor
-    """Share of samples whose positive is more similar than every bank entry (a tie does not count)."""
-    positive_probability: Tensor
-    """psi(f, f0) of eq. 2."""
-
-
-@torch.no_grad()
-def contrast_metrics(f: Tensor, f0: Tensor, bank: Tensor, *, temperature: float = 0.07) -> ContrastMetrics:
-    """How well f (B, D) finds its positive f0 (B, D) among the K entries of bank (K, D). No host sync.
-
-    In a collapsed encoder all similarities are equal: top1 is then 0 and the probability 1/(K + 1).
-
-    Raises:
-        ValueError: an invalid input; the message names the argument.
-    """
-    check_contrast({"f": f, "f0": f0}, bank, temperature)
-    dtype = working_dtype(f, f0, bank)
-    f, f0, bank = f.to(dtype), f0.to(dtype), bank.to(dtype)
-    with torch.autocast(bank.device.type, enabled=False):
-        positive = (f * f0).sum(dim=1, keepdim=True)
-        plain = f @ F.normalize(bank, dim=1, eps=1e-12).T
-        psi = (torch.cat([positive, plain], dim=1) / temperature).softmax(dim=1)
-    rounding = 8 * torch.finfo(dtype).eps  # of a similarity of unit rows: it must not decide a tie
-    top1 = (positive[:, 0] > plain.amax(dim=1) + rounding).to(dtype)
-    return ContrastMetrics(top1.mean(), psi[:, 0].mean())
 
 
 def mixing_coefficients(

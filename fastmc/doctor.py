@@ -6,13 +6,17 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from fastmc import bank_step_, foreign_package, mc_loss
-from fastmc.loss import unavailable_reason
+from fastmc import bank_step_, foreign_package, mc_loss, mc_step_
+from fastmc.arguments import unavailable_reason
 
 PACKAGES = ("fastmc", "torch", "triton", "numpy", "tyro", "tqdm", "matplotlib", "tensorboard")
+BOUNDS = {"ieee": 1e-4, "bf16x3": 1e-3}
+"""Largest error of a self-test, by precision of the products."""
 
 
 def main() -> int:
@@ -48,25 +52,35 @@ def package_versions() -> dict[str, str | None]:
     return versions
 
 
-def self_test(impl: str, device: torch.device) -> float:
-    """Largest error of loss, its gradients, and one bank step against the float64 reference on a small random case,
-    relative to the largest element of each."""
-    results = {}
-    for name, dtype, place in ((impl, torch.float32, device), ("reference", torch.float64, torch.device("cpu"))):
-        generator = torch.Generator().manual_seed(0)
-        rows = torch.randn(4 * 6 + 50, 16, generator=generator, dtype=torch.float64)
-        rows = torch.nn.functional.normalize(rows, dim=1).to(place, dtype)
-        f0, f1, f2, f3, bank = (t.clone() for t in rows.split([6, 6, 6, 6, 50]))
-        queries = [f.requires_grad_() for f in (f1, f2, f3)]
-        loss = mc_loss(f0, f1, f2, f3, bank, 0.3, impl=name)
-        loss.backward()
-        momentum = torch.zeros_like(bank)
-        bank_step_(bank, momentum, f0, f1, f2, f3, 0.3, impl=name)
-        gradients = [q.grad for q in queries if q.grad is not None]
-        results[name if dtype == torch.float32 else "truth"] = [loss.detach(), *gradients, bank, momentum]
-    pairs = zip(results[impl], results["truth"], strict=True)
-    errors = [(a.cpu().double() - b).abs().max() / b.abs().max() for a, b in pairs]
+def self_test(impl: str, device: torch.device, precision: str = "ieee") -> float:
+    """Largest error against the float64 reference on a small random case, relative to the largest element of each.
+
+    Covers the loss and its gradients, a bank step, and every result of ``mc_step_`` for both of its updates.
+    """
+    truth = _results("reference", torch.device("cpu"), torch.float64, precision)
+    ours = _results(impl, device, torch.float32, precision)
+    errors = [(a.cpu().double() - b).abs().max() / b.abs().max() for a, b in zip(ours, truth, strict=True)]
     return float(torch.stack(errors).max())  # torch's maximum keeps a NaN, Python's may not
+
+
+def _results(impl: str, device: torch.device, dtype: torch.dtype, precision: str) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(4 * 6 + 50, 16, generator=generator, dtype=torch.float64)
+    rows = torch.nn.functional.normalize(rows, dim=1).to(device, dtype)
+    f0, f1, f2, f3, bank = (t.clone() for t in rows.split([6, 6, 6, 6, 50]))
+    queries = [f.requires_grad_() for f in (f1, f2, f3)]
+    loss = mc_loss(f0, f1, f2, f3, bank, 0.3, impl=impl, precision=precision)
+    loss.backward()
+    results = [loss.detach(), *(q.grad for q in queries if q.grad is not None)]
+
+    stepped, momentum = bank.clone(), torch.zeros_like(bank)
+    bank_step_(stepped, momentum, f0, f1, f2, f3, 0.3, impl=impl, precision=precision)
+    found = mc_step_(bank, torch.zeros_like(bank), f0, f1, f2, f3, 0.3, impl=impl, precision=precision)
+    cursor, velocity = torch.tensor(47, device=device), torch.ones_like(bank)
+    setting: dict[str, Any] = {"objective": "info_nce", "update": "fifo", "cursor": cursor, "precision": precision}
+    queued = mc_step_(bank, velocity, f0, None, None, f3, None, impl=impl, **setting)
+    seen = [t for t in (*found, *queued) if t is not None and t.any()]  # InfoNCE of f3 has no L_1 and L_2
+    return [*results, stepped, momentum, bank, velocity, cursor, *seen]
 
 
 def _implementation(impl: str, device: torch.device) -> bool:
@@ -74,9 +88,13 @@ def _implementation(impl: str, device: torch.device) -> bool:
     if reason is not None:
         _line(f"{impl} on {device.type}", f"cannot run: {reason}")
         return True
-    error = self_test(impl, device)
-    good = error < 1e-4
-    _line(f"{impl} on {device.type}", f"runs, error {error:.1e} against the float64 reference", good)
+    good = True
+    for precision, bound in BOUNDS.items() if impl == "triton" else [("ieee", 1e-4)]:
+        error = self_test(impl, device, precision)
+        good &= error < bound
+        products = f" with {precision} products" if impl == "triton" else ""
+        text = f"runs{products}, error {error:.1e} against the float64 reference"
+        _line(f"{impl} on {device.type}", text, error < bound)
     return good
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,12 @@ from fastmc.augment import (
     to_encoder_layout,
     to_stream,
 )
-from fastmc.bank import MemoryBank, contrast_metrics, mixing_coefficients
+from fastmc.bank import MemoryBank, mixing_coefficients
 from fastmc.checks import check_number
 from fastmc.encoder import Encoder, EncoderConfig
-from fastmc.loss import info_nce, mc_loss_parts
 from fastmc.random import keyed_generator
 from fastmc.skeleton import Skeleton
+from fastmc.step import MCStep
 
 Method = Literal["a2mc", "b1", "b2", "b3"]
 BASIC_KEY, WEAK, STRONG, BASIC_QUERY = 0, 1, 2, 3  # the views x0..x3
@@ -61,6 +61,9 @@ class ContrastConfig:
     """alpha of eq. 4: the key encoder follows the query encoder."""
     impl: Literal["auto", "triton", "torch", "reference"] = "auto"
     """Implementation of loss and bank step. auto: triton where it can run, torch elsewhere."""
+    precision: Literal["bf16x3", "ieee", "bf16"] = "bf16x3"
+    """Products of triton's loss and bank step. bf16x3: operands as sums of two bfloat16 numbers, about 16 bits; ieee:
+    float32, slower; bf16: rounded to bfloat16, which moves probabilities by percents."""
 
     def __post_init__(self) -> None:
         check_number("bank_size", self.bank_size, at_least=1)
@@ -170,18 +173,6 @@ class A2MC(nn.Module):
         f1, f2 = hard if hard_positives else (None, None)
         return Features(f0, f1, f2, f3)
 
-    def loss_parts(self, f: Features, mixing: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(L1, L2, L3) of this run's method; they add up to its loss. Absent parts are zero."""
-        setting: dict[str, Any] = {"temperature": self.contrast.temperature, "impl": self.contrast.impl}
-        bank = self.bank.entries
-        if f.f1 is None or f.f2 is None:
-            l3 = info_nce(f.f3, f.f0, bank, **setting)
-            return torch.zeros_like(l3), torch.zeros_like(l3), l3
-        if self.contrast.method == "b2":
-            l1, l2, l3 = (info_nce(query, f.f0, bank, **setting) for query in (f.f1, f.f2, f.f3))
-            return l1, l2, l3
-        return mc_loss_parts(f.f0, f.f1, f.f2, f.f3, bank, mixing, mix=self.contrast.mix, **setting)
-
     def mixing(self, step: int) -> Tensor | None:
         """The coefficients lambda (K,) of this step; None where the method does not mix."""
         if self.contrast.method != "a2mc":
@@ -197,30 +188,26 @@ class A2MC(nn.Module):
         query = [p.detach() for p in self.query.parameters()]
         torch._foreach_lerp_(list(self.key.parameters()), query, 1 - self.contrast.ema)
 
-    @torch.no_grad()
-    def update_bank_(self, f: Features, mixing: Tensor | None, *, learn: bool) -> None:
-        """Eq. 7 on the whole bank (``learn``), or the first-in-first-out write of f0."""
-        if not learn:
-            self.bank.enqueue_(f.f0)
-            return
-        assert f.f1 is not None and f.f2 is not None and mixing is not None
+    def contrast_step_(self, f: Features, mixing: Tensor | None, *, filling: bool) -> MCStep:
+        """Loss of this run's method with its gradients and metrics, then the bank's update.
+
+        A bank that does not learn yet (``filling``) or ever takes f0 in, first in, first out.
+        """
         c = self.contrast
-        self.bank.step_(
+        return self.bank.mc_step_(
             f.f0,
-            f.f1.detach(),
-            f.f2.detach(),
-            f.f3.detach(),
+            f.f1,
+            f.f2,
+            f.f3,
             mixing,
-            temperature=c.bank_temperature,
+            temperature=c.temperature,
+            bank_temperature=c.bank_temperature,
             lr=c.bank_lr,
             momentum_factor=c.bank_momentum,
             weight_decay=c.bank_weight_decay,
             mix=c.mix,
+            objective="mc" if c.method in ("b3", "a2mc") and not filling else "info_nce",
+            update="ascent" if c.learns_bank and not filling else "fifo",
             impl=c.impl,
+            precision=c.precision,
         )
-
-    @torch.no_grad()
-    def contrast_metrics(self, f: Features) -> tuple[Tensor, Tensor]:
-        """Of f3: the share of samples whose positive is nearest, and the positive's mean probability at the bank's
-        temperature. Device scalars."""
-        return contrast_metrics(f.f3, f.f0, self.bank.entries, temperature=self.contrast.bank_temperature)

@@ -1,15 +1,35 @@
-"""What bench/ computes beside timings."""
+"""What bench/ computes beside timings; that its gates fail, and that its tools count what they say."""
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
+import pytest
+import torch
 from conftest import write_small_store
+from torch.utils.flop_counter import FlopCounterMode
 
+from bench import headlines, machine, measure, memory, parity, plot, providers, summary
 from bench.accuracy import make_table, raw_accuracy
+from bench.measure import Measurement, Method, Race, Result
+from bench.parity import ParityError, by_name, compare, exact_outputs
+from bench.providers import MIXES, PROVIDERS, Call, Case, Inputs, Outputs, Provider, draw
 from bench.supervised import supervised_accuracy
 from fastmc.data.store import PackedStore
+from fastmc.reference import bank as reference_bank
+from fastmc.reference import contrast as reference
 from train.config import parse
+
+SMALL = {"batch": 7, "bank": 130, "dim": 24}
+QUICK = Method(rounds=4, threads=1)
+TIMED = ("reference", "algebraic", "torch", "products")
+RIGHT = PROVIDERS["algebraic"]
+KEYS = ("mc_own_vs_reference", "mc_tiled_vs_reference", "mc_vs_algebraic", "mc_vs_products", "mc_extra_mb")
 
 
 def test_accuracy_table_has_means_and_single_values():
@@ -42,3 +62,365 @@ def test_supervised_encoder_learns_classes_that_are_plain_to_see(tmp_path):
     accuracy = supervised_accuracy(config, store)
     assert accuracy > 80  # chance is 33
     assert accuracy == supervised_accuracy(config, store)
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """Nobody else is at work, whatever this machine does, and nobody waits to see it."""
+    monkeypatch.setattr(machine, "_time_of_others", lambda: 0.0)
+    monkeypatch.setattr(summary, "LOOK", 0.0)
+
+
+@pytest.mark.parametrize("work", ["loss", "step"])
+@pytest.mark.parametrize("mix", MIXES)
+def test_providers_pass_the_gate(mix, work):
+    race = Race(Case(work, mix, **SMALL), TIMED, QUICK)
+    assert [found.skipped for found in race.result.providers.values()] == [None] * 4
+    assert all(0 <= race.result.providers[name].budget < 0.5 for name in TIMED[:3])
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_the_truth_is_the_reference(mix, monkeypatch):
+    """Samples one at a time, and the algebraic form that stands in for large cases: equal to the reference as it is."""
+    case = Case("step", mix, **SMALL)
+    x = draw(case).to("cpu", torch.float64)
+    queries = [f.requires_grad_() for f in (x.f1, x.f2, x.f3)]
+    loss = reference.mc_loss(x.f0, *queries, x.bank, x.mixing, temperature=0.07, mix=mix)
+    gradients = torch.autograd.grad(loss, queries)
+    settings = {"temperature": 0.03, "lr": 3.0, "momentum_factor": 0.9, "weight_decay": 1e-4, "mix": mix}
+    bank, momentum = reference_bank.bank_step(x.bank, x.momentum, *x.features, x.mixing, **settings)
+    expected = dict(zip(("loss", "df1", "df2", "df3"), (loss.detach(), *gradients), strict=True))
+    expected |= {"bank": bank - x.bank, "momentum": momentum}
+    literal = exact_outputs(case)
+    monkeypatch.setattr(parity, "LITERAL", 0)
+    parity._exact_gradients.cache_clear()
+    algebraic = exact_outputs(case)
+    parity._exact_gradients.cache_clear()
+    for name, exact in expected.items():
+        for found in (literal, algebraic):
+            assert (found[name] - exact).abs().max() < 1e-13 * max(1, exact.abs().max()), name
+
+
+def wrong_provider(spoil: Callable[[list[Any], Inputs], None], before: Callable[[Inputs], Inputs] = lambda x: x) -> Any:
+    """The algebraic provider on other inputs, or with its outputs (a list) and the bank spoilt after each call."""
+
+    def bind(case: Case, x: Inputs) -> Call:
+        def call() -> Outputs:
+            outputs = list(RIGHT.bind(case, before(x))())
+            spoil(outputs, x)
+            return tuple(outputs)
+
+        return call
+
+    return replace(RIGHT, bind=bind)
+
+
+def nothing(outputs: list[Any], x: Inputs) -> None:
+    pass
+
+
+def scale(i: int, factor: float) -> Callable[[list[Any], Inputs], None]:
+    def spoil(outputs: list[Any], x: Inputs) -> None:
+        outputs[i] = outputs[i] * factor
+
+    return spoil
+
+
+def one_element(i: int) -> Callable[[list[Any], Inputs], None]:
+    def spoil(outputs: list[Any], x: Inputs) -> None:
+        outputs[i].view(-1)[3] += 1e-3 * outputs[i].abs().max()
+
+    return spoil
+
+
+def not_a_number(outputs: list[Any], x: Inputs) -> None:
+    outputs[3][0, 0] = float("nan")
+
+
+def one_bank_element(outputs: list[Any], x: Inputs) -> None:
+    x.bank[5, 5] += 1e-3 * (3 * x.momentum).abs().max()
+
+
+def stale_momentum(outputs: list[Any], x: Inputs) -> None:
+    x.momentum.mul_(1.001)
+
+
+WRONG: dict[str, Provider] = {
+    "loss": wrong_provider(scale(0, 1 + 1e-4)),
+    "df1": wrong_provider(one_element(1)),
+    "df2": wrong_provider(one_element(2)),
+    "df3": wrong_provider(one_element(3)),
+    "not a number": wrong_provider(not_a_number),
+    "bank": wrong_provider(one_bank_element),
+    "momentum": wrong_provider(stale_momentum),
+    "views swapped": wrong_provider(nothing, lambda x: replace(x, f1=x.f2, f2=x.f1)),
+    "another positive": wrong_provider(nothing, lambda x: replace(x, f0=x.f0.roll(1, 0))),
+    "another mixing": wrong_provider(nothing, lambda x: replace(x, mixing=x.mixing.flip(0))),
+    "bank not updated": wrong_provider(nothing, lambda x: replace(x, bank=x.bank.clone())),
+    "momentum forgotten": wrong_provider(nothing, lambda x: replace(x, momentum=torch.zeros_like(x.momentum))),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("mix", MIXES)
+def test_no_number_from_a_wrong_provider(mix, name, monkeypatch, capsys):
+    right = wrong_provider(nothing)
+    monkeypatch.setitem(PROVIDERS, "algebraic", right)
+    Race(Case("step", mix, **SMALL), ["algebraic"], QUICK)
+    monkeypatch.setitem(PROVIDERS, "algebraic", WRONG[name])
+    with pytest.raises(ParityError, match="algebraic is wrong, so there are no numbers"):
+        measure.measure(Case("step", mix, **SMALL), TIMED, QUICK, memory=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_the_summary_ends_without_a_number_too(monkeypatch, capsys, tmp_path, quiet):
+    monkeypatch.setitem(PROVIDERS, "torch", replace(WRONG["df2"], name="torch"))
+    assert summary.main([*TINY, "--results", str(tmp_path), "--json"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and "torch is wrong" in printed.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", ["temperature", "mix"])
+def test_the_gate_notices_other_settings(wrong):
+    case = Case("loss", "own", **SMALL)
+    other = {"temperature": 0.07, "mix": "own"} | {"temperature": 0.0701} if wrong == "temperature" else {}
+    x = draw(case)
+    settings = {"temperature": 0.07, "mix": "tiled"} | other
+    outputs = providers.loss_and_gradients(lambda *args, **_: providers.algebraic_loss(*args, **settings), x, case.mix)
+    with pytest.raises(ParityError):
+        compare(PROVIDERS["algebraic"], case, by_name(outputs, x, x.bank, "loss"), exact_outputs(case))
+
+
+@pytest.mark.parametrize(("work", "products"), [("loss", 2), ("step", 3)])
+def test_the_floor_is_the_products_and_nothing_else(work, products):
+    case = Case(work, "own", **SMALL)
+    x = draw(case)
+    call = PROVIDERS["products"].bind(case, x)
+    with FlopCounterMode(display=False) as counter:
+        similarities, keys, rows = call()
+    assert counter.get_total_flops() == products * 2 * 3 * case.batch * case.bank * case.dim
+    stacked = torch.cat([x.f1, x.f2, x.f3])
+    torch.testing.assert_close(similarities, x.bank @ stacked.T)
+    torch.testing.assert_close(keys, similarities.T @ x.bank)
+    torch.testing.assert_close(rows, similarities @ stacked if work == "step" else torch.zeros_like(rows))
+    assert memory.peak_allocated_bytes(call) == 0
+
+
+def test_everybody_takes_turns():
+    race = Race(Case("loss", "own", **SMALL), TIMED, Method(rounds=10, threads=1))
+    race._rounds = {"reference": 3, "algebraic": 10, "torch": 7, "products": 10}
+    rounds = [race.turns(i) for i in range(10)]
+    assert Counter(name for names in rounds for name in names) == race._rounds
+    assert all(len(set(names)) == len(names) for names in rounds)
+    assert len({tuple(names) for names in rounds}) > 3
+    where = [i for i, names in enumerate(rounds) if "reference" in names]
+    assert max(b - a for a, b in pairwise(where)) <= 4
+
+
+def test_a_call_starts_from_the_same_bank():
+    race = Race(Case("step", "own", **SMALL), TIMED, QUICK)
+    before = race.x.bank.clone()
+    for _ in range(3):
+        race.take("torch")
+    assert not torch.equal(race.x.bank, before)
+    race.restore()
+    assert torch.equal(race.x.bank, draw(race.result.case).bank)
+    assert torch.equal(race.x.momentum, draw(race.result.case).momentum)
+
+
+def test_who_cannot_take_part_is_left_out_with_a_reason(monkeypatch):
+    case = Case("step", "own", **SMALL)
+    small = replace(QUICK, memory_limit_gb=4e-9 * 7 * 7 * 130 * 24 * 0.9)
+    monkeypatch.setattr(providers.shutil, "which", lambda name: None)
+    result = measure.measure(case, tuple(PROVIDERS), small, memory=False)
+    reasons = {name: found.skipped for name, found in result.providers.items() if found.skipped}
+    assert list(reasons) == ["reference", "compiled", "triton"]
+    assert "the limit is" in reasons["reference"]
+    assert "C++ compiler" in reasons["compiled"]
+    assert "GPU" in reasons["triton"]
+    text = measure.table(result)
+    assert all(reason in text for reason in reasons.values())
+    assert result.ratio("reference", "torch") is None and result.ratio("algebraic", "torch") is not None
+
+
+def test_a_compiler_that_fails_is_a_reason_too(monkeypatch):
+    def bind(case: Case, x: Inputs) -> Call:
+        def call() -> Outputs:
+            raise RuntimeError("no luck\nwith this one")
+
+        return call
+
+    monkeypatch.setitem(PROVIDERS, "compiled", replace(PROVIDERS["compiled"], bind=bind))
+    race = Race(Case("step", "own", **SMALL), ["compiled", "products"], QUICK)
+    assert race.result.providers["compiled"].skipped == "does not compile here: no luck"
+    monkeypatch.setitem(PROVIDERS, "torch", replace(PROVIDERS["torch"], bind=bind))
+    with pytest.raises(RuntimeError, match="no luck"):
+        Race(Case("step", "own", **SMALL), ["torch"], QUICK)
+
+
+MEGABYTES_50 = 50_000_000
+
+
+def touched() -> None:
+    torch.ones(MEGABYTES_50 // 4).sum()
+
+
+def untouched() -> None:
+    torch.empty(MEGABYTES_50 // 4)
+
+
+@pytest.mark.skipif(not memory.CLEAR_REFS.exists(), reason="the peak of resident memory is read as Linux offers it")
+def test_memory_of_a_known_temporary():
+    touched()
+    assert memory.extra_resident_bytes(touched) == pytest.approx(MEGABYTES_50, rel=0.05)
+    assert memory.extra_resident_bytes(touched) == pytest.approx(MEGABYTES_50, rel=0.05)  # the peak is set back
+    assert memory.extra_resident_bytes(untouched) < MEGABYTES_50 / 10
+    assert memory.extra_resident_bytes(lambda: None) < MEGABYTES_50 / 10
+
+
+def test_allocations_of_a_known_temporary():
+    def two_after_each_other() -> None:
+        touched()
+        untouched()
+
+    assert memory.peak_allocated_bytes(two_after_each_other) == pytest.approx(MEGABYTES_50, abs=1000)
+    assert memory.peak_allocated_bytes(lambda: (torch.ones(1000), torch.ones(1000))) == pytest.approx(8000, abs=64)
+
+
+@pytest.mark.skipif(not memory.CLEAR_REFS.exists(), reason="the peak of resident memory is read as Linux offers it")
+def test_both_ways_to_measure_memory_agree():
+    case = Case("step", "tiled", batch=32, bank=16384, dim=8)
+    found = memory.extra_peak("algebraic", case, threads=1, allocations=True)
+    logits = 4 * case.batch * (2 * case.bank + 1)
+    assert 3 * logits < found["allocated_bytes"] < 20 * logits
+    assert -1e6 < found["extra_bytes"] - found["allocated_bytes"] < 12e6  # MKL, autograd's thread, code that is loaded
+
+
+TINY = ["--batch", "5", "--bank", "40", "--dim", "8", "--rounds", "3", "--threads", "1", "--no-progress"]
+TINY += ["--providers", *TIMED]
+
+
+@pytest.fixture
+def known_memory(monkeypatch):
+    monkeypatch.setattr(measure, "extra_peak", lambda *args, **kwargs: {"extra_bytes": 12_000_000})
+
+
+def test_summary_has_all_headlines_and_records_the_run(capsys, tmp_path, quiet, known_memory):
+    for _ in range(2):
+        assert summary.main([*TINY, "--results", str(tmp_path), "--json"]) == 0
+        printed = json.loads(capsys.readouterr().out)
+    assert all(printed[key] > 0 for key in KEYS)
+    assert printed["mc_extra_mb"] == 12
+    assert printed["mc_vs_compiled"] is None  # it was not among the providers
+    assert {"commit", "dirty", "cpu", "cores", "threads", "date", "packages", "load_average"} <= set(printed["machine"])
+    assert printed["machine"]["threads"] == 1 and printed["others_busy"] == 0
+    own = Result.from_json(printed["details"]["mc"]["own"])
+    assert len(own.providers["torch"].seconds) == 3
+    assert printed["mc_vs_algebraic"] == own.providers["algebraic"].median / own.providers["torch"].median
+    low, high = printed["spread"]["mc_vs_algebraic"]
+    assert low <= printed["mc_vs_algebraic"] <= high
+    lines = (tmp_path / "summary.jsonl").read_text().splitlines()
+    assert len(lines) == 2 and json.loads(lines[1]) == printed
+
+
+def test_summary_for_people(capsys, tmp_path, quiet, known_memory):
+    assert summary.main([*TINY, "--no-record", "--results", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert all(key in text for key in KEYS) and "x floor" in text and "threads of a" in text
+    assert summary.main([*TINY, "--no-record", "--results", str(tmp_path), "--markdown"]) == 0
+    markdown = capsys.readouterr().out
+    assert "| headline | measured | better |" in markdown and "plain reference, autograd | " in markdown
+    assert "B = 5, K = 40, D = 8; commit " in markdown
+    assert not list(tmp_path.iterdir())
+
+
+def test_summary_refuses_a_busy_machine(monkeypatch, capsys, tmp_path, known_memory):
+    monkeypatch.setattr(summary, "LOOK", 0.0)
+    time = iter(range(0, 10_000, 100))  # core seconds of others: more in every look than any block can last
+    monkeypatch.setattr(machine, "_time_of_others", lambda: float(next(time)))
+    arguments = [*TINY, "--results", str(tmp_path), "--json"]
+    assert summary.main(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and "--anyway" in printed.err
+    assert summary.main([*arguments, "--anyway"]) == 0
+    printed = capsys.readouterr()
+    assert "warning: disturbed" in printed.err
+    assert json.loads(printed.out)["others_busy"] > machine.QUIET
+
+
+@pytest.mark.parametrize("flags", [["--providers", "torch", "numpy"], ["--rounds", "1"], ["--only", "md"]])
+def test_summary_says_what_is_wrong_with_a_flag(capsys, flags):
+    with pytest.raises(SystemExit) as ending:
+        summary.main(flags)
+    assert ending.value.code != 0
+    assert f"{flags[0][2:]} must be" in " ".join(capsys.readouterr().err.split())
+
+
+def test_every_experiment_is_offered():
+    assert summary.Summary().only == tuple(headlines.EXPERIMENTS)
+
+
+def small_sweep() -> dict[str, Any]:
+    """A sweep with numbers made up; the largest case does not fit the reference."""
+    results = []
+    for batch, bank in ((64, 1024), (32, 4096), (64, 4096), (64, 16384)):
+        found = {}
+        for i, name in enumerate(("reference", "torch", "products")):
+            seconds = [1e-9 * bank * batch * (3 - i) * factor for factor in (0.9, 1.0, 1.0, 1.2)]
+            found[name] = Measurement(seconds=seconds, extra_bytes=None if name == "products" else bank * batch * 4)
+        if bank == 16384:
+            found["reference"] = Measurement(skipped="needs about 40 GB, the limit is 10 GB")
+        results.append(Result(Case("step", "own", batch, bank, 128), found, 0.0).to_json())
+    method = {"mixes": ["own"], "work": "step", "at_batch": 64, "at_bank": 4096, "memory_limit_gb": 10}
+    method["providers"] = ["reference", "torch", "products"]
+    return {"machine": machine.provenance(threads=2), "method": method, "results": results}
+
+
+def test_plot_writes_its_files(tmp_path, capsys):
+    (tmp_path / "sweep.json").write_text(json.dumps(small_sweep()))
+    assert plot.main(["--sweep", str(tmp_path / "sweep.json"), "--out", str(tmp_path / "drawn")]) == 0
+    files = sorted(path.name for path in (tmp_path / "drawn").iterdir())
+    assert files == ["sweep-own.png", "sweep-own.svg"]
+    assert (tmp_path / "drawn" / "sweep-own.png").read_bytes().startswith(b"\x89PNG")
+    assert all(str(tmp_path / "drawn" / name) in capsys.readouterr().out for name in files[:1])
+    assert plot.main(["--sweep", str(tmp_path / "none.json")]) == 1
+    assert "python -m bench.sweep makes it" in capsys.readouterr().err
+
+
+def test_plot_labels_its_axes_and_shows_what_was_measured():
+    figure = plot.draw(small_sweep(), "own")
+    time_bank, _, memory_bank, memory_batch = figure.axes
+    assert time_bank.get_ylabel() == "time of a call (ms)"
+    assert memory_bank.get_ylabel() == "extra peak memory (MB)"
+    assert "K (entries), at B = 64" in memory_bank.get_xlabel()
+    assert "B (samples), at K = 4,096" in memory_batch.get_xlabel()
+    labels = figure.legends[0].get_texts()
+    assert [t.get_text() for t in labels] == [PROVIDERS[n].says for n in ("reference", "torch", "products")]
+    lines = [container.lines[0].get_xdata().tolist() for container in time_bank.containers]
+    assert lines == [[1024, 4096], [1024, 4096, 16384], [1024, 4096, 16384]]
+    assert len(memory_bank.containers) == 2  # the floor has no memory of its own
+    assert "plain reference, autograd: only where it needs less than 10 GB" in figure.get_supxlabel()
+
+
+def test_git_state_ignores_results(monkeypatch):
+    asked = []
+    monkeypatch.setattr(machine, "_git", lambda *arguments: asked.append(arguments) or "")
+    assert machine.provenance()["dirty"] is False
+    assert any(":!bench/results" in arguments for arguments in asked)
+    monkeypatch.setattr(machine, "_git", lambda *arguments: " M fastmc/loss.py")
+    assert machine.provenance()["dirty"] is True
+
+
+def test_time_of_others_is_neither_idle_nor_ours(monkeypatch, tmp_path):
+    stat = tmp_path / "stat"
+    monkeypatch.setattr(machine, "PROC_STAT", stat)
+    monkeypatch.setattr(machine.os, "times", lambda: machine.os.times_result((1.0, 0.5, 0.25, 0.25, 0.0)))
+    monkeypatch.setattr(machine.os, "sysconf", lambda name: 100)
+    stat.write_text("cpu  300 20 100 99999 5000 10 20 50 0 0\ncpu0 1 2 3\n")  # user nice system idle iowait irq ...
+    assert machine._time_of_others() == pytest.approx(5.0 - 2.0)
+    stat.unlink()
+    assert machine._time_of_others() is None
+    with machine.watch_neighbours() as others:
+        pass
+    assert others.busy is None and not others.disturbing

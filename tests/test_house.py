@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmc import bank_step_, doctor, foreign_package, mc_loss
+import kernels
+from fastmc import bank_step_, chunked, doctor, foreign_package, mc_loss, mc_step_
 from fastmc.skeleton import KINECT20, NTU25, SKELETONS, Skeleton, mirror_from_names
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -100,13 +101,32 @@ def test_doctor_is_content_here(capsys):
 
 
 def test_doctor_notices_a_wrong_implementation(monkeypatch, capsys):
-    def wrong(f0, f1, f2, f3, bank, mixing, *, impl):
-        return mc_loss(f0, f1, f2, f3, bank, mixing, impl=impl) * (1.001 if impl == "torch" else 1)
+    def wrong(*arguments, impl, **settings):
+        return mc_loss(*arguments, impl=impl, **settings) * (1.001 if impl == "torch" else 1)
 
     monkeypatch.setattr(doctor, "mc_loss", wrong)
     assert doctor.self_test("torch", torch.device("cpu")) > 1e-4
     assert doctor.main() == 1
     assert "!!torch on cpu" in capsys.readouterr().out
+
+
+def test_doctor_tests_what_training_calls(monkeypatch):
+    def wrong(bank, *arguments, impl, **settings):
+        found = mc_step_(bank, *arguments, impl=impl, **settings)
+        return found._replace(df3=found.df3 * (1.001 if impl == "torch" else 1))
+
+    monkeypatch.setattr(doctor, "mc_step_", wrong)
+    assert doctor.self_test("torch", torch.device("cpu")) > 1e-4
+
+
+def test_doctor_tests_triton_in_each_precision_where_it_can_run(monkeypatch, capsys):
+    """The chunked functions stand in for the kernels."""
+    monkeypatch.setitem(sys.modules, "kernels.mc", chunked)
+    monkeypatch.setattr(kernels, "unavailable_reason", lambda device: None)
+    assert doctor.main() == 0
+    out = capsys.readouterr().out
+    assert "triton on cpu        runs with ieee products, error" in out
+    assert "triton on cpu        runs with bf16x3 products, error" in out
 
 
 def test_doctor_notices_a_nan(monkeypatch):

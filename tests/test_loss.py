@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
-from fastmc import loss as loss_module
-from fastmc.loss import choose, info_nce, mc_loss, mc_loss_parts
+from fastmc import chunked, rows
+from fastmc.arguments import check_contrast, check_mixing, choose, unavailable_reason
+from fastmc.loss import info_nce, mc_loss, mc_loss_parts
 
 MIXES = ["own", "tiled"]
 NAMES = ("loss", "L1", "L2", "L3", "df1", "df2", "df3", "dbank")
@@ -330,15 +331,23 @@ class Recorder(TorchDispatchMode):
         return result
 
 
+WAITING = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select"}
+
+
 @pytest.mark.parametrize("mix", MIXES)
-def test_torch_builds_no_mixed_bank_and_waits_for_nothing(mix: str) -> None:
-    b, k, d = 8, 500, 64
+def test_torch_makes_nothing_larger_than_a_chunk_and_waits_for_nothing(
+    mix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "ENTRIES", 50)
+    monkeypatch.setattr(chunked, "may_look", lambda tensor: False)  # as on a GPU
+    b, k, d = 150, 500, 16
     arguments = batch(b, k, d)
     arguments["mixing"] = 0.3
     with Recorder() as recorder:
         outputs(arguments, impl="torch", mix=mix)
-    assert recorder.largest <= max(b * (2 * k + 1), 3 * b * k, k * d)
-    assert not recorder.operators & {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select"}
+    chunk = 50 if mix == "own" else b
+    assert recorder.largest <= max(4 * 50 * chunk, 4 * b * d, k * d)  # three blocks of 50 samples
+    assert not recorder.operators & WAITING
     with Recorder() as recorder:
         outputs(arguments, impl="reference", mix="own")
     assert recorder.largest >= b * k * d, "the recorder sees the banks that the reference builds"
@@ -348,8 +357,8 @@ def test_validation_looks_at_no_value_on_a_gpu() -> None:
     with FakeTensorMode():  # a fake tensor has no values: reading one raises
         features = {name: torch.empty(7, 5, device="cuda") for name in ("f0", "f1")}
         bank, mixing = torch.empty(9, 5, device="cuda"), torch.empty(9, device="cuda")
-        loss_module.check_contrast(features, bank, 0.07)
-        loss_module.check_mixing(mixing, bank, "own")
+        check_contrast(features, bank, 0.07)
+        check_mixing(mixing, bank, "own")
         with pytest.raises(DataDependentOutputException):
             bool((mixing > 0).any())
 
@@ -396,6 +405,7 @@ INVALID = [
     ("temperature", torch.tensor(0.07)),
     ("mix", "mine"),
     ("impl", "cuda"),
+    ("precision", "float32"),
 ]
 
 
@@ -418,7 +428,10 @@ def test_invalid_input_of_info_nce_is_an_error_that_names_the_argument(name: str
         info_nce(**{**valid, name: value})
 
 
-@pytest.mark.parametrize("name,known", [("mix", MIXES), ("impl", ["auto", "triton", "torch", "reference"])])
+@pytest.mark.parametrize(
+    "name,known",
+    [("mix", MIXES), ("impl", ["auto", "triton", "torch", "reference"]), ("precision", ["bf16x3", "ieee", "bf16"])],
+)
 def test_an_unknown_choice_lists_the_known_ones(name: str, known: list[str]) -> None:
     with pytest.raises(ValueError) as error:
         mc_loss(**{**batch(7, 45, 6), name: "fastest"})
@@ -427,38 +440,29 @@ def test_an_unknown_choice_lists_the_known_ones(name: str, known: list[str]) -> 
 
 def test_triton_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = batch(7, 45, 6)
-    monkeypatch.setattr(kernels, "unavailable_reason", lambda: "the moon is full")
+    monkeypatch.setattr(kernels, "unavailable_reason", lambda device: "the moon is full")
     with pytest.raises(RuntimeError, match="the moon is full"):
         mc_loss(**arguments, impl="triton")
-    monkeypatch.setattr(kernels, "unavailable_reason", lambda: None)
-    with pytest.raises(RuntimeError, match="on cpu"):
+    monkeypatch.setattr(kernels, "unavailable_reason", lambda device: None)
+    with pytest.raises(RuntimeError, match="the tensors are float64"):
         mc_loss(**arguments, impl="triton")
 
 
 @pytest.mark.parametrize("impl", ["auto", "torch", "reference"])
 def test_nothing_but_triton_is_ever_unavailable(impl: str) -> None:
-    assert loss_module.unavailable_reason(impl, torch.device("cpu")) is None
-
-
-def test_unavailable_reason_names_the_first_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "find_spec", lambda name: None)
-    assert "not importable" in str(kernels.unavailable_reason())
-    monkeypatch.setattr(kernels, "find_spec", lambda name: object())
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "GPU" in str(kernels.unavailable_reason())
+    assert unavailable_reason(impl, torch.device("cpu")) is None
 
 
 def test_auto_takes_triton_on_a_gpu_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = {"torch": lambda: "torch", "triton": lambda: "triton"}
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
-    monkeypatch.setattr(kernels, "unavailable_reason", lambda: None)
-    assert choose(table, "auto", gpu)() == "triton"
-    assert choose(table, "auto", cpu)() == "torch"
-    assert choose({"torch": table["torch"]}, "auto", gpu)() == "torch"
-    with pytest.raises(RuntimeError, match="no such implementation"):
-        choose({"torch": table["torch"]}, "triton", gpu)
-    monkeypatch.setattr(kernels, "unavailable_reason", lambda: "no")
-    assert choose(table, "auto", gpu)() == "torch"
+    monkeypatch.setattr(kernels, "unavailable_reason", lambda device: None)
+    assert choose("auto", gpu, torch.float32) == "triton"
+    assert choose("auto", gpu, torch.float64) == "torch", "the kernels compute in float32"
+    assert choose("auto", cpu, torch.float32) == "torch"
+    monkeypatch.setattr(kernels, "unavailable_reason", lambda device: "no")
+    assert choose("auto", gpu, torch.float32) == "torch"
+    with pytest.raises(RuntimeError, match="cannot run: no; impl='auto'"):
+        choose("triton", gpu, torch.float32)
 
 
 def test_auto_is_torch_on_a_cpu() -> None:

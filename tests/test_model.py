@@ -102,46 +102,36 @@ def test_features_are_those_of_separate_calls(batch):
     torch.testing.assert_close(plain.f3, want3)
 
 
+@pytest.mark.parametrize("filling", [False, True])
+@pytest.mark.parametrize("method", ["a2mc", "b1", "b2", "b3"])
 @pytest.mark.parametrize("impl", ["reference", "torch"])
-def test_loss_parts_of_every_method(impl, f):
+def test_the_contrast_of_every_method(impl, method, filling, f):
     tau = 0.07
-    for method in ("a2mc", "b1", "b2", "b3"):
-        model = make(replace(SMALL, method=method, impl=impl))
-        m0 = reference.normalise(model.bank.entries)
-        got = model.loss_parts(f if method != "b1" else replace(f, f1=None, f2=None), model.mixing(0))
-        if method == "b1":
-            want = (0.0, 0.0, reference.info_nce(f.f3, f.f0, m0, tau))
-        elif method == "b2":
-            want = tuple(reference.info_nce(query, f.f0, m0, tau) for query in (f.f1, f.f2, f.f3))
-        else:
-            mixing = mixing_coefficients(20) if method == "a2mc" else None
-            want = reference.mc_loss_parts(f.f0, f.f1, f.f2, f.f3, model.bank.entries, mixing, temperature=tau)
-        torch.testing.assert_close(torch.stack(got), torch.tensor([float(w) for w in want]))
-
-
-def test_bank_is_learned_or_written_first_in_first_out(f):
-    model = make()
+    model = make(replace(SMALL, method=method, impl=impl))
     entries, momentum = model.bank.entries.clone(), model.bank.momentum.clone()
-    model.update_bank_(f, model.mixing(0), learn=True)
-    want, velocity = reference_bank.bank_step(
-        entries,
-        momentum,
-        f.f0,
-        f.f1,
-        f.f2,
-        f.f3,
-        mixing_coefficients(20),
-        temperature=0.03,
-        lr=3.0,
-        momentum_factor=0.9,
-        weight_decay=1e-4,
-    )
-    torch.testing.assert_close(model.bank.entries, want)
-    torch.testing.assert_close(model.bank.momentum, velocity)
-    model = make()
-    model.update_bank_(f, None, learn=False)
-    assert torch.equal(model.bank.entries[:5], f.f0)
-    assert torch.equal(model.bank.entries[5:], entries[5:])
+    m0 = reference.normalise(entries)
+    mixing = mixing_coefficients(20) if method == "a2mc" and not filling else None
+    one_view = method == "b1" or filling
+    found = model.contrast_step_(replace(f, f1=None, f2=None) if one_view else f, mixing, filling=filling)
+
+    if one_view:
+        want = (0.0, 0.0, reference.info_nce(f.f3, f.f0, m0, tau))
+    elif method == "b2":
+        want = tuple(reference.info_nce(query, f.f0, m0, tau) for query in (f.f1, f.f2, f.f3))
+    else:
+        want = reference.mc_loss_parts(f.f0, f.f1, f.f2, f.f3, entries, mixing, temperature=tau)
+    torch.testing.assert_close(torch.stack(found[1:4]), torch.tensor([float(w) for w in want]))
+    torch.testing.assert_close(found.loss, torch.tensor(sum(float(w) for w in want)))
+    psi = reference.similarity_distribution(f.f3, f.f0, m0, 0.03)[:, 0]
+    torch.testing.assert_close(found.positive_probability, psi.mean())
+
+    if method == "a2mc" and not filling:
+        setting = {"temperature": 0.03, "lr": 3.0, "momentum_factor": 0.9, "weight_decay": 1e-4}
+        entries, momentum = reference_bank.bank_step(entries, momentum, f.f0, f.f1, f.f2, f.f3, mixing, **setting)
+    else:
+        entries[:5] = f.f0
+    torch.testing.assert_close(model.bank.entries, entries, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.bank.momentum, momentum, rtol=1e-5, atol=1e-5)
 
 
 def test_key_encoder_follows_by_equation_4():

@@ -204,10 +204,58 @@ def test_non_finite_loss_reaches_neither_weights_nor_statistics_nor_bank(data_ro
     with pytest.raises(NonFiniteError, match="epoch 1, step 2: loss = nan") as caught:
         advance(pretraining, 1)
     assert str(path) in str(caught.value)
+    assert "Weights and bank were left as before this step." in str(caught.value)
     for name, value in pretraining.model.state_dict().items():
         assert torch.equal(value, before[name]), name
     model = checkpoint.load_latest(tmp_path / "run" / "checkpoints")[1]["model"]
     assert all(torch.isfinite(value).all() for value in model.values())
+
+
+def test_a_gradient_that_overflows_in_the_encoder_reaches_neither_weights_nor_statistics(data_root, tmp_path):
+    """The loss is finite, so the bank has made its own finite update: the one thing that changes, and it is said."""
+    pretraining = start(data_root, tmp_path / "run")
+    advance(pretraining, 2)
+    before = {name: value.clone() for name, value in pretraining.model.state_dict().items()}
+    next(pretraining.model.query.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(NonFiniteError, match="The bank has moved; weights were left as before this step"):
+        advance(pretraining, 1)
+    for name, value in pretraining.model.state_dict().items():
+        assert torch.equal(value, before[name]) == (name not in ("bank.entries", "bank.momentum")), name
+        assert torch.isfinite(value).all()
+
+
+def forty_steps(data_root: Path, out: Path, *extra: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The losses of forty steps, summed up in each epoch, and the state after them."""
+    pretraining = start(data_root, out, *extra, "--epochs", "20")
+    losses = []
+    for _ in range(40):
+        advance(pretraining, 1)
+        losses.append(pretraining.sums[0].clone())
+    return torch.stack(losses), pretraining.model.state_dict()
+
+
+def largest_difference(ours: dict[str, torch.Tensor], truth: dict[str, torch.Tensor], part: str) -> float:
+    """Of the tensors under ``part``, relative to the largest element of each."""
+    values = [(ours[n].double(), t.double()) for n, t in truth.items() if n.startswith(part)]
+    return max(((a - b).abs().max() / b.abs().max().clamp_min(1e-2)).item() for a, b in values)
+
+
+@pytest.mark.parametrize(("method", "bank_bound"), [("a2mc", 1e-3), ("b2", 1e-5)])
+def test_forty_steps_of_torch_are_those_of_the_reference(method, bank_bound, data_root, tmp_path):
+    """Both in float32. A learned bank lets roundings grow, at a rate of 3 and a temperature of 0.03."""
+    want_loss, want = forty_steps(data_root, tmp_path / "reference", "--method", method, "--impl", "reference")
+    loss, model = forty_steps(data_root, tmp_path / "torch", "--method", method, "--impl", "torch")
+    bounds = {"query": 1e-4, "key": 1e-4, "bank": bank_bound}
+    torch.testing.assert_close(loss, want_loss, rtol=3e-5, atol=0)
+    for part, bound in bounds.items():
+        assert largest_difference(model, want, part) < bound, part
+
+    # The budget is one that can be exceeded: a temperature off by a hundredth.
+    mutant = ("--method", method, "--impl", "torch", "--temperature", "0.0707")
+    loss, model = forty_steps(data_root, tmp_path / "mutant", *mutant)
+    assert not torch.allclose(loss, want_loss, rtol=3e-5, atol=0)
+    for part, bound in bounds.items():
+        assert largest_difference(model, want, part) > bound, part
 
 
 def test_a_state_that_is_not_finite_is_never_saved(data_root, tmp_path):

@@ -148,7 +148,7 @@ class Pretraining:
             saved = checkpoint.complete(self.checkpoints)
             last = saved[-1][1] if saved else "none yet"
             raise NonFiniteError(
-                f"stopped in epoch {self.epoch + 1}, {error}. Weights and bank were left as before this step. "
+                f"stopped in epoch {self.epoch + 1}, {error}. "
                 f"Last good checkpoint: {last}. A smaller --lr or --shear may help, in a new run (--out)."
             ) from error
         self.sums += torch.stack(measured).double()

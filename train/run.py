@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from fastmc.arguments import unavailable_reason
 from fastmc.data.resident import ResidentStore
 from fastmc.data.store import PackedStore
 from fastmc.files import write_json
-from fastmc.loss import unavailable_reason
 from train import checkpoint
 from train.config import Config, parse, to_plain
 from train.datasets import open_dataset

@@ -9,10 +9,15 @@ from torch import Tensor
 
 from fastmc.augment import PackedClips
 from fastmc.model import A2MC, Features
+from fastmc.step import MCStep
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or a gradient is not finite. Weights, statistics and bank are as they were before the step."""
+    """The loss or the encoder's gradient is not finite. Weights and statistics are as they were before the step.
+
+    So is the bank, unless the loss is finite and only the gradient overflowed on its way through the encoder: the bank
+    has then made its own update of this step, and the message says so.
+    """
 
 
 class StepMetrics(NamedTuple):
@@ -41,7 +46,7 @@ def pretrain_step(
         filling: the bank is not yet full of f0: a plain InfoNCE step that writes f0 to it.
 
     Raises:
-        NonFiniteError: before anything is changed.
+        NonFiniteError: see there for what is unchanged.
     """
     model.train()
     hard_positives = model.contrast.method != "b1" and not filling
@@ -49,21 +54,26 @@ def pretrain_step(
 
     statistics = [buffer.clone() for buffer in _norm_buffers(model)]
     f = model.features(clips, sample, step, hard_positives=hard_positives)
-    l1, l2, l3 = model.loss_parts(f, mixing)
-    loss = l1 + l2 + l3
+    found = model.contrast_step_(f, mixing, filling=filling)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    fault = _non_finite(model, loss, (l1, l2, l3))
+    _backward(f, found)
+    fault = _non_finite(model, found)
     if fault:
         for buffer, before in zip(_norm_buffers(model), statistics, strict=True):
             buffer.copy_(before)
         raise NonFiniteError(f"step {step}: {fault}")
 
-    top1, positive_probability = model.contrast_metrics(f)
     optimizer.step()
     model.update_key_()
-    model.update_bank_(f, mixing, learn=model.contrast.learns_bank and not filling)
-    return StepMetrics(loss.detach(), l1.detach(), l2.detach(), l3.detach(), top1, positive_probability, feature_std(f))
+    top1 = found.top1_count / len(f.f3)
+    return StepMetrics(found.loss, found.l1, found.l2, found.l3, top1, found.positive_probability, feature_std(f))
+
+
+def _backward(f: Features, found: MCStep) -> None:
+    """Carry the gradients of the features into the query encoder."""
+    pairs = ((f.f1, found.df1), (f.f2, found.df2), (f.f3, found.df3))
+    features, gradients = zip(*((x, g) for x, g in pairs if x is not None), strict=True)
+    torch.autograd.backward(features, gradients)
 
 
 def feature_std(f: Features) -> Tensor:
@@ -75,11 +85,13 @@ def _norm_buffers(model: A2MC) -> list[Tensor]:
     return [*model.query.buffers(), *model.key.buffers()]
 
 
-def _non_finite(model: A2MC, loss: Tensor, parts: tuple[Tensor, Tensor, Tensor]) -> str | None:
+def _non_finite(model: A2MC, found: MCStep) -> str | None:
     """What is wrong if loss or gradient are not finite. The step's one wait for the device."""
     gradients = [p.grad for p in model.query.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    if bool(torch.isfinite(loss) & torch.isfinite(norm)):
+    if bool(torch.isfinite(found.loss) & torch.isfinite(norm)):
         return None
-    values = ", ".join(f"{name} = {part.item():g}" for name, part in zip(("L1", "L2", "L3"), parts, strict=True))
-    return f"loss = {loss.item():g} ({values}), gradient norm = {norm.item():g}"
+    values = ", ".join(f"{name} = {value.item():g}" for name, value in zip(("L1", "L2", "L3"), found[1:4], strict=True))
+    left = "The bank has moved; weights" if torch.isfinite(found.loss) else "Weights and bank"
+    values = f"loss = {found.loss.item():g} ({values}), gradient norm = {norm.item():g}"
+    return f"{values}. {left} were left as before this step"

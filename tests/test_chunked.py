@@ -1,0 +1,175 @@
+"""The chunked implementation: exact against the reference for every kind of call, cut of the bank and shift."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import Case, assert_exact, budget, forward_of, forward_truth, within
+
+from fastmc import chunked, rows
+from fastmc.rows import Block, Contrast, Scratch
+
+KINDS = ["mc", "unmixed", "one-hot", "alone"]
+WEIGHTS = torch.tensor([0.5, -2.0, 3.0])
+
+
+@pytest.fixture(params=[True, False], ids=["looking", "not looking"])
+def looking(request, monkeypatch) -> bool:
+    """Whether values may decide, as on a CPU, or must not, as on a GPU."""
+    monkeypatch.setattr(chunked, "may_look", lambda tensor: request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 130, 5), (65, 300, 16), (130, 33, 8), (64, 2100, 8)])
+def test_equals_the_reference_in_float64(shape, kind, tiled, looking):
+    case = Case.draw(*shape, kind=kind, tiled=tiled)
+    assert_exact(forward_of(chunked, case, WEIGHTS), forward_truth(case, WEIGHTS))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    b=st.integers(1, 20),
+    k=st.integers(1, 40),
+    d=st.integers(1, 6),
+    samples=st.integers(1, 9),
+    entries=st.integers(1, 20),
+    kind=st.sampled_from(KINDS),
+    tiled=st.booleans(),
+    temperature=st.floats(0.01, 2),
+    bounded=st.booleans(),
+)
+def test_any_cut_into_blocks_and_chunks_gives_the_same(b, k, d, samples, entries, kind, tiled, temperature, bounded):
+    case = Case.draw(b, k, d, kind=kind, tiled=tiled, temperature=temperature)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "SAMPLES", samples)
+        patch.setattr(rows, "ENTRIES", entries)
+        patch.setattr(chunked, "may_look", lambda tensor: bounded)
+        assert_exact(forward_of(chunked, case, WEIGHTS), forward_truth(case, WEIGHTS))
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("temperature", "length"), [(0.01, 1.0), (0.01, 30.0), (0.07, 30.0), (0.07, 1e-3), (5.0, 1.0)])
+def test_large_and_small_logits(temperature, length, kind, tiled):
+    case = Case.draw(7, 45, 6, kind=kind, tiled=tiled, temperature=temperature)
+    case = replace(case, **{name: length * getattr(case, name) for name in ("f0", "f1", "f2", "f3")})
+    bound = 1e-12 * max(1.0, length**2 / temperature / 100)  # a rounding of a logit is one of its probability
+    assert_exact(forward_of(chunked, case, WEIGHTS), forward_truth(case, WEIGHTS), bound)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_shift_is_left_out_exactly_while_nothing_can_overflow(dtype):
+    largest = 0.66 * math.log(torch.finfo(dtype).max)
+    for tau, bounded in ((1.001 / largest, True), (0.999 / largest, False), (float("nan"), False)):
+        case = Case.draw(3, 5, 4, dtype=dtype)
+        contrast = Contrast.of(*case.views, case.bank, case.mixing, False, True)
+        assert chunked._logits_are_bounded(case.f0, contrast, tau) is bounded
+    # At that limit the worst there is, opposite and equal features, is still exact.
+    unit = torch.eye(4, dtype=dtype)[:1].expand(2, 4)
+    bank = torch.cat([unit, -unit] * 500)
+    for f0 in (unit, -unit):
+        case = Case(f0, unit, -unit, unit, bank, torch.full((2000,), 0.5, dtype=dtype), temperature=1.001 / largest)
+        ours, truth = forward_of(chunked, case, WEIGHTS), forward_truth(case.to(torch.float64), WEIGHTS)
+        for name, want in truth.items():
+            torch.testing.assert_close(ours[name].double(), want, rtol=2e-5, atol=2e-5 * want.abs().max().item())
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("temperature", [0.01, 0.03, 0.07, 1.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_keeps_the_error_budget(kind, temperature, tiled):
+    case = Case.draw(65, 700, 128, kind=kind, tiled=tiled, temperature=temperature, dtype=torch.float32)
+    truth, plain = forward_truth(case.to(torch.float64), WEIGHTS), forward_truth(case, WEIGHTS)
+    allowed = budget(plain, truth, temperature)
+    ours = forward_of(chunked, case, WEIGHTS)
+    verdict = within(ours, truth, allowed)
+    assert all(verdict.values()), verdict
+    for name in truth:  # the budget is one that can be exceeded
+        wrong = ours[name].clone()
+        wrong.view(-1)[wrong.abs().argmax()] *= 1.01
+        assert not within({**ours, name: wrong}, truth, allowed)[name], name
+
+
+MUTANTS: dict[str, Callable[[Case], dict]] = {
+    "views swapped": lambda c: {"f1": c.f2, "f2": c.f1},
+    "mixing complemented": lambda c: {"mixing": 1 - c.mixing},
+    "one bank row off": lambda c: {"bank": c.bank.roll(1, 0)},
+    "other positives": lambda c: {"f0": c.f0.roll(1, 0)},
+    "other mix": lambda c: {"tiled": True},
+    "hard target": lambda c: {"kind": "one-hot"},
+    "temperature off by 1e-9": lambda c: {"temperature": 0.07 * (1 + 1e-9)},
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_the_comparison_notices_a_wrong_implementation(mutant):
+    case = Case.draw(7, 45, 6)
+    truth = forward_truth(case, WEIGHTS)
+    with pytest.raises(AssertionError, match="error"):
+        assert_exact(forward_of(chunked, replace(case, **MUTANTS[mutant](case)), WEIGHTS), truth)
+
+
+def test_the_log_sum_exps_are_those_of_the_rows():
+    case = Case.draw(5, 30, 6)
+    views = (*case.views, case.bank, case.mixing)
+    _, _, lse = chunked.mc_forward(case.f0, *views, 0.07, False, True, "ieee")
+    m0 = torch.nn.functional.normalize(case.bank, dim=1)
+    for row, u, v in ((0, case.f1, case.f1), (1, case.f2, case.f2), (2, case.f3, case.f2), (3, case.f3, case.f3)):
+        mixed = case.mixing * (u * v).sum(dim=1, keepdim=True) + (1 - case.mixing) * (u @ m0.T)
+        logits = torch.cat([(u * case.f0).sum(dim=1, keepdim=True), u @ m0.T, mixed], dim=1) / 0.07
+        torch.testing.assert_close(lse[row], logits.logsumexp(dim=1), rtol=1e-13, atol=0)
+    _, _, alone = chunked.mc_forward(case.f0, None, None, case.f3, case.bank, None, 0.07, False, True, "ieee")
+    assert not alone[:3].any() and alone[3].all()
+
+
+def test_two_calls_are_equal_bit_for_bit():
+    case = Case.draw(65, 5000, 16, dtype=torch.float32)
+    first, again = (forward_of(chunked, case, WEIGHTS) for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["f0", "f2", "bank"])
+def test_a_value_that_is_not_finite_is_seen_in_the_loss(name, value, looking):
+    case = Case.draw(5, 30, 6)
+    spoiled = getattr(case, name).clone()
+    spoiled[2, 1] = value
+    parts = forward_of(chunked, replace(case, **{name: spoiled}), WEIGHTS)["parts"]
+    assert not torch.isfinite(parts.sum())
+
+
+@given(batch=st.integers(1, 500), bank=st.integers(1, 20000), tiled=st.booleans())
+def test_blocks_and_chunks_cover_everything_once(batch, bank, tiled):
+    contrast = Contrast(torch.empty(1, batch, 1), torch.empty(bank, 1), None, tiled, False)
+    for pieces, end, largest in (
+        (contrast.blocks(), batch, contrast.block_size),
+        (contrast.chunks(), bank, contrast.chunk_size),
+    ):
+        assert pieces[0].start == 0 and pieces[-1].stop == end
+        assert all(a.stop == b.start for a, b in pairwise(pieces))
+        assert max(p.stop - p.start for p in pieces) == largest
+    assert contrast.block_size <= rows.SAMPLES
+    assert contrast.chunk_size <= (max(rows.ENTRIES, batch) if tiled else rows.ENTRIES)
+    if tiled:
+        assert all(chunk.start % min(batch, bank) == 0 for chunk in contrast.chunks())
+
+
+def test_the_largest_logit_is_exact():
+    case = Case.draw(5, 30, 6)
+    contrast = Contrast.of(*case.views, case.bank, case.mixing, False, True)
+    block = Block(contrast, slice(0, 5), Scratch(contrast))
+    m0 = torch.nn.functional.normalize(case.bank, dim=1)
+    plain = (case.f3 @ m0.T) / 0.07
+    mixed = case.mixing * ((case.f3 * case.f2).sum(dim=1, keepdim=True) / 0.07) + (1 - case.mixing) * plain
+    positive = (case.f3 * case.f0).sum(dim=1, keepdim=True) / 0.07
+    want = torch.cat([positive, plain, mixed], dim=1).amax(dim=1)
+    torch.testing.assert_close(block.largest_logit(block.positive(case.f0), 0.07)[3, :, 0], want, rtol=1e-13, atol=0)

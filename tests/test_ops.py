@@ -1,0 +1,182 @@
+"""The operators of torch.library: opcheck, one graph under torch.compile, and the same numbers as eager calls."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+from oracle import Case
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import kernels
+from fastmc import bank_step_, chunked, info_nce, mc_loss, mc_loss_parts, mc_step_
+from fastmc.bank import MemoryBank
+
+IMPLS = ["torch", "triton"]
+HYPER = (3.0, 0.9, 1e-4)
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """impl="triton" is served by the chunked functions: here only the way to them is tested."""
+    monkeypatch.setitem(sys.modules, "kernels.mc", chunked)
+    monkeypatch.setattr(kernels, "unavailable_reason", lambda device: None)
+
+
+def drawn(kind: str = "mc", tiled: bool = False) -> Case:
+    return Case.draw(5, 23, 4, kind=kind, tiled=tiled, dtype=torch.float32)
+
+
+# The operators themselves
+
+
+@pytest.mark.parametrize(("kind", "impl"), [("mc", "torch"), ("alone", "triton")])
+def test_opcheck_of_mc_forward_and_its_gradients(kind: str, impl: str) -> None:
+    case = drawn(kind)
+    views = [None if f is None else f.requires_grad_() for f in case.views]
+    settings = (case.temperature, case.tiled, case.soft_target, "ieee", impl)
+    arguments = (case.f0, *views, case.bank.requires_grad_(), case.coefficients, *settings)
+    torch.library.opcheck(torch.ops.fastmc.mc_forward.default, arguments)
+
+    with torch.no_grad():
+        _, _, lse = torch.ops.fastmc.mc_forward(*arguments)
+        constants = [None if f is None else f.detach() for f in case.views]
+        rest = (case.bank.detach(), case.coefficients, lse, torch.ones(3), *settings)
+    torch.library.opcheck(torch.ops.fastmc.mc_bank_gradient.default, (*constants, *rest))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_opcheck_of_the_steps(impl: str) -> None:
+    case = drawn()
+    momentum = torch.zeros_like(case.bank)
+    batch = (case.bank, momentum, case.f0, *case.views, case.mixing)
+    torch.library.opcheck(torch.ops.fastmc.bank_step_.default, (*batch, 0.03, *HYPER, False, "ieee", impl))
+    for update, cursor in (("ascent", None), ("fifo", torch.tensor(3)), ("none", None)):
+        settings = (0.07, 0.03, *HYPER, False, True, update, cursor, "ieee", impl)
+        torch.library.opcheck(torch.ops.fastmc.mc_step_.default, (*batch, *settings))
+    alone = (case.bank, momentum, case.f0, None, None, case.f3, None)
+    settings = (0.07, 0.03, *HYPER, False, False, "fifo", torch.tensor(3), "ieee", impl)
+    torch.library.opcheck(torch.ops.fastmc.mc_step_.default, (*alone, *settings))
+
+
+def test_an_operator_is_differentiable_in_its_losses_alone() -> None:
+    case = drawn()
+    leaves = [t.requires_grad_() for t in (*case.views, case.bank)]
+    arguments = (case.f0, *leaves, case.mixing, 0.07, False, True, "ieee", "torch")
+    parts, gradients, lse = torch.ops.fastmc.mc_forward(*arguments)
+    assert parts.requires_grad and not gradients.requires_grad and not lse.requires_grad
+    weights = torch.tensor([1.0, -2.0, 0.5])
+    ours = torch.autograd.grad(parts @ weights, leaves)
+    eager = torch.stack(mc_loss_parts(case.f0, *leaves, case.mixing, impl="torch"))
+    for gradient, want in zip(ours, torch.autograd.grad(eager @ weights, leaves), strict=True):
+        assert torch.equal(gradient, want)
+
+
+def test_a_second_derivative_is_an_error_and_not_a_wrong_number() -> None:
+    case = drawn()
+    f3 = case.f3.requires_grad_()
+    (gradient,) = torch.autograd.grad(mc_loss(case.f0, case.f1, case.f2, f3, case.bank, 0.3), f3, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
+        gradient.sum().backward()
+
+
+def test_the_bank_gradient_is_made_only_if_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Tensor:
+        raise AssertionError("nobody asked")
+
+    monkeypatch.setattr(chunked, "mc_bank_gradient", refuse)
+    case = drawn()
+    f1 = case.f1.requires_grad_()
+    mc_loss(case.f0, f1, case.f2, case.f3, case.bank, 0.3).backward()
+    assert f1.grad is not None
+    with pytest.raises(AssertionError, match="nobody asked"):
+        mc_loss(case.f0, f1, case.f2, case.f3, case.bank.requires_grad_(), 0.3).backward()
+
+
+def test_changing_the_bank_before_the_backward_pass_is_an_error() -> None:
+    case = drawn()
+    f1, bank = case.f1.requires_grad_(), case.bank.clone()
+    loss = mc_loss(case.f0, f1, case.f2, case.f3, bank, 0.3)
+    bank_step_(bank, torch.zeros_like(bank), case.f0, f1, case.f2, case.f3, 0.3)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+# Under torch.compile
+
+
+def both_ways(function: Callable[..., list[Tensor]], *arguments: Tensor) -> list[list[Tensor]]:
+    """The results of an eager and of a compiled call of copies, and their gradients; one graph, or an error."""
+    backend = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    both = []
+    for f in (function, torch.compile(function, backend=backend, fullgraph=True)):
+        inputs = [t.detach().clone().requires_grad_(t.requires_grad) for t in arguments]
+        results = f(*inputs)
+        if any(t.requires_grad for t in results):
+            weighted = sum(weight * value for weight, value in enumerate(results, start=1))
+            results = [*results, *torch.autograd.grad(weighted, [t for t in inputs if t.requires_grad])]
+        both.append(results)
+    assert backend.frame_count == 1
+    return both
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_compiled_losses_are_the_eager_ones(impl: str) -> None:
+    case = drawn()
+    leaves = [t.requires_grad_() for t in (*case.views, case.bank)]
+
+    def losses(f0: Tensor, f1: Tensor, f2: Tensor, f3: Tensor, bank: Tensor, mixing: Tensor) -> list[Tensor]:
+        loss = mc_loss(f0, f1, f2, f3, bank, mixing, impl=impl)
+        l1, l2, l3 = mc_loss_parts(f0, f1, f2, f3, bank, 0.3, mix="tiled", impl=impl)
+        return [loss, l1, l2, l3, info_nce(f3, f0, bank, impl=impl)]
+
+    eager, compiled = both_ways(losses, case.f0, *leaves, case.mixing)
+    torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("grad", [True, False])
+def test_compiled_steps_are_the_eager_ones_bit_for_bit(impl: str, grad: bool) -> None:
+    case = drawn()
+
+    def steps(bank: Tensor, momentum: Tensor, cursor: Tensor, *f: Tensor) -> list[Tensor]:
+        bank_step_(bank, momentum, *f, 0.3, impl=impl)
+        found = mc_step_(bank, momentum, *f, case.mixing, impl=impl)
+        queued = mc_step_(bank, momentum, *f, None, update="fifo", cursor=cursor, impl=impl)
+        alone = mc_step_(bank, momentum, f[0], None, None, f[3], None, objective="info_nce", update="none", impl=impl)
+        results = (*found, *queued, alone.df3, alone.loss)
+        return [bank.clone(), momentum.clone(), cursor.clone(), *(t for t in results if t is not None)]
+
+    features = [f.requires_grad_(grad) for f in (case.f0, *case.views)]
+    eager, compiled = both_ways(steps, case.bank, 0.1 * case.bank, torch.tensor(21), *features)
+    assert all(torch.equal(a, b) for a, b in zip(eager, compiled, strict=True))
+
+
+def test_a_compiled_bank_keeps_its_books() -> None:
+    case = drawn()
+    banks = [MemoryBank(23, 4, generator=torch.Generator().manual_seed(0)) for _ in range(2)]
+
+    def step(bank: MemoryBank, *f: Tensor) -> Tensor:
+        bank.mc_step_(*f, None, update="fifo", objective="info_nce")
+        return bank.mc_step_(*f, 0.3).loss
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    results = [f(bank, case.f0, *case.views) for f, bank in zip((step, compiled), banks, strict=True)]
+    assert torch.equal(*results)
+    for name, value in banks[0].state_dict().items():
+        assert torch.equal(value, banks[1].state_dict()[name]), name
+
+
+def test_autocast_does_not_reach_into_a_compiled_call() -> None:
+    case = drawn()
+    compiled = torch.compile(mc_loss, backend="aot_eager", fullgraph=True)
+    arguments = (case.f0, *case.views, case.bank, case.mixing)
+    expected = mc_loss(*arguments)
+    torch._dynamo.reset()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(compiled(*arguments), expected)
