@@ -122,22 +122,24 @@ def _combine_kernel(
             p_top = p_sums + o_c * (PLANES * 4 * B) + TOP_PLAIN * 4 * B + row
             top_plain = tl.max(tl.load(p_top, mask=o_c < num_chunks, other=NOTHING), axis=0)
             tl.store(p_samples + 3 * B + i_b, tl.where(positive > top_plain + margin, 1.0, 0.0))
-            _lse, rest = _log_sum_exp(p_sums, TOP_PLAIN, BANK_PLAIN, row, positive, bank_scale, B, num_chunks, BLOCK_C)
-            tl.store(p_samples + 4 * B + i_b, 1 - rest)
+            lse, _rest = _log_sum_exp(p_sums, TOP_PLAIN, BANK_PLAIN, row, positive, bank_scale, B, num_chunks, BLOCK_C)
+            tl.store(p_samples + 4 * B + i_b, tl.exp2(positive * bank_scale - lse))
 
 
 @triton.jit
 def _reduce_kernel(
     p_samples,  # (5, B)
-    p_stats,  # (6,): L1 + L2 + L3, L1, L2, L3, samples with their positive on top, mean probability of the positive
+    # METRICS: (6,) L1 + L2 + L3, L1, L2, L3, samples with their positive on top, mean probability of the positive.
+    # Else: (3,) L1, L2, L3.
+    p_stats,
     B,
     FIRST: tl.constexpr,
-    BANK: tl.constexpr,
+    METRICS: tl.constexpr,
     BLOCK_B: tl.constexpr,
 ):
     """Sums over the batch, by one program, in one order; parts that are not there are 0."""
     loss = 0.0
-    for i_row in tl.static_range(0, 5 if BANK else 3):
+    for i_row in tl.static_range(0, 5 if METRICS else 3):
         value = 0.0
         if i_row >= FIRST:
             values = tl.zeros([BLOCK_B], tl.float32)
@@ -149,5 +151,6 @@ def _reduce_kernel(
                 value /= B
         if i_row < 3:
             loss += value
-        tl.store(p_stats + 1 + i_row, value)
-    tl.store(p_stats, loss)
+        tl.store(p_stats + i_row + (1 if METRICS else 0), value)
+    if METRICS:
+        tl.store(p_stats, loss)

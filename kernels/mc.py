@@ -53,7 +53,7 @@ def mc_forward(
     prepared = plan.prepare()
     stats, gradients, lse = plan.sweep(prepared, loss=temperature, bank=None)
     assert stats is not None and gradients is not None
-    return stats[1:4], gradients, lse
+    return stats, gradients, lse
 
 
 def mc_bank_gradient(
@@ -213,7 +213,7 @@ class Plan:
     def sweep(
         self, prepared: Prepared, *, loss: float | None, bank: float | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """Stats, gradients (None without a loss) and log-sum-exps at these temperatures."""
+        """Stats (with metrics under both temperatures), gradients (None without a loss), and log-sum-exps."""
         (batch, dim), size, tile = self.f3.shape, len(self.bank), self.tiles
         new = self.f3.new_empty
         block_r = min(tile.sweep_rows, max(16, triton.next_power_of_2((self.last - self.first) * batch)))
@@ -246,11 +246,10 @@ class Plan:
         )  # fmt: skip
         if gradients is None:
             return None, None, lse
-        stats = new(6)
+        metrics = bank is not None
+        stats = new(6 if metrics else 3)
         block_b = min(1024, triton.next_power_of_2(batch))
-        _reduce_kernel[(1,)](
-            samples, stats, batch, FIRST=self.first, BANK=bank is not None, BLOCK_B=block_b, num_warps=4
-        )
+        _reduce_kernel[(1,)](samples, stats, batch, FIRST=self.first, METRICS=metrics, BLOCK_B=block_b, num_warps=4)
         return stats, gradients, lse
 
     def bank_pass(
