@@ -206,7 +206,8 @@ class Plan:
         grid = (rows, self.last - self.first, rows if self.mix == "tiled" else 1)
         _prepare_kernel[grid](
             self.f1, self.f2, self.f3, split, c, batch,
-            FIRST=self.first, MIX=self.mix, BLOCK_B=16, num_warps=4 if self.block_d <= 128 else 8, **self.settings,
+            FIRST=self.first, MIX=self.mix, PRECISION=self.precision, D=dim, BLOCK_B=16,
+            BLOCK_D=min(128, self.block_d), num_warps=4,
         )  # fmt: skip
         return Prepared(split, c)
 

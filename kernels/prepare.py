@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 
 from kernels.products import product, split
-from kernels.rows import load_rows, row_mask, row_offsets
 
 
 @triton.jit
@@ -44,31 +43,40 @@ def _prepare_kernel(
     PRECISION: tl.constexpr,
     D: tl.constexpr,
     BLOCK_B: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    BLOCK_D: tl.constexpr,  # columns at a time
 ):
     i_row, i_distribution, i_column = tl.program_id(0), tl.program_id(1) + FIRST, tl.program_id(2)
     i_u, i_v = query_view(i_distribution), mixed_view(i_distribution)
+    p_u, p_v = select_view(i_u, p_f1, p_f2, p_f3), select_view(i_v, p_f1, p_f2, p_f3)
     o_b = i_row * BLOCK_B + tl.arange(0, BLOCK_B)
-    m_b = o_b < B
-    b_u = load_rows(select_view(i_u, p_f1, p_f2, p_f3), o_b, m_b, D, BLOCK_D)
-    u_hi, u_lo = split(b_u, PRECISION)
-
+    o_r = i_column * BLOCK_B + tl.arange(0, BLOCK_B)
+    m_b, m_r = o_b < B, o_r < B
     PARTS: tl.constexpr = 2 if PRECISION == "bf16x3" else 1
-    if (i_distribution < 3) & (i_column == 0):
-        p_hi = p_split + i_u * PARTS * B * D + row_offsets(o_b, D, BLOCK_D)
-        mask = row_mask(m_b, D, BLOCK_D)
-        tl.store(p_hi, u_hi, mask=mask)
-        if PARTS == 2:
-            tl.store(p_hi + B * D, u_lo, mask=mask)
-
-    p_v = select_view(i_v, p_f1, p_f2, p_f3)
+    p_hi = p_split + i_u * PARTS * B * D
     if MIX == "own":
-        c = tl.sum(b_u * load_rows(p_v, o_b, m_b, D, BLOCK_D), axis=1)
+        c = tl.zeros([BLOCK_B], tl.float32)
+    if MIX == "tiled":
+        c = tl.zeros([BLOCK_B, BLOCK_B], tl.float32)
+
+    for i_first in range(0, D, BLOCK_D):
+        o_d = i_first + tl.arange(0, BLOCK_D)
+        m_d = (o_d < D)[None, :]
+        o_u, m_u = o_b[:, None] * D + o_d[None, :], m_b[:, None] & m_d
+        b_u = tl.load(p_u + o_u, mask=m_u, other=0.0).to(tl.float32)
+        u_hi, u_lo = split(b_u, PRECISION)
+        if (i_distribution < 3) & (i_column == 0):
+            tl.store(p_hi + o_u, u_hi, mask=m_u)
+            if PARTS == 2:
+                tl.store(p_hi + B * D + o_u, u_lo, mask=m_u)
+        if MIX == "own":
+            c += tl.sum(b_u * tl.load(p_v + o_u, mask=m_u, other=0.0).to(tl.float32), axis=1)
+        if MIX == "tiled":
+            b_v = tl.load(p_v + o_r[:, None] * D + o_d[None, :], mask=m_r[:, None] & m_d, other=0.0).to(tl.float32)
+            v_hi, v_lo = split(b_v, PRECISION)
+            c = product(u_hi, u_lo, tl.trans(v_hi), tl.trans(v_lo), c, PRECISION)
+
+    if MIX == "own":
         tl.store(p_c + i_distribution * B + o_b, c, mask=m_b)
     if MIX == "tiled":
-        o_r = i_column * BLOCK_B + tl.arange(0, BLOCK_B)
-        v_hi, v_lo = split(load_rows(p_v, o_r, o_r < B, D, BLOCK_D), PRECISION)
-        zero = tl.zeros([BLOCK_B, BLOCK_B], tl.float32)
-        c = product(u_hi, u_lo, tl.trans(v_hi), tl.trans(v_lo), zero, PRECISION)
         p_block = p_c + (i_distribution * B + o_b[:, None]) * B + o_r[None, :]
-        tl.store(p_block, c, mask=m_b[:, None] & (o_r < B)[None, :])
+        tl.store(p_block, c, mask=m_b[:, None] & m_r[None, :])
