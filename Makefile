@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 PIP_FLAGS ?=
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: help demo test lint types check bench doctor clean
+.PHONY: help demo test lint types check bench summary ledger doctor clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -36,6 +36,12 @@ check: lint types test ## what CI runs
 
 bench: $(STAMP) ## benchmarks, side by side with the plain way
 	$(BIN)/python -m pytest bench/ --benchmark-only
+
+summary: $(STAMP) ## all headline ratios in one run; wants an idle machine
+	$(BIN)/python -m bench.summary
+
+ledger: $(STAMP) ## what the kernels cost a GPU: bytes, operations, registers, a modelled bound (needs no GPU)
+	$(BIN)/python -m bench.ledger
 
 doctor: $(STAMP) ## versions, devices, what can run and why not
 	$(BIN)/python -m fastmc.doctor

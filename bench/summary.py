@@ -42,8 +42,8 @@ class Summary(Settings):
     """Append the run to the results."""
     results: Path = RESULTS
     """Folder of the results."""
-    anyway: bool = False
-    """Measure although other processes keep this machine busy; the record says so."""
+    strict: bool = False
+    """Refuse to measure while other processes keep this machine busy. Else that is a warning and in the record."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def _measure(settings: Summary) -> int:
     machine = provenance(settings.device, settings.threads)
     if settings.device == "cpu":
-        _check_quiet(settings.anyway)
+        _check_quiet(settings.strict)
     reports = {name: EXPERIMENTS[name](settings) for name in settings.only}
     content = _content(settings, machine, reports)
     if content["others_busy"] > QUIET:
@@ -77,14 +77,14 @@ def _measure(settings: Summary) -> int:
     return 0
 
 
-def _check_quiet(anyway: bool) -> None:
+def _check_quiet(strict: bool) -> None:
     with watch_neighbours() as others:
         time.sleep(LOOK)
     if not others.disturbing:
         return
     message = f"other processes keep {others.busy:.2f} cores busy, so timings would mislead"
-    if not anyway:
-        raise RuntimeError(f"{message}; wait, or --anyway")
+    if strict:
+        raise RuntimeError(f"{message}; wait, or leave --strict out")
     print(f"warning: {message}", file=sys.stderr)
 
 
