@@ -13,6 +13,8 @@ one device; a step is five launches and allocates its results and O(B D) partial
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -95,7 +97,8 @@ def bank_step_(
     plan = Plan.of(f0, f1, f2, f3, bank, mixing, tiled, True, precision)
     prepared = plan.prepare()
     _, _, lse = plan.sweep(prepared, loss=None, bank=temperature)
-    plan.bank_pass(prepared, lse, temperature, momentum=momentum, step=(lr, momentum_factor, weight_decay))
+    with contiguous(bank, momentum) as (w, v):
+        plan.bank_pass(prepared, lse, temperature, update=Update(w, v, lr, momentum_factor, weight_decay))
 
 
 def mc_step_(
@@ -123,13 +126,39 @@ def mc_step_(
     prepared = plan.prepare()
     stats, gradients, lse = plan.sweep(prepared, loss=temperature, bank=bank_temperature)
     assert stats is not None and gradients is not None
-    if update == "ascent":
-        step = (lr, momentum_factor, weight_decay)
-        plan.bank_pass(prepared, lse, bank_temperature, momentum=momentum, step=step, guard=stats)
-    if update == "fifo":
-        assert cursor is not None
-        plan.enqueue(momentum, cursor, stats)
+    if update == "none":
+        return stats, gradients
+    with contiguous(bank, momentum) as (w, v):
+        if update == "ascent":
+            change = Update(w, v, lr, momentum_factor, weight_decay, guard=stats)
+            plan.bank_pass(prepared, lse, bank_temperature, update=change)
+        else:
+            assert cursor is not None
+            plan.enqueue(w, v, cursor, stats)
     return stats, gradients
+
+
+@contextmanager
+def contiguous(*tensors: Tensor) -> Iterator[list[Tensor]]:
+    """The tensors, or contiguous copies that are written back: the kernels change rows that follow one another."""
+    inner = [t.contiguous() for t in tensors]
+    yield inner
+    for tensor, copy in zip(tensors, inner, strict=True):
+        if copy is not tensor:
+            tensor.copy_(copy)
+
+
+@dataclass(frozen=True)
+class Update:
+    """A step of eq. 7, in place."""
+
+    bank: Tensor
+    momentum: Tensor
+    lr: float
+    momentum_factor: float
+    weight_decay: float
+    guard: Tensor | None = None
+    """Nothing is written unless its first element is finite."""
 
 
 @dataclass(frozen=True)
@@ -259,32 +288,29 @@ class Plan:
         lse: Tensor,
         temperature: float,
         *,
+        update: Update | None = None,
         gradient: Tensor | None = None,
         parts: Tensor | None = None,
-        momentum: Tensor | None = None,
-        step: tuple[float, float, float] = (0.0, 0.0, 0.0),
-        guard: Tensor | None = None,
     ) -> None:
-        """The bank's gradient at this temperature: into ``gradient``, weighted by ``parts``, or as a step of bank and
-        ``momentum`` with (lr, momentum factor, weight decay), which waits for ``guard``[0] to be finite."""
-        batch, size, tile, unused = len(self.f3), len(self.bank), self.tiles, self.bank
-        block_b = min(tile.bank_samples, max(16, triton.next_power_of_2(batch)))
-        lr, momentum_factor, weight_decay = step
+        """The bank's gradient at this temperature: as an ``update``, or in ``gradient``, weighted by ``parts``."""
+        batch, size, tile = len(self.f3), len(self.bank), self.tiles
+        u = update or Update(self.bank, self.bank, 0.0, 0.0, 0.0)
+        unused = self.bank
         _bank_kernel[(triton.cdiv(size, tile.bank_entries),)](
-            prepared.split, prepared.c, lse, self.bank, unused if momentum is None else momentum,
-            unused if gradient is None else gradient, self.mixing, unused if parts is None else parts,
-            unused if guard is None else guard, batch, size, _scale(temperature), 1 / (temperature * batch), lr,
-            momentum_factor, weight_decay, FIRST=self.first, SOFT=self.last == 4, MIX=self.mix,
-            UPDATE=gradient is None, GUARDED=guard is not None, BLOCK_B=block_b, BLOCK_K=tile.bank_entries,
+            prepared.split, prepared.c, lse, u.bank, u.momentum, unused if gradient is None else gradient, self.mixing,
+            unused if parts is None else parts, unused if u.guard is None else u.guard, batch, size,
+            _scale(temperature), 1 / (temperature * batch), u.lr, u.momentum_factor, u.weight_decay, FIRST=self.first,
+            SOFT=self.last == 4, MIX=self.mix, UPDATE=update is not None, GUARDED=u.guard is not None,
+            BLOCK_B=min(tile.bank_samples, max(16, triton.next_power_of_2(batch))), BLOCK_K=tile.bank_entries,
             STAGES=tile.bank_stages, num_warps=tile.bank_warps, **self.settings,
         )  # fmt: skip
 
-    def enqueue(self, momentum: Tensor, cursor: Tensor, guard: Tensor) -> None:
-        (batch, dim), size = self.f3.shape, len(self.bank)
+    def enqueue(self, bank: Tensor, momentum: Tensor, cursor: Tensor, guard: Tensor) -> None:
+        """f0 over the oldest rows, in place."""
+        (batch, dim), size = self.f3.shape, len(bank)
         _enqueue_kernel[(1,)](
-            self.f0, self.bank, momentum, cursor, guard, batch, size, D=dim, BLOCK_B=16, BLOCK_D=self.block_d,
-            num_warps=8,
-        )  # fmt: skip
+            self.f0, bank, momentum, cursor, guard, batch, size, D=dim, BLOCK_B=16, BLOCK_D=self.block_d, num_warps=8
+        )
 
 
 def _scale(temperature: float | None) -> float:

@@ -40,7 +40,8 @@ def test_step(cc, precision, tiled):
 
 @needs_ttsem
 @pytest.mark.parametrize(
-    ("kind", "update", "launches"), [("unmixed", "fifo", 5), ("one-hot", "fifo", 5), ("alone", "fifo", 5), ("mc", "none", 4)]
+    ("kind", "update", "launches"),
+    [("unmixed", "fifo", 5), ("one-hot", "fifo", 5), ("alone", "fifo", 5), ("mc", "none", 4)],
 )
 def test_other_calls_of_the_trainer(kind, update, launches):
     assert_step(Case.draw(7, 45, 24, kind=kind, dtype=torch.float32), update, "bf16x3", 90, launches)

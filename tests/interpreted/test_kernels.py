@@ -12,7 +12,7 @@ import pytest
 import torch
 from gpu_less import kernels_on_cpu
 from kernel_budget import kernel_budget
-from oracle import Case, Results, forward_of, forward_truth, step_of, step_truth, within
+from oracle import HYPER, Case, Results, forward_of, forward_truth, step_of, step_truth, within
 from test_loss import HOSTILE
 from torch.nn import functional as F
 
@@ -172,6 +172,19 @@ def test_a_loss_that_is_not_finite_leaves_the_bank_alone(poison, update):
     assert torch.equal(found["bank"], case.bank)
     assert torch.equal(found["momentum"], velocity(case))
     assert found["cursor"] == 3
+
+
+@pytest.mark.parametrize("update", ["ascent", "fifo"])
+def test_rows_with_gaps_are_updated_in_place(update):
+    case = Case.draw(7, 45, 6, dtype=torch.float32)
+    want, _ = checked_step(case, update)
+    wide = torch.cat([case.bank, velocity(case)], dim=1)
+    bank, momentum, cursor = wide[:, :6], wide[:, 6:], torch.tensor(0)
+    with kernels_on_cpu():
+        arguments = (0.07, 0.03, *HYPER.values(), False, True, update, cursor, "bf16x3")
+        mc.mc_step_(bank, momentum, case.f0, *case.views, case.mixing, *arguments)
+    assert torch.equal(bank, want["bank"])
+    assert torch.equal(momentum, want["momentum"])
 
 
 def test_a_tie_is_not_on_top_and_a_collapsed_encoder_has_no_top():
