@@ -16,7 +16,7 @@ IMPLS = ("auto", "triton", "torch", "reference")
 PRECISIONS = ("bf16x3", "ieee", "bf16")
 
 
-def choose(impl: str, device: torch.device, dtype: torch.dtype) -> str:
+def choose(impl: str, device: torch.device, dtype: torch.dtype, dim: int = 1) -> str:
     """The implementation that ``impl`` names; "auto" takes triton on a GPU where it can run, and torch elsewhere.
 
     Raises:
@@ -24,17 +24,18 @@ def choose(impl: str, device: torch.device, dtype: torch.dtype) -> str:
         RuntimeError: ``"triton"`` was asked for and cannot run.
     """
     if impl == "auto":
-        on_gpu = device.type == "cuda" and unavailable_reason("triton", device, dtype) is None
+        on_gpu = device.type == "cuda" and unavailable_reason("triton", device, dtype, dim) is None
         return "triton" if on_gpu else "torch"
-    reason = unavailable_reason(impl, device, dtype)
+    reason = unavailable_reason(impl, device, dtype, dim)
     if reason is not None:
         raise RuntimeError(f"impl={impl!r} cannot run: {reason}; impl='auto' takes what can")
     return impl
 
 
 @torch.compiler.assume_constant_result
-def unavailable_reason(impl: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
-    """Why ``impl`` cannot compute in ``dtype`` on ``device``, as the end of a sentence; None if it can.
+def unavailable_reason(impl: str, device: torch.device, dtype: torch.dtype = torch.float32, dim: int = 1) -> str | None:
+    """Why ``impl`` cannot compute in ``dtype`` on ``device`` with features of D = ``dim``, as the end of a sentence;
+    None if it can.
 
     Raises:
         ValueError: an unknown name.
@@ -45,6 +46,8 @@ def unavailable_reason(impl: str, device: torch.device, dtype: torch.dtype = tor
     reason = kernels.unavailable_reason(device)
     if reason is None and dtype == torch.float64:
         reason = "its kernels compute in float32 and the tensors are float64"
+    if reason is None and dim > kernels.MAX_DIM:
+        reason = f"its kernels take features of D <= {kernels.MAX_DIM} and these have {dim}"
     return reason
 
 
@@ -124,7 +127,15 @@ def mixing_vector(mixing: Tensor | float | None, bank: Tensor, dtype: torch.dtyp
     return torch.full(bank.shape[:1], mixing, dtype=dtype, device=bank.device)
 
 
-def feature_dtype(impl: str, features: Sequence[Tensor], dtype: torch.dtype) -> torch.dtype:
-    """What the features are converted to for ``impl``: the working dtype, but half precision stays for triton."""
-    dtypes = {f.dtype for f in features}
-    return dtypes.pop() if impl == "triton" and len(dtypes) == 1 else dtype
+def convert_features(impl: str, features: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """f0 and the queries in the dtype that ``impl`` computes in. Triton's kernels widen half precision themselves, and
+    want one dtype of all queries."""
+    key, *queries = features
+    if impl != "triton":
+        return [f.to(dtype) for f in features]
+    shared = queries[0].dtype if len({f.dtype for f in queries}) == 1 else dtype
+    return [_narrow(key, key.dtype, dtype), *(_narrow(f, shared, dtype) for f in queries)]
+
+
+def _narrow(tensor: Tensor, wanted: torch.dtype, dtype: torch.dtype) -> Tensor:
+    return tensor.to(wanted if wanted in (torch.float16, torch.bfloat16) else dtype)

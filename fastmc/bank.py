@@ -15,7 +15,7 @@ from fastmc.arguments import (
     check_mixing,
     check_update,
     choose,
-    feature_dtype,
+    convert_features,
     mixing_vector,
 )
 from fastmc.chunked import enqueue_
@@ -67,9 +67,8 @@ def bank_step_(
     check_mixing(mixing, bank, mix)
     check_update(bank, momentum, lr, momentum_factor, weight_decay)
     check_choice("precision", precision, PRECISIONS)
-    impl = choose(impl, bank.device, bank.dtype)
-    dtype = feature_dtype(impl, list(features.values()), bank.dtype)
-    f0, f1, f2, f3 = (f.detach().to(dtype) for f in features.values())
+    impl = choose(impl, bank.device, bank.dtype, bank.shape[1])
+    f0, f1, f2, f3 = convert_features(impl, [f.detach() for f in features.values()], bank.dtype)
     coefficients = mixing_vector(mixing, bank, bank.dtype)
     if impl != "reference":
         hyper = (temperature, lr, momentum_factor, weight_decay)

@@ -11,7 +11,7 @@ from fastmc.arguments import (
     check_contrast,
     check_mixing,
     choose,
-    feature_dtype,
+    convert_features,
     mixing_vector,
     working_dtype,
 )
@@ -117,15 +117,14 @@ def _parts(
     check_choice("precision", precision, PRECISIONS)
     f0, *queries = features.values()
     dtype = working_dtype(f0, *queries, bank)
-    impl = choose(impl, bank.device, dtype)
+    impl = choose(impl, bank.device, dtype, bank.shape[1])
     with torch.autocast(bank.device.type, enabled=False):
         bank = bank.to(dtype)
         if impl == "reference":
             wide = [f.to(dtype) for f in (f0, *queries)]
             coefficients = mixing.detach().to(dtype) if isinstance(mixing, Tensor) else mixing
             return _reference_parts(wide, bank, coefficients, temperature, mix)
-        narrow = feature_dtype(impl, [f0, *queries], dtype)
-        f0, *queries = (f.to(narrow) for f in (f0, *queries))
+        f0, *queries = convert_features(impl, [f0, *queries], dtype)
         f1, f2 = queries[:-1] or (None, None)
         coefficients = mixing_vector(mixing, bank, dtype)
         settings = (temperature, mix == "tiled", len(queries) == 3, precision, impl)

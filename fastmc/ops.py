@@ -8,6 +8,7 @@ than the kernels take, so eager calls go straight to the implementation.
 from __future__ import annotations
 
 import importlib
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -31,12 +32,19 @@ def update_(name: str, *arguments: Any) -> Any:
         if torch.compiler.is_compiling():
             return getattr(torch.ops.fastmc, name)(*arguments)
         *values, impl = arguments
-        return _run(name, impl, values[0].device, *values)
+        results = _run(name, impl, values[0].device, *values)
+    # A kernel's stores are unknown to autograd: a graph that holds the bank as it was must not go on with the new one.
+    bank, momentum = values[:2]
+    if not bank.is_inference():
+        torch.autograd.graph.increment_version([bank, momentum])
+    return results
 
 
 def _run(name: str, impl: str, device: torch.device, *arguments: Any) -> Any:
     function = getattr(importlib.import_module(MODULES[impl]), name)
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+    # Triton launches on the current device, which need not be the tensors'.
+    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), current:
         return function(*arguments)
 
 
@@ -150,7 +158,7 @@ def _(*arguments: Any) -> None:
 def _(
     bank: Tensor, momentum: Tensor, f0: Tensor, f1: Any, f2: Any, f3: Tensor, *settings: Any
 ) -> tuple[Tensor, Tensor]:
-    return bank.new_empty(6), bank.new_empty(3, *f3.shape)
+    return bank.new_empty(6), f3.new_empty(3, *f3.shape)
 
 
 # Gradients, once for the operator and once for the eager call. The gradients of f1, f2 and f3 came with the losses;

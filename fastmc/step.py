@@ -14,7 +14,7 @@ from fastmc.arguments import (
     check_mixing,
     check_update,
     choose,
-    feature_dtype,
+    convert_features,
     mixing_vector,
 )
 from fastmc.checks import check_number
@@ -100,10 +100,9 @@ def mc_step_(
     check_update(bank, momentum, lr, momentum_factor, weight_decay)
     check_choice("precision", precision, PRECISIONS)
     _check_kind(objective, update, len(features), mixing, cursor, bank)
-    impl = choose(impl, bank.device, bank.dtype)
+    impl = choose(impl, bank.device, bank.dtype, bank.shape[1])
 
-    dtype = feature_dtype(impl, list(features.values()), bank.dtype)
-    k0, *views = (f.detach().to(dtype) for f in features.values())
+    k0, *views = convert_features(impl, [f.detach() for f in features.values()], bank.dtype)
     coefficients = mixing_vector(mixing, bank, bank.dtype)
     hyper = (temperature, bank_temperature, lr, momentum_factor, weight_decay)
     if impl == "reference":

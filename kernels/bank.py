@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.products import product, split
+from kernels.products import parts, product, split
 from kernels.rows import load_rows, load_split, store_rows, unit_rows
 
 
@@ -39,10 +39,9 @@ def _bank_kernel(
     p_c,  # (4, B) or (4, B, B)
     p_lse,  # (4, B), from `kernels.combine`
     p_bank,  # (K, D)
-    p_momentum,  # (K, D)
-    p_gradient,  # (K, D)
+    p_momentum,  # (K, D); unless UPDATE, where the gradient is written
     p_mixing,  # (K,)
-    p_parts,  # (3,) factors of L1, L2, L3 in the gradient
+    p_parts,  # (3,) factors of L1, L2, L3 in that gradient
     p_loss,  # a scalar: nothing is written unless it is finite
     B,
     K,
@@ -52,9 +51,9 @@ def _bank_kernel(
     momentum_factor,
     weight_decay,
     FIRST: tl.constexpr,
-    SOFT: tl.constexpr,
+    LAST: tl.constexpr,
     MIX: tl.constexpr,
-    UPDATE: tl.constexpr,  # bank and momentum in place; else the gradient is written
+    UPDATE: tl.constexpr,  # bank and momentum in place
     GUARDED: tl.constexpr,
     PRECISION: tl.constexpr,
     D: tl.constexpr,
@@ -67,14 +66,15 @@ def _bank_kernel(
     o_k = tl.arange(0, BLOCK_K)
     m_k = start + o_k < K
     b_w = load_rows(p_bank + start * D, o_k, m_k, D, BLOCK_D)
-    b_m, inverse_norm = unit_rows(b_w)
+    b_m, norm = unit_rows(b_w)
     m_hi, m_lo = split(b_m, PRECISION)
     o_v = ((start % B).to(tl.int32) + o_k) % B
     mixing = 0.0
     if MIX != "none":
         mixing = tl.load(p_mixing + start + o_k, mask=m_k, other=0.0)[:, None]
 
-    PARTS: tl.constexpr = 2 if PRECISION == "bf16x3" else 1
+    PARTS: tl.constexpr = parts(PRECISION)
+    SOFT: tl.constexpr = LAST == 4
     VIEWS: tl.constexpr = 3 - FIRST
     gradient = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     target = tl.zeros([BLOCK_K, BLOCK_B], tl.float32)
@@ -98,8 +98,8 @@ def _bank_kernel(
         gradient = product(w_hi, w_lo, f_hi, f_lo, gradient, PRECISION)
 
     # Through w / max(|w|, eps): rows that were clamped are only scaled.
-    radial = tl.where(inverse_norm < 1e12, tl.sum(gradient * b_m, axis=1), 0.0)
-    gradient = (gradient - radial[:, None] * b_m) * (inverse_norm * factor)[:, None]
+    radial = tl.where(norm > 1e-12, tl.sum(gradient * b_m, axis=1), 0.0)
+    gradient = (gradient - radial[:, None] * b_m) * (factor / tl.maximum(norm, 1e-12))[:, None]
     if UPDATE:
         if GUARDED:
             m_k &= tl.abs(tl.load(p_loss)) < float("inf")
@@ -108,7 +108,7 @@ def _bank_kernel(
         store_rows(p_momentum + start * D, o_k, m_k, velocity, D, BLOCK_D)
         store_rows(p_bank + start * D, o_k, m_k, b_w - lr * velocity, D, BLOCK_D)
     else:
-        store_rows(p_gradient + start * D, o_k, m_k, gradient, D, BLOCK_D)
+        store_rows(p_momentum + start * D, o_k, m_k, gradient, D, BLOCK_D)
 
 
 @triton.jit

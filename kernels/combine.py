@@ -44,19 +44,41 @@ def _expected_entry(
     """E_bank of a row, (1, BLOCK_D)."""
     expected = tl.zeros([1, BLOCK_D], tl.float32)
     for i_first in range(0, num_chunks, CHUNKS_AT_ONCE):
-        o_c = i_first + tl.arange(0, CHUNKS_AT_ONCE)
+        o_c = (i_first + tl.arange(0, CHUNKS_AT_ONCE)).to(tl.int64)
         m_c = o_c < num_chunks
-        tops = tl.load(p_sums + o_c * (PLANES * 4 * B) + row, mask=m_c, other=NOTHING)
+        p_chunk = p_sums + o_c * (PLANES * 4 * B) + row
+        weights = tl.exp2(tl.load(p_chunk + TOP * 4 * B, mask=m_c, other=NOTHING) * scale - lse)
         entries = load_rows(p_entries, o_c * 4 * B + row, m_c, D, BLOCK_D)
-        weights = tl.exp2(tops * scale - lse)
         expected += tl.sum(entries * weights[:, None], axis=0)[None, :]
         if OWN:
-            shares = tl.load(p_sums + (o_c * PLANES + LOSS_SHARE) * (4 * B) + row, mask=m_c, other=0.0)
+            shares = tl.load(p_chunk + LOSS_SHARE * 4 * B, mask=m_c, other=0.0)
             expected += tl.sum(shares * weights, axis=0) * b_v
     return expected
 
 
 @triton.jit
+def _distribution(
+    p_sums, p_entries, p_lse, row, b_v, positive, scale, bank_scale, B, num_chunks,
+    OWN: tl.constexpr, LOSS: tl.constexpr, BANK: tl.constexpr, D: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Of a row, at the loss's temperature: log-sum-exp to the base 2, the bank's share of the softmax, and E_bank
+    (1, BLOCK_D). What the bank's pass needs of it is stored."""
+    lse = 0.0
+    rest = 0.0
+    expected = tl.zeros([1, BLOCK_D], tl.float32)
+    if LOSS:
+        lse, rest = _log_sum_exp(p_sums, TOP, LOSS_SUM, row, positive, scale, B, num_chunks, BLOCK_C)
+        expected = _expected_entry(p_sums, p_entries, row, b_v, lse, scale, B, num_chunks, OWN, D, BLOCK_D)
+    if BANK:
+        bank_lse, _rest = _log_sum_exp(p_sums, TOP, BANK_SUM, row, positive, bank_scale, B, num_chunks, BLOCK_C)
+        tl.store(p_lse + row, bank_lse)
+    else:
+        tl.store(p_lse + row, lse)
+    return lse, rest, expected
+
+
+@triton.jit(do_not_specialize=["num_chunks"])
 def _combine_kernel(
     p_f0,  # (B, D) each
     p_f1,
@@ -65,7 +87,7 @@ def _combine_kernel(
     p_sums,  # (chunks, PLANES, 4 B), from `kernels.sweep`
     p_entries,  # (chunks, 4 B, D)
     p_samples,  # (5, B): L1, L2, L3, whether f3's positive is on top, its probability over the plain bank (eq. 2)
-    p_gradients,  # (3, B, D), in the features' dtype
+    p_gradients,  # (3, B, D)
     p_lse,  # (4, B) to the base 2: at the bank's temperature under BANK, else at the loss's
     B,
     num_chunks,
@@ -73,53 +95,48 @@ def _combine_kernel(
     bank_scale,
     margin,  # what the rounding of a similarity may be: it must not decide a tie
     FIRST: tl.constexpr,
-    SOFT: tl.constexpr,  # L2 has the target of eq. 10, not a one-hot one
-    OWN: tl.constexpr,  # own mixing: v is f1, f2, f3 of the sample itself, and f2 for the target
+    LAST: tl.constexpr,
+    OWN: tl.constexpr,  # own mixing: v is the sample's own f1, f2 or f3, and f2 for the target
     LOSS: tl.constexpr,
     BANK: tl.constexpr,
     D: tl.constexpr,
     BLOCK_C: tl.constexpr,  # >= chunks
     BLOCK_D: tl.constexpr,
 ):
-    i_b, i_view = tl.program_id(0), tl.program_id(1) + FIRST
+    i_b, i_view = tl.program_id(0), tl.program_id(1)
     o_b = i_b + tl.arange(0, 1)
     m_b = o_b < B
+    if i_view < FIRST:  # a view that is not there
+        if LOSS:
+            store_rows(p_gradients, o_b + i_view * B, m_b, tl.zeros([1, BLOCK_D], tl.float32), D, BLOCK_D)
+        return
+
     row = i_view * B + i_b
     b_f0 = load_rows(p_f0, o_b, m_b, D, BLOCK_D)
     b_u = load_rows(select_view(i_view, p_f1, p_f2, p_f3), o_b, m_b, D, BLOCK_D)
     positive = tl.sum(b_u * b_f0)
+    lse, rest, expected = _distribution(
+        p_sums, p_entries, p_lse, row, b_u, positive, scale, bank_scale, B, num_chunks,
+        OWN, LOSS, BANK, D, BLOCK_C, BLOCK_D,
+    )  # fmt: skip
     aim = tl.zeros([1, BLOCK_D], tl.float32)  # the target's E_bank and bank share: none of a one-hot target
     aim_rest = 0.0
-
-    if BANK:
-        lse, _rest = _log_sum_exp(p_sums, TOP, BANK_SUM, row, positive, bank_scale, B, num_chunks, BLOCK_C)
-        tl.store(p_lse + row, lse)
-    if LOSS:
-        lse, rest = _log_sum_exp(p_sums, TOP, LOSS_SUM, row, positive, scale, B, num_chunks, BLOCK_C)
-        expected = _expected_entry(p_sums, p_entries, row, b_u, lse, scale, B, num_chunks, OWN, D, BLOCK_D)
-        if not BANK:
-            tl.store(p_lse + row, lse)
-    if SOFT:
+    if LAST == 4:
         if i_view == 1:
-            row = 3 * B + i_b
             positive_3 = tl.sum(load_rows(p_f3, o_b, m_b, D, BLOCK_D) * b_f0)
-            if BANK:
-                lse_3, _rest = _log_sum_exp(p_sums, TOP, BANK_SUM, row, positive_3, bank_scale, B, num_chunks, BLOCK_C)
-                tl.store(p_lse + row, lse_3)
-            if LOSS:
-                lse_3, aim_rest = _log_sum_exp(p_sums, TOP, LOSS_SUM, row, positive_3, scale, B, num_chunks, BLOCK_C)
-                aim = _expected_entry(p_sums, p_entries, row, b_u, lse_3, scale, B, num_chunks, OWN, D, BLOCK_D)
-                if not BANK:
-                    tl.store(p_lse + row, lse_3)
+            _lse, aim_rest, aim = _distribution(
+                p_sums, p_entries, p_lse, 3 * B + i_b, b_u, positive_3, scale, bank_scale, B, num_chunks,
+                OWN, LOSS, BANK, D, BLOCK_C, BLOCK_D,
+            )  # fmt: skip
     if LOSS:
         part = lse - (tl.sum(b_u * aim) + (1 - aim_rest) * positive) * scale
-        tl.store(p_samples + i_view * B + i_b, part * LN2)
+        tl.store(p_samples + row, part * LN2)
         gradient = (expected - aim - (rest - aim_rest) * b_f0) * (scale * LN2 / B)
         store_rows(p_gradients, o_b + i_view * B, m_b, gradient, D, BLOCK_D)
     if LOSS and BANK:
         if i_view == 2:
             o_c = tl.arange(0, BLOCK_C)
-            p_top = p_sums + o_c * (PLANES * 4 * B) + TOP_PLAIN * 4 * B + row
+            p_top = p_sums + (o_c * PLANES + TOP_PLAIN) * (4 * B) + row
             top_plain = tl.max(tl.load(p_top, mask=o_c < num_chunks, other=NOTHING), axis=0)
             tl.store(p_samples + 3 * B + i_b, tl.where(positive > top_plain + margin, 1.0, 0.0))
             lse, _rest = _log_sum_exp(p_sums, TOP_PLAIN, BANK_PLAIN, row, positive, bank_scale, B, num_chunks, BLOCK_C)

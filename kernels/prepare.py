@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.products import product, split
+from kernels.products import parts, product, split
 
 
 @triton.jit
@@ -51,7 +51,7 @@ def _prepare_kernel(
     o_b = i_row * BLOCK_B + tl.arange(0, BLOCK_B)
     o_r = i_column * BLOCK_B + tl.arange(0, BLOCK_B)
     m_b, m_r = o_b < B, o_r < B
-    PARTS: tl.constexpr = 2 if PRECISION == "bf16x3" else 1
+    PARTS: tl.constexpr = parts(PRECISION)
     p_hi = p_split + i_u * PARTS * B * D
     if MIX == "own":
         c = tl.zeros([BLOCK_B], tl.float32)

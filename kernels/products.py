@@ -16,6 +16,12 @@ PRECISIONS = ("bf16x3", "ieee", "bf16")
 product of rounded operands, fast and loose."""
 
 
+@triton.constexpr_function
+def parts(precision):
+    """How many blocks a split operand is."""
+    return 2 if precision == "bf16x3" else 1
+
+
 @triton.jit
 def split(x, PRECISION: tl.constexpr):
     """(hi, lo), the form in which `product` takes the float32 block x; lo counts under bf16x3 only."""

@@ -52,6 +52,6 @@ def load_split(p_split, o_row, m_row, part, D: tl.constexpr, BLOCK_D: tl.constex
 
 @triton.jit
 def unit_rows(b_rows):
-    """The rows scaled to unit length as torch.nn.functional.normalize does (eps 1e-12), and the factors."""
-    factor = 1.0 / tl.maximum(tl.sqrt(tl.sum(b_rows * b_rows, axis=1)), 1e-12)
-    return b_rows * factor[:, None], factor
+    """The rows scaled to unit length as torch.nn.functional.normalize does (eps 1e-12), and their norms."""
+    norm = tl.sqrt(tl.sum(b_rows * b_rows, axis=1))
+    return b_rows / tl.maximum(norm, 1e-12)[:, None], norm

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from kernels.prepare import mixed_view, query_view
-from kernels.products import product, split
+from kernels.products import parts, product, split
 from kernels.rows import load_rows, load_split, row_mask, row_offsets, unit_rows
 
 NOTHING = tl.constexpr(-1.0e30)
@@ -37,13 +37,14 @@ BANK_PLAIN = tl.constexpr(5)  # plain half of the bank's sum, above the largest 
 PLANES = tl.constexpr(6)
 
 
-@triton.jit
+# A size that is a multiple of 16 on one batch and not on the next must not compile anew.
+@triton.jit(do_not_specialize=["period", "num_steps"])
 def _sweep_kernel(
     p_split,  # (3, 1 or 2, B, D): features, from `kernels.prepare`
     p_c,  # (4, B) or (4, B, B)
     p_bank,  # (K, D)
     p_mixing,  # (K,)
-    p_sums,  # (chunks, PLANES, 4 B), see below
+    p_sums,  # (chunks, PLANES, 4 B), see above
     p_entries,  # (chunks, 4 B, D): sum of exponential times entry
     B,
     K,
@@ -51,7 +52,7 @@ def _sweep_kernel(
     num_steps,  # tiles one after the other: ceil(K / period)
     scale,  # 1 / (temperature ln 2): exponentials are powers of two
     bank_scale,
-    FIRST: tl.constexpr,  # distributions FIRST to LAST - 1: f3 alone is 2 to 2, one-hot targets are 0 to 2
+    FIRST: tl.constexpr,  # distributions FIRST to LAST - 1 are there: 0 to 3; 0 to 2 without a soft target; 2, f3 alone
     LAST: tl.constexpr,
     MIX: tl.constexpr,
     LOSS: tl.constexpr,  # sums and expected entries at the loss's temperature
@@ -65,7 +66,7 @@ def _sweep_kernel(
 ):
     i_row, i_part, i_column = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     num_parts = tl.num_programs(1)
-    PARTS: tl.constexpr = 2 if PRECISION == "bf16x3" else 1
+    PARTS: tl.constexpr = parts(PRECISION)
 
     o_row = FIRST * B + i_row * BLOCK_R + tl.arange(0, BLOCK_R)
     m_row = o_row < LAST * B
@@ -93,7 +94,7 @@ def _sweep_kernel(
     start = i_part.to(tl.int64) * period
     for _ in tl.range(i_part, num_steps, num_parts, num_stages=STAGES):
         m_k = m_period & (start + o_k < K)
-        b_m, _factor = unit_rows(load_rows(p_bank + start * D, o_k, m_k, D, BLOCK_D))
+        b_m, _norm = unit_rows(load_rows(p_bank + start * D, o_k, m_k, D, BLOCK_D))
         m_hi, m_lo = split(b_m, PRECISION)
         zero = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
         s = product(u_hi, u_lo, tl.trans(m_hi), tl.trans(m_lo), zero, PRECISION)
@@ -101,9 +102,8 @@ def _sweep_kernel(
         # Similarities above the running maximum, which both temperatures share.
         plain = tl.where(m_k[None, :], s, float("-inf"))
         new_top_plain = tl.maximum(top_plain, tl.max(plain, axis=1))
-        if (
-            BANK and LOSS
-        ):  # for the positive's probability, beside which the mixed entries may be out of float32's range
+        if BANK and LOSS:
+            # For the positive's probability, beside which the mixed entries may be out of float32's range.
             shrink = tl.exp2((top_plain - new_top_plain) * bank_scale)
             e_plain = tl.exp2((plain - new_top_plain[:, None]) * bank_scale)
             bank_plain = bank_plain * shrink + tl.sum(e_plain, axis=1)
@@ -140,7 +140,7 @@ def _sweep_kernel(
         top = new_top
         start += num_parts * period
 
-    i_chunk = i_column * num_parts + i_part
+    i_chunk = (i_column * num_parts + i_part).to(tl.int64)
     p_row = p_sums + i_chunk * (PLANES * 4 * B) + o_row
     tl.store(p_row + TOP * 4 * B, top, mask=m_row)
     tl.store(p_row + TOP_PLAIN * 4 * B, top_plain, mask=m_row)

@@ -36,6 +36,7 @@ class Tiles:
 
 def tiles(target: str, block_d: int, precision: str) -> Tiles:
     """For a target as :func:`current_target` names it."""
+    # sweep: queries, entries, warps, stages, programs; bank: samples, entries, warps, stages
     if precision == "ieee":  # multiply-adds instead of tensor cores: what is held in registers must be small
         return Tiles(16, 16, 4, 1, 1024, 16, 16, 4, 1)
     if block_d > 256:

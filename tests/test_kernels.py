@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from gpu_less import needs_triton, needs_ttsem, ttsem_session
@@ -11,6 +13,7 @@ from oracle import Case, forward_of, forward_truth, step_of, step_truth, within
 pytest.importorskip("triton")
 
 from bench.aot import compile_launches, report
+from bench.resources import Report
 from fastmc import chunked
 from kernels import mc
 
@@ -74,48 +77,85 @@ def test_step_at_the_size_of_the_paper(tiled):
     assert all(verdict.values()), verdict
 
 
-def compile_step(target: str, precision: str, tiled: bool, dim: int = 128) -> list:
-    """Reports of the kernels of a step at B = 64, K = 16,384; nothing runs."""
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
 
-    def meta(*shape: int) -> torch.Tensor:
-        return torch.empty(*shape, device="meta")
 
-    bank, f = meta(16384, dim), meta(64, dim)
+def entries(tiled: bool, precision: str, dim: int = 128) -> dict[str, Callable[[], object]]:
+    """Every call of the kernels at B = 64, K = 16,384, on tensors without memory."""
+    f, bank, mixing = [meta(64, dim)] * 4, meta(16384, dim), meta(16384)
+    hyper, cursor = (0.07, 0.03, 3.0, 0.9, 1e-4), meta(dtype=torch.int64)
+    alone = (f[0], None, None, f[3])
+
+    def step(features, mixing, soft, update):
+        return lambda: mc.mc_step_(bank, bank, *features, mixing, *hyper, tiled, soft, update, cursor, precision)
+
+    calls = {
+        "a2mc": step(f, mixing, True, "ascent"),
+        "bank_step_": lambda: mc.bank_step_(bank, bank, *f, mixing, 0.03, 3.0, 0.9, 1e-4, tiled, precision),
+        "forward": lambda: mc.mc_forward(*f, bank, mixing, 0.07, tiled, True, precision),
+        "bank gradient": lambda: mc.mc_bank_gradient(
+            *f[1:], bank, mixing, meta(4, 64), meta(3), 0.07, tiled, True, precision
+        ),
+    }
+    if not tiled:
+        calls["b3"] = step(f, None, True, "fifo")
+        calls["b2"] = step(f, None, False, "fifo")
+        calls["b1"] = step(alone, None, False, "fifo")
+        calls["half precision"] = step([meta(64, dim, dtype=torch.bfloat16)] * 4, mixing, True, "ascent")
+    return calls
+
+
+SHARED_KIB = {"cuda:80": 163, "cuda:86": 99, "cuda:90": 227, "cuda:100": 227, "hip:gfx942": 64}
+TENSOR_CORE = {"cuda:80": "HMMA", "cuda:86": "HMMA", "cuda:90": "HGMMA", "cuda:100": "UTCMMA", "hip:gfx942": "MFMA"}
+
+
+def compiled(target: str, call: Callable[[], object]) -> list[Report]:
     with compile_launches(target) as launches:
-        hyper = (0.07, 0.03, 3.0, 0.9, 1e-4, tiled, True, "ascent", None, precision)
-        mc.mc_step_(bank, meta(16384, dim), f, f, f, f, meta(16384), *hyper)
-    return [report(launch) for launch in launches]
+        call()
+    found = [report(launch) for launch in launches]
+    for r in found:
+        assert r.seconds < 20, f"{r.name} took {r.seconds:.0f} s to compile"
+        assert r.shared_bytes <= SHARED_KIB[target] * 1024, f"{r.name}: {r.shared_bytes} bytes of shared memory"
+        assert target.startswith("hip") or r.resident_warps >= 8, f"{r.name}: {r.resident_warps} warps"
+        assert r.counts.get("ATOM", 0) == 0
+    return found
 
 
 @needs_triton
 @pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("precision", ["bf16x3", "ieee", "bf16"])
-@pytest.mark.parametrize("target", ["cuda:80", "cuda:86", "cuda:90", "cuda:100", "hip:gfx942"])
+@pytest.mark.parametrize("target", SHARED_KIB)
 def test_machine_code(target, precision, tiled, tmp_path, monkeypatch):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    reports = compile_step(target, precision, tiled)
+    reports = compiled(target, entries(tiled, precision)["a2mc"])
     assert [r.name for r in reports] == [
         "_prepare_kernel", "_sweep_kernel", "_combine_kernel", "_reduce_kernel", "_bank_kernel"
     ]  # fmt: skip
-    shared = {"cuda:80": 163, "cuda:86": 99, "cuda:90": 227, "cuda:100": 227, "hip:gfx942": 64}[target]
-    for r in reports:
-        assert r.seconds < 20, f"{r.name} took {r.seconds:.0f} s to compile"
-        assert r.shared_bytes <= shared * 1024, f"{r.name}: {r.shared_bytes} bytes of shared memory"
-        assert target.startswith("hip") or r.resident_warps >= 8, f"{r.name}: {r.resident_warps} warps"
-        assert r.counts.get("ATOM", 0) == 0
-    if precision != "bf16x3":
+    if precision == "ieee":
         return
-    heavy = [r for r in reports if r.name in ("_sweep_kernel", "_bank_kernel")]
-    if target in ("cuda:80", "cuda:86", "cuda:90"):
-        assert [r.spilled_bytes for r in reports] == [0] * 5
-    for r in heavy:
-        if target == "hip:gfx942":
-            assert r.counts["MFMA"] > 0
-            continue
-        tensor_core = {"cuda:80": "HMMA", "cuda:86": "HMMA", "cuda:90": "HGMMA", "cuda:100": "UTCMMA"}[target]
-        assert r.counts[tensor_core] > 0, f"{r.name}: no {tensor_core}"
-        assert r.counts["LDG.128"] + r.counts["LDGSTS.128"] > 0
-        assert r.counts["STG.128"] > 0
-    # The bank's tile is read, and bank and momentum written, 128 bits at a time; narrower are only rows of numbers.
-    if target.startswith("cuda"):
-        assert all(r.counts["STG.128"] == r.counts["STG"] for r in heavy if r.name == "_bank_kernel")
+    for r in (reports[1], reports[4]):
+        assert r.counts[TENSOR_CORE[target]] > 0, f"{r.name}: no {TENSOR_CORE[target]}"
+        if target.startswith("cuda"):
+            assert r.counts["LDG.128"] + r.counts["LDGSTS.128"] > 0
+            assert r.counts["STG.128"] > 0
+    if target.startswith("cuda"):  # bank and momentum are written 128 bits at a time, all of them
+        assert reports[4].counts["STG.128"] == reports[4].counts["STG"]
+
+
+@needs_triton
+@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:86", "cuda:90"])
+def test_nothing_spills_at_the_default_precision(target, tiled, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    for name, call in entries(tiled, "bf16x3").items():
+        spilled = {r.name: r.spilled_bytes for r in compiled(target, call) if r.spilled_bytes}
+        assert not spilled, f"{name}: {spilled}"
+
+
+@needs_triton
+@pytest.mark.parametrize("dim", [8, 200, 512])
+def test_other_widths_fit_the_smallest_chip(dim, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    for tiled in (False, True):
+        compiled("cuda:86", entries(tiled, "bf16x3", dim)["a2mc"])

@@ -40,6 +40,77 @@ def test_opcheck_of_the_steps():
         torch.library.opcheck(torch.ops.fastmc.mc_step_.default, (*batch, *settings))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("key_dtype", [None, torch.float32])
+def test_half_precision_features_are_widened_before_anything_else(dtype, key_dtype):
+    """Nothing but the gradients' own dtype may differ from what the same numbers give in float32."""
+    case = drawn()
+    narrow = [f.to(dtype) for f in (case.f0, case.f1, case.f2, case.f3)]
+    wide = [f.float() for f in narrow]
+    narrow[0] = narrow[0].to(key_dtype or dtype)
+    found = []
+    for features in (narrow, wide):
+        bank, momentum = case.bank.clone(), torch.zeros_like(case.bank)
+        step = fastmc.mc_step_(bank, momentum, *features, case.mixing, impl="triton")
+        loss = fastmc.mc_loss(*features, case.bank, case.mixing, impl="triton")
+        found.append([step.loss, loss, bank, momentum, *(g.to(dtype) for g in (step.df1, step.df2, step.df3))])
+        assert step.df1.dtype == features[1].dtype
+        assert step.loss.dtype == loss.dtype == torch.float32
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_opcheck_with_half_precision():
+    case = drawn()
+    views = [f.bfloat16().requires_grad_() for f in case.views]
+    settings = (case.temperature, False, True, "bf16x3", "triton")
+    torch.library.opcheck(
+        torch.ops.fastmc.mc_forward.default, (case.f0.bfloat16(), *views, case.bank, case.mixing, *settings)
+    )
+
+
+def test_the_default_dtype_of_torch_is_nobodys_business():
+    case = drawn()
+    features = (case.f0, case.f1, case.f2, case.f3, case.mixing)
+    want = fastmc.mc_step_(case.bank.clone(), torch.zeros_like(case.bank), *features, impl="triton")
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = fastmc.mc_step_(case.bank.clone(), torch.zeros_like(case.bank), *features, impl="triton")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(a.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(found, want, strict=True))
+
+
+def test_float64_features_beside_a_float32_bank_are_narrowed():
+    case = drawn()
+    features = [f.double() for f in (case.f0, case.f1, case.f2, case.f3)]
+    bank = case.bank.clone()
+    step = fastmc.mc_step_(bank, torch.zeros_like(bank), *features, case.mixing, impl="triton")
+    want = fastmc.mc_step_(
+        case.bank.clone(), torch.zeros_like(bank), *(f.float() for f in features), case.mixing, impl="triton"
+    )
+    assert step.df1.dtype == torch.float64
+    assert torch.equal(step.df1.float(), want.df1) and torch.equal(step.loss, want.loss)
+    with pytest.raises(RuntimeError, match="compute in float32 and the tensors are float64"):
+        fastmc.mc_loss(*features, case.bank, case.mixing, impl="triton")
+
+
+def test_wide_features_are_refused_with_the_reason():
+    f, bank = torch.randn(2, 513), torch.randn(3, 513)
+    with pytest.raises(RuntimeError, match="D <= 512 and these have 513"):
+        fastmc.mc_loss(f, f, f, f, bank, None, impl="triton")
+    assert torch.isfinite(fastmc.mc_loss(f, f, f, f, bank, None))
+
+
+def test_changing_the_bank_before_the_backward_pass_is_an_error():
+    case = drawn()
+    f1, bank = case.f1.requires_grad_(), case.bank.clone()
+    features = (case.f0, f1, case.f2, case.f3)
+    loss = fastmc.mc_loss(*features, bank, 0.3, impl="triton")
+    fastmc.bank_step_(bank, torch.zeros_like(bank), *features, 0.3, impl="triton")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_one_graph_under_compile_with_the_bits_of_eager_calls(monkeypatch):
     calls = []
     forward = mc.mc_forward
