@@ -99,14 +99,12 @@ class MemoryBank(nn.Module):
     Attributes:
         entries: (K, D) raw rows of M_0; random unit rows at first.
         momentum: (K, D) velocity of the ascent, zeros at first.
-        cursor: int64 scalar, the row that the next feature is written to.
-        filled: int64 scalar, how many rows hold features, at most K.
+        cursor: int64 scalar, features written first-in-first-out so far; the next goes to row cursor mod K.
     """
 
     entries: Tensor
     momentum: Tensor
     cursor: Tensor
-    filled: Tensor
 
     def __init__(self, size: int, dim: int, *, generator: torch.Generator | None = None) -> None:
         """``size`` is K, ``dim`` is D; the entries are drawn on the CPU, so one seed gives one bank on any device."""
@@ -118,7 +116,6 @@ class MemoryBank(nn.Module):
         self.register_buffer("entries", entries)
         self.register_buffer("momentum", torch.zeros_like(entries))
         self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
 
     @property
     def size(self) -> int:
@@ -126,9 +123,14 @@ class MemoryBank(nn.Module):
         return len(self.entries)
 
     @property
+    def filled(self) -> Tensor:
+        """How many rows hold features, an int64 scalar."""
+        return self.cursor.clamp(max=self.size)
+
+    @property
     def is_full(self) -> bool:
         """Whether every row holds a feature. Waits for the device: ask while filling, not in every step."""
-        return bool(self.filled == self.size)
+        return bool(self.cursor >= self.size)
 
     @torch.no_grad()
     def enqueue_(self, f0: Tensor) -> None:
@@ -144,10 +146,6 @@ class MemoryBank(nn.Module):
         if f0.device != self.entries.device:
             raise ValueError(f"f0 is on {f0.device}, the bank is on {self.entries.device}")
         enqueue_(self.entries, self.momentum, f0.detach(), self.cursor, torch.ones_like(self.cursor, dtype=torch.bool))
-        self._count(len(f0))
-
-    def _count(self, written: int | Tensor) -> None:
-        self.filled.add_(written).clamp_(max=self.size)
 
     def step_(
         self, f0: Tensor, f1: Tensor, f2: Tensor, f3: Tensor, mixing: Tensor | float | None, **settings: Any
@@ -168,12 +166,9 @@ class MemoryBank(nn.Module):
         **settings: Any,
     ) -> MCStep:
         """:func:`fastmc.step.mc_step_` on this bank and its cursor; ``settings`` are its other keyword arguments."""
-        found = mc_step_(
+        return mc_step_(
             self.entries, self.momentum, f0, f1, f2, f3, mixing, update=update, cursor=self.cursor, **settings
         )
-        if update == "fifo":
-            self._count(len(f0) * torch.isfinite(found.loss))
-        return found
 
     def extra_repr(self) -> str:
         return f"size={self.size}, dim={self.entries.shape[1]}"

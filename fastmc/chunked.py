@@ -144,7 +144,7 @@ def mc_step_(
 
 
 def enqueue_(bank: Tensor, momentum: Tensor, f0: Tensor, cursor: Tensor, allowed: Tensor) -> None:
-    """Write f0 (B, D) over the rows from ``cursor`` on, round the end; of more than K features the last K stay.
+    """Write f0 (B, D) over the rows from ``cursor`` mod K on, round the end; of more than K features the last K stay.
 
     A replaced row starts at rest: its velocity is zeroed. ``cursor`` (int64 scalar) moves on by B. Nothing changes
     where the scalar ``allowed`` is False.
@@ -154,7 +154,7 @@ def enqueue_(bank: Tensor, momentum: Tensor, f0: Tensor, cursor: Tensor, allowed
     rows = (cursor + (batch - len(kept)) + torch.arange(len(kept), device=bank.device)) % size
     bank.index_copy_(0, rows, torch.where(allowed, kept, bank[rows]))
     momentum.index_copy_(0, rows, torch.where(allowed, 0, momentum[rows]))
-    cursor.add_(batch * allowed).remainder_(size)
+    cursor.add_(batch * allowed)
 
 
 def _sweep(

@@ -86,7 +86,8 @@ def mc_step_(
         objective: ``"mc"``, or ``"info_nce"`` for InfoNCE of each view (eq. 1; no mixing; f1 and f2 may be None).
         update: ``"ascent"`` is eq. 7, for objective "mc"; ``"fifo"`` writes f0 over the oldest rows as
             :meth:`fastmc.bank.MemoryBank.enqueue_` does; ``"none"`` changes nothing.
-        cursor: int64 scalar beside the bank, the row to write to; "fifo" needs it and advances it.
+        cursor: int64 scalar beside the bank, features written so far, so that the next goes to row cursor mod K;
+            "fifo" needs it and advances it by B.
 
     Raises:
         ValueError: an invalid input; the message names the argument.

@@ -116,7 +116,7 @@ def _enqueue_kernel(
     p_f0,  # (B, D)
     p_bank,  # (K, D)
     p_momentum,  # (K, D)
-    p_cursor,  # int64 scalar: the oldest row
+    p_cursor,  # int64 scalar: features written so far, so that the oldest row is this mod K
     p_loss,
     B,
     K,
@@ -135,4 +135,4 @@ def _enqueue_kernel(
         store_rows(p_bank, o_k, m_b, load_rows(p_f0, o_b, m_b, D, BLOCK_D), D, BLOCK_D)
         store_rows(p_momentum, o_k, m_b, tl.zeros([BLOCK_B, BLOCK_D], tl.float32), D, BLOCK_D)
     tl.debug_barrier()  # every thread has read the cursor
-    tl.store(p_cursor, (cursor + B) % K, mask=finite)
+    tl.store(p_cursor, cursor + B, mask=finite)

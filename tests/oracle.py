@@ -104,8 +104,9 @@ def step_truth(case: Case, update: str, momentum: Tensor, cursor: int = 0) -> Re
         bank, momentum = reference_bank.bank_step(bank, momentum, *features, temperature=tau, mix=mix, **HYPER)
     if update == "fifo":
         for feature in case.f0:
-            bank[cursor], momentum[cursor] = feature, 0
-            cursor = (cursor + 1) % len(bank)
+            row = cursor % len(bank)
+            bank[row], momentum[row] = feature, 0
+            cursor += 1
     return {
         "stats": stats, "gradients": found["gradients"], "bank": bank, "momentum": momentum,
         "cursor": torch.tensor(cursor),

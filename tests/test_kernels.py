@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from gpu_less import needs_triton, needs_ttsem, ttsem_session
 from kernel_budget import kernel_budget
 from oracle import Case, forward_of, forward_truth, step_of, step_truth, within
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
+import triton
+
+import kernels
 from bench.aot import compile_launches, report
 from bench.resources import Report
-from fastmc import chunked
-from kernels import mc
+from fastmc import chunked, step
+from fastmc.bank import MemoryBank
+from kernels import launch, mc
 
 WEIGHTS = torch.tensor([1.0, -2.5, 0.5])
 
@@ -77,6 +83,43 @@ def test_step_at_the_size_of_the_paper(tiled):
     assert all(verdict.values()), verdict
 
 
+class Beside(TorchDispatchMode):
+    """Operators of PyTorch that a GPU would launch, beside the kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if not func.is_view and "empty" not in name:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", ["a2mc", "b3", "b2", "b1"])
+def test_the_trainers_call_is_five_launches_in_all(method, dtype, monkeypatch):
+    launched = []
+    monkeypatch.setattr(triton.JITFunction, "run", lambda self, *_, **__: launched.append(self.__name__))
+    monkeypatch.setattr(launch, "current_target", lambda: "hopper")
+    monkeypatch.setattr(kernels, "unavailable_reason", lambda device: None)
+    monkeypatch.setattr(step, "check_mixing", lambda *_: None)  # it looks at the values on a CPU only
+    queue = MemoryBank(45, 6)
+    f0, f1, f2, f3 = (torch.randn(7, 6).to(dtype) for _ in range(4))
+    if method == "b1":
+        f1 = f2 = None
+    mixing = torch.rand(45) if method == "a2mc" else None
+    objective = "mc" if method in ("a2mc", "b3") else "info_nce"
+    with Beside() as beside:
+        update = "ascent" if method == "a2mc" else "fifo"
+        queue.mc_step_(f0, f1, f2, f3, mixing, objective=objective, update=update, impl="triton")
+    last = "_bank_kernel" if method == "a2mc" else "_enqueue_kernel"
+    assert launched == ["_prepare_kernel", "_sweep_kernel", "_combine_kernel", "_reduce_kernel", last]
+    assert beside.names == []
+
+
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
@@ -87,11 +130,11 @@ def entries(tiled: bool, precision: str, dim: int = 128) -> dict[str, Callable[[
     hyper, cursor = (0.07, 0.03, 3.0, 0.9, 1e-4), meta(dtype=torch.int64)
     alone = (f[0], None, None, f[3])
 
-    def step(features, mixing, soft, update):
+    def call(features, mixing, soft, update):
         return lambda: mc.mc_step_(bank, bank, *features, mixing, *hyper, tiled, soft, update, cursor, precision)
 
     calls = {
-        "a2mc": step(f, mixing, True, "ascent"),
+        "a2mc": call(f, mixing, True, "ascent"),
         "bank_step_": lambda: mc.bank_step_(bank, bank, *f, mixing, 0.03, 3.0, 0.9, 1e-4, tiled, precision),
         "forward": lambda: mc.mc_forward(*f, bank, mixing, 0.07, tiled, True, precision),
         "bank gradient": lambda: mc.mc_bank_gradient(
@@ -99,10 +142,10 @@ def entries(tiled: bool, precision: str, dim: int = 128) -> dict[str, Callable[[
         ),
     }
     if not tiled:
-        calls["b3"] = step(f, None, True, "fifo")
-        calls["b2"] = step(f, None, False, "fifo")
-        calls["b1"] = step(alone, None, False, "fifo")
-        calls["half precision"] = step([meta(64, dim, dtype=torch.bfloat16)] * 4, mixing, True, "ascent")
+        calls["b3"] = call(f, None, True, "fifo")
+        calls["b2"] = call(f, None, False, "fifo")
+        calls["b1"] = call(alone, None, False, "fifo")
+        calls["half precision"] = call([meta(64, dim, dtype=torch.bfloat16)] * 4, mixing, True, "ascent")
     return calls
 
 
@@ -113,7 +156,7 @@ TENSOR_CORE = {"cuda:80": "HMMA", "cuda:86": "HMMA", "cuda:90": "HGMMA", "cuda:1
 def compiled(target: str, call: Callable[[], object]) -> list[Report]:
     with compile_launches(target) as launches:
         call()
-    found = [report(launch) for launch in launches]
+    found = [report(one) for one in launches]
     for r in found:
         assert r.seconds < 20, f"{r.name} took {r.seconds:.0f} s to compile"
         assert r.shared_bytes <= SHARED_KIB[target] * 1024, f"{r.name}: {r.shared_bytes} bytes of shared memory"

@@ -162,8 +162,7 @@ def test_everything_that_should_learns_and_nothing_else(finished, data_root):
     fresh = Pretraining(config, open_dataset("small", data_root), finished, torch.device("cpu")).model
     trained = state_of(finished)["model"]
     for name, before in fresh.state_dict().items():
-        if name != "bank.cursor":  # back at 0 after two batches of 8 in a bank of 16
-            assert torch.equal(before, trained[name]) == name.startswith("attack_head"), name
+        assert torch.equal(before, trained[name]) == name.startswith("attack_head"), name
 
 
 @pytest.mark.parametrize(("method", "moves"), [("a2mc", True), ("b3", False)])
@@ -173,7 +172,7 @@ def test_only_a2mc_learns_its_bank(method, moves, data_root, tmp_path):
     assert bool(bank["bank.momentum"].any()) == moves
     unit = (bank["bank.entries"].norm(dim=1) - 1).abs().max() < 1e-5
     assert bool(unit) != moves
-    assert bank["bank.filled"] == 16
+    assert bank["bank.cursor"] >= 16, "every row has held a feature"
 
 
 @pytest.mark.parametrize("impl", ["reference", "torch"])
