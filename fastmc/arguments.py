@@ -18,24 +18,31 @@ PRECISIONS = ("bf16x3", "ieee", "bf16")
 
 def choose(impl: str, device: torch.device, dtype: torch.dtype, dim: int = 1) -> str:
     """The implementation that ``impl`` names; "auto" takes triton on a GPU where it can run, and torch elsewhere.
+    ``dtype`` is what is computed in, ``dim`` is D.
 
     Raises:
         ValueError: an unknown name.
         RuntimeError: ``"triton"`` was asked for and cannot run.
     """
     if impl == "auto":
-        on_gpu = device.type == "cuda" and unavailable_reason("triton", device, dtype, dim) is None
+        on_gpu = device.type == "cuda" and _reason("triton", device, dtype, dim) is None
         return "triton" if on_gpu else "torch"
-    reason = unavailable_reason(impl, device, dtype, dim)
+    reason = _reason(impl, device, dtype, dim)
     if reason is not None:
         raise RuntimeError(f"impl={impl!r} cannot run: {reason}; impl='auto' takes what can")
     return impl
 
 
+def _reason(impl: str, device: torch.device, dtype: torch.dtype, dim: int) -> str | None:
+    reason = unavailable_reason(impl, device, dtype)
+    if reason is None and impl == "triton" and dim > kernels.MAX_DIM:
+        reason = f"its kernels take features of D <= {kernels.MAX_DIM} and these have {dim}"
+    return reason
+
+
 @torch.compiler.assume_constant_result
-def unavailable_reason(impl: str, device: torch.device, dtype: torch.dtype = torch.float32, dim: int = 1) -> str | None:
-    """Why ``impl`` cannot compute in ``dtype`` on ``device`` with features of D = ``dim``, as the end of a sentence;
-    None if it can.
+def unavailable_reason(impl: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
+    """Why ``impl`` cannot compute in ``dtype`` on ``device``, as the end of a sentence; None if it can.
 
     Raises:
         ValueError: an unknown name.
@@ -46,8 +53,6 @@ def unavailable_reason(impl: str, device: torch.device, dtype: torch.dtype = tor
     reason = kernels.unavailable_reason(device)
     if reason is None and dtype == torch.float64:
         reason = "its kernels compute in float32 and the tensors are float64"
-    if reason is None and dim > kernels.MAX_DIM:
-        reason = f"its kernels take features of D <= {kernels.MAX_DIM} and these have {dim}"
     return reason
 
 
