@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastmc.rows import Block, Contrast, Metrics, Scratch, Sums
+from fastmc.rows import BIT, Block, Contrast, Keys, Metrics, Scratch, Sums, shaped
 
 
 def mc_forward(
@@ -66,17 +66,17 @@ def mc_bank_gradient(
     contrast = Contrast.of(f1, f2, f3, bank, mixing, tiled, soft_target)
     scratch = Scratch(contrast)
     gradient = torch.empty_like(bank, memory_format=torch.contiguous_format)
+    bounded = _logits_are_bounded(f3, contrast, temperature) and bool(lse.abs().max() <= _largest_logit(lse.dtype))
     for samples in contrast.blocks():
-        block = Block(contrast, samples, scratch)
-        shift = _rows_of(lse, contrast)[:, samples].unsqueeze(2)  # exponentials of logits - lse are softmaxes
-        scale = torch.ones_like(shift)
+        block = Block(contrast, samples, scratch, temperature, shifted=not bounded)
+        lse_of_rows = _rows_of(lse, contrast)[:, samples]
+        if not bounded:
+            block.shift = lse_of_rows / BIT  # exponentials of logits - lse are softmaxes
+        scale = (-lse_of_rows).exp() if bounded else torch.ones_like(lse_of_rows)
         queries = block.pull_queries(scale, weights, temperature)
         for chunk in contrast.chunks():
-            m = scratch.unit_rows(chunk)
-            plain = block.plain_logits(m, temperature)
-            w = block.plain_weights(plain, shift, scratch.weights(block.r, block.n, len(m)))
-            block.add_mixed_(w, plain, chunk, temperature, shift)
-            block.pull_(gradient[chunk], w, scale, queries, add=samples.start > 0)
+            e = block.exponentials(block.logits(scratch.unit_rows(chunk), chunk))
+            block.pull_(gradient[chunk], block.weights(e, chunk), scale, queries, add=samples.start > 0)
     for chunk in contrast.chunks():
         scratch.through_normalisation_(gradient[chunk], chunk)
     return gradient
@@ -168,25 +168,30 @@ def _sweep(
     """One pass over the bank for each block: ``results`` at the first temperature, metrics and ascent at the second."""
     scratch = Scratch(contrast)
     second_temperature = bank_temperature or temperature
+    ratio = temperature / second_temperature
     bounded = _logits_are_bounded(f0, contrast, min(temperature, second_temperature))
     for samples in contrast.blocks():
-        block = Block(contrast, samples, scratch)
+        block = Block(contrast, samples, scratch, temperature, shifted=not bounded)
         positive = block.positive(f0)
-        shift = None if bounded else block.largest_logit(positive, temperature)
-        second_shift = None if shift is None else shift * (temperature / second_temperature)
-        first = Sums(block, temperature, shift, keys=True)
-        metrics = Metrics(block) if results is not None else None
-        second = Sums(block, second_temperature, second_shift, metrics=metrics)
+        if not bounded:
+            block.shift = block.largest_logit(positive)
+        first, second = Keys(block, temperature), Sums(block, second_temperature)
+        metrics = Metrics(block, second_temperature)
         for chunk in contrast.chunks():
             m = scratch.unit_rows(chunk)
-            logits = block.plain_logits(m, temperature)
+            logits = block.logits(m, chunk)
             if results is not None:
-                first.add(logits, m, chunk, scratch.weights(block.r, block.n, len(m)))
+                e = block.exponentials(logits)
+                first.add(e)
+                first.add_weights(block.weights(e, chunk), m)
             if ascent is not None:
-                second.add(logits.mul_(temperature / second_temperature), m, chunk, ascent.weights(block, chunk))
-            elif metrics is not None and bank_temperature is not None:
-                metrics.add(logits[-1] * (temperature / second_temperature), None)
-        if results is not None and metrics is not None:
+                e = block.exponentials(logits, ratio)
+                second.add(e)
+                block.weights(e, chunk, out=ascent.weights(block, chunk))
+                metrics.add(logits[:, block.q - 1], e[:, block.q - 1])
+            elif bank_temperature is not None:
+                metrics.add(logits[:, block.q - 1].mul_(ratio))
+        if results is not None:
             results.collect(first, metrics, f0, positive)
         if ascent is not None:
             ascent.pull_(second, positive, None if results is None else results.finite())
@@ -204,13 +209,13 @@ class Results:
         self.positive = bank.new_empty(batch)  # similarity of f3 and f0
         self.nearest, self.plain_lse = bank.new_empty(batch), bank.new_empty(batch)  # of f3, see Metrics
 
-    def collect(self, sums: Sums, metrics: Metrics, f0: Tensor, positive: Tensor) -> None:
+    def collect(self, sums: Keys, metrics: Metrics, f0: Tensor, positive: Tensor) -> None:
         """Take in a block that has met the whole bank; positive is its (q, n) similarities with f0."""
         block, contrast, tau = sums.block, self.contrast, self.temperature
         f0, keys = f0[block.samples], sums.keys_of_others()
         others, e_positive = sums.others(), sums.exponential(positive)
         total = others + e_positive
-        lse = total.log() if sums.shift is None else total.log() + sums.shift.squeeze(2)
+        lse = total.log() if sums.shift is None else total.log() + sums.shift * BIT
         # Without the cancellation of lse - positive and of (expected key) - f0 where the positive has won.
         odds = others / e_positive
         losses = torch.where(odds.isfinite(), odds.log1p(), lse - block.per_row(positive) / tau)
@@ -226,7 +231,7 @@ class Results:
         self.parts[-block.q :] += losses[: block.q].sum(dim=1) / contrast.batch
         self.gradients[-block.q :, block.samples] = pull[: block.q] / (tau * contrast.batch)
         self.positive[block.samples] = positive[-1]
-        self.nearest[block.samples], self.plain_lse[block.samples] = metrics.nearest, metrics.lse
+        self.nearest[block.samples], self.plain_lse[block.samples] = metrics.nearest(), metrics.lse()
         _put_rows(self.lse[:, block.samples], lse, block)
 
     @property
@@ -248,7 +253,7 @@ class Results:
 class Ascent:
     """Eq. 7 at one temperature.
 
-    The weights of a block wait here, unnormalised, until their sums are known: (r, n, K), 17 MB at the product size.
+    The weights of a block wait here, unnormalised, until their sums are known: (K, r, n), 17 MB at the product size.
     """
 
     def __init__(
@@ -263,14 +268,13 @@ class Ascent:
         self.contrast, self.momentum, self.temperature = contrast, momentum, temperature
         self.lr, self.momentum_factor, self.weight_decay = lr, momentum_factor, weight_decay
         bank = contrast.bank
-        self._weights = bank.new_empty(contrast.rows_per_sample * contrast.block_size * len(bank))
+        self._weights = bank.new_empty(len(bank) * contrast.rows_per_sample * contrast.block_size)
         whole = len(contrast.blocks()) > 1  # then the gradient of every chunk waits for the last block
         self._gradient = bank.new_empty(len(bank) if whole else contrast.chunk_size, bank.shape[1])
 
     def weights(self, block: Block, chunk: slice) -> Tensor:
-        """Where the weights (r, n, k) of a chunk are kept."""
-        rows = block.r * block.n
-        return self._weights[rows * chunk.start : rows * chunk.stop].view(block.r, block.n, -1)
+        """Where the weights (k, r, n) of a chunk are kept."""
+        return shaped(self._weights, len(self.contrast.bank), block.r, block.n)[chunk]
 
     def pull_(self, sums: Sums, positive: Tensor, allowed: Tensor | None) -> None:
         """Take in a block whose weights are kept and whose sums are complete. The last one makes the step.
@@ -283,23 +287,24 @@ class Ascent:
             if not allowed:
                 return
             allowed = None
-        scale = 1 / (sums.others() + sums.exponential(positive)).unsqueeze(2)
+        scale = 1 / (sums.others() + sums.exponential(positive))
         queries = block.pull_queries(scale, None, self.temperature)
         for chunk in self.contrast.chunks():
             whole = len(self._gradient) == len(self.contrast.bank)
             gradient = self._gradient[chunk] if whole else self._gradient[: chunk.stop - chunk.start]
             block.pull_(gradient, self.weights(block, chunk), scale, queries, add=not first)
             if last:
-                block.scratch.through_normalisation_(gradient, chunk)
-                self._step_(chunk, gradient, allowed)
+                self._step_(chunk, gradient, block.scratch, allowed)
 
-    def _step_(self, chunk: slice, gradient: Tensor, allowed: Tensor | None) -> None:
+    def _step_(self, chunk: slice, gradient: Tensor, scratch: Scratch, allowed: Tensor | None) -> None:
+        """From the gradient to the unit rows of a chunk."""
         rows, velocity = self.contrast.bank[chunk], self.momentum[chunk]
+        along = scratch.along(gradient, chunk).add_(self.weight_decay)
+        moved = velocity if allowed is None else velocity.clone()
+        moved.mul_(self.momentum_factor).addcmul_(gradient, scratch.inverse[chunk], value=-1).addcmul_(rows, along)
         if allowed is None:
-            velocity.mul_(self.momentum_factor).sub_(gradient).add_(rows, alpha=self.weight_decay)
-            rows.sub_(velocity, alpha=self.lr)
+            rows.sub_(moved, alpha=self.lr)
             return
-        moved = (velocity * self.momentum_factor - gradient).add_(rows, alpha=self.weight_decay)
         velocity.copy_(torch.where(allowed, moved, velocity))
         rows.copy_(torch.where(allowed, rows - self.lr * moved, rows))
 
@@ -314,7 +319,11 @@ def _logits_are_bounded(f0: Tensor, contrast: Contrast, temperature: float) -> b
     if not may_look(f0):
         return False
     longest = torch.maximum(contrast.queries.norm(dim=2).max(), f0.norm(dim=1).max())
-    return bool(longest * longest.clamp(min=1) / temperature <= 0.66 * math.log(torch.finfo(f0.dtype).max))
+    return bool(longest * longest.clamp(min=1) / temperature <= _largest_logit(f0.dtype))
+
+
+def _largest_logit(dtype: torch.dtype) -> float:
+    return 0.66 * math.log(torch.finfo(dtype).max)
 
 
 _LSE_ROW = (0, 1, 3)  # of the queries f1, f2, f3; 2 is the target's

@@ -6,6 +6,10 @@ entry is lambda_i c + (1 - lambda_i) s_i; its gradient is (expected key - f0) / 
 M_02, f3 on M_03, and the target of L_2, f3 on M_02; InfoNCE is f3 alone, without mixed entries.
 
 The bank comes in chunks and the batch in blocks, so that nothing larger than a block's rows by a chunk is made here.
+Every array of that size lies as (k, columns, n): k entries of a chunk, n samples of a block, and as columns first the
+plain logits of its queries, then the mixed ones of its rows. So one operator works on all of them at once.
+
+Logits are in bits, divided by log 2: exp2 takes half the time of exp on a CPU.
 """
 
 from __future__ import annotations
@@ -25,6 +29,8 @@ ENTRIES_ON_GPU = 16384
 """The same on a GPU, where few launches matter more."""
 EPS = 1e-12
 """Shortest length that a row of the bank is divided by, as in torch.nn.functional.normalize."""
+BIT = math.log(2)
+"""A logit of one bit."""
 
 
 @dataclass(frozen=True)
@@ -92,41 +98,40 @@ class Contrast:
 class Scratch:
     """Memory that every chunk of a call shares: fresh megabytes cost more than the operators that fill them.
 
-    ``lengths`` (K, 1) are those of the bank's rows once :meth:`unit_rows` has met them.
+    ``inverse`` (K, 1) is 1 / max(|w|, EPS) of the bank's rows w.
     """
 
     def __init__(self, contrast: Contrast) -> None:
-        self.bank = contrast.bank
-        q, r, n = len(contrast.queries), contrast.rows_per_sample, contrast.block_size
-        k, d = contrast.chunk_size, contrast.bank.shape[1]
-        self._plain = self.bank.new_empty(q * n * k)
-        self._mixed = self.bank.new_empty(r * n * k if contrast.mixing is not None else 0)
-        self._weights = self.bank.new_empty(r * n * k)
-        self._unit = self.bank.new_empty(k, d)
-        self.lengths = self.bank.new_empty(len(self.bank), 1)
+        self.bank = bank = contrast.bank
+        rows = contrast.rows_per_sample * contrast.block_size * contrast.chunk_size
+        columns = rows if contrast.mixing is None else 2 * rows
+        self._logits, self._exponentials = bank.new_empty(columns), bank.new_empty(columns)
+        self._unit = bank.new_empty(contrast.chunk_size, bank.shape[1])
+        lengths = torch.linalg.vector_norm(bank, dim=1, keepdim=True)
+        self.inverse = 1 / lengths.clamp(min=EPS)
+        # Of the derivative of 1 / max(|w|, EPS), -w / |w|^3: nothing where the length is clamped.
+        self._inverse_square = self.inverse.square().mul_(lengths >= EPS)
 
-    def plain(self, *shape: int) -> Tensor:
-        return shaped(self._plain, *shape)
+    def logits(self, *shape: int) -> Tensor:
+        return shaped(self._logits, *shape)
 
-    def mixed(self, *shape: int) -> Tensor:
-        return shaped(self._mixed, *shape)
-
-    def weights(self, *shape: int) -> Tensor:
-        return shaped(self._weights, *shape)
+    def exponentials(self, *shape: int) -> Tensor:
+        return shaped(self._exponentials, *shape)
 
     def unit_rows(self, chunk: slice) -> Tensor:
         """Normalised rows m (k, D) of the bank."""
         raw = self.bank[chunk]
-        lengths = torch.linalg.vector_norm(raw, dim=1, keepdim=True, out=self.lengths[chunk])
-        return torch.div(raw, lengths.clamp(min=EPS), out=self._unit[: len(raw)])
+        return torch.mul(raw, self.inverse[chunk], out=self._unit[: len(raw)])
+
+    def along(self, gradient: Tensor, chunk: slice) -> Tensor:
+        """(k, 1), the a of dL/dw = inverse dL/dm - a w, from dL/dm (k, D) at the unit rows m = w inverse."""
+        product = torch.mul(gradient, self.bank[chunk], out=self._unit[: len(gradient)])
+        return product.sum(dim=1, keepdim=True).mul_(self._inverse_square[chunk]).mul_(self.inverse[chunk])
 
     def through_normalisation_(self, gradient: Tensor, chunk: slice) -> None:
-        """From dL/dm (k, D) at the unit rows m = w / max(|w|, EPS) to dL/dw, in place."""
-        raw, lengths = self.bank[chunk], self.lengths[chunk]
-        shortest = lengths.clamp(min=EPS)
-        along = torch.linalg.vecdot(gradient, raw).unsqueeze(1).div_(shortest).div_(shortest)
-        along *= lengths >= EPS  # where the length is clamped, it is a constant
-        gradient.addcmul_(raw, along, value=-1).div_(shortest)
+        """From dL/dm (k, D) to dL/dw, in place."""
+        along = self.along(gradient, chunk)
+        gradient.mul_(self.inverse[chunk]).addcmul_(self.bank[chunk], along, value=-1)
 
 
 def shaped(buffer: Tensor, *shape: int) -> Tensor:
@@ -137,186 +142,191 @@ def shaped(buffer: Tensor, *shape: int) -> Tensor:
 class Block:
     """The rows of some samples: r rows per sample, in the order f1, f2, f3, target.
 
+    The rows of f3 share its plain column unless a shift sets them apart: there are p = q or p = r plain columns.
+
     Attributes:
         u: (q, n, D) queries; the target's row shares the last one. q <= r.
         v: what the mixed entries are mixed with, (r, n, D), or for tiled (r, tile, D).
-        c: (r, n, 1), or for tiled (r, n, k) as a chunk meets it: similarity of each row's query and v.
+        columns: p, and r for the mixed logits if there are any.
         target: index of the target's row, None if L_2 is one-hot.
+        shift: (r, n), bits that each row's logits are lessened by, or None.
     """
 
-    def __init__(self, contrast: Contrast, samples: slice, scratch: Scratch) -> None:
-        self.contrast, self.samples, self.scratch = contrast, samples, scratch
+    def __init__(
+        self, contrast: Contrast, samples: slice, scratch: Scratch, temperature: float, *, shifted: bool
+    ) -> None:
+        self.contrast, self.samples, self.scratch, self.temperature = contrast, samples, scratch, temperature
         self.u = contrast.queries[:, samples].contiguous()
         self.q, self.n, self.d = self.u.shape
         self.r = contrast.rows_per_sample
+        self.p = self.r if shifted else self.q
         self.target = self.r - 1 if contrast.soft_target else None
+        self.shift: Tensor | None = None
+        self._queries = (self.per_row(self.u)[: self.p] / (temperature * BIT)).view(-1, self.d)
         self.mixing = contrast.mixing
-        self.rest = None if self.mixing is None else 1 - self.mixing
+        self.columns = self.p
         if self.mixing is not None:
-            self.v, self.c = self._partners()
+            self.columns += self.r
+            self.rest = (1 - self.mixing).view(-1, 1, 1)
+            self.v, crossed = self._partners()
+            self._crossed = crossed / (temperature * BIT)
 
     def positive(self, f0: Tensor) -> Tensor:
         """(q, n) similarities with the rows of f0 (B, D)."""
         return (self.u * f0[self.samples]).sum(dim=2)
 
     def per_row(self, x: Tensor) -> Tensor:
-        """(q, ...) of the queries as (r, ...) of the rows."""
-        return torch.cat([x, x[-1:]]) if self.r > self.q else x
+        """(q, ...) of the queries or (p, ...) of the plain columns as (r, ...) of the rows."""
+        return torch.cat([x, x[-1:]]) if len(x) < self.r else x
 
     def _partners(self) -> tuple[Tensor, Tensor]:
+        """v, and its similarity c with each row's query: (1, r, n), or for tiled (k, r, n)."""
         contrast, u = self.contrast, self.per_row(self.u)
         v = contrast.queries if self.r == self.q else torch.cat([contrast.queries, contrast.queries[1:2]])
         if not contrast.tiled:
             v = v[:, self.samples]
-            return v, (u * v).sum(dim=2, keepdim=True)
+            return v, (u * v).sum(dim=2).unsqueeze(0)
         v = v[:, : contrast.tile]
-        return v, (u @ v.mT).repeat(1, 1, math.ceil(contrast.chunk_size / contrast.tile))
+        return v, (u @ v.mT).permute(2, 0, 1).repeat(math.ceil(contrast.chunk_size / contrast.tile), 1, 1)
 
-    def plain_logits(self, m: Tensor, temperature: float) -> Tensor:
-        """(q, n, k) against unit rows m (k, D) of the bank."""
-        logits = self.scratch.plain(self.q, self.n, len(m))
-        torch.mm(self.u.view(-1, self.d) / temperature, m.T, out=logits.view(-1, len(m)))
+    def logits(self, m: Tensor, chunk: slice) -> Tensor:
+        """(k, columns, n) of a chunk with unit rows m (k, D), less the shift."""
+        k = len(m)
+        logits = self.scratch.logits(k, self.columns, self.n)
+        plain, mixed = logits.tensor_split((self.p,), dim=1)
+        torch.mm(m, self._queries.T, out=plain.view(k, -1))
+        if self.mixing is not None:
+            crossed, mixing = self._crossed[:k], self.mixing[chunk].view(-1, 1, 1)
+            torch.lerp(plain, crossed[:, : self.p], mixing, out=mixed[:, : self.p])
+            if self.r > self.p:
+                torch.lerp(plain[:, -1:], crossed[:, -1:], mixing, out=mixed[:, -1:])
+        if self.shift is not None:
+            logits.view(k, -1, self.r, self.n).sub_(self.shift)
         return logits
 
-    def mixed_logits(self, plain: Tensor, chunk: slice, temperature: float) -> Tensor | None:
-        """(r, n, k) against the mixed entries; ``plain`` at the same temperature."""
+    def exponentials(self, logits: Tensor, factor: float = 1) -> Tensor:
+        """exp of logits (k, columns, n) times a factor; the logits are multiplied in place."""
+        if factor != 1:
+            logits *= factor
+        return torch.exp2(logits, out=self.scratch.exponentials(*logits.shape))
+
+    def weights(self, e: Tensor, chunk: slice, out: Tensor | None = None) -> Tensor:
+        """W = e_a + (1 - lambda) e_b (k, r, n) of the bank's rows; without ``out`` in the place of e_b."""
         if self.mixing is None:
-            return None
-        k = plain.shape[2]
-        c, mixing = self.c[..., :k] / temperature, self.mixing[chunk]
-        logits = self.scratch.mixed(self.r, self.n, k)
-        torch.lerp(plain, c[: self.q], mixing, out=logits[: self.q])
-        if self.r > self.q:
-            torch.lerp(plain[-1], c[-1], mixing, out=logits[-1])
-        return logits
+            return e if out is None else out.copy_(e)
+        plain, mixed = e.tensor_split((self.p,), dim=1)
+        out, rest = mixed if out is None else out, self.rest[chunk]
+        torch.addcmul(plain, mixed[:, : self.p], rest, out=out[:, : self.p])
+        if self.r > self.p:
+            torch.addcmul(plain[:, -1:], mixed[:, -1:], rest, out=out[:, -1:])
+        return out
 
-    def plain_weights(self, plain: Tensor, shift: Tensor | None, out: Tensor) -> Tensor:
-        """e_a (r, n, k), the exponentials of the logits against the plain bank, less ``shift`` (r, n, 1)."""
-        if shift is None:
-            torch.exp(plain, out=out[: self.q])
-            if self.r > self.q:
-                out[-1].copy_(out[-2])
-            return out
-        torch.sub(plain, shift[: self.q], out=out[: self.q])
-        if self.r > self.q:
-            torch.sub(plain[-1], shift[-1], out=out[-1])
-        return out.exp_()
-
-    def add_mixed_(
-        self, weights: Tensor, plain: Tensor, chunk: slice, temperature: float, shift: Tensor | None
-    ) -> Tensor | None:
-        """Make e_a the weights W = e_a + (1 - lambda) e_b of the bank's rows. Returns e_b, of the mixed entries."""
-        mixed = self.mixed_logits(plain, chunk, temperature)
-        if mixed is None or self.rest is None:
-            return None
-        if shift is not None:
-            mixed.sub_(shift)
-        weights.addcmul_(mixed.exp_(), self.rest[chunk])
-        return mixed
-
-    def largest_logit(self, positive: Tensor, temperature: float) -> Tensor:
-        """(r, n, 1) exact maximum over all candidates, from a pass over the bank of its own."""
-        largest = self.per_row(positive / temperature).unsqueeze(2)
+    def largest_logit(self, positive: Tensor) -> Tensor:
+        """(r, n) exact maximum over all candidates, from a pass over the bank of its own; for a shift."""
+        largest = self.per_row(positive) / (self.temperature * BIT)
         for chunk in self.contrast.chunks():
-            plain = self.plain_logits(self.scratch.unit_rows(chunk), temperature)
-            largest = torch.maximum(largest, self.per_row(plain.amax(dim=2, keepdim=True)))
-            mixed = self.mixed_logits(plain, chunk, temperature)
-            if mixed is not None:
-                largest = torch.maximum(largest, mixed.amax(dim=2, keepdim=True))
+            logits = self.logits(self.scratch.unit_rows(chunk), chunk)
+            torch.maximum(largest, logits.view(-1, self.r, self.n).amax(dim=0), out=largest)
         return largest
 
     def pull_queries(self, scale: Tensor, weights: Tensor | None, temperature: float) -> Tensor:
-        """(q n, D) features for :meth:`pull_`; ``scale`` (r, n, 1) turns its weights into softmaxes."""
+        """(q n, D) features for :meth:`pull_`; ``scale`` (r, n) turns its weights into softmaxes."""
         factor = scale[: self.q] / (temperature * self.contrast.batch)
         if self.target is not None:
-            factor = factor.clone()
             factor[1] = 1 / (temperature * self.contrast.batch)  # pull_ scales the weights of L_2 itself
         if weights is not None:
-            factor = factor * weights[-self.q :].view(-1, 1, 1)
-        return (self.u * factor).view(-1, self.d)
+            factor *= weights[-self.q :].unsqueeze(1)
+        return (self.u * factor.unsqueeze(2)).view(-1, self.d)
 
     def pull_(self, gradient: Tensor, w: Tensor, scale: Tensor, queries: Tensor, *, add: bool) -> None:
-        """gradient (k, D) of the loss to the unit rows of a chunk, or added to it; spoils the weights w (r, n, k)."""
+        """gradient (k, D) of the loss to the unit rows of a chunk, or added to it; spoils the weights w (k, r, n)."""
         if self.target is not None:
-            w[1].mul_(scale[1]).addcmul_(w[self.target], scale[self.target], value=-1)
-        k = w.shape[2]
-        torch.addmm(gradient, w[: self.q].view(-1, k).T, queries, beta=float(add), out=gradient)
+            w[:, 1].mul_(scale[1]).addcmul_(w[:, self.target], scale[self.target], value=-1)
+        torch.addmm(gradient, w[:, : self.q].view(len(w), -1), queries, beta=float(add), out=gradient)
 
 
 class Metrics:
-    """How f3 does against the plain bank, of one block: logits at the bank's temperature."""
+    """How f3 does against the plain bank, of one block, at the bank's temperature."""
 
-    def __init__(self, block: Block) -> None:
-        self.nearest = block.u.new_full((block.n,), -math.inf)
-        self.lse = block.u.new_full((block.n,), -math.inf)
+    def __init__(self, block: Block, temperature: float) -> None:
+        self._shift = None if block.shift is None else block.shift[block.q - 1] * (block.temperature / temperature)
+        self._nearest = block.u.new_full((block.n,), -math.inf)
+        self._total, self._lse = torch.zeros_like(self._nearest), self._nearest.clone()
 
-    def add(self, logits: Tensor, exponentials: Tensor | None) -> None:
-        """Take in the logits (n, k) of a chunk; their exponentials too if they are at hand without a shift."""
-        torch.maximum(self.nearest, logits.amax(dim=1), out=self.nearest)
-        lse = logits.logsumexp(dim=1) if exponentials is None else exponentials.sum(dim=1).log()
-        torch.logaddexp(self.lse, lse, out=self.lse)
+    def add(self, logits: Tensor, exponentials: Tensor | None = None) -> None:
+        """Take in the logits (k, n) of a chunk, less the shift; their exponentials too if they are at hand."""
+        torch.maximum(self._nearest, logits.amax(dim=0), out=self._nearest)
+        if self._shift is None:
+            self._total += (logits.exp2() if exponentials is None else exponentials).sum(dim=0)
+        else:  # which may be the mixed entries', and leave nothing of these exponentials
+            torch.logaddexp(self._lse, logits.mul(BIT).logsumexp(dim=0), out=self._lse)
+
+    def nearest(self) -> Tensor:
+        """(n,) logits of the nearest entries."""
+        return self._nearest * BIT if self._shift is None else (self._nearest + self._shift) * BIT
+
+    def lse(self) -> Tensor:
+        """(n,) log-sum-exps of the plain logits."""
+        return self._total.log() if self._shift is None else self._lse + self._shift * BIT
 
 
 class Sums:
-    """Sums over the bank of every row's exponentials at one temperature; with ``keys`` also of what they weigh."""
+    """Sums over the bank of every column's exponentials at one temperature."""
 
-    def __init__(
-        self,
-        block: Block,
-        temperature: float,
-        shift: Tensor | None,
-        *,
-        keys: bool = False,
-        metrics: Metrics | None = None,
-    ) -> None:
-        self.block, self.temperature, self.shift, self.metrics = block, temperature, shift, metrics
-        self.folds = keys and block.contrast.tiled
-        new = block.u.new_zeros
-        self.plain = new(block.r, block.n)  # sum of W
-        self.share = new(block.r, block.n, block.contrast.tile if self.folds else 1)  # sum of lambda e_b, by v
-        self.keys = new(block.r * block.n, block.d) if keys else None  # sum of W m
+    def __init__(self, block: Block, temperature: float, period: int = 1) -> None:
+        """With a period there is one sum for the entries 0, period, 2 period, ..., and so on for 1, 2, ..."""
+        self.block, self.temperature = block, temperature
+        self.shift = None if block.shift is None else block.shift * (block.temperature / temperature)
+        self._columns = block.u.new_zeros(period, block.columns, block.n)
 
-    def add(self, logits: Tensor, m: Tensor, chunk: slice, out: Tensor) -> None:
-        """Take in a chunk of plain logits (q, n, k); its weights W (r, n, k) are left in ``out``."""
-        block = self.block
-        w = block.plain_weights(logits, self.shift, out)
-        if self.metrics is not None:
-            self.metrics.add(logits[-1], w[block.q - 1] if self.shift is None else None)
-        mixed = block.add_mixed_(w, logits, chunk, self.temperature, self.shift)
-        self.plain += w.sum(dim=2)
-        if self.keys is not None:
-            self.keys.addmm_(w.view(-1, len(m)), m)
-        if mixed is None or block.mixing is None:
-            return
-        mixing = block.mixing[chunk]
-        if self.folds:
-            _fold_(self.share, mixed.mul_(mixing))
-        else:
-            self.share.view(-1).addmv_(mixed.view(-1, len(m)), mixing)
+    def add(self, e: Tensor) -> None:
+        """Take in the exponentials (k, columns, n) of a chunk."""
+        _fold_(self._columns, e)
 
     def exponential(self, similarity: Tensor) -> Tensor:
         """(r, n) exponentials, less the shift, of one candidate's similarities (q, n)."""
-        logits = self.block.per_row(similarity / self.temperature)
-        return (logits if self.shift is None else logits - self.shift.squeeze(2)).exp()
+        logits = self.block.per_row(similarity) / (self.temperature * BIT)
+        return (logits if self.shift is None else logits - self.shift).exp2()
 
     def others(self) -> Tensor:
         """(r, n): the sum over all candidates but f0."""
-        return self.plain + self.share.sum(dim=2)
+        return self._rows().sum(dim=2)
+
+    def _rows(self) -> Tensor:
+        """(r, n, period)."""
+        plain, mixed = self._columns.permute(1, 2, 0).tensor_split((self.block.p,))
+        plain = self.block.per_row(plain)
+        return plain if self.block.mixing is None else plain + mixed
+
+
+class Keys(Sums):
+    """Also the sum of the candidates, each times its exponential."""
+
+    def __init__(self, block: Block, temperature: float) -> None:
+        period = block.contrast.tile if block.contrast.tiled else 1  # of v
+        super().__init__(block, temperature, period)
+        self._weights = block.u.new_zeros(period, block.r, block.n)  # sum of W
+        self._keys = block.u.new_zeros(block.r * block.n, block.d)  # sum of W m
+
+    def add_weights(self, w: Tensor, m: Tensor) -> None:
+        """Take in the weights W (k, r, n) of the unit rows m (k, D) of a chunk."""
+        _fold_(self._weights, w)
+        self._keys.addmm_(w.view(len(m), -1).T, m)
 
     def keys_of_others(self) -> Tensor:
         """(r, n, D): the sum of every candidate but f0, each times its exponential."""
-        assert self.keys is not None
         block = self.block
-        keys = self.keys.view(block.r, block.n, block.d)
+        keys = self._keys.view(block.r, block.n, block.d)
         if block.mixing is None:
             return keys
-        return keys + (self.share @ block.v if self.folds else self.share * block.v)
+        share = self._rows() - self._weights.permute(1, 2, 0)  # of v: lambda e_b = e_a + e_b - W
+        return keys + (share @ block.v if block.contrast.tiled else share * block.v)
 
 
 def _fold_(total: Tensor, x: Tensor) -> None:
-    """Add the columns of x (r, n, k) to those of total (r, n, tile), column i to i mod tile."""
-    tile = total.shape[2]
-    whole = x.shape[2] // tile * tile
-    if whole:
-        total += x[..., :whole].unflatten(2, (-1, tile)).sum(dim=2)
-    total[..., : x.shape[2] - whole] += x[..., whole:]
+    """Add the entries of x (k, ...) to those of total (period, ...), i to i mod period."""
+    rest = len(x) % len(total)
+    if rest < len(x):
+        total += x[: len(x) - rest].unflatten(0, (-1, len(total))).sum(dim=0)
+    if rest:
+        total[:rest] += x[-rest:]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from oracle import Case, assert_exact, budget, forward_of, forward_truth, within
 
 from fastmc import chunked, rows
-from fastmc.rows import Block, Contrast, Scratch
+from fastmc.rows import BIT, Block, Contrast, Scratch
 
 KINDS = ["mc", "unmixed", "one-hot", "alone"]
 WEIGHTS = torch.tensor([0.5, -2.0, 3.0])
@@ -64,6 +64,13 @@ def test_large_and_small_logits(temperature, length, kind, tiled):
     case = replace(case, **{name: length * getattr(case, name) for name in ("f0", "f1", "f2", "f3")})
     bound = 1e-12 * max(1.0, length**2 / temperature / 100)  # a rounding of a logit is one of its probability
     assert_exact(forward_of(chunked, case, WEIGHTS), forward_truth(case, WEIGHTS), bound)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_positives_beyond_any_exponential(kind):
+    case = Case.draw(7, 45, 6, kind=kind)
+    case = replace(case, f0=torch.linspace(-1000, 1000, 7).double().unsqueeze(1) * case.f0)
+    assert_exact(forward_of(chunked, case, WEIGHTS), forward_truth(case, WEIGHTS), 1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -166,10 +173,10 @@ def test_blocks_and_chunks_cover_everything_once(batch, bank, tiled):
 def test_the_largest_logit_is_exact():
     case = Case.draw(5, 30, 6)
     contrast = Contrast.of(*case.views, case.bank, case.mixing, False, True)
-    block = Block(contrast, slice(0, 5), Scratch(contrast))
+    block = Block(contrast, slice(0, 5), Scratch(contrast), 0.07, shifted=True)
     m0 = torch.nn.functional.normalize(case.bank, dim=1)
     plain = (case.f3 @ m0.T) / 0.07
     mixed = case.mixing * ((case.f3 * case.f2).sum(dim=1, keepdim=True) / 0.07) + (1 - case.mixing) * plain
     positive = (case.f3 * case.f0).sum(dim=1, keepdim=True) / 0.07
     want = torch.cat([positive, plain, mixed], dim=1).amax(dim=1)
-    torch.testing.assert_close(block.largest_logit(block.positive(case.f0), 0.07)[3, :, 0], want, rtol=1e-13, atol=0)
+    torch.testing.assert_close(BIT * block.largest_logit(block.positive(case.f0))[3], want, rtol=1e-13, atol=0)
