@@ -20,6 +20,7 @@ import tyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from bench.tables import markdown
 from fastmc.augment import to_encoder_layout
 from fastmc.data.parallel import usable_cores
 from fastmc.data.resident import ResidentStore
@@ -118,10 +119,8 @@ def make_table(methods: Sequence[str], seeds: Sequence[int], reports: dict, raw:
     """Mean over the seeds and, in brackets, the single values, percent."""
     rows = {"raw coordinates": [raw], "untrained": [reports[methods[0], seed]["random_init"] for seed in seeds]}
     rows |= {method: [reports[method, seed] for seed in seeds] for method in methods}
-    lines = ["| method | " + " | ".join(ACCURACIES.values()) + " |", "|---|" + "---|" * len(ACCURACIES)]
-    for name, results in rows.items():
-        lines.append(f"| {name} | " + " | ".join(_cell([r[key] for r in results]) for key in ACCURACIES) + " |")
-    return "\n".join(lines)
+    cells = [(name, *(_cell([r[key] for r in results]) for key in ACCURACIES)) for name, results in rows.items()]
+    return markdown(("method", *ACCURACIES.values()), cells)
 
 
 def _cell(values: Sequence[float]) -> str:

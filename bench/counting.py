@@ -25,14 +25,29 @@ from bench.providers import ASCENT, TEMPERATURE, Case, Inputs, Mix, draw
 
 
 @dataclass(frozen=True)
-class Counting:
+class StepSize:
+    """A step of the MC loss; by default the paper's, section 4.2."""
+
+    mix: Mix = "own"
+    """How the banks are mixed."""
+    batch: int = 64
+    """B, samples."""
+    bank: int = 16384
+    """K, bank entries."""
+    dim: int = 128
+    """D, elements of a feature."""
+
+    @property
+    def case(self) -> Case:
+        return Case("step", self.mix, self.batch, self.bank, self.dim)
+
+
+@dataclass(frozen=True)
+class Counting(StepSize):
     """Count what the kernels of one step ask for, on the interpreter."""
 
-    mix: Mix
-    batch: int
-    bank: int
-    dim: int
-    precision: str
+    precision: str = "bf16x3"
+    """Products of the kernels."""
 
 
 def count_kernels(case: Case, precision: str) -> list[dict[str, Any]]:
@@ -121,9 +136,8 @@ def main() -> None:
     from bench.watch import watch
 
     settings = tyro.cli(Counting, prog="python -m bench.counting")
-    case = Case("step", settings.mix, settings.batch, settings.bank, settings.dim)
     with watch(races=False) as seen:
-        launch_step(case, settings.precision)
+        launch_step(settings.case, settings.precision)
     print(json.dumps([vars(launch) for launch in seen.launches], default=dict))
 
 

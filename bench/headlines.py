@@ -12,6 +12,7 @@ from typing import Any
 
 from bench.measure import Measurement, Method, Result, measure, measure_memory, milliseconds, table
 from bench.providers import MIXES, PROVIDERS, Case, fast_provider
+from bench.tables import markdown
 
 
 @dataclass(frozen=True)
@@ -112,20 +113,19 @@ def shown(headline: Headline) -> str:
 
 def headline_markdown(headlines: Sequence[Headline]) -> str:
     """For the README."""
-    lines = ["| headline | measured | better |", "|---|---|---|"]
-    return "\n".join([*lines, *(f"| {h.says} | {shown(h)} | {h.better} |" for h in headlines)])
+    return markdown(("headline", "measured", "better"), [(h.says, shown(h), h.better) for h in headlines])
 
 
 def _providers_markdown(own: Result, tiled: Result) -> str:
     """Times by provider, of those that ran."""
-    lines = ["| loss, gradients, bank step by | own mixing | tiled mixing | extra memory |", "|---|---|---|---|"]
+    rows = []
     for name, found in own.providers.items():
         if found.skipped and tiled.providers[name].skipped:
             continue
         memory = "" if found.extra_bytes is None else f"{found.extra_bytes / 1e6:,.0f} MB"
-        times = " | ".join(_milliseconds(result.providers[name]) for result in (own, tiled))
-        lines.append(f"| {PROVIDERS[name].says} | {times} | {memory} |")
-    return "\n".join(lines)
+        times = (_milliseconds(result.providers[name]) for result in (own, tiled))
+        rows.append((PROVIDERS[name].says, *times, memory))
+    return markdown(("loss, gradients, bank step by", "own mixing", "tiled mixing", "extra memory"), rows)
 
 
 def _milliseconds(found: Measurement) -> str:

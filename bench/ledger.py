@@ -12,8 +12,9 @@ import torch
 import tyro
 
 from bench.aot import TARGETS, compile_launches, report
-from bench.counting import count_kernels, count_operators, launch_step
-from bench.providers import PROVIDERS, Case, Mix, draw
+from bench.counting import StepSize, count_kernels, count_operators, launch_step
+from bench.providers import PROVIDERS, Case, draw
+from bench.tables import markdown
 from fastmc.arguments import PRECISIONS
 
 MB = 1e6
@@ -41,7 +42,7 @@ H100 = Ceiling(
 
 
 @dataclass(frozen=True)
-class Ledger:
+class Ledger(StepSize):
     """Count and compile the kernels of a step of the MC loss, and set a lower bound to its time on an H100.
 
     Bytes, operations and exponentials are counted while Triton's interpreter runs the step; registers, spills, shared
@@ -49,14 +50,6 @@ class Ledger:
     minute. Example: python -m bench.ledger --mix tiled --target cuda:80
     """
 
-    mix: Mix = "own"
-    """How the banks are mixed."""
-    batch: int = 64
-    """B, samples."""
-    bank: int = 16384
-    """K, bank entries."""
-    dim: int = 128
-    """D, elements of a feature."""
     precision: str = "bf16x3"
     """Products of the kernels: bf16x3, ieee or bf16."""
     target: str = "cuda:90"
@@ -71,10 +64,6 @@ class Ledger:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {self.precision!r}")
         if self.target not in TARGETS:
             raise ValueError(f"target must be one of {', '.join(TARGETS)}; got {self.target!r}")
-
-    @property
-    def case(self) -> Case:
-        return Case("step", self.mix, self.batch, self.bank, self.dim)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -169,14 +158,14 @@ def render(found: dict[str, Any]) -> str:
     lines = [
         f"{found['case']}; products {found['precision']}; compiled for {found['target']}.",
         "",
-        *_table([_row(k) for k in found["kernels"]] + [_row(total | {"kernel": f"all {total['launches']} launches"})]),
+        _table([_row(k) for k in found["kernels"]] + [_row(total | {"kernel": f"all {total['launches']} launches"})]),
         "",
         f"Requested: {requested:.1f} MB in all, of which {total['first_touch_bytes'] / MB:.1f} MB are first touches, "
         f"which must come from memory or go there. Compulsory for any implementation: {needed['bytes'] / MB:.1f} MB, "
         f"{needed['flops'] / 1e9:.2f} GFLOP (three times that as split products), {needed['exponentials'] / 1e6:.1f} M "
         "exponentials.",
         "",
-        *_table([_code_row(k) for k in found["kernels"]]),
+        _table([_code_row(k) for k in found["kernels"]]),
         "",
         f"A MODEL, not a measurement, of an {found['ceiling']}: at least {needed['seconds_at_least'] * 1e6:.1f} us for "
         f"what is compulsory, {total['seconds_at_least'] * 1e6:.1f} us for these kernels one after the other; each is "
@@ -185,7 +174,7 @@ def render(found: dict[str, Any]) -> str:
         "whichever is longest. Launches, latencies and the rest of the arithmetic are not in it.",
     ]
     if found["plain"]:
-        lines += ["", *_table([_plain_row(name, counts) for name, counts in found["plain"].items()])]
+        lines += ["", _table([_plain_row(name, counts) for name, counts in found["plain"].items()])]
     return "\n".join(lines)
 
 
@@ -229,9 +218,8 @@ def _plain_row(name: str, counts: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _table(rows: Sequence[dict[str, str]]) -> list[str]:
-    cells = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    return [f"| {' | '.join(row)} |" for row in cells]
+def _table(rows: Sequence[dict[str, str]]) -> str:
+    return markdown(list(rows[0]), [list(row.values()) for row in rows])
 
 
 if __name__ == "__main__":

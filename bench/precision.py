@@ -13,34 +13,23 @@ import torch
 import tyro
 from torch import Tensor
 
-from bench.counting import step_arguments
-from bench.providers import Case, Mix, draw
+from bench.counting import StepSize, step_arguments
+from bench.providers import Case, draw
+from bench.tables import markdown
 from fastmc import chunked
 from fastmc.arguments import PRECISIONS
 
 
 @dataclass(frozen=True)
-class Precision:
+class Precision(StepSize):
     """Errors of one step of the MC loss against float64, for every precision of the kernels, on the interpreter.
 
     The error of an output is its largest one, relative to the output's largest element; of bank and momentum, that of
     their change. Takes some minutes at the paper's size, most of them for ieee, whose tiles are small.
     """
 
-    mix: Mix = "own"
-    """How the banks are mixed."""
-    batch: int = 64
-    """B, samples."""
-    bank: int = 16384
-    """K, bank entries."""
-    dim: int = 128
-    """D, elements of a feature."""
     precisions: tuple[str, ...] = PRECISIONS
     """Which ones."""
-
-    @property
-    def case(self) -> Case:
-        return Case("step", self.mix, self.batch, self.bank, self.dim)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -58,9 +47,8 @@ def main(args: Sequence[str] | None = None) -> int:
     rows = [("PyTorch, float32", outputs(chunked.mc_step_, case, torch.float32, "ieee"))]
     rows += [(f"kernels, {name}", outputs(mc_step_, case, torch.float32, name)) for name in settings.precisions]
     print(f"{case}; largest error of each output, relative to its largest element\n")
-    print(f"| products | {' | '.join(truth)} |\n|{' --- |' * (len(truth) + 1)}")
-    for name, found in rows:
-        print(f"| {name} | {' | '.join(f'{error(found[key], truth[key]):.1e}' for key in truth)} |")
+    cells = [(name, *(f"{error(found[key], truth[key]):.1e}" for key in truth)) for name, found in rows]
+    print(markdown(("products", *truth), cells))
     return 0
 
 

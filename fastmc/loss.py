@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -121,9 +123,10 @@ def _parts(
     with torch.autocast(bank.device.type, enabled=False):
         bank = bank.to(dtype)
         if impl == "reference":
-            wide = [f.to(dtype) for f in (f0, *queries)]
+            f0, *queries = (f.to(dtype) for f in (f0, *queries))
             coefficients = mixing.detach().to(dtype) if isinstance(mixing, Tensor) else mixing
-            return _reference_parts(wide, bank, coefficients, temperature, mix)
+            soft_target = len(queries) == 3
+            return reference_parts(f0, queries, bank, coefficients, temperature, mix, soft_target=soft_target)
         f0, *queries = convert_features(impl, [f0, *queries], dtype)
         f1, f2 = queries[:-1] or (None, None)
         coefficients = mixing_vector(mixing, bank, dtype)
@@ -131,13 +134,20 @@ def _parts(
         return contrast_parts(f0.detach(), f1, f2, queries[-1], bank, coefficients, *settings)
 
 
-def _reference_parts(
-    features: list[Tensor], bank: Tensor, mixing: Tensor | float | None, temperature: float, mix: str
+def reference_parts(
+    f0: Tensor,
+    queries: Sequence[Tensor],
+    bank: Tensor,
+    mixing: Tensor | float | None,
+    temperature: float,
+    mix: str,
+    *,
+    soft_target: bool,
 ) -> Tensor:
-    f0, *queries = features
-    if len(queries) == 3:
+    """L_1, L_2, L_3 by the plain reference, in a tensor (3,); ``queries`` are f1, f2 and f3, or f3 alone. Without a
+    soft target each is InfoNCE."""
+    if soft_target:
         f1, f2, f3 = queries
         return torch.stack(reference.mc_loss_parts(f0, f1, f2, f3, bank, mixing, temperature=temperature, mix=mix))
-    (f,) = queries
-    loss = reference.info_nce(f, f0, reference.normalise(bank), temperature)
-    return torch.stack([torch.zeros_like(loss), torch.zeros_like(loss), loss])
+    losses = [reference.info_nce(f, f0, reference.normalise(bank), temperature) for f in queries]
+    return torch.stack([torch.zeros_like(losses[0])] * (3 - len(losses)) + losses)

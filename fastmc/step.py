@@ -19,6 +19,7 @@ from fastmc.arguments import (
 )
 from fastmc.checks import check_number
 from fastmc.chunked import enqueue_
+from fastmc.loss import reference_parts
 from fastmc.ops import update_
 from fastmc.reference import bank as reference_bank
 from fastmc.reference import contrast as reference
@@ -161,10 +162,11 @@ def _reference_step_(
     """Stats (6,) and gradients (3, B, D) as from the fused functions; ``views`` are f1, f2 and f3, or f3 alone."""
     leaves = [f.clone().requires_grad_() for f in views]
     with torch.enable_grad():
-        parts = _reference_parts(f0, leaves, bank.detach(), mixing, temperature, mix, objective)
-        found = torch.autograd.grad(parts.sum(), leaves)
-    losses, gradients = bank.new_zeros(3), bank.new_zeros(3, *f0.shape)
-    losses[-len(views) :], gradients[-len(views) :] = parts, torch.stack(found)
+        settings = (f0, leaves, bank.detach(), mixing, temperature, mix)
+        losses = reference_parts(*settings, soft_target=objective == "mc")
+        found = torch.autograd.grad(losses.sum(), leaves)
+    losses, gradients = losses.detach(), bank.new_zeros(3, *f0.shape)
+    gradients[-len(views) :] = torch.stack(found)
     metrics = _reference_metrics(views[-1], f0, reference.normalise(bank), bank_temperature)
     allowed = torch.isfinite(losses.sum())
     if update == "fifo" and cursor is not None:
@@ -188,21 +190,6 @@ def _reference_step_(
         bank.copy_(torch.where(allowed, new_bank, bank))
         momentum.copy_(torch.where(allowed, new_momentum, momentum))
     return torch.stack([losses.sum(), *losses, *metrics]), gradients
-
-
-def _reference_parts(
-    f0: Tensor,
-    views: list[Tensor],
-    bank: Tensor,
-    mixing: Tensor | None,
-    temperature: float,
-    mix: str,
-    objective: str,
-) -> Tensor:
-    if objective == "info_nce":
-        return torch.stack([reference.info_nce(f, f0, reference.normalise(bank), temperature) for f in views])
-    f1, f2, f3 = views
-    return torch.stack(reference.mc_loss_parts(f0, f1, f2, f3, bank, mixing, temperature=temperature, mix=mix))
 
 
 def _reference_metrics(f: Tensor, f0: Tensor, m0: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -24,13 +24,27 @@ CHUNKS_AT_ONCE = tl.constexpr(16)
 
 
 @triton.jit
-def _log_sum_exp(p_sums, top_plane, sum_plane, row, positive, scale, B, num_chunks, BLOCK_C: tl.constexpr):
+def _load_plane(p_sums, PLANE: tl.constexpr, row, o_c, B, num_chunks, other):
+    """One number of a row from the chunks ``o_c`` (int64)."""
+    return tl.load(p_sums + (o_c * PLANES + PLANE) * (4 * B) + row, mask=o_c < num_chunks, other=other)
+
+
+@triton.jit
+def _log_sum_exp(
+    p_sums,
+    TOP_PLANE: tl.constexpr,
+    SUM_PLANE: tl.constexpr,
+    row,
+    positive,
+    scale,
+    B,
+    num_chunks,
+    BLOCK_C: tl.constexpr,
+):
     """Of a row's logits, to the base 2, and the bank's share of the softmax; from these two planes of p_sums."""
-    o_c = tl.arange(0, BLOCK_C)
-    m_c = o_c < num_chunks
-    p_chunk = p_sums + o_c * (PLANES * 4 * B) + row
-    tops = tl.load(p_chunk + top_plane * 4 * B, mask=m_c, other=NOTHING)
-    sums = tl.load(p_chunk + sum_plane * 4 * B, mask=m_c, other=0.0)
+    o_c = tl.arange(0, BLOCK_C).to(tl.int64)
+    tops = _load_plane(p_sums, TOP_PLANE, row, o_c, B, num_chunks, NOTHING)
+    sums = _load_plane(p_sums, SUM_PLANE, row, o_c, B, num_chunks, 0.0)
     top = tl.maximum(tl.max(tops, axis=0), positive)
     bank = tl.sum(sums * tl.exp2((tops - top) * scale), axis=0)
     total = bank + tl.exp2((positive - top) * scale)
@@ -45,13 +59,11 @@ def _expected_entry(
     expected = tl.zeros([1, BLOCK_D], tl.float32)
     for i_first in range(0, num_chunks, CHUNKS_AT_ONCE):
         o_c = (i_first + tl.arange(0, CHUNKS_AT_ONCE)).to(tl.int64)
-        m_c = o_c < num_chunks
-        p_chunk = p_sums + o_c * (PLANES * 4 * B) + row
-        weights = tl.exp2(tl.load(p_chunk + TOP * 4 * B, mask=m_c, other=NOTHING) * scale - lse)
-        entries = load_rows(p_entries, o_c * 4 * B + row, m_c, D, BLOCK_D)
+        weights = tl.exp2(_load_plane(p_sums, TOP, row, o_c, B, num_chunks, NOTHING) * scale - lse)
+        entries = load_rows(p_entries, o_c * 4 * B + row, o_c < num_chunks, D, BLOCK_D)
         expected += tl.sum(entries * weights[:, None], axis=0)[None, :]
         if OWN:
-            shares = tl.load(p_chunk + LOSS_SHARE * 4 * B, mask=m_c, other=0.0)
+            shares = _load_plane(p_sums, LOSS_SHARE, row, o_c, B, num_chunks, 0.0)
             expected += tl.sum(shares * weights, axis=0) * b_v
     return expected
 
@@ -135,9 +147,8 @@ def _combine_kernel(
         store_rows(p_gradients, o_b + i_view * B, m_b, gradient, D, BLOCK_D)
     if LOSS and BANK:
         if i_view == 2:
-            o_c = tl.arange(0, BLOCK_C)
-            p_top = p_sums + (o_c * PLANES + TOP_PLAIN) * (4 * B) + row
-            top_plain = tl.max(tl.load(p_top, mask=o_c < num_chunks, other=NOTHING), axis=0)
+            o_c = tl.arange(0, BLOCK_C).to(tl.int64)
+            top_plain = tl.max(_load_plane(p_sums, TOP_PLAIN, row, o_c, B, num_chunks, NOTHING), axis=0)
             tl.store(p_samples + 3 * B + i_b, tl.where(positive > top_plain + margin, 1.0, 0.0))
             lse, _rest = _log_sum_exp(p_sums, TOP_PLAIN, BANK_PLAIN, row, positive, bank_scale, B, num_chunks, BLOCK_C)
             tl.store(p_samples + 4 * B + i_b, tl.exp2(positive * bank_scale - lse))

@@ -95,7 +95,8 @@ class Plan:
     ) -> Plan:
         alone = f1 is None or f2 is None
         f3 = f3.contiguous()
-        block_d = max(16, triton.next_power_of_2(f3.shape[1]))
+        block_d = _block(f3.shape[1])
+        mix = "none" if mixing is None else "tiled" if tiled else "own"
         return Plan(
             f0=f0.contiguous(),
             f1=f3 if f1 is None else f1.contiguous(),
@@ -103,12 +104,12 @@ class Plan:
             f3=f3,
             bank=bank.contiguous(),
             mixing=bank if mixing is None else mixing.contiguous(),
-            mix="none" if mixing is None else "tiled" if tiled else "own",
+            mix=mix,
             first=2 if alone else 0,
             last=4 if soft_target and not alone else 3,
             precision=precision,
             block_d=block_d,
-            tiles=tiles(current_target(), block_d, precision),
+            tiles=tiles(current_target(), block_d, precision, mix),
         )
 
     def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -132,7 +133,7 @@ class Plan:
         """At the temperatures of loss and bank."""
         (batch, dim), size, tile = self.f3.shape, len(self.bank), self.tiles
         queries = (self.last - self.first) * batch
-        block_r = min(tile.sweep_rows, max(16, triton.next_power_of_2(queries)))
+        block_r = min(tile.sweep_rows, _block(queries))
         rows, period = triton.cdiv(queries, block_r), tile.sweep_entries
         if self.mix == "tiled":
             period = batch * max(1, period // batch)
@@ -193,15 +194,13 @@ class Plan:
     ) -> None:
         """With ``weights``, only their gradient is written, to the place of the momentum."""
         batch, size, tile = len(self.f3), len(self.bank), self.tiles
-        # Loading ahead, beside the tiles of c, would spill.
-        stages = 1 if self.mix == "tiled" else tile.bank_stages
         _bank_kernel[(triton.cdiv(size, tile.bank_entries),)](
             prepared.split, prepared.c, lse, step.bank, step.momentum, self.mixing, lse if weights is None else weights,
             lse if step.guard is None else step.guard, batch, size, _scale(temperature), 1 / (temperature * batch),
             float(step.lr), float(step.momentum_factor), float(step.weight_decay), FIRST=self.first, LAST=self.last,
             MIX=self.mix, UPDATE=weights is None, GUARDED=step.guard is not None, PRECISION=self.precision,
-            D=self.f3.shape[1], BLOCK_B=min(tile.bank_samples, max(16, triton.next_power_of_2(batch))),
-            BLOCK_K=tile.bank_entries, BLOCK_D=self.block_d, STAGES=stages, num_warps=tile.bank_warps,
+            D=self.f3.shape[1], BLOCK_B=min(tile.bank_samples, _block(batch)),
+            BLOCK_K=tile.bank_entries, BLOCK_D=self.block_d, STAGES=tile.bank_stages, num_warps=tile.bank_warps,
         )  # fmt: skip
 
     def enqueue_(self, bank: Tensor, momentum: Tensor, cursor: Tensor, guard: Tensor) -> None:
@@ -211,6 +210,11 @@ class Plan:
             self.f0, bank, momentum, cursor, guard, batch, len(bank), D=dim, BLOCK_B=16, BLOCK_D=self.block_d,
             num_warps=8,
         )  # fmt: skip
+
+
+def _block(count: int) -> int:
+    """The smallest block that holds so many: a power of two, and no less than a matrix product takes."""
+    return max(16, triton.next_power_of_2(count))
 
 
 def _scale(temperature: float | None) -> float:

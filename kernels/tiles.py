@@ -7,7 +7,7 @@ bits differ between targets, never between runs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import triton
 
@@ -34,7 +34,7 @@ class Tiles:
     """Blocks of samples in flight."""
 
 
-def tiles(target: str, block_d: int, precision: str) -> Tiles:
+def tiles(target: str, block_d: int, precision: str, mix: str) -> Tiles:
     """For a target as :func:`current_target` names it."""
     # sweep: queries, entries, warps, stages, programs; bank: samples, entries, warps, stages
     if precision == "ieee":  # multiply-adds instead of tensor cores: what is held in registers must be small
@@ -43,13 +43,15 @@ def tiles(target: str, block_d: int, precision: str) -> Tiles:
         return Tiles(16, 16, 8, 1, 128, 16, 16, 8, 1)
     if block_d > 128:
         return Tiles(32, 32, 8, 1, 128, 32, 16, 8, 1)
-    return {
+    chosen = {
         "hopper": Tiles(128, 32, 8, 3, 128, 32, 64, 8, 3),
         "blackwell": Tiles(64, 64, 8, 1, 128, 32, 64, 8, 3),
         "ampere": Tiles(64, 64, 8, 2, 104, 64, 32, 8, 2),
         "consumer": Tiles(64, 32, 8, 1, 128, 64, 32, 8, 2),
         "amd": Tiles(64, 32, 8, 1, 256, 16, 64, 8, 1),
     }[target]
+    # Under tiled mixing, loading ahead beside the tiles of c would spill.
+    return replace(chosen, bank_stages=1) if mix == "tiled" else chosen
 
 
 def current_target() -> str:

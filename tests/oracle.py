@@ -88,6 +88,11 @@ def forward_of(module: Any, case: Case, weights: Tensor, precision: str = "ieee"
     return {"parts": parts, "gradients": gradients, "bank": bank}
 
 
+def velocity(case: Case) -> Tensor:
+    """A momentum (K, D) to start from, of the size of the bank's rows."""
+    return 0.1 * case.bank.flip(0)
+
+
 def step_truth(case: Case, update: str, momentum: Tensor, cursor: int = 0) -> Results:
     """Everything that mc_step_ returns or changes."""
     found = forward_truth(case, torch.ones(3))

@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_loss import Recorder
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 from fastmc import chunked
@@ -267,32 +267,20 @@ def test_step_passes_on_every_setting() -> None:
         assert torch.equal(bank.entries, expected) and torch.equal(bank.momentum, velocity), changed
 
 
-class Operators(TorchDispatchMode):
-    """The names of the operators that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.add(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
 def test_only_is_full_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunked, "may_look", lambda tensor: False)  # as on a GPU
     bank, batch = MemoryBank(20, 5), draw_features(3, 20, 5, dtype=torch.float32)
     batch["mixing"] = 0.3
-    with Operators() as ran:
+    with Recorder() as ran:
         bank.enqueue_(batch["f0"])
         bank.step_(**batch, impl="torch")
         bank.mc_step_(**batch, impl="torch")
         batch["mixing"] = None
         bank.mc_step_(**batch, update="fifo", impl="torch")
-    assert not ran.names & {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select"}
-    with Operators() as ran:
+    assert not ran.operators & {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select"}
+    with Recorder() as ran:
         assert not bank.is_full
-    assert ran.names & {"_local_scalar_dense", "is_nonzero"}
+    assert ran.operators & {"_local_scalar_dense", "is_nonzero"}
 
 
 # Mixing coefficients

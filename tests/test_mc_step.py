@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import HYPER, Case, assert_exact, budget, step_of, step_truth, within
+from oracle import HYPER, Case, assert_exact, budget, step_of, step_truth, velocity, within
 from test_loss import HOSTILE, WAITING, Recorder
 from torch import Tensor, nn
 
@@ -52,10 +52,6 @@ def public(impl: str) -> Any:
         return torch.stack(stats), torch.stack(gradients)
 
     return SimpleNamespace(mc_step_=raw)
-
-
-def velocity(case: Case) -> Tensor:
-    return 0.1 * case.bank.flip(0)
 
 
 @pytest.mark.parametrize("tiled", [False, True])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from gpu_less import kernels_on_cpu
 from kernel_budget import kernel_budget
-from oracle import HYPER, Case, Results, forward_of, forward_truth, step_of, step_truth, within
+from oracle import HYPER, Case, Results, forward_of, forward_truth, step_of, step_truth, velocity, within
 from test_loss import HOSTILE
 from torch.nn import functional as F
 
@@ -31,10 +31,6 @@ def checked_step(case: Case, update: str, precision: str = "bf16x3", cursor: int
     with kernels_on_cpu() as seen:
         found = step_of(mc, case, update, velocity(case), cursor, precision)
     return found, [launch.kernel for launch in seen.launches]
-
-
-def velocity(case: Case) -> torch.Tensor:
-    return 0.1 * case.bank.flip(0)
 
 
 def assert_step(case: Case, update: str, precision: str = "bf16x3", cursor: int = 0) -> None:
