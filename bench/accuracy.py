@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from bench.tables import markdown
-from fastmc.augment import to_encoder_layout
 from fastmc.data.parallel import usable_cores
-from fastmc.data.resident import ResidentStore
+from fastmc.data.placement import place_store
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import frozen_features, knn_evaluate, linear_evaluate
 from fastmc.progress import progress_bar
@@ -100,14 +99,14 @@ class Coordinates(nn.Module):
 
 def raw_accuracy(store: PackedStore, config: Config) -> dict[str, float]:
     """The evaluation of an encoder, percent, of raw coordinates at the run's number of frames."""
-    resident = ResidentStore(store)
+    placed, _ = place_store(store, "cpu", config.data)
     train, test = (torch.from_numpy(ids) for ids in store.split(config.protocol or store.protocols[0]))
     features = frozen_features(
         Coordinates(),
-        resident,
+        placed,
         train,
         test,
-        to_encoder_layout,
+        "joint",
         config.evaluation,
         frames=config.frames,
     )

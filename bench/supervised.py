@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from fastmc.data.resident import ResidentStore
+from fastmc.data.order import epoch_order
+from fastmc.data.placement import place_store
+from fastmc.data.resident import PlacedStore
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import represent
 from fastmc.model import A2MC, BASIC_QUERY, STRONG
@@ -24,7 +26,7 @@ from fastmc.progress import progress_bar
 from train.config import Config, parse
 from train.datasets import open_dataset
 from train.errors import USER_ERRORS
-from train.loop import build_model, build_optimizer, epoch_order
+from train.loop import build_model, build_optimizer
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def main(args: Sequence[str] | None = None) -> int:
 def supervised_accuracy(config: Config, store: PackedStore) -> float:
     """Top-1 accuracy on the test clips, percent, after the last epoch."""
     assert config.protocol is not None
-    resident = ResidentStore(store)
+    placed, _ = place_store(store, "cpu", config.data)
     train, test = (torch.from_numpy(ids) for ids in store.split(config.protocol))
     model = build_model(config, store, torch.device("cpu"))
     torch.manual_seed(config.seed)
@@ -70,7 +72,7 @@ def supervised_accuracy(config: Config, store: PackedStore) -> float:
         for group in optimizer.param_groups:
             group["lr"] = config.optim.lr_at(epoch + 0.5)
         for ids in epoch_order(train, config.seed, epoch).split(config.optim.batch_size):
-            loss = _loss(model, classifier, resident, ids, step)
+            loss = _loss(model, classifier, placed, ids, step)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -78,17 +80,17 @@ def supervised_accuracy(config: Config, store: PackedStore) -> float:
     with torch.no_grad():
         ratio, position = torch.full((len(test),), config.evaluation.test_crop), torch.full((len(test),), 0.5)
         features = represent(
-            model.query, resident, test, model.encoder_input, frames=config.frames, ratio=ratio, position=position
+            model.query, placed, test, config.stream, frames=config.frames, ratio=ratio, position=position
         )
-        hit = classifier(features).argmax(dim=1) == resident.label[test]
+        hit = classifier(features).argmax(dim=1) == placed.label[test]
     return 100 * hit.double().mean().item()
 
 
-def _loss(model: A2MC, classifier: nn.Linear, resident: ResidentStore, ids: Tensor, step: int) -> Tensor:
-    clips = resident.select(ids)
-    x = torch.cat([model.view(clips, ids, step, view) for view in (BASIC_QUERY, STRONG)])
-    scores = classifier(model.query.represent(model.encoder_input(x), views=2))
-    return F.cross_entropy(scores, resident.label[ids].repeat(2))
+def _loss(model: A2MC, classifier: nn.Linear, placed: PlacedStore, ids: Tensor, step: int) -> Tensor:
+    clips = placed.select(ids)
+    x = model.views(clips, ids, step, (BASIC_QUERY, STRONG))
+    scores = classifier(model.query.represent(x.flatten(0, 1), views=2))
+    return F.cross_entropy(scores, placed.label[ids].repeat(2))
 
 
 if __name__ == "__main__":

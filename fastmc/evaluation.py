@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from fastmc.augment import crop_resize, crop_span
+from fastmc.augment import identity_params
 from fastmc.checks import check_number
-from fastmc.data.resident import ResidentStore
+from fastmc.data.resident import PlacedStore
 from fastmc.progress import progress_bar
+from fastmc.views import Stream, crop_span, make_views
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,9 @@ class Represents(Protocol):
 @torch.no_grad()
 def represent(
     encoder: Represents,
-    store: ResidentStore,
+    store: PlacedStore,
     ids: Tensor,
-    to_input: Callable[[Tensor], Tensor],
+    stream: Stream,
     *,
     frames: int,
     ratio: Tensor,
@@ -74,7 +76,7 @@ def represent(
 
     Args:
         ids: (N,) int64, which clips of the store.
-        to_input: views (B, T, M, V, 3) to the encoder's input.
+        stream: what the encoder reads, joint, motion or bone.
         frames: T.
         ratio, position: (N,) share of the clip that is kept, and where: 0 at its start, 1 at its end.
         advance: told how many clips each batch had.
@@ -82,13 +84,12 @@ def represent(
     training = encoder.training
     encoder.eval()
     parts: list[Tensor] = []
-    for batch, share, place in zip(
-        ids.split(batch_size), ratio.split(batch_size), position.split(batch_size), strict=True
-    ):
-        clips = store.select(batch)
-        x = crop_resize(clips, *crop_span(clips.num_frames, share, place), frames)
-        parts.append(encoder.represent(to_input(x)))
-        advance(len(batch))
+    crops = zip(ratio.split(batch_size), position.split(batch_size), strict=True)
+    with closing(store.batches(ids, batch_size)) as batches:
+        for (batch, clips), (share, place) in zip(batches, crops, strict=True):
+            params = identity_params(*crop_span(clips.num_frames, share, place), store.skeleton.num_joints)
+            parts.append(encoder.represent(make_views(clips, params, store.skeleton, size=frames, stream=stream)[0]))
+            advance(len(batch))
     encoder.train(training)
     return torch.cat(parts)
 
@@ -111,10 +112,10 @@ class FrozenFeatures:
 
 def frozen_features(
     encoder: Represents,
-    store: ResidentStore,
+    store: PlacedStore,
     train_ids: Tensor,
     test_ids: Tensor,
-    to_input: Callable[[Tensor], Tensor],
+    stream: Stream,
     config: EvalConfig,
     *,
     frames: int,
@@ -129,9 +130,7 @@ def frozen_features(
 
     def encode(ids: Tensor, ratio: Tensor, position: Tensor) -> Tensor:
         ratio, position = ratio.to(store.device), position.to(store.device)
-        return represent(
-            encoder, store, ids, to_input, frames=frames, ratio=ratio, position=position, advance=bar.update
-        )
+        return represent(encoder, store, ids, stream, frames=frames, ratio=ratio, position=position, advance=bar.update)
 
     def centre(ids: Tensor) -> Tensor:
         return encode(ids, torch.full((len(ids),), config.test_crop), torch.full((len(ids),), 0.5))

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +19,13 @@ import pytest
 import torch
 from conftest import write_small_store
 
+from fastmc.data.placement import DataConfig
+from fastmc.data.streamed import THREAD_NAME
 from train import checkpoint, evaluate, run
 from train.config import Config, LogConfig, differences, from_plain, parse, preset_config, to_plain
 from train.datasets import DatasetError, open_dataset
 from train.folder import RunFolder, load_config
-from train.loop import Pretraining, epoch_order
+from train.loop import Pretraining
 from train.record import read_metrics
 from train.step import NonFiniteError
 
@@ -119,7 +123,8 @@ def advance(pretraining: Pretraining, steps: int) -> None:
     for _ in range(steps):
         if pretraining.batch == pretraining.batches:
             pretraining._start_epoch(pretraining.epoch + 1)
-        pretraining._advance(next(pretraining._remaining_batches()))
+        with closing(pretraining._remaining_batches()) as batches:
+            pretraining._advance(*next(batches))
 
 
 # Two steps fill the bank; seven end inside of the third epoch, with a bank in motion.
@@ -149,6 +154,97 @@ def test_resume_equals_an_uninterrupted_run_bit_for_bit(method, optimizer, steps
         assert {k: v for k, v in a.items() if k not in timing} == {k: v for k, v in b.items() if k not in timing}
     reports = [json.loads((tmp_path / part / "report.json").read_text()) for part in ("whole", "parts")]
     assert reports[0]["linear_top1"] == reports[1]["linear_top1"]
+
+
+@pytest.mark.parametrize("placement", ["pinned", "mapped"])
+def test_frames_on_the_host_train_to_the_same_bits(placement, finished, data_root, tmp_path):
+    """Mid-epoch resume included, from one placement to another; the accuracies are the same too."""
+    out = tmp_path / "run"
+    pretraining = start(data_root, out, "--placement", placement)
+    advance(pretraining, 2)
+    with closing(pretraining._remaining_batches()) as batches:
+        next(batches)  # fetched ahead and never trained on
+        pretraining.save()
+    assert run.main(command(data_root, out, "--placement", "mapped")) == 0
+    assert_same_state(state_of(finished)["model"], state_of(out)["model"])
+    assert_same_state(state_of(finished)["optimizer"], state_of(out)["optimizer"])
+    reports = [json.loads((folder / "report.json").read_text()) for folder in (finished, out)]
+    assert reports[0]["random_init"] == reports[1]["random_init"]
+    for key in ("knn_top1", "linear_top1", "linear_top5"):
+        assert reports[0][key] == reports[1][key]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_frames_train_to_the_same_bits_in_every_placement(dtype, data_root, tmp_path):
+    """Over the end of the epoch that fills the bank; they are not the bits of float32."""
+    states = []
+    for placement in ("device", "pinned", "mapped"):
+        half = start(data_root, tmp_path / placement, "--placement", placement, "--frames-dtype", dtype)
+        advance(half, 5)
+        states.append(half.model.state_dict())
+    assert all(torch.isfinite(value).all() for value in states[0].values())
+    assert_same_state(states[0], states[1])
+    assert_same_state(states[0], states[2])
+    exact = start(data_root, tmp_path / "exact")
+    advance(exact, 5)
+    with pytest.raises(AssertionError):
+        assert_same_state(states[0], exact.model.state_dict())
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 24])
+def test_any_batch_size_trains_and_the_last_short_batch_is_dropped(batch_size, data_root, tmp_path):
+    pretraining = start(data_root, tmp_path / "run", "--batch-size", str(batch_size), "--placement", "mapped")
+    clips = len(pretraining.train_ids)
+    assert clips == 24
+    with closing(pretraining._remaining_batches()) as batches:
+        seen = [ids for ids, _ in batches]
+    assert [len(ids) for ids in seen] == [batch_size] * (clips // batch_size)
+    assert len(torch.cat(seen).unique()) == clips // batch_size * batch_size
+    advance(pretraining, clips // batch_size + 1)
+    assert (pretraining.epoch, pretraining.batch) == (1, 1)
+
+
+def test_an_error_in_a_step_ends_the_thread_that_fetches(data_root, tmp_path, monkeypatch):
+    pretraining = start(data_root, tmp_path / "run", "--placement", "mapped")
+    pretraining.model.query.requires_grad_(True)
+    with torch.no_grad():
+        next(pretraining.model.query.parameters()).fill_(float("nan"))
+    with pytest.raises(NonFiniteError) as caught:  # kept: its traceback keeps the loop's frame, and what that holds
+        pretraining.run()
+    assert caught.value.__traceback__ is not None
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(THREAD_NAME)]
+
+
+def test_the_log_says_where_the_frames_are(finished, data_root, tmp_path):
+    assert (
+        "MB of float32 on cpu, its file mapped without a copy; they take at most 50%"
+        in (finished / "run.log").read_text()
+    )
+    out = tmp_path / "run"
+    assert run.main(command(data_root, out, "--placement", "mapped", "--epochs", "1", "--linear-epochs", "1")) == 0
+    assert "stay in the file, 2 batches fetched ahead as float32; --placement mapped" in (out / "run.log").read_text()
+
+
+def test_a_run_may_change_its_placement_and_not_its_numbers(finished, data_root, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    assert run.main(command(data_root, out, "--placement", "mapped")) == 0
+    assert "finished" in errors(capsys)
+    assert run.main(command(data_root, out, "--frames-dtype", "float16")) == 1
+    assert "other settings (data.frames_dtype)" in errors(capsys)
+
+
+def test_a_run_from_before_a_group_of_settings_existed_resumes(finished, data_root, tmp_path, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    saved = json.loads((out / "config.json").read_text())
+    del saved["data"]
+    (out / "config.json").write_text(json.dumps(saved))
+    assert load_config(out).data == DataConfig()
+    assert run.main(command(data_root, out)) == 0
+    assert "finished" in errors(capsys)
+    assert run.main(command(data_root, out, "--frames-dtype", "bfloat16")) == 1
+    assert "data.frames_dtype" in errors(capsys)
 
 
 def test_a_different_seed_gives_a_different_run(finished, data_root, tmp_path):
@@ -482,15 +578,6 @@ def test_command_line_presets_and_overrides():
         from_plain(Config, {"colour": 1})
 
 
-def test_epoch_order_is_a_permutation_keyed_by_seed_and_epoch():
-    ids = torch.arange(100, 200)
-    first = epoch_order(ids, seed=0, epoch=0)
-    assert torch.equal(first.sort().values, ids)
-    assert torch.equal(first, epoch_order(ids, seed=0, epoch=0))
-    assert not torch.equal(first, epoch_order(ids, seed=0, epoch=1))
-    assert not torch.equal(first, epoch_order(ids, seed=1, epoch=0))
-
-
 def test_evaluate_command(finished, capsys):
     report = json.loads((finished / "report.json").read_text())
     assert evaluate.main(["knn", "--run", str(finished), "--device", "cpu"]) == 0
@@ -501,6 +588,9 @@ def test_evaluate_command(finished, capsys):
     again = json.loads((finished / "evaluate_linear.json").read_text())
     assert again["linear_top1"] == report["linear_top1"], "by default with the run's own settings"
     assert again["evaluation"]["linear_epochs"] == 3
+    assert evaluate.main(["knn", "--run", str(finished), "--placement", "mapped"]) == 0
+    assert json.loads((finished / "evaluate_knn.json").read_text())["knn_top1"] == report["knn_top1"]
+    assert "fetched ahead" in errors(capsys)
     assert evaluate.main(["linear", "--run", str(finished), "--protocol", "xview", "--linear-epochs", "2"]) == 0
     assert json.loads((finished / "evaluate_linear.json").read_text())["protocol"] == "xview"
 

@@ -14,11 +14,13 @@ from typing import Any, Literal
 import tyro
 
 from fastmc.attack import AttackConfig
-from fastmc.augment import AugmentConfig, Stream
+from fastmc.augment import AugmentConfig
 from fastmc.checks import check_number
+from fastmc.data.placement import DataConfig
 from fastmc.encoder import EncoderConfig
 from fastmc.evaluation import EvalConfig
 from fastmc.model import ContrastConfig
+from fastmc.views import Stream
 
 Preset = Literal["paper", "small", "tiny"]
 
@@ -108,6 +110,7 @@ class Config:
     """Start over in a run folder that holds a run, instead of resuming it."""
     print_config: bool = False
     """Print the resolved settings as JSON and stop."""
+    data: DataConfig = field(default_factory=DataConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     attack: AttackConfig = field(default_factory=AttackConfig)

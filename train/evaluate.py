@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from fastmc.data.resident import ResidentStore
+from fastmc.data.placement import Placement, place_store
+from fastmc.data.resident import PlacedStore
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import EvalConfig
 from fastmc.files import write_json
@@ -40,6 +41,8 @@ class Evaluation:
     """Folder of the packed stores; by default the run's own."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
+    placement: Placement = "auto"
+    """Where the frames are kept: device, pinned, mapped, or auto; see python -m train.run --help."""
 
 
 @dataclass(frozen=True)
@@ -102,11 +105,12 @@ def parse(args: Sequence[str] | None = None) -> Knn | Linear:
 
 
 def load_run(
-    folder: Path, device: torch.device, data_root: Path | None = None
-) -> tuple[Config, A2MC, ResidentStore, PackedStore]:
-    """Config, trained model, resident store and packed store of a run folder.
+    folder: Path, device: torch.device, data_root: Path | None = None, placement: Placement = "auto"
+) -> tuple[Config, A2MC, PlacedStore, PackedStore]:
+    """Config, trained model, placed store and packed store of a run folder.
 
     Raises:
+        ValueError: the placement does not fit.
         RunFolderError: the folder is no run. CheckpointError: it holds no checkpoint, or one of other data.
         DatasetError: the data are not there.
     """
@@ -116,21 +120,23 @@ def load_run(
     check_dataset(state, store.content_checksum, path)
     model = build_model(config, store, device)
     model.load_state_dict(state["model"])
-    return config, model, ResidentStore(store, device), store
+    placed, where = place_store(store, device, replace(config.data, placement=placement))
+    log.info(where)
+    return config, model, placed, store
 
 
 def evaluate(settings: Knn | Linear) -> dict[str, Any]:
     """Run one evaluation and write it to DIR/evaluate_KIND.json."""
     kind = "knn" if isinstance(settings, Knn) else "linear"
     device = choose_device(settings.device)
-    config, model, resident, store = load_run(settings.run, device, settings.data_root)
+    config, model, placed, store = load_run(settings.run, device, settings.data_root, settings.placement)
     chosen = {f.name: getattr(settings, f.name) for f in dataclasses.fields(EvalConfig) if hasattr(settings, f.name)}
     evaluation = replace(config.evaluation, **chosen)
     config = replace(config, evaluation=evaluation, protocol=settings.protocol or config.protocol)
     log.info("%s evaluation of %s on %s %s", kind, settings.run, config.dataset, config.protocol)
 
     def accuracy(m: A2MC) -> dict[str, float]:
-        return evaluate_encoder(m, store, resident, config, classifiers=(kind,), progress=sys.stderr.isatty())
+        return evaluate_encoder(m, store, placed, config, classifiers=(kind,), progress=sys.stderr.isatty())
 
     result: dict[str, Any] = {"dataset": config.dataset, "protocol": config.protocol, "seed": config.seed}
     result |= accuracy(model)

@@ -14,7 +14,7 @@ from fastmc.files import write_json
 from train.config import Config, differences, from_plain, to_plain
 
 # What may differ between a run and its resumption without changing what it computes.
-FREE_SETTINGS = ("data_root", "device", "contrast.impl", "log.", "evaluation.")
+FREE_SETTINGS = ("data_root", "device", "data.placement", "contrast.impl", "log.", "evaluation.")
 # Said of one call, not of the run.
 CALL_SETTINGS = ("out", "print_config", "restart")
 OURS = (
@@ -61,9 +61,14 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_config(folder: Path) -> Config:
-    """The settings of the run in ``folder``; raises as `read_config`."""
+    """The settings of the run in ``folder``; what is newer than the run has its default. Raises as `read_config`."""
     config: Config = from_plain(Config, read_config(folder))
     return config
+
+
+def _run_settings(config: Config) -> dict[str, Any]:
+    """Plain values of all that is said of the run."""
+    return {key: value for key, value in to_plain(config).items() if key not in CALL_SETTINGS}
 
 
 class RunFolder:
@@ -76,14 +81,14 @@ class RunFolder:
     def __init__(self, config: Config) -> None:
         assert config.out is not None
         self.path, self.restart = config.out, config.restart
-        self.plain = {key: value for key, value in to_plain(config).items() if key not in CALL_SETTINGS}
+        self.plain = _run_settings(config)
         self.saved: dict[str, Any] | None = None
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"out = {self.path} is a file; name a folder")
         if self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
             if not (self.path / "config.json").exists():
                 raise RunFolderError(f"out = {self.path} holds files that are no run of fastmc; name another folder")
-            self.saved = read_config(self.path)
+            self.saved = _run_settings(load_config(self.path))
             if not config.restart:
                 self._check_same_run()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,21 @@ from torch import Tensor
 from torch.nn import Parameter
 from tqdm import tqdm
 
-from fastmc.data.resident import ResidentStore
+from fastmc.data.order import epoch_order
+from fastmc.data.placement import place_store
+from fastmc.data.resident import PlacedStore
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import frozen_features, knn_evaluate
 from fastmc.model import A2MC
 from fastmc.progress import progress_bar
-from fastmc.random import keyed_generator
+from fastmc.views import PackedClips
 from train import checkpoint
 from train.config import Config, OptimConfig, to_plain
 from train.record import Metrics, epoch_line, log
 from train.step import NonFiniteError, StepMetrics, pretrain_step
 
 
-def build_model(config: Config, store: PackedStore | ResidentStore, device: torch.device) -> A2MC:
+def build_model(config: Config, store: PackedStore | PlacedStore, device: torch.device) -> A2MC:
     """A fresh model; its initial weights depend on the config's seed alone."""
     return A2MC(
         store.skeleton,
@@ -47,15 +50,11 @@ def build_optimizer(config: OptimConfig, parameters: Iterable[Parameter]) -> tor
     return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
 
 
-def epoch_order(ids: Tensor, seed: int, epoch: int) -> Tensor:
-    """The training clips in the order of this epoch, a function of (seed, epoch)."""
-    return ids[torch.randperm(len(ids), generator=keyed_generator(seed, epoch)).to(ids.device)]
-
-
 class Pretraining:
     """A run in progress.
 
     Attributes:
+        data: the clips; ``placement`` says in one line where their frames are and why.
         epoch, batch: position; ``step`` counts all batches since the start.
         sums: of the step metrics since the epoch began, float64 on the device; with ``seconds`` and ``steps`` it makes
             the epoch's row of metrics.csv.
@@ -67,7 +66,6 @@ class Pretraining:
         protocol = config.protocol
         self.config, self.folder, self.device = config, folder, device
         self.checksum = store.content_checksum
-        self.data = ResidentStore(store, device)
         train, test = store.split(protocol)
         self.train_ids, self.test_ids = torch.from_numpy(train).to(device), torch.from_numpy(test).to(device)
         self.batches = len(train) // config.optim.batch_size
@@ -77,6 +75,7 @@ class Pretraining:
             )
         if len(test) == 0:
             raise ValueError(f"protocol = {protocol!r} leaves no test clip in {store.path}")
+        self.data, self.placement = place_store(store, device, config.data)
         self.model = build_model(config, self.data, device)
         self.optimizer = build_optimizer(config.optim, self.model.query.parameters())
         self.epoch = self.batch = self.step = 0
@@ -123,27 +122,28 @@ class Pretraining:
 
     def _run_epoch(self, bar: tqdm) -> None:
         started = time.perf_counter()
-        for ids in self._remaining_batches():
-            self._advance(ids)
-            bar.update()
-            if time.monotonic() - self._saved_at > 60 * self.config.log.checkpoint_minutes:
-                self.seconds += time.perf_counter() - started
-                self.save()
-                started = time.perf_counter()
+        with closing(self._remaining_batches()) as batches:
+            for ids, clips in batches:
+                self._advance(ids, clips)
+                bar.update()
+                if time.monotonic() - self._saved_at > 60 * self.config.log.checkpoint_minutes:
+                    self.seconds += time.perf_counter() - started
+                    self.save()
+                    started = time.perf_counter()
         self.seconds += time.perf_counter() - started
 
-    def _remaining_batches(self) -> Iterator[Tensor]:
+    def _remaining_batches(self) -> Generator[tuple[Tensor, PackedClips]]:
+        """What is left of the epoch, without its last short batch."""
         size = self.config.optim.batch_size
         order = epoch_order(self.train_ids, self.config.seed, self.epoch)
-        for batch in range(self.batch, self.batches):
-            yield order[batch * size : (batch + 1) * size]
+        return self.data.batches(order[self.batch * size : self.batches * size], size)
 
-    def _advance(self, ids: Tensor) -> None:
+    def _advance(self, ids: Tensor, clips: PackedClips) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.optim.lr_at(self.epoch + self.batch / self.batches)
         filling = self.step * len(ids) < self.config.contrast.bank_size
         try:
-            measured = pretrain_step(self.model, self.optimizer, self.data.select(ids), ids, self.step, filling=filling)
+            measured = pretrain_step(self.model, self.optimizer, clips, ids, self.step, filling=filling)
         except NonFiniteError as error:
             saved = checkpoint.complete(self.checkpoints)
             last = saved[-1][1] if saved else "none yet"
@@ -178,7 +178,7 @@ class Pretraining:
             self.data,
             self.train_ids,
             self.test_ids,
-            self.model.encoder_input,
+            self.config.stream,
             config,
             frames=self.config.frames,
             crops=0,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastmc.data.resident import ResidentStore
+from fastmc.data.resident import PlacedStore
 from fastmc.data.store import PackedStore
 from fastmc.doctor import package_versions
 from fastmc.evaluation import frozen_features, knn_evaluate, linear_evaluate
@@ -35,7 +35,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 def evaluate_encoder(
     model: A2MC,
     store: PackedStore,
-    resident: ResidentStore,
+    placed: PlacedStore,
     config: Config,
     *,
     classifiers: tuple[str, ...] = ("knn", "linear"),
@@ -44,13 +44,13 @@ def evaluate_encoder(
     """Accuracies in percent of the query encoder, frozen, under the config's protocol: knn_top1, linear_top1 and
     linear_top5."""
     assert config.protocol is not None
-    train, test = (torch.from_numpy(ids).to(resident.device) for ids in store.split(config.protocol))
+    train, test = (torch.from_numpy(ids).to(placed.device) for ids in store.split(config.protocol))
     features = frozen_features(
         model.query,
-        resident,
+        placed,
         train,
         test,
-        model.encoder_input,
+        config.stream,
         config.evaluation,
         frames=config.frames,
         crops=None if "linear" in classifiers else 0,

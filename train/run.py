@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fastmc.arguments import unavailable_reason
-from fastmc.data.resident import ResidentStore
+from fastmc.data.resident import PlacedStore
 from fastmc.data.store import PackedStore
 from fastmc.files import write_json
 from train import checkpoint
@@ -82,6 +82,7 @@ def _resume(pretraining: Pretraining, folder: RunFolder) -> dict[str, Any] | Non
 def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraining) -> dict[str, Any]:
     folder = pretraining.folder
     log.info(start_line(config, store, pretraining))
+    log.info(pretraining.placement)
     if pretraining.device.type == "cpu" and config.preset == "paper":
         log.warning("preset paper is made for a GPU; on a CPU --preset small or tiny is done in hours or minutes")
     pretraining.run()
@@ -107,9 +108,9 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     return report
 
 
-def untrained_accuracy(config: Config, store: PackedStore, resident: ResidentStore) -> dict[str, float]:
+def untrained_accuracy(config: Config, store: PackedStore, placed: PlacedStore) -> dict[str, float]:
     """The same evaluation of the encoder as it was before training."""
-    return evaluate_encoder(build_model(config, store, resident.device), store, resident, config)
+    return evaluate_encoder(build_model(config, store, placed.device), store, placed, config)
 
 
 def choose_device(name: str) -> torch.device:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastmc.augment import PackedClips
 from fastmc.model import A2MC, Features
 from fastmc.step import MCStep
+from fastmc.views import PackedClips
 
 
 class NonFiniteError(RuntimeError):
