@@ -1,83 +1,244 @@
-"""The attack of the training step against the reference, and what it must keep."""
+"""The attack of the training step against the reference, what it must keep, and what it costs."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import attack_cases as cases
 import pytest
 import torch
+from attack_cases import FINITE, HOSTILE, LOGITS, assert_logit_gradient, assert_norm_limit, assert_step
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from fastmc.attack import AttackConfig, AttackHead, attack, attack_loss
-from fastmc.augment import present_bodies, to_encoder_layout
+import fastmc.attack as pieces
+from fastmc.attack import AttackConfig, AttackHead, attack, attack_loss, limited_step, logit_gradient
 from fastmc.encoder import Encoder, EncoderConfig
 from fastmc.reference import attack as reference
+
+BATCH, FRAMES, HIDDEN, CLASSES = 5, 8, 16, 128
 
 
 @pytest.fixture
 def setting():
     torch.manual_seed(0)
-    x = torch.randn(5, 8, 2, 25, 3)
-    x[1, :, 1] = 0  # a clip of one body
-    x[2, :3, 1] = 0  # a body that comes late
-    encoder = Encoder(EncoderConfig(encoder="1x16"), 150).eval()
-    return x, encoder, AttackHead(32, 128)
+    x, _ = cases.draw(BATCH, FRAMES, 25, 2)
+    return x, Encoder(EncoderConfig(encoder=f"2x{HIDDEN}"), 150), AttackHead(2 * HIDDEN, CLASSES)
 
 
-def classify_with(encoder, head):
-    return lambda x: head(encoder.represent(to_encoder_layout(x)))
+def attacked(x, encoder, head, impl="auto", **config):
+    with encoder.fixed():
+        return attack(x, lambda x: head(encoder.represent(x)), AttackConfig(**config), bodies=2, impl=impl)
 
 
-def test_equals_reference(setting):
+@pytest.mark.parametrize("eta", [0.5, 1e-3, 1e3])
+def test_equals_the_reference_in_float64(setting, eta):
     x, encoder, head = setting
-    got = attack(x, classify_with(encoder, head), AttackConfig())
-    want = reference.attack(
-        x.double(),
-        lambda x: encoder.double().represent(to_encoder_layout(x)),
-        head.double(),
-        eps=0.1,
-        eta=0.5,
-        present=present_bodies(x),
-    )
-    # Adam's first step is a sign wherever |g| >> 1e-8; elsewhere float32 gradients decide, so compare what dominates.
-    error = (got - want).abs().flatten(1)
-    assert (error < 1e-5).float().mean() > 0.99
-    assert error.max() < 2e-3
+    x, encoder, head = x.double(), encoder.double(), head.double()
+    with encoder.fixed():
+        want = reference.attack(x, encoder.represent, head, eta=eta, present=cases.present(x, 2))
+    for impl in ("auto", "torch", "reference"):
+        got = attacked(x, encoder, head, impl, attack_norm=eta)
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-12 * max(1.0, min(eta, 10)))
+        assert not got.requires_grad
 
 
-def test_norm_limit_zeros_and_constancy(setting):
-    x, encoder, head = setting
-    for eta in (0.5, 1e-3, 1e3):
-        rho = attack(x, classify_with(encoder, head), AttackConfig(attack_norm=eta)) - x
-        assert (rho.flatten(1).norm(dim=1) <= eta * (1 + 1e-4)).all()
-        assert (rho[~present_bodies(x).expand_as(x)] == 0).all()
-        assert not rho.requires_grad
-    assert all(p.grad is None for p in encoder.parameters())
+@pytest.mark.parametrize("bodies", [1, 2, 3])
+@pytest.mark.parametrize("joints", [20, 25])
+@pytest.mark.parametrize("frames", [1, 7, 64])
+def test_step_keeps_the_error_budget(frames, joints, bodies):
+    assert_step(pieces, *cases.draw(4, frames, joints, bodies), bodies)
 
 
-def test_each_clip_is_attacked_alone(setting):
-    x, encoder, head = setting
-    together = attack(x, classify_with(encoder, head), AttackConfig())
-    alone = torch.cat([attack(clip[None], classify_with(encoder, head), AttackConfig()) for clip in x])
-    assert ((together - alone).abs() < 1e-5).float().mean() > 0.99
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("limit", [1e-3, 0.5, 1e3])
+def test_step_in_half_precision_and_at_other_limits(limit, dtype):
+    assert_step(pieces, *cases.draw(4, 7, 25, 2, dtype), 2, limit=limit)
+    assert_step(pieces, *cases.draw(4, 7, 25, 2), 2, limit=limit, lr=0.01)
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+@pytest.mark.parametrize("bodies", [1, 2])
+def test_hostile_gradients(hostile, bodies):
+    x, gradient = cases.draw(4, 6, 5, bodies)
+    HOSTILE[hostile](gradient)
+    kept = gradient.clone()
+    assert_step(pieces, x, gradient, bodies)
+    assert torch.equal(gradient.nan_to_num(), kept.nan_to_num()), "it may be anybody's"
+
+
+@pytest.mark.parametrize("hostile", FINITE)
+@pytest.mark.parametrize("limit", [1e-3, 0.5, 2.0])
+def test_no_clip_moves_further_than_eta(limit, hostile):
+    _, gradient = cases.draw(4, 64, 25, 2)
+    HOSTILE[hostile](gradient)
+    found = assert_norm_limit(pieces, gradient, 2, limit)
+    if "zero" in hostile:
+        assert found[0] == 0
+    if hostile in ("huge", "from tiny to huge"):  # 9600 elements of 0.1 are 9.8 long
+        assert (found > 0.99 * limit).all()
+
+
+def test_zero_gradient_leaves_the_clip_through_the_whole_attack(setting):
+    x, *_ = setting
+    assert torch.equal(attack(x, lambda x: 0.0 * x.flatten(1)[:, :CLASSES], AttackConfig(), bodies=2), x)
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_logit_gradient(name):
+    assert_logit_gradient(pieces, cases.logits_of(name))
+    double = cases.logits_of(name).double()
+    want = cases.true_logit_gradient(double)
+    torch.testing.assert_close(logit_gradient(double), want, rtol=0, atol=1e-15)
+
+
+def test_the_loss_and_its_gradient_belong_together():
+    logits = cases.logits_of("unit").double().requires_grad_()
+    (want,) = torch.autograd.grad(attack_loss(logits).sum(), logits)
+    torch.testing.assert_close(logit_gradient(logits.detach()), want, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("wrong", ["one element", "norm", "sign", "mask", "neighbour's gradient"])
+def test_the_budget_notices_a_wrong_step(wrong):
+    x, gradient = cases.draw(4, 6, 5, 2)
+    good = limited_step(x, gradient, 2, cases.LR, cases.LIMIT)
+    assert not cases.step_errors(x, gradient, 2, good)
+    one = good.clone()
+    one[2, 3, 4] += 1e-5
+    bad = {
+        "one element": one,
+        "norm": limited_step(x, gradient, 2, cases.LR, cases.LIMIT * 1.001),
+        "sign": 2 * x - good,
+        "mask": limited_step(x, gradient, 1, cases.LR, cases.LIMIT),
+        "neighbour's gradient": limited_step(x, gradient.roll(1, 0), 2, cases.LR, cases.LIMIT),
+    }[wrong]
+    found = cases.step_errors(x, gradient, 2, bad)
+    assert found == [2 * 6 * 30 + 3 * 30 + 4] if wrong == "one element" else found
+
+
+def test_each_clip_is_attacked_alone():
+    """Bit for bit, given its gradient; what the encoder's products of another batch size round is not the attack's."""
+    x, gradient = cases.draw(4, 6, 5, 2)
+    together = limited_step(x, gradient, 2, cases.LR, cases.LIMIT)
+    for n in range(4):
+        assert torch.equal(
+            limited_step(x[n : n + 1], gradient[n : n + 1], 2, cases.LR, cases.LIMIT), together[n : n + 1]
+        )
+
+
+def test_clips_and_gradients_with_gaps():
+    x, gradient = cases.draw(4, 6, 5, 2)
+    want = limited_step(x, gradient, 2, cases.LR, cases.LIMIT)
+    wide = torch.cat([x, x], dim=2)[..., :30]
+    turned = gradient.transpose(0, 2).contiguous().transpose(0, 2)
+    torch.testing.assert_close(limited_step(wide, turned, 2, cases.LR, cases.LIMIT), want, rtol=1e-6, atol=1e-7)
+
+
+def test_a_gradient_of_one_number_for_all_elements(setting):
+    """Autograd gives such a gradient as an expanded view, which nothing may write to."""
+    x, *_ = setting
+    weights = torch.linspace(0, 1, CLASSES)
+    got = attack(x, lambda x: x.sum(dim=(1, 2))[:, None] * weights * 1e-2, AttackConfig(), bodies=2)
+    torch.testing.assert_close(cases.norms(x, got), torch.full((BATCH,), 0.5, dtype=torch.float64), rtol=1e-4, atol=0)
 
 
 def test_moves_towards_the_uniform_distribution(setting):
     x, encoder, head = setting
-    classify = classify_with(encoder, head)
     head.weight.data *= 20  # a peaked distribution to begin with
     # A step short enough for the gradient to tell the truth; nothing promises a descent for a long one.
-    after = attack_loss(classify(attack(x, classify, AttackConfig(attack_norm=0.02))))
-    assert (after < attack_loss(classify(x))).all()
+    moved = attacked(x, encoder, head, attack_norm=0.02)
+    with encoder.fixed():
+        before, after = (attack_loss(head(encoder.represent(clips))) for clips in (x, moved))
+    assert (after < before).all()
 
 
-def test_zero_gradient_leaves_the_clip(setting):
-    x, *_ = setting
-    got = attack(x, lambda x: 0.0 * x.flatten(1)[:, :128], AttackConfig())
-    assert torch.equal(got, x)
-
-
-def test_works_under_no_grad(setting):
+def test_leaves_no_trace_and_works_under_no_grad(setting):
     x, encoder, head = setting
+    x.requires_grad_()
+    before = x.detach().clone()
     with torch.no_grad():
-        assert not torch.equal(attack(x, classify_with(encoder, head), AttackConfig()), x)
+        moved = attacked(x, encoder, head)
+    assert not moved.requires_grad and not torch.equal(moved, before)
+    assert torch.equal(x, before) and x.grad is None
+    assert all(p.grad is None for p in (*encoder.parameters(), *head.parameters()))
+
+
+def products_of_the_input_gradient() -> int:
+    """FLOPs of what leads from the logits to x: of each product of the forward pass the one with the weights, turned.
+    By layer and direction: gates to inputs of all frames; gates to the state before, but for the first frame's."""
+    layer_inputs = (150, 2 * HIDDEN)
+    gates = 3 * HIDDEN
+    inputs = sum(2 * BATCH * FRAMES * gates * size for size in layer_inputs)
+    states = len(layer_inputs) * 2 * BATCH * (FRAMES - 1) * gates * HIDDEN
+    return 2 * (inputs + states) + 2 * BATCH * CLASSES * 2 * HIDDEN
+
+
+def products_of_the_weight_gradients() -> int:
+    gates = 3 * HIDDEN
+    return 2 * sum(2 * BATCH * FRAMES * gates * (size + HIDDEN) for size in (150, 2 * HIDDEN))
+
+
+def test_no_weight_gradient_is_computed_by_counted_flops(setting):
+    x, encoder, head = setting
+    assert all(p.requires_grad for p in encoder.parameters())
+    with encoder.fixed(), FlopCounterMode(display=False) as forward:
+        head(encoder.represent(x))
+    with encoder.fixed(), FlopCounterMode(display=False) as both:
+        # The counter's hooks do not bear a leaf as a module's input under autograd.grad: hence the factor.
+        attack(x, lambda x: head(encoder.represent(1.0 * x)), AttackConfig(), bodies=2)
+    backward = both.get_total_flops() - forward.get_total_flops()
+    assert backward == products_of_the_input_gradient()
+
+    with encoder.fixed(), FlopCounterMode(display=False) as full:
+        attack_loss(head(encoder.represent(x.clone().requires_grad_()))).sum().backward()
+    everything = full.get_total_flops() - forward.get_total_flops()
+    assert everything == products_of_the_input_gradient() + products_of_the_weight_gradients()
+
+
+class Cudnn(TorchDispatchMode):
+    """In place of cuDNN's recurrent net: what autograd asks of its backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wanted: list[list[bool]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._cudnn_rnn.default:
+            x, hidden, state = args[0], args[7], args[4]
+            out = x.new_zeros(*x.shape[:2], 2 * hidden)
+            return out, torch.zeros_like(state), x.new_zeros(0), x.new_zeros(0, dtype=torch.uint8), x.new_zeros(0)
+        if func is torch.ops.aten._cudnn_rnn_backward.default:
+            self.wanted.append(args[-1])
+            return torch.zeros_like(args[0]), None, None, [torch.zeros_like(weight) for weight in args[1]]
+        return func(*args, **(kwargs or {}))
+
+
+def test_cudnn_is_asked_for_no_weight_gradient(setting):
+    """On a GPU nn.GRU is one operator whose backward pass computes what autograd asks for: x, states, weights."""
+    x, encoder, head = setting
+    gru = encoder.recurrent
+    state = torch.zeros(2 * gru.num_layers, BATCH, HIDDEN)
+
+    def classify(x):
+        arguments = (x.transpose(0, 1), gru._flat_weights, 4, None, state, None, 3, HIDDEN, 0, gru.num_layers)
+        out = torch._cudnn_rnn(*arguments, False, 0.0, True, True, [], None)[0]
+        return head(out[-1])
+
+    with Cudnn() as seen:
+        attack(x, classify, AttackConfig(), bodies=2)
+    assert seen.wanted == [[True, False, False, False]]
+    with Cudnn() as seen:
+        classify(x).sum().backward()
+    assert seen.wanted == [[False, False, False, True]]
+
+
+def test_nonsense_is_refused(setting):
+    x, *_ = setting
+    for clips, bodies in ((x, 4), (x, 0), (x[0], 2)):
+        with pytest.raises(ValueError, match=r"x must be \(B, T, V \* \d \* 3\)"):
+            attack(clips, lambda x: x, AttackConfig(), bodies=bodies)
+    with pytest.raises(ValueError, match="impl must be one of"):
+        attack(x, lambda x: x, AttackConfig(), bodies=2, impl="fast")
 
 
 @pytest.mark.parametrize("name", ["attack_lr", "attack_norm", "attack_classes"])
