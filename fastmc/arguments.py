@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import reduce
+from functools import cache, reduce
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from fastmc.checks import check_number
 
 MIXES = ("own", "tiled")
 IMPLS = ("auto", "triton", "torch", "reference")
+VIEW_IMPLS = (*IMPLS, "numba")
 PRECISIONS = ("bf16x3", "ieee", "bf16")
 
 
@@ -31,6 +32,37 @@ def choose(impl: str, device: torch.device, dtype: torch.dtype, dim: int = 1) ->
     if reason is not None:
         raise RuntimeError(f"impl={impl!r} cannot run: {reason}; impl='auto' takes what can")
     return impl
+
+
+def choose_for_views(impl: str, device: torch.device, dtype: torch.dtype) -> str:
+    """As `choose`, of the implementations of views; "auto" takes numba on a CPU where it can run. ``dtype`` is that of
+    the clips' frames."""
+    check_choice("impl", impl, VIEW_IMPLS)
+    if impl != "numba" and (impl != "auto" or device.type != "cpu" or torch.compiler.is_compiling()):
+        return choose(impl, device, torch.float32)
+    reason = _numba_reason(device, dtype)
+    if impl == "numba" and reason is not None:
+        raise RuntimeError(f"impl='numba' cannot run: {reason}; impl='auto' takes what can")
+    return "numba" if reason is None else "torch"
+
+
+def _numba_reason(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cpu":
+        return f"it makes views on a CPU and the clips are on {device.type}"
+    if dtype != torch.float32:
+        return f"it takes frames in float32 and these are {dtype}"
+    return numba_problem()
+
+
+@cache
+def numba_problem() -> str | None:
+    """Why numba cannot compile anything, as the end of a sentence; None if it can."""
+    try:
+        import numba
+    except ImportError as error:
+        return f"numba cannot be imported ({error}); pip install fastmc[cpu] brings it"
+    disabled = numba.config.DISABLE_JIT  # type: ignore[attr-defined]
+    return "the environment variable NUMBA_DISABLE_JIT is set" if disabled else None
 
 
 def _reason(impl: str, device: torch.device, dtype: torch.dtype, dim: int) -> str | None:

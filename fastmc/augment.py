@@ -1,26 +1,30 @@
-"""Views of skeleton clips: random choices are a table of parameters, applying them is a deterministic function.
+"""The random choices of augmented views, drawn from counter-based numbers into a small table of parameters.
 
 Basic and weak augmentation: pose augmentation (shear) or joint jittering, and temporal crop-resize (paper section 3.1).
-Strong: basic, then spatial flip, rotate, Gaussian noise, Gaussian filter, axis mask (section 3.2).
-``fastmc.reference.augment`` says the same one clip and one transform at a time.
+Strong: basic, then spatial flip, rotate, Gaussian noise, Gaussian filter, axis mask (section 3.2). Making a view from
+its parameters is a deterministic function: `fastmc.views`.
 """
 
 from __future__ import annotations
 
+import importlib
 import math
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fastmc.arguments import choose_for_views
 from fastmc.checks import check_number
-from fastmc.random import normal, philox, uniform
-from fastmc.skeleton import Skeleton
+from fastmc.random import philox, uniform
+from kernels import launching_on
 
-Stream = Literal["joint", "motion", "bone"]
-FILTER_TAPS = 15  # AimCLR
-NOISE_COUNTER = 1 << 16  # noise blocks count from here, parameter blocks from 0: they never meet
+BASIC_KEY, WEAK, STRONG, BASIC_QUERY = 0, 1, 2, 3
+"""The views x0..x3: of the key encoder, the two of the attacked clip, and that of the query encoder."""
+
+
+DRAW = {"triton": "kernels.draw", "numba": "fastmc.views_numba"}  # by name: neither need be installed
 
 
 @dataclass(frozen=True)
@@ -64,57 +68,63 @@ class AugmentConfig:
             check_number(name, getattr(self, name), at_least=0, at_most=1)
         check_number("filter_sigma_min", self.filter_sigma_min, above=0, at_most=self.filter_sigma_max)
 
+    def jittered_of(self, num_joints: int) -> int:
+        """How many joints joint jittering takes of so many."""
+        return min(self.jitter_joints, round(0.6 * num_joints))
+
+
+COLUMNS = {
+    "crop_start": slice(0, 1),
+    "crop_length": slice(1, 2),
+    "flip": slice(2, 3),
+    "noise_std": slice(3, 4),
+    "filter_sigma": slice(4, 5),
+    "axis_scale": slice(5, 8),
+    "pose": slice(8, 17),
+    "jitter": slice(17, 26),
+    "jittered": slice(26, None),
+}
+"""The parameter table's columns; kernels/augment.py reads the same."""
+
 
 @dataclass(frozen=True)
 class ViewParams:
-    """What is to be done to each of B clips; every field has B as its first axis.
+    """What is to be done to each of B clips for each of W views: a table, and the key of the noise.
 
     Attributes:
-        crop_start, crop_length: (B,) int64, frames of the source clip.
-        pose: (B, 3, 3) float32, the linear map of every joint that is not jittered.
-        jitter: (B, 3, 3) float32, the linear map of the jittered joints.
-        jittered: (B, V) bool.
-        flip: (B,) bool.
-        noise_std: (B,) float32, 0 for none.
-        filter_sigma: (B,) float32, 0 for none.
-        axis_scale: (B, 3) float32 of zeros and ones.
-        noise_seed, noise_key: the Philox key, and (B, 3) int64 counter words, of the noise.
+        table: (W, B, 26 + V) float32, by ``COLUMNS``; what is an integer or a choice is exact in float32.
+            crop_start, crop_length: in frames of the clip. flip: 0 or 1. noise_std: metres, 0 for none.
+            filter_sigma: frames, 0 for none. axis_scale: zeros and ones. pose: the linear map (3, 3) of a joint that is
+            not jittered, row-major; jitter: that of one that is. jittered: 0 or 1 by joint.
+        seed, step, sample, views: the key. step: an int or a 0-dim int64 tensor; sample: (B,) int64; views: W numbers.
     """
 
-    crop_start: Tensor
-    crop_length: Tensor
-    pose: Tensor
-    jitter: Tensor
-    jittered: Tensor
-    flip: Tensor
-    noise_std: Tensor
-    filter_sigma: Tensor
-    axis_scale: Tensor
-    noise_seed: int
-    noise_key: Tensor
+    table: Tensor
+    seed: int
+    step: Tensor | int
+    sample: Tensor
+    views: tuple[int, ...]
 
-    def __len__(self) -> int:
-        return self.crop_start.shape[0]
+    @property
+    def num_joints(self) -> int:
+        return self.table.shape[2] - COLUMNS["jittered"].start
+
+    def column(self, name: str) -> Tensor:
+        """(W, B), (W, B, 3), (W, B, 3, 3) or (W, B, V) float32."""
+        values = self.table[:, :, COLUMNS[name]]
+        if name in ("pose", "jitter"):
+            return values.unflatten(2, (3, 3))
+        return values.squeeze(2) if values.shape[2] == 1 and name != "jittered" else values
 
 
-def identity_params(num_frames: Tensor, num_joints: int) -> ViewParams:
-    """The view that only resizes the whole clip in time. num_frames: (B,)."""
-    batch, device = num_frames.shape[0], num_frames.device
-    eye = torch.eye(3, device=device).expand(batch, 3, 3)
-    zeros = torch.zeros(batch, device=device)
-    return ViewParams(
-        crop_start=torch.zeros_like(num_frames, dtype=torch.int64),
-        crop_length=num_frames.to(torch.int64),
-        pose=eye,
-        jitter=eye,
-        jittered=torch.zeros(batch, num_joints, dtype=torch.bool, device=device),
-        flip=torch.zeros(batch, dtype=torch.bool, device=device),
-        noise_std=zeros,
-        filter_sigma=zeros,
-        axis_scale=torch.ones(batch, 3, device=device),
-        noise_seed=0,
-        noise_key=torch.zeros(batch, 3, dtype=torch.int64, device=device),
-    )
+def identity_params(start: Tensor, length: Tensor, num_joints: int) -> ViewParams:
+    """One view that only resizes frames [start, start + length) of each clip. start, length: (B,) int64."""
+    table = torch.zeros(1, len(start), COLUMNS["jittered"].start + num_joints, device=start.device)
+    table[0, :, 0], table[0, :, 1] = start, length
+    table[..., COLUMNS["axis_scale"]] = 1
+    for name in ("pose", "jitter"):
+        table[..., COLUMNS[name]][..., ::4] = 1
+    return ViewParams(table, 0, 0, torch.zeros_like(start), (0,))
 
 
 def draw_params(
@@ -122,232 +132,114 @@ def draw_params(
     num_frames: Tensor,
     num_joints: int,
     *,
-    strong: bool,
+    views: Sequence[int],
     seed: int,
-    step: int,
+    step: Tensor | int,
     sample: Tensor,
-    view: int,
     resized_to: int | None = None,
+    impl: str = "auto",
 ) -> ViewParams:
-    """Draw the random choices of one view of each clip.
+    """Draw the random choices of some views of each clip.
 
     Args:
-        num_frames: (B,) frames of each source clip.
-        strong: whether the strong augmentation is drawn; basic otherwise.
-        seed, step, sample, view: the key. sample: (B,) int64 ids of the clips, view: 0..3.
-        resized_to: the view is to be taken of clips that were resized to so many frames before. The crop is drawn in
+        num_frames: (B,) frames of each source clip, below 2^24.
+        views: numbers 0..3 of the views; number 2, STRONG, gets the strong augmentation, all others the basic one.
+        seed, step, sample: the rest of the key. step may be a 0-dim int64 tensor on the clips' device; sample: (B,)
+            int64 ids of the clips.
+        resized_to: the views are to be taken of clips that were resized to so many frames before. The crop is drawn in
             frames of the source clip, which the shortest crop counts in, and then carried over.
+        impl: "triton", "numba", "torch", or "auto": triton on a GPU and numba on a CPU where they can run.
 
     Returns:
-        ViewParams that depend on (config, num_frames[n], seed, step, sample[n], view) alone.
+        ViewParams whose row of a clip and a view depends on (config, its num_frames, seed, step, its sample id, view)
+        alone. Integers and choices are the same on all devices, and maps up to the rounding of sine and cosine.
     """
-    frames = num_frames.to(torch.int64)
+    views, frames = tuple(views), num_frames.to(torch.int64)
+    impl = choose_for_views(impl, frames.device, torch.float32)
+    what = (config, frames, num_joints, views, STRONG, seed, step, sample, resized_to)
+    with launching_on(frames.device):
+        table = importlib.import_module(DRAW.get(impl, __name__)).draw(*what)
+    return ViewParams(table, seed, step, sample, views)
+
+
+def draw(
+    config: AugmentConfig,
+    frames: Tensor,
+    num_joints: int,
+    views: tuple[int, ...],
+    strong: int,
+    seed: int,
+    step: Tensor | int,
+    sample: Tensor,
+    resized_to: int | None,
+) -> Tensor:
+    """The table of :func:`draw_params` in PyTorch. strong: the number of the strong view."""
     blocks = 8 + math.ceil(num_joints / 4)
     index = torch.arange(blocks, device=frames.device)
-    words = philox(seed, index[None, :], step, sample[:, None], view)
-    u = uniform(words).flatten(1)  # (B, 4 * blocks)
+    word = torch.stack([torch.full((), view, device=frames.device) for view in views])[:, None, None]
+    u = uniform(philox(seed, index, step, sample[:, None], word)).flatten(2)  # (W, B, 4 * blocks)
+    table = torch.cat([_crop(config, frames, u, resized_to), *_basic(config, num_joints, u)], dim=2)
+    for row, view in enumerate(views):
+        if view == strong:
+            _strengthen_(config, table[row], u[row])
+    return table
 
-    ratio = config.crop_ratio_min + (1 - config.crop_ratio_min) * u[:, 0]
+
+def _crop(config: AugmentConfig, frames: Tensor, u: Tensor, resized_to: int | None) -> Tensor:
+    """Columns crop_start and crop_length (W, B, 2)."""
+    ratio = config.crop_ratio_min + (1 - config.crop_ratio_min) * u[..., 0]
     shortest = frames.clamp_max(config.crop_frames_min)
     length = torch.floor(frames * ratio).to(torch.int64).maximum(shortest).minimum(frames)
-    start = torch.floor((frames - length + 1) * u[:, 1]).to(torch.int64).minimum(frames - length)
+    start = torch.floor((frames - length + 1) * u[..., 1]).to(torch.int64).minimum(frames - length)
     if resized_to is not None:
-        length = torch.round(length * resized_to / frames).to(torch.int64).clamp(1, resized_to)
-        start = torch.floor(start * resized_to / frames).to(torch.int64).minimum(resized_to - length)
+        length = ((2 * length * resized_to + frames) // (2 * frames)).clamp(1, resized_to)
+        start = (start * resized_to // frames).minimum(resized_to - length)
+    return torch.stack([start, length], dim=2).to(torch.float32)
 
-    eye = torch.eye(3, device=frames.device)
-    off_diagonal = 1 - eye
-    is_jitter = u[:, 2] < 0.5
-    is_zeroing = u[:, 3] < 0.5
-    signed = 2 * u[:, 4:13].reshape(-1, 3, 3) - 1
-    shear = eye + off_diagonal * config.shear * signed
-    pose = torch.where(is_jitter[:, None, None], eye, shear)
-    jitter = torch.where(is_zeroing[:, None, None], torch.zeros_like(signed), signed)
-    order = u[:, 32 : 32 + num_joints].argsort(dim=1).argsort(dim=1)
-    jittered = is_jitter[:, None] & (order < min(config.jitter_joints, round(0.6 * num_joints)))
 
-    params = replace(
-        identity_params(frames, num_joints),
-        crop_start=start,
-        crop_length=length,
-        pose=pose,
-        jitter=jitter,
-        jittered=jittered,
-    )
-    if not strong:
-        return params
+def _basic(config: AugmentConfig, num_joints: int, u: Tensor) -> tuple[Tensor, ...]:
+    """The columns after the crop's, of the basic augmentation."""
+    is_jitter, is_zeroing = u[..., 2:3] < 0.5, u[..., 3:4] < 0.5
+    signed = 2 * u[..., 4:13] - 1
+    eye = torch.eye(3, device=u.device).flatten()
+    shear = eye + (1 - eye) * config.shear * signed
+    pose = torch.where(is_jitter, eye, shear)
+    jitter = torch.where(is_zeroing, 0.0, signed)
+    jittered = is_jitter & (_rank(u[..., 32 : 32 + num_joints]) < config.jittered_of(num_joints))
+    none = torch.zeros_like(u[..., :3])
+    return none, torch.ones_like(none), pose, jitter, jittered.to(torch.float32)
 
-    main_axis = torch.floor(3 * u[:, 14]).to(torch.int64).clamp_max(2)
-    is_main = torch.nn.functional.one_hot(main_axis, 3).bool()
+
+def _rank(u: Tensor) -> Tensor:
+    """The place (..., V) of each of the V numbers in their increasing order; of equal ones the first comes first."""
+    mine, other = u[..., :, None], u[..., None, :]
+    index = torch.arange(u.shape[-1], device=u.device)
+    before = (other < mine) | ((other == mine) & (index < index[:, None]))
+    return before.sum(dim=-1)
+
+
+def _strengthen_(config: AugmentConfig, table: Tensor, u: Tensor) -> None:
+    """Make one view's basic rows (B, P) strong ones, in place."""
+    axes = torch.arange(3, device=u.device)
+    is_main = axes == torch.floor(3 * u[:, 14:15])
     largest = torch.where(is_main, config.rotation_degrees, config.rotation_minor_degrees)
     rotation = rotation_matrix(torch.deg2rad(largest * u[:, 15:18]))
-    masked_axis = torch.floor(3 * u[:, 19]).to(torch.int64).clamp_max(2)
-    axis_scale = 1.0 - torch.nn.functional.one_hot(masked_axis, 3) * (u[:, 18:19] < config.axis_mask_probability)
+    is_masked = (axes == torch.floor(3 * u[:, 19:20])) & (u[:, 18:19] < config.axis_mask_probability)
     sigma = config.filter_sigma_min + (config.filter_sigma_max - config.filter_sigma_min) * u[:, 21]
-    key = torch.stack([torch.full_like(sample, step), sample, torch.full_like(sample, view)], dim=-1)
-    return replace(
-        params,
-        pose=rotation @ pose,
-        jitter=rotation @ jitter,
-        flip=u[:, 22] < config.flip_probability,
-        noise_std=torch.where(u[:, 23] < config.noise_probability, config.noise_std, 0.0),
-        filter_sigma=torch.where(u[:, 20] < config.filter_probability, sigma, 0.0),
-        axis_scale=axis_scale,
-        noise_seed=seed,
-        noise_key=key,
-    )
+    for name in ("pose", "jitter"):
+        table[:, COLUMNS[name]] = (rotation @ table[:, COLUMNS[name]].unflatten(1, (3, 3))).flatten(1)
+    table[:, COLUMNS["axis_scale"]] = (~is_masked).to(torch.float32)
+    table[:, 2] = u[:, 22] < config.flip_probability
+    table[:, 3] = torch.where(u[:, 23] < config.noise_probability, config.noise_std, 0.0)
+    table[:, 4] = torch.where(u[:, 20] < config.filter_probability, sigma, 0.0)
 
 
 def rotation_matrix(angles: Tensor) -> Tensor:
     """(B, 3) angles about x, y, z in radians to (B, 3, 3) matrices R_z R_y R_x."""
-    cos, sin = torch.cos(angles), torch.sin(angles)
-    one, zero = torch.ones_like(cos[:, 0]), torch.zeros_like(cos[:, 0])
-
-    def matrix(*rows: Tensor) -> Tensor:
-        return torch.stack(rows, dim=-1).reshape(-1, 3, 3)
-
-    about_x = matrix(one, zero, zero, zero, cos[:, 0], -sin[:, 0], zero, sin[:, 0], cos[:, 0])
-    about_y = matrix(cos[:, 1], zero, sin[:, 1], zero, one, zero, -sin[:, 1], zero, cos[:, 1])
-    about_z = matrix(cos[:, 2], -sin[:, 2], zero, sin[:, 2], cos[:, 2], zero, zero, zero, one)
-    return about_z @ about_y @ about_x
-
-
-@dataclass(frozen=True)
-class PackedClips:
-    """B clips inside a packed array of frames (no padding).
-
-    Attributes:
-        frames: (R, V, 3) float32; frame t of body m of clip n is row ``start[n] + t * num_bodies[n] + m``.
-        start, num_frames, num_bodies: (B,) int64.
-        max_bodies: M, the bodies of every view; a body that a clip lacks is zero.
-    """
-
-    frames: Tensor
-    start: Tensor
-    num_frames: Tensor
-    num_bodies: Tensor
-    max_bodies: int
-
-    def __len__(self) -> int:
-        return self.start.shape[0]
-
-
-def pack_dense(x: Tensor) -> PackedClips:
-    """Dense clips (B, T, M, V, 3) seen as packed ones."""
-    batch, frames, bodies, joints, _ = x.shape
-    index = torch.arange(batch, device=x.device)
-    return PackedClips(
-        frames=x.reshape(-1, joints, 3),
-        start=index * (frames * bodies),
-        num_frames=torch.full_like(index, frames),
-        num_bodies=torch.full_like(index, bodies),
-        max_bodies=bodies,
+    (cx, cy, cz), (sx, sy, sz) = torch.cos(angles).unbind(1), torch.sin(angles).unbind(1)
+    rows = (
+        (cz * cy, cz * sy * sx - sz * cx, cz * sy * cx + sz * sx),
+        (sz * cy, sz * sy * sx + cz * cx, sz * sy * cx - cz * sx),
+        (-sy, cy * sx, cy * cx),
     )
-
-
-def crop_span(num_frames: Tensor, ratio: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-    """Start and length (B,) int64 of a temporal crop: ``ratio`` (B,) of the clip, at ``position`` (B,) in [0, 1] of the
-    free room."""
-    frames = num_frames.to(torch.int64)
-    length = torch.floor(frames * ratio).to(torch.int64).clamp_min(1).minimum(frames)
-    start = torch.floor((frames - length + 1) * position).to(torch.int64).minimum(frames - length)
-    return start, length
-
-
-def crop_resize(clips: PackedClips, start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Temporal crop-resize: frames [start, start + length) of each clip, resized linearly to ``size`` frames.
-
-    The positions are those of ``torch.nn.functional.interpolate(mode="linear", align_corners=False)``.
-
-    Returns:
-        (B, size, M, V, 3) float32, zero where a clip has no such body.
-    """
-    device = clips.frames.device
-    out = torch.arange(size, device=device, dtype=torch.float32)
-    scale = length.to(torch.float32)[:, None] / size
-    position = ((out + 0.5) * scale - 0.5).clamp_min(0.0)
-    low = torch.floor(position).to(torch.int64).minimum(length[:, None] - 1)
-    high = (low + 1).minimum(length[:, None] - 1)
-    weight = (position - low)[..., None, None, None]
-
-    body = torch.arange(clips.max_bodies, device=device)
-    exists = body < clips.num_bodies[:, None]
-    body = torch.where(exists, body, 0)
-
-    def rows(frame: Tensor) -> Tensor:
-        first = clips.start[:, None] + (start[:, None] + frame) * clips.num_bodies[:, None]
-        return clips.frames[first[..., None] + body[:, None, :]]
-
-    return torch.lerp(rows(low), rows(high), weight) * exists[:, None, :, None, None]
-
-
-def present_bodies(x: Tensor) -> Tensor:
-    """(B, T, M, V, 3) to the bool mask (B, T, M, 1, 1) of the bodies that are there (not all zero)."""
-    return (x != 0).flatten(3).any(dim=3)[..., None, None]
-
-
-def apply_params(clips: PackedClips, params: ViewParams, skeleton: Skeleton, size: int = 64) -> Tensor:
-    """Make one view of each clip: (B, size, M, V, 3) float32. Missing bodies stay exactly zero."""
-    x = crop_resize(clips, params.crop_start, params.crop_length, size)
-    present = present_bodies(x)
-    x = _map_joints(x, params)
-    x = _flip(x, params.flip, skeleton)
-    x = _add_noise(x, params)
-    x = _filter_in_time(x, params.filter_sigma)
-    return x * params.axis_scale[:, None, None, None, :] * present
-
-
-def _map_joints(x: Tensor, params: ViewParams) -> Tensor:
-    maps = torch.where(params.jittered[..., None, None], params.jitter[:, None], params.pose[:, None])  # (B, V, 3, 3)
-    return torch.einsum("btmvc,bvdc->btmvd", x, maps)
-
-
-def _flip(x: Tensor, flip: Tensor, skeleton: Skeleton) -> Tensor:
-    keep = torch.arange(x.shape[3], device=x.device)
-    mirror = torch.tensor(skeleton.mirror, device=x.device)
-    order = torch.where(flip[:, None], mirror, keep)[:, None, None, :, None]
-    return x.gather(3, order.expand_as(x))
-
-
-def _add_noise(x: Tensor, params: ViewParams) -> Tensor:
-    # Half of the clips get none. A CPU does not draw for them; on a GPU asking which would wait for the device.
-    std = params.noise_std
-    chosen = std.nonzero()[:, 0] if std.device.type == "cpu" else torch.arange(len(std), device=std.device)
-    if chosen.numel() == 0:
-        return x
-    elements = x[0].numel()
-    block = NOISE_COUNTER + torch.arange(math.ceil(elements / 4), device=x.device)
-    step, sample, view = (word[:, None] for word in params.noise_key[chosen].unbind(1))
-    noise = normal(philox(params.noise_seed, block[None, :], step, sample, view)).flatten(1)[:, :elements]
-    return x.index_add(0, chosen, noise.view(-1, *x.shape[1:]) * std[chosen, None, None, None, None])
-
-
-def _filter_in_time(x: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian filter with 15 taps; at the ends, the taps that exist are renormalised to sum to one."""
-    frame = torch.arange(x.shape[1], device=x.device)
-    distance = (frame[:, None] - frame[None, :]).abs()
-    exponent = distance.square() / (2 * sigma.clamp_min(1e-6).square())[:, None, None]
-    weights = torch.exp(-exponent) * (distance <= FILTER_TAPS // 2)
-    weights = weights / weights.sum(dim=2, keepdim=True)
-    return torch.bmm(weights, x.flatten(2)).view_as(x)
-
-
-def to_stream(x: Tensor, stream: Stream, skeleton: Skeleton) -> Tensor:
-    """Joint coordinates (B, T, M, V, 3) to an input stream of the same shape.
-
-    joint: as is. motion: next frame minus this one, the last is zero. bone: joint minus its parent.
-    """
-    if stream == "joint":
-        return x
-    if stream == "motion":
-        return torch.nn.functional.pad(x[:, 1:] - x[:, :-1], (0, 0, 0, 0, 0, 0, 0, 1))
-    if stream == "bone":
-        if not skeleton.parents:
-            raise ValueError(f"stream='bone' needs the parents of joint layout {skeleton.name!r}, which are unknown")
-        return x - x[:, :, :, list(skeleton.parents)]
-    raise ValueError(f"stream must be joint, motion or bone, got {stream!r}")
-
-
-def to_encoder_layout(x: Tensor) -> Tensor:
-    """(B, T, M, V, 3) to the encoder's input (B, T, V * M * 3), joints outermost."""
-    return x.transpose(2, 3).flatten(2)
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)

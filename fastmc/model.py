@@ -10,26 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from fastmc.attack import AttackConfig, AttackHead, attack
-from fastmc.augment import (
-    AugmentConfig,
-    PackedClips,
-    Stream,
-    apply_params,
-    crop_resize,
-    draw_params,
-    pack_dense,
-    to_encoder_layout,
-    to_stream,
-)
+from fastmc.augment import BASIC_KEY, BASIC_QUERY, STRONG, WEAK, AugmentConfig, draw_params
 from fastmc.bank import MemoryBank, mixing_coefficients
 from fastmc.checks import check_number
 from fastmc.encoder import Encoder, EncoderConfig
 from fastmc.random import keyed_generator
 from fastmc.skeleton import Skeleton
 from fastmc.step import MCStep
+from fastmc.views import DenseClips, PackedClips, Stream, make_views, to_stream, whole_clips
 
 Method = Literal["a2mc", "b1", "b2", "b3"]
-BASIC_KEY, WEAK, STRONG, BASIC_QUERY = 0, 1, 2, 3  # the views x0..x3
+OF_CLIPS, OF_ATTACKED = (BASIC_KEY, BASIC_QUERY), (WEAK, STRONG)
 
 
 @dataclass(frozen=True)
@@ -131,45 +122,57 @@ class A2MC(nn.Module):
         policy = mixing_coefficients(contrast.bank_size, contrast.mixing, generator=generator)
         self.register_buffer("coefficients", policy, persistent=False)
 
-    def encoder_input(self, x: Tensor) -> Tensor:
-        """Views (B, T, M, V, 3) to the encoder's input (B, T, V * M * 3), in this run's stream."""
-        return to_encoder_layout(to_stream(x, self.stream, self.skeleton))
-
-    def view(
-        self, clips: PackedClips, sample: Tensor, step: int, view: int, attacked: PackedClips | None = None
+    def views(
+        self,
+        clips: PackedClips,
+        sample: Tensor,
+        step: int,
+        views: tuple[int, ...],
+        *,
+        attacked: Tensor | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
-        """View ``view`` (0..3) of each clip, (B, T, M, V, 3), taken of the attacked clips if they are given."""
+        """Views (W, B, T, V * M * 3) of each clip, by their numbers 0..3, in this run's stream.
+
+        Args:
+            sample: (B,) int64, the clips' ids.
+            attacked: (B, T, V * M * 3), the attacked clips, if the views are to be made of them.
+            out: where to write them.
+        """
         params = draw_params(
             self.augment_config,
             clips.num_frames,
             self.skeleton.num_joints,
-            strong=view == STRONG,
+            views=views,
             seed=self.seed,
             step=step,
             sample=sample,
-            view=view,
             resized_to=None if attacked is None else self.frames,
         )
-        return apply_params(clips if attacked is None else attacked, params, self.skeleton, self.frames)
+        source = clips if attacked is None else DenseClips(attacked, clips.num_bodies, clips.max_bodies)
+        return make_views(source, params, self.skeleton, size=self.frames, stream=self.stream, out=out)
 
     def attacked(self, clips: PackedClips) -> Tensor:
-        """x_hat of eq. 6 (B, T, M, V, 3): the whole clips resized to T frames, then attacked."""
-        x = crop_resize(clips, torch.zeros_like(clips.num_frames), clips.num_frames, self.frames)
+        """x_hat of eq. 6, joint coordinates (B, T, V * M * 3): the whole clips resized to T frames, then attacked."""
+
+        def classify(x: Tensor) -> Tensor:
+            return self.attack_head(self.query.represent(to_stream(x, self.stream, self.skeleton)))
+
+        x = whole_clips(clips, self.skeleton, self.frames)
         with self.query.fixed():
-            return attack(
-                x, lambda x: self.attack_head(self.query.represent(self.encoder_input(x))), self.attack_config
-            )
+            return attack(x, classify, self.attack_config, bodies=self.max_bodies)
 
     def features(self, clips: PackedClips, sample: Tensor, step: int, *, hard_positives: bool) -> Features:
         """f0..f3 of a batch; f1 and f2 (attack-augmentation, section 3.2) only with ``hard_positives``."""
-        queries = [self.view(clips, sample, step, BASIC_QUERY)]
+        width = self.skeleton.num_joints * self.max_bodies * 3
+        # x0, x3, then x1, x2: each launch writes two neighbours, and the queries are neighbours too.
+        x = torch.empty(4 if hard_positives else 2, len(clips), self.frames, width, device=sample.device)
+        self.views(clips, sample, step, OF_CLIPS, out=x[:2])
         if hard_positives:
-            attacked = pack_dense(self.attacked(clips))
-            queries += [self.view(clips, sample, step, view, attacked) for view in (WEAK, STRONG)]
-        encoded = self.query(self.encoder_input(torch.cat(queries)), views=len(queries))
-        f3, *hard = encoded.chunk(len(queries))
+            self.views(clips, sample, step, OF_ATTACKED, attacked=self.attacked(clips), out=x[2:])
+        f3, *hard = self.query(x[1:].flatten(0, 1), views=len(x) - 1).chunk(len(x) - 1)
         with torch.no_grad():
-            f0 = self.key(self.encoder_input(self.view(clips, sample, step, BASIC_KEY)))
+            f0 = self.key(x[0])
         f1, f2 = hard if hard_positives else (None, None)
         return Features(f0, f1, f2, f3)
 

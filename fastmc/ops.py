@@ -8,12 +8,13 @@ than the kernels take, so eager calls go straight to the implementation.
 from __future__ import annotations
 
 import importlib
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from kernels import launching_on
 
 MODULES = {"torch": "fastmc.chunked", "triton": "kernels.mc"}  # by name: kernels.mc needs Triton
 
@@ -42,9 +43,7 @@ def update_(name: str, *arguments: Any) -> Any:
 
 def _run(name: str, impl: str, device: torch.device, *arguments: Any) -> Any:
     function = getattr(importlib.import_module(MODULES[impl]), name)
-    # Triton launches on the current device, which need not be the tensors'.
-    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), current:
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), launching_on(device):
         return function(*arguments)
 
 

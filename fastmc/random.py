@@ -23,11 +23,10 @@ _MASK = 0xFFFFFFFF
 
 
 def _multiply(word: Word, constant: int) -> tuple[Word, Word]:
-    """High and low 32 bits of word * constant. Both factors are below 2^32, so the product is taken in two halves:
-    int64 would overflow into the sign bit."""
-    low = word * (constant & 0xFFFF)
-    high = word * (constant >> 16) + (low >> 16)
-    return high >> 16, ((high << 16) & _MASK) | (low & 0xFFFF)
+    """High and low 32 bits of word * constant. An int64 product wraps modulo 2^64, so its 64 bits are right, and the
+    mask takes away what the arithmetic shift brings in from the sign."""
+    product = word * constant
+    return (product >> 32) & _MASK, product & _MASK
 
 
 def philox(seed: int, c0: Word, c1: Word, c2: Word, c3: Word) -> Tensor:
@@ -61,9 +60,9 @@ def uniform(words: Tensor) -> Tensor:
     return (words >> 8).to(torch.float32) * 2.0**-24
 
 
-def normal(words: Tensor) -> Tensor:
-    """Blocks (..., 4) of words to (..., 4) standard normal float32, by two Box-Muller pairs."""
-    radius_word, angle_word = words[..., 0::2], words[..., 1::2]
-    radius = torch.sqrt(-2.0 * torch.log(1.0 - uniform(radius_word)))  # 1 - u lies in (0, 1]: the log is finite
-    angle = uniform(angle_word) * (2.0 * math.pi)
-    return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1).flatten(-2)
+def normal(words: Tensor, count: int = 4) -> Tensor:
+    """Blocks (..., 4) of words to (..., count) standard normal float32, count <= 4, by two Box-Muller pairs."""
+    u = uniform(words)
+    radius = torch.sqrt(-2.0 * torch.log(1.0 - u[..., 0::2]))  # 1 - u lies in (0, 1]: the log is finite
+    angle = u[..., 1::2] * (2.0 * math.pi)
+    return torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1).flatten(-2)[..., :count]

@@ -1,21 +1,37 @@
 """Triton kernels and their launchers. Importing this package imports neither Triton nor a driver.
 
-mc.py       the launchers: what the library calls
+draw.py     augment.py                        random choices of views; the views
+attack.py                                     what surrounds the encoder's passes in the attack
+mc.py       launch.py                         the MC loss: what the library calls, and its launches
 prepare.py  sweep.py  combine.py  bank.py     one step of the MC loss each, in this order
-products.py rows.py                           what they share: split products, blocks of rows
-tiles.py    sizes of blocks by target
+products.py rows.py   tiles.py                what they share: split products, blocks of rows, sizes by target
 interpreter.py                                repairs Triton's interpreter, for machines without a GPU
 """
 
 from __future__ import annotations
 
+import math
 import os
+from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 
 import torch
 
 MAX_DIM = 512
 """The widest features whose blocks fit a program."""
+
+
+MAX_VIEW = 4096
+"""Frames of a view times bodies times joints, each rounded up to a power of two, that fit a program."""
+
+
+def view_reason(frames: int, bodies: int, joints: int) -> str | None:
+    """Why views of this size cannot be made, as the end of a sentence; None if they can."""
+    held = math.prod(1 << (n - 1).bit_length() for n in (frames, bodies, joints))
+    if held <= MAX_VIEW:
+        return None
+    what = f"{frames} frames of {bodies} bodies of {joints} joints"
+    return f"a program holds at most {MAX_VIEW} joints of a view, and {what} take {held}, rounded up to powers of two"
 
 
 def unavailable_reason(device: torch.device) -> str | None:
@@ -35,3 +51,8 @@ def unavailable_reason(device: torch.device) -> str | None:
             f"{torch.cuda.get_device_name(device)} has no bfloat16 tensor cores (compute capability 8.0 or later has)"
         )
     return None
+
+
+def launching_on(device: torch.device) -> AbstractContextManager[object]:
+    """Within, Triton launches on ``device``: it takes the current device, which need not be the tensors'."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

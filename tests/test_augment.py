@@ -1,357 +1,458 @@
-"""The batched views against the reference, transform by transform and composed; what the random choices obey."""
+"""The random choices of views: what they depend on, and the distribution of every column of the table."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
+from plain_philox import uniform_plain, words_plain
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fastmc.augment import (
+    BASIC_KEY,
+    BASIC_QUERY,
+    COLUMNS,
+    STRONG,
+    WEAK,
     AugmentConfig,
-    PackedClips,
-    _add_noise,
-    apply_params,
-    crop_span,
+    ViewParams,
     draw_params,
     identity_params,
-    pack_dense,
     rotation_matrix,
-    to_encoder_layout,
-    to_stream,
 )
-from fastmc.random import normal, philox
 from fastmc.reference import augment as reference
-from fastmc.skeleton import KINECT20, NTU25, Skeleton
 
-SIZE = 64
-LENGTHS = (1, 2, 30, 64, 65, 301)
-
-
-def make_clips(skeleton: Skeleton = NTU25, lengths=LENGTHS, seed=0) -> tuple[PackedClips, list[torch.Tensor]]:
-    """Packed clips of one and two bodies in turn, and the same as dense (T, 2, V, 3) float64 clips. The second body
-    of a two-body clip is away in its first third."""
-    generator = torch.Generator().manual_seed(seed)
-    rows, dense, start, bodies = [], [], [], []
-    for n, frames in enumerate(lengths):
-        count = 1 + n % 2
-        clip = torch.randn(frames, count, skeleton.num_joints, 3, generator=generator)
-        if count == 2:
-            clip[: frames // 3, 1] = 0
-        start.append(sum(len(r) for r in rows))
-        rows.append(clip.flatten(0, 1))
-        bodies.append(count)
-        full = torch.zeros(frames, 2, skeleton.num_joints, 3, dtype=torch.float64)
-        full[:, :count] = clip
-        dense.append(full)
-    packed = PackedClips(
-        torch.cat(rows), torch.tensor(start), torch.tensor(lengths), torch.tensor(bodies), max_bodies=2
-    )
-    return packed, dense
+COUNT = 20_000
+FAR = 3.3  # standard deviations; of some two hundred checks, each may fail once in a thousand
+CHOICES = ("flip", "noise_std", "filter_sigma")
 
 
-def reference_view(clip: torch.Tensor, params, n: int, skeleton: Skeleton) -> torch.Tensor:
-    """View n by the reference's own functions, in float64."""
-    start, length = int(params.crop_start[n]), int(params.crop_length[n])
-    original = x = reference.temporal_crop_resize(clip, start, length, SIZE)
-    jittered = params.jittered[n].nonzero()[:, 0].tolist()
-    others = [v for v in range(skeleton.num_joints) if v not in jittered]
-    # `pose` and `jitter` carry the rotation too: it is applied after either, so it may be taken along.
-    x = reference.joint_jittering(x, jittered, params.jitter[n].double())
-    x = reference.joint_jittering(x, others, params.pose[n].double())
-    if params.flip[n]:
-        x = reference.spatial_flip(x, skeleton.mirror)
-    if params.noise_std[n] > 0:
-        step, sample, view = params.noise_key[n].tolist()
-        blocks = 2**16 + torch.arange((x.numel() + 3) // 4)
-        noise = normal(philox(params.noise_seed, blocks, step, sample, view)).flatten()[: x.numel()]
-        x = reference.gaussian_noise(x, noise.view(x.shape).double(), float(params.noise_std[n]))
-    if params.filter_sigma[n] > 0:
-        x = reference.gaussian_filter(x, float(params.filter_sigma[n]))
-    for axis in (params.axis_scale[n] == 0).nonzero()[:, 0].tolist():
-        x = reference.axis_mask(x, axis)
-    return reference.restore_missing(x, original)
-
-
-def assert_views_equal(clips, dense, params, skeleton=NTU25, tolerance=3e-6):
-    got = apply_params(clips, params, skeleton, SIZE)
-    assert got.shape == (len(clips), SIZE, 2, skeleton.num_joints, 3)
-    for n, clip in enumerate(dense):
-        want = reference_view(clip, params, n, skeleton)
-        scale = want.abs().max().clamp_min(1)
-        error = float((got[n] - want).abs().max() / scale)
-        assert error < tolerance, f"clip {n}: {error}"
-
-
-SHORT_CROPS = AugmentConfig(crop_ratio_min=0.2, crop_frames_min=5)
-
-
-def draw(clips, *, strong, config=SHORT_CROPS, seed=3, step=11, skeleton=NTU25):
-    sample = torch.arange(len(clips)) + 100
+def draw(
+    count: int = 200,
+    *,
+    views: tuple[int, ...] = (STRONG,),
+    frames: int = 200,
+    joints: int = 25,
+    config: AugmentConfig | None = None,
+    seed: int = 0,
+    step: int | Tensor = 0,
+    resized_to: int | None = None,
+) -> ViewParams:
     return draw_params(
-        config, clips.num_frames, skeleton.num_joints, strong=strong, seed=seed, step=step, sample=sample, view=2
+        config or AugmentConfig(),
+        torch.full((count,), frames),
+        joints,
+        views=views,
+        seed=seed,
+        step=step,
+        sample=torch.arange(count),
+        resized_to=resized_to,
     )
 
 
-@pytest.mark.parametrize("skeleton", [NTU25, KINECT20], ids=lambda s: s.name)
-@pytest.mark.parametrize("strong", [False, True])
-@pytest.mark.parametrize("step", range(4))
-def test_composed_view_equals_reference(skeleton, strong, step):
-    clips, dense = make_clips(skeleton, seed=step)
-    assert_views_equal(clips, dense, draw(clips, strong=strong, step=step, skeleton=skeleton), skeleton)
+def assert_uniform(values: Tensor, low: float, high: float) -> None:
+    """By Kolmogorov and Smirnov, at a level of one in a thousand."""
+    u = ((values.double() - low) / (high - low)).sort().values
+    assert u[0] >= -1e-6 and u[-1] <= 1 + 1e-6
+    place = torch.arange(len(u), dtype=torch.float64) / len(u)
+    assert torch.maximum(u - place, place + 1 / len(u) - u).max() < 1.95 / math.sqrt(len(u))
 
 
-ALONE = {
-    "crop": lambda p, c: replace(p, crop_start=c.num_frames // 3, crop_length=c.num_frames - c.num_frames // 3),
-    "pose": lambda p, c: replace(p, pose=torch.randn(len(c), 3, 3)),
-    "jitter": lambda p, c: replace(p, jitter=torch.randn(len(c), 3, 3), jittered=torch.rand(len(c), 25) < 0.5),
-    "zeroing": lambda p, c: replace(p, jitter=torch.zeros(len(c), 3, 3), jittered=torch.rand(len(c), 25) < 0.5),
-    "flip": lambda p, c: replace(p, flip=torch.ones(len(c), dtype=torch.bool)),
-    "noise": lambda p, c: replace(
-        p, noise_std=torch.full((len(c),), 0.1), noise_seed=5, noise_key=torch.arange(3 * len(c)).view(-1, 3)
-    ),
-    "filter": lambda p, c: replace(p, filter_sigma=torch.linspace(0.1, 2, len(c))),
-    "axis_mask": lambda p, c: replace(p, axis_scale=1 - torch.eye(3)[torch.arange(len(c)) % 3]),
-}
+def assert_equally_often(values: Tensor, low: int, high: int) -> None:
+    """Each integer from low to high, by chi-square at the level of 3.3 standard deviations."""
+    assert values.min() >= low and values.max() <= high
+    kinds = high - low + 1
+    expected = len(values) / kinds
+    assert expected > 5, "too few for a chi-square test"
+    counts = torch.bincount(values.long() - low, minlength=kinds)
+    chi_square = float(((counts - expected) ** 2 / expected).sum())
+    freedom = kinds - 1
+    assert chi_square < freedom * (1 - 2 / (9 * freedom) + FAR * math.sqrt(2 / (9 * freedom))) ** 3
 
 
-@pytest.mark.parametrize("transform", ALONE)
-def test_each_transform_alone_equals_reference(transform):
-    torch.manual_seed(0)
-    clips, dense = make_clips()
-    plain = identity_params(clips.num_frames, 25)
-    params = ALONE[transform](plain, clips)
-    assert_views_equal(clips, dense, params)
-    changed = apply_params(clips, params, NTU25, SIZE)
-    assert not torch.allclose(changed[1:], apply_params(clips, plain, NTU25, SIZE)[1:], atol=1e-3), (
-        "it must do something"
-    )
+def assert_share(chosen: Tensor, share: float) -> None:
+    spread = math.sqrt(share * (1 - share) / chosen.numel())
+    assert abs(float(chosen.double().mean()) - share) <= FAR * spread
 
 
-def test_the_comparison_can_fail():
-    clips, dense = make_clips()
-    params = draw(clips, strong=True)
-    wrong = replace(params, pose=params.pose * (1 + 1e-4), jitter=params.jitter * (1 + 1e-4))
-    got = apply_params(clips, wrong, NTU25, SIZE)
-    errors = [(got[n] - reference_view(clip, params, n, NTU25)).abs().max() for n, clip in enumerate(dense)]
-    assert max(errors) > 3e-5
+def assert_uncorrelated(columns: Tensor) -> None:
+    """columns: (N, numbers)."""
+    assert (columns.std(dim=0) > 0).all()
+    numbers = torch.corrcoef(columns.double().T).fill_diagonal_(0).abs()
+    assert numbers.max() < 4.5 / math.sqrt(len(columns))  # of a few hundred pairs
 
 
-def test_rotation_equals_reference():
-    angles = torch.tensor([[0.3, -0.7, 1.1]])
-    points = torch.randn(4, 1, 5, 3)
-    want = reference.rotate(points, angles[0].tolist())
-    torch.testing.assert_close(points @ rotation_matrix(angles)[0].T, want)
+def off_diagonal(matrix: Tensor) -> Tensor:
+    return matrix[..., ~torch.eye(3, dtype=torch.bool)]
 
 
-def test_missing_bodies_stay_exactly_zero():
-    clips, dense = make_clips()
-    for step in range(5):
-        params = draw(clips, strong=True, step=step)
-        x = apply_params(clips, params, NTU25, SIZE)
-        for n, clip in enumerate(dense):
-            source = reference.temporal_crop_resize(clip, int(params.crop_start[n]), int(params.crop_length[n]), SIZE)
-            missing = (source == 0).flatten(2).all(dim=2)
-            assert (x[n][missing] == 0).all()
-            assert missing[:, 1].all() == (n % 2 == 0), "clips 0, 2, 4 have no second body"
+# --- The key
 
 
-def test_views_do_not_depend_on_batch_split_or_order():
-    clips, _ = make_clips()
-    order = torch.tensor([4, 0, 5, 2, 1, 3])
-    config = AugmentConfig()
+def test_the_numbers_are_those_of_the_documented_key_and_counter():
+    """Shear and jittering entries are 2 u - 1, u of a Philox block whose counter is (block, step, sample, view); also
+    where seed, step and sample are the largest that there are."""
+    seed, step, sample = 2**63 - 1, 2**31 - 1, torch.tensor([0, 7, 2**31 - 1, 2**31 - 2])
+    views = (BASIC_KEY, WEAK, BASIC_QUERY)
+    p = draw_params(AugmentConfig(), torch.full((4,), 99), 25, views=views, seed=seed, step=step, sample=sample)
+    for w, view in enumerate(views):
+        for n in range(4):
+            words = words_plain(seed, np.arange(15), step, int(sample[n]), view)
+            numbers = set((2 * uniform_plain(words) - 1).ravel().astype(np.float32).tolist())
+            entries = [p.column("jitter")[w, n].flatten(), off_diagonal(p.column("pose")[w, n])]
+            drawn = {value for t in entries for value in t.tolist() if value != 0}
+            assert drawn <= numbers
+            assert len(drawn) in (0, 6, 9)
+    assert (p.column("jitter") != 0).any() and (off_diagonal(p.column("pose")) != 0).any()
 
-    def view(ids):
-        part = PackedClips(clips.frames, clips.start[ids], clips.num_frames[ids], clips.num_bodies[ids], 2)
-        params = draw_params(config, part.num_frames, 25, strong=True, seed=9, step=4, sample=ids, view=2)
-        return apply_params(part, params, NTU25, SIZE)
 
-    together = view(torch.arange(6))
-    assert torch.equal(view(order), together[order])
-    torch.testing.assert_close(torch.cat([view(torch.tensor([n])) for n in range(6)]), together, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("change", ["seed", "step", "sample", "view"])
+@pytest.mark.parametrize("change", ["seed", "high half of the seed", "step", "sample", "view"])
 def test_every_part_of_the_key_matters(change):
-    frames = torch.full((1,), 200)
-    key = {"seed": 1, "step": 2, "sample": torch.tensor([3]), "view": 1}
-    first = draw_params(AugmentConfig(), frames, 25, strong=True, **key)
-    second = draw_params(AugmentConfig(), frames, 25, strong=True, **{**key, change: key[change] + 1})
-    assert not torch.equal(first.pose, second.pose)
+    frames = torch.full((50,), 200)
+    key = {"seed": 1, "step": 2, "sample": torch.arange(50), "views": (BASIC_KEY,)}
+    other = {
+        "seed": {"seed": 2},
+        "high half of the seed": {"seed": 1 + 2**32},
+        "step": {"step": 3},
+        "sample": {"sample": torch.arange(50) + 50},
+        "view": {"views": (WEAK,)},
+    }[change]
+    first = draw_params(AugmentConfig(), frames, 25, **key)
+    second = draw_params(AugmentConfig(), frames, 25, **{**key, **other})
+    both = [
+        torch.cat([off_diagonal(p.column("pose")[0]), p.column("jitter")[0].flatten(1)], dim=1) for p in (first, second)
+    ]
+    shared = (both[0] == both[1]) & (both[0] != 0)
+    assert not shared.any(), "no number is drawn twice"
+
+
+@pytest.mark.parametrize("resized_to", [None, 64])
+def test_a_row_does_not_depend_on_what_is_drawn_beside_it(resized_to):
+    """Not on the batch's split or order, nor on the views drawn with it."""
+    frames, sample = torch.randint(1, 400, (60,)), torch.randperm(10_000)[:60]
+    views = (BASIC_KEY, STRONG, BASIC_QUERY, WEAK)
+
+    def table(ids: Tensor, views: tuple[int, ...] = views) -> Tensor:
+        key = {"seed": 9, "step": 4, "sample": sample[ids]}
+        return draw_params(AugmentConfig(), frames[ids], 25, views=views, resized_to=resized_to, **key).table
+
+    together, order = table(torch.arange(60)), torch.randperm(60)
+    assert torch.equal(table(order), together[:, order])
+    assert torch.equal(torch.cat([table(ids) for ids in torch.arange(60).split(7)], dim=1), together)
+    assert torch.equal(torch.cat([table(torch.arange(60), (view,)) for view in views]), together)
+    assert torch.equal(table(torch.arange(60), views[::-1]), together.flip(0))
+
+
+def test_a_resumed_run_draws_the_same():
+    """A step's table holds no history, and drawing it neither reads nor moves torch's generator."""
+    run = [draw(30, views=(1, 2), step=step).table for step in range(6)]
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    assert torch.equal(draw(30, views=(1, 2), step=5).table, run[5])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(run[4], run[5])
+
+
+def test_a_step_may_be_a_tensor():
+    p = draw(30, views=(1, 2), step=torch.tensor(2**31 - 1))
+    assert torch.equal(p.table, draw(30, views=(1, 2), step=2**31 - 1).table)
+    assert p.step == 2**31 - 1
+
+
+@pytest.mark.parametrize("views", [(0,), (2,), (1, 2), (0, 3)])
+@pytest.mark.parametrize("resized_to", [None, 64])
+def test_a_table_stays_on_the_device_of_its_clips(views, resized_to):
+    """Fake tensors on a device that is not the CPU: an operand that is left on the CPU is an error."""
+    with FakeTensorMode():
+        frames, sample = torch.empty(2, 6, dtype=torch.int64, device="meta")
+        step = torch.empty((), dtype=torch.int64, device="meta")
+        p = draw_params(
+            AugmentConfig(), frames, 25, views=views, seed=1, step=step, sample=sample, resized_to=resized_to
+        )
+        assert p.table.device.type == "meta" and p.table.shape == (len(views), 6, 51)
+
+
+def test_columns_are_where_the_kernels_look_for_them():
+    p = identity_params(torch.tensor([4, 5]), torch.tensor([7, 8]), 20)
+    p = replace(p, table=torch.arange(2 * 46.0).view(1, 2, 46))
+    shapes = {name: tuple(p.column(name).shape) for name in COLUMNS}
+    assert shapes == {
+        "crop_start": (1, 2), "crop_length": (1, 2), "flip": (1, 2), "noise_std": (1, 2), "filter_sigma": (1, 2),
+        "axis_scale": (1, 2, 3), "pose": (1, 2, 3, 3), "jitter": (1, 2, 3, 3), "jittered": (1, 2, 20),
+    }  # fmt: skip
+    assert torch.equal(torch.cat([p.column(name).reshape(2, -1) for name in COLUMNS], dim=1), p.table[0])
+    assert p.column("pose")[0, 0, 0, 1] == 9, "row-major"
+    assert p.num_joints == 20
+
+
+def test_identity():
+    p = identity_params(torch.tensor([4, 5]), torch.tensor([7, 8]), 20)
+    assert p.table.shape == (1, 2, 46)
+    assert p.column("crop_start").tolist() == [[4, 5]] and p.column("crop_length").tolist() == [[7, 8]]
+    assert (p.column("axis_scale") == 1).all()
+    for name in ("pose", "jitter"):
+        assert torch.equal(p.column(name), torch.eye(3).expand(1, 2, 3, 3))
+    for name in (*CHOICES, "jittered"):
+        assert (p.column(name) == 0).all()
+
+
+# --- The crop
+
+
+def test_the_length_is_uniform():
+    config = AugmentConfig(crop_ratio_min=0.1, crop_frames_min=1)
+    length = draw(COUNT, config=config).column("crop_length")[0]
+    assert_equally_often(length, 20, 199)  # floor(200 ratio), ratio in [0.1, 1)
+
+
+def test_the_shortest_crop():
+    p = draw(COUNT)
+    length, start = p.column("crop_length")[0], p.column("crop_start")[0]
+    assert length.min() == 64
+    assert_share(length == 64, (65 / 200 - 0.1) / 0.9)
+    assert ((start >= 0) & (start + length <= 200)).all()
+    for frames in (1, 2, 63, 64):
+        p = draw(frames=frames)
+        assert (p.column("crop_length") == frames).all() and (p.column("crop_start") == 0).all()
+    assert (draw(config=AugmentConfig(crop_ratio_min=1.0)).column("crop_length") == 200).all()
+
+
+def place_in_room(start: Tensor, length: Tensor, frames: int) -> Tensor:
+    """In [0, 1), uniform if each start is as likely: start and a random fraction of a frame, over all starts."""
+    fraction = torch.rand(len(start), generator=torch.Generator().manual_seed(0))
+    return (start + fraction) / (frames + 1 - length)
+
+
+def test_the_start_is_uniform_in_the_room_that_the_length_leaves():
+    p = draw(COUNT, frames=100)
+    length, start = p.column("crop_length")[0], p.column("crop_start")[0]
+    assert_equally_often(start[length == 64], 0, 36)
+    longer = length > 64
+    place = place_in_room(start, length, 100)[longer]
+    assert_uniform(place, 0, 1)
+    assert_uncorrelated(torch.stack([place, length[longer]], dim=1))
 
 
 def test_attacked_clips_are_cropped_as_their_sources_are():
     """The shortest crop of 64 frames counts in frames of the source, not in the 64 frames that the attack leaves."""
     frames = torch.tensor([300, 100, 64, 10]).repeat_interleave(2000)
-    key = {"strong": True, "seed": 0, "step": 0, "sample": torch.arange(len(frames)), "view": 1}
+    key = {"views": (WEAK,), "seed": 0, "step": 0, "sample": torch.arange(len(frames))}
     source = draw_params(AugmentConfig(), frames, 25, **key)
     attacked = draw_params(AugmentConfig(), frames, 25, **key, resized_to=64)
-    assert (attacked.crop_length >= 1).all()
-    assert (attacked.crop_start >= 0).all()
-    assert (attacked.crop_start + attacked.crop_length <= 64).all()
-    share = attacked.crop_length / 64 - source.crop_length / frames
-    assert share.abs().max() <= 0.5 / 64 + 1e-6
-    shift = attacked.crop_start / 64 - source.crop_start / frames
-    assert shift.abs().max() <= 1.5 / 64
-    assert attacked.crop_length[:2000].min() == round(64 * 64 / 300)
-    assert (attacked.crop_length[4000:] == 64).all(), "a clip of at most 64 frames is taken whole"
+    start, length = attacked.column("crop_start")[0], attacked.column("crop_length")[0]
+    assert ((length >= 1) & (start >= 0) & (start + length <= 64)).all()
+    assert (length / 64 - source.column("crop_length")[0] / frames).abs().max() <= 0.5 / 64 + 1e-6
+    assert (start / 64 - source.column("crop_start")[0] / frames).abs().max() <= 1.5 / 64
+    assert length[:2000].min() == round(64 * 64 / 300)
+    assert (length[4000:] == 64).all(), "a clip of at most 64 frames is taken whole"
+    assert torch.equal(attacked.table[..., 2:], source.table[..., 2:]), "all else is the same"
 
 
-@pytest.mark.parametrize("strong", [False, True])
-@pytest.mark.parametrize("resized_to", [None, 64])
-def test_views_stay_on_the_device_of_their_clips(strong, resized_to):
-    """Fake tensors on a device that is not the CPU: an operand that is left on the CPU is an error."""
-    clips, _ = make_clips()
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        real = [getattr(clips, name) for name in ("frames", "start", "num_frames", "num_bodies")]
-        on_device = PackedClips(*(torch.empty(t.shape, dtype=t.dtype, device="meta") for t in real), max_bodies=2)
-        params = draw_params(
-            AugmentConfig(),
-            on_device.num_frames,
-            25,
-            strong=strong,
-            seed=0,
-            step=5,
-            sample=torch.empty(6, dtype=torch.int64, device="meta"),
-            view=2,
-            resized_to=resized_to,
-        )
-        assert apply_params(on_device, params, NTU25, SIZE).device.type == "meta"
+def test_crops_are_exact_up_to_the_longest_clip():
+    config = AugmentConfig(crop_frames_min=1)
+    p = draw(2000, config=config, frames=2**24 - 1)
+    start, length = p.column("crop_start")[0], p.column("crop_length")[0]
+    for t in (start, length):
+        assert torch.equal(t, t.floor())
+    assert ((start >= 0) & (length >= 1) & (start.long() + length.long() <= 2**24 - 1)).all()
+    assert_uniform(length.double() / (2**24 - 1), 0.1, 1)
 
 
-def test_shear_jitter_and_noise_have_their_amplitudes():
-    count = 20_000
-    config = AugmentConfig(shear=0.3, noise_std=0.02)
-    frames, sample = torch.full((count,), 100), torch.arange(count)
-    p = draw_params(config, frames, 25, strong=False, seed=0, step=0, sample=sample, view=0)
-    is_jitter = p.jittered.any(dim=1)
-    shear = p.pose[~is_jitter]
+# --- The basic augmentation
+
+
+def test_shear():
+    p = draw(COUNT, views=(BASIC_KEY,), config=AugmentConfig(shear=0.3))
+    pose, is_jitter = p.column("pose")[0], p.column("jittered")[0].any(dim=1)
+    assert_share(is_jitter, 0.5)
+    assert torch.equal(pose[is_jitter], torch.eye(3).expand(int(is_jitter.sum()), 3, 3))
+    shear = pose[~is_jitter]
     assert (shear.diagonal(dim1=1, dim2=2) == 1).all()
-    off_diagonal = shear[:, ~torch.eye(3, dtype=torch.bool)]
-    assert 0.299 < off_diagonal.abs().max() <= 0.3
-    assert off_diagonal.mean(dim=0).abs().max() < 0.01
-    assert (off_diagonal.std(dim=0) - 0.3 / 3**0.5).abs().max() < 0.01
-    assert torch.corrcoef(off_diagonal.T).fill_diagonal_(0).abs().max() < 0.05
-    assert torch.equal(p.pose[is_jitter], torch.eye(3).expand(int(is_jitter.sum()), 3, 3))
-    matrix = p.jitter[(p.jitter != 0).flatten(1).any(dim=1)]
-    assert 0.99 < matrix.abs().max() <= 1
-    assert (matrix.std(dim=0) - 1 / 3**0.5).abs().max() < 0.03
-    strong = draw_params(config, frames, 25, strong=True, seed=0, step=0, sample=sample, view=0)
-    assert strong.noise_std.unique().tolist() == pytest.approx([0.0, 0.02])
+    for entry in off_diagonal(shear).unbind(1):
+        assert_uniform(entry, -0.3, 0.3)
+    assert_uncorrelated(off_diagonal(shear))
 
 
-@pytest.mark.parametrize("joints", [1, 11, 20, 25])
+def test_jittering_matrix():
+    p = draw(COUNT, views=(BASIC_KEY,))
+    matrix, is_jitter = p.column("jitter")[0].flatten(1), p.column("jittered")[0].any(dim=1)
+    is_zeroing = (matrix == 0).all(dim=1)
+    assert_share(is_zeroing, 0.5)
+    assert_share(is_zeroing & is_jitter, 0.25)
+    for entry in matrix[~is_zeroing].unbind(1):
+        assert_uniform(entry, -1, 1)
+    assert_uncorrelated(matrix[~is_zeroing])
+
+
+@pytest.mark.parametrize("joints", [20, 25])
+def test_jittered_joints_are_any_subset_of_their_number(joints):
+    jittered = draw(COUNT, views=(BASIC_KEY,), joints=joints).column("jittered")[0]
+    assert ((jittered == 0) | (jittered == 1)).all()
+    jittered = jittered[jittered.any(dim=1)].double()
+    taken = min(15, round(0.6 * joints))
+    assert (jittered.sum(dim=1) == taken).all()
+    for joint in jittered.unbind(1):
+        assert_share(joint, taken / joints)
+    pairs, expected = jittered.T @ jittered / len(jittered), taken * (taken - 1) / (joints * (joints - 1))
+    spread = math.sqrt(expected * (1 - expected) / len(jittered))
+    for a, b in combinations(range(joints), 2):
+        assert abs(pairs[a, b] - expected) < 4.5 * spread, (a, b)
+
+
+@pytest.mark.parametrize("joints", [1, 2, 11, 20, 25, 33])
 def test_jittering_never_takes_all_joints_of_a_small_skeleton(joints):
-    sample = torch.arange(200)
-    p = draw_params(
-        AugmentConfig(), torch.full((200,), 50), joints, strong=False, seed=0, step=0, sample=sample, view=0
+    jittered = draw(joints=joints).column("jittered")
+    assert jittered.shape == (1, 200, joints)
+    assert jittered.sum(dim=2).max() == min(15, round(0.6 * joints))
+
+
+def test_how_many_joints_are_jittered_is_a_setting():
+    assert draw(config=AugmentConfig(jitter_joints=4)).column("jittered").sum(dim=2).unique().tolist() == [0, 4]
+    assert not draw(config=AugmentConfig(jitter_joints=0)).column("jittered").any()
+
+
+@pytest.mark.parametrize("view", [BASIC_KEY, WEAK, BASIC_QUERY])
+def test_a_basic_view_draws_only_basic_augmentation(view):
+    p = draw(views=(view,))
+    for name in CHOICES:
+        assert (p.column(name) == 0).all(), name
+    assert (p.column("axis_scale") == 1).all()
+
+
+# --- The strong augmentation
+
+
+@pytest.fixture(scope="module")
+def strong() -> ViewParams:
+    return draw(COUNT)
+
+
+def test_each_strong_transform_is_chosen_half_of_the_time_and_alone(strong):
+    masked = (strong.column("axis_scale")[0] == 0).any(dim=1)
+    bits = [strong.column(name)[0] > 0 for name in CHOICES] + [masked, strong.column("jittered")[0].any(dim=1)]
+    for bit in bits:
+        assert_share(bit, 0.5)
+    assert_uncorrelated(torch.stack(bits, dim=1).double())
+    assert strong.column("flip").unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.2, 1.0])
+def test_probabilities_are_settings(probability):
+    names = ("flip", "noise", "filter", "axis_mask")
+    p = draw(COUNT, config=AugmentConfig(**{f"{name}_probability": probability for name in names}))
+    masked = (p.column("axis_scale") == 0).any(dim=2)
+    for chosen in (*(p.column(name) > 0 for name in CHOICES), masked):
+        assert_share(chosen, probability)
+
+
+def test_noise_has_its_standard_deviation():
+    values = draw(config=AugmentConfig(noise_std=0.02)).column("noise_std").unique()
+    assert values.tolist() == pytest.approx([0.0, 0.02], rel=1e-6)
+
+
+def test_sigma_is_uniform(strong):
+    sigma = strong.column("filter_sigma")[0]
+    assert_uniform(sigma[sigma > 0], 0.1, 2)
+    sigma = draw(config=AugmentConfig(filter_sigma_min=0.5, filter_sigma_max=0.6)).column("filter_sigma")[0]
+    assert_uniform(sigma[sigma > 0], 0.5, 0.6)
+
+
+def test_the_masked_axis_is_any_of_the_three(strong):
+    scale = strong.column("axis_scale")[0]
+    assert ((scale == 0) | (scale == 1)).all()
+    masked = (scale == 0).sum(dim=1)
+    assert masked.max() == 1
+    assert_equally_often((scale == 0).float().argmax(dim=1)[masked == 1], 0, 2)
+
+
+def angles(rotation: Tensor) -> Tensor:
+    """Degrees (N, 3) about x, y, z of matrices R_z R_y R_x (N, 3, 3), for angles below 90 degrees."""
+    r = rotation.double()
+    x, y, z = r[:, 2, 1].atan2(r[:, 2, 2]), (-r[:, 2, 0]).asin(), r[:, 1, 0].atan2(r[:, 0, 0])
+    return torch.rad2deg(torch.stack([x, y, z], dim=1))
+
+
+def test_rotation(strong):
+    """A jittered clip's other map is the bare rotation: up to 30 degrees about any one axis, 1 about the others."""
+    turn = strong.column("pose")[0][strong.column("jittered")[0].any(dim=1)]
+    torch.testing.assert_close(turn @ turn.transpose(1, 2), torch.eye(3).expand_as(turn), atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.linalg.det(turn), torch.ones(len(turn)), atol=1e-6, rtol=0)
+    found = angles(turn)
+    large = found > 1 + 1e-4
+    assert (large.sum(dim=1) <= 1).all()
+    assert_share(large.any(dim=1), 29 / 30)
+    main = large.double().argmax(dim=1)[large.any(dim=1)]
+    assert_equally_often(main, 0, 2)
+    found = found[large.any(dim=1)]
+    for axis in range(3):
+        assert_uniform(found[main == axis, axis], 1, 30)
+        first, second = (found[main == axis, other] for other in range(3) if other != axis)
+        assert_uniform(first, 0, 1)
+        assert_uniform(second, 0, 1)
+        assert_uncorrelated(torch.stack([found[main == axis, axis], first, second], dim=1))
+
+
+def test_rotation_is_applied_after_either_map(strong):
+    """Of a sheared clip, pose = R shear; of a jittered one, jitter = R matrix, R being its pose."""
+    still = replace(AugmentConfig(), rotation_degrees=0.0, rotation_minor_degrees=0.0)
+    bare = draw(500, config=still)
+    turned = ViewParams(strong.table[:, :500], 0, 0, strong.sample[:500], (STRONG,))
+    is_jitter = bare.column("jittered")[0].any(dim=1)
+    turn = turned.column("pose")[0][is_jitter]
+    torch.testing.assert_close(
+        turned.column("jitter")[0][is_jitter], turn @ bare.column("jitter")[0][is_jitter], atol=1e-6, rtol=0
     )
-    assert p.jittered.sum(dim=1).max() == min(15, round(0.6 * joints))
+    turn = turned.column("pose")[0][~is_jitter] @ torch.linalg.inv(bare.column("pose")[0][~is_jitter].double()).float()
+    usable = torch.linalg.det(bare.column("pose")[0][~is_jitter]).abs() > 0.3
+    product = (turn @ turn.transpose(1, 2))[usable]
+    torch.testing.assert_close(product, torch.eye(3).expand_as(product), atol=1e-4, rtol=0)
+    assert torch.equal(turned.column("jittered"), bare.column("jittered"))
 
 
-def test_drawn_parameters_have_their_distributions():
-    config = AugmentConfig()
-    count, frames = 20_000, 200
-    p = draw_params(
-        config,
-        torch.full((count,), frames),
-        25,
-        strong=True,
-        seed=0,
-        step=0,
-        sample=torch.arange(count),
-        view=2,
-    )
-    assert p.crop_length.min() == 64
-    assert p.crop_length.max() in (199, 200)
-    # ratio uniform in [0.1, 1]: below 64 of 200 frames for (0.32 - 0.1) / 0.9 of the draws
-    assert abs((p.crop_length == 64).float().mean() - (0.325 - 0.1) / 0.9) < 0.02
-    assert (p.crop_start >= 0).all()
-    assert (p.crop_start + p.crop_length <= frames).all()
-    room = (frames - p.crop_length)[p.crop_length == 64]
-    assert abs((p.crop_start[p.crop_length == 64] / room).mean() - 0.5) < 0.02
-
-    is_jitter = p.jittered.any(dim=1)
-    assert abs(is_jitter.float().mean() - 0.5) < 0.02
-    assert (p.jittered[is_jitter].sum(dim=1) == 15).all()
-    assert (p.jittered[is_jitter].float().mean(dim=0) - 0.6).abs().max() < 0.03, "every joint is as likely"
-    zeroed = (p.jitter.flatten(1) == 0).all(dim=1)
-    assert abs(zeroed.float().mean() - 0.5) < 0.02
-
-    for name, chosen in {
-        "flip": p.flip,
-        "noise": p.noise_std > 0,
-        "filter": p.filter_sigma > 0,
-        "axis mask": (p.axis_scale == 0).any(dim=1),
-    }.items():
-        assert abs(chosen.float().mean() - 0.5) < 0.02, name
-    sigma = p.filter_sigma[p.filter_sigma > 0]
-    assert 0.1 <= sigma.min() < 0.12
-    assert 1.98 < sigma.max() <= 2.0
-    assert ((1 - p.axis_scale).mean(dim=0) - 1 / 6).abs().max() < 0.02
-
-    # A rotation's trace is 1 + 2 cos(angle); the jittered clips' pose map is the bare rotation.
-    turn = p.pose[is_jitter]
-    torch.testing.assert_close(turn @ turn.transpose(1, 2), torch.eye(3).expand_as(turn), atol=1e-5, rtol=0)
-    angle = torch.rad2deg(torch.arccos(((turn.diagonal(dim1=1, dim2=2).sum(1) - 1) / 2).clamp(-1, 1)))
-    assert angle.max() < 30.1
-    assert abs(angle.mean() - 15) < 0.5
+def test_rotation_equals_reference():
+    angle = torch.tensor([[0.3, -0.7, 1.1]])
+    points = torch.randn(4, 1, 5, 3)
+    want = reference.rotate(points, angle[0].tolist())
+    torch.testing.assert_close(points @ rotation_matrix(angle)[0].T, want)
 
 
-def test_basic_view_draws_only_basic_augmentation():
-    p = draw(make_clips()[0], strong=False)
-    assert not p.flip.any()
-    assert (p.noise_std == 0).all()
-    assert (p.filter_sigma == 0).all()
-    assert (p.axis_scale == 1).all()
+def test_all_choices_of_a_view_are_independent(strong):
+    p = {name: strong.column(name)[0].double() for name in COLUMNS}
+    masked = (p["axis_scale"] == 0).double()
+    some = (p["filter_sigma"] > 0) & (p["crop_length"] > 64)
+    place = place_in_room(p["crop_start"], p["crop_length"], 200)
+    numbers = [p["crop_length"], place, p["flip"], p["noise_std"], p["filter_sigma"], masked.sum(dim=1)]
+    numbers += [p["jittered"].any(dim=1).double(), (p["jitter"] == 0).all(dim=2).all(dim=1).double()]
+    assert_uncorrelated(torch.stack(numbers, dim=1)[some])
 
 
-def test_identity_of_a_64_frame_clip_is_the_clip():
-    clip = torch.randn(3, 64, 2, 25, 3)
-    packed = pack_dense(clip)
-    got = apply_params(packed, identity_params(packed.num_frames, 25), NTU25, 64)
-    torch.testing.assert_close(got, clip, atol=1e-6, rtol=0)
-
-
-def test_crop_span_is_the_named_crop():
-    frames = torch.tensor([100, 100, 1])
-    start, length = crop_span(frames, torch.tensor([0.95, 0.5, 0.5]), torch.tensor([0.5, 1.0, 0.5]))
-    assert length.tolist() == [95, 50, 1]
-    assert start.tolist() == [3, 50, 0]
-
-
-def test_streams():
-    x = torch.randn(2, 5, 1, 25, 3)
-    for n in range(2):
-        assert torch.equal(to_stream(x, "motion", NTU25)[n], reference.motion(x[n]))
-        assert torch.equal(to_stream(x, "bone", NTU25)[n], reference.bone(x[n], NTU25.parents))
-    assert torch.equal(to_stream(x, "joint", NTU25), x)
-    with pytest.raises(ValueError, match="parents"):
-        to_stream(x[:, :, :, :2], "bone", Skeleton("two", ("a", "b")))
-    with pytest.raises(ValueError, match="stream"):
-        to_stream(x, "colour", NTU25)  # type: ignore[arg-type]
-
-
-def test_encoder_layout_is_joints_bodies_coordinates():
-    x = torch.arange(2 * 3 * 2 * 4 * 3).view(2, 3, 2, 4, 3)
-    flat = to_encoder_layout(x)
-    assert flat.shape == (2, 3, 24)
-    assert flat[1, 2, (3 * 2 + 1) * 3 + 2] == x[1, 2, 1, 3, 2]
-
-
-def test_noise_is_added_only_where_asked():
-    x = torch.zeros(2, 4, 1, 25, 3)
-    p = replace(identity_params(torch.tensor([4, 4]), 25), noise_std=torch.tensor([0.0, 0.01]))
-    noisy = _add_noise(x, p)
-    assert (noisy[0] == 0).all()
-    assert np.isclose(noisy[1].std(), 0.01, rtol=0.2)
+def test_views_steps_and_samples_are_independent():
+    """Of one clip in several views and steps, and of neighbouring clips."""
+    lengths = [draw(COUNT + 1, views=(0, 1, 2, 3), step=step).column("crop_length") for step in (6, 7)]
+    columns = [
+        *lengths[0][:, :-1],
+        *lengths[1][:, :-1],
+        lengths[0][0, 1:],
+        draw(COUNT, seed=1).column("crop_length")[0],
+    ]
+    assert_uncorrelated(torch.stack(columns, dim=1))
 
 
 @pytest.mark.parametrize(
     "setting",
-    [{"crop_ratio_min": 0.0}, {"flip_probability": 1.5}, {"filter_sigma_min": 3.0}, {"crop_frames_min": 0}],
+    [
+        {"crop_ratio_min": 0.0},
+        {"flip_probability": 1.5},
+        {"filter_sigma_min": 3.0},
+        {"crop_frames_min": 0},
+        {"noise_std": -1.0},
+        {"rotation_degrees": float("nan")},
+    ],
 )
 def test_config_refuses_nonsense(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from sklearn.metrics import top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
+from view_cases import STREAMS, to_layout, true_stream
 
 from fastmc import evaluation
-from fastmc.augment import to_encoder_layout
 from fastmc.data.resident import ResidentStore
 from fastmc.data.store import PackedStore
 from fastmc.encoder import Encoder, EncoderConfig
@@ -22,6 +22,7 @@ from fastmc.evaluation import (
     represent,
 )
 from fastmc.reference import augment as reference
+from fastmc.skeleton import NTU25
 
 
 def blobs(spread: float, classes=6, per_class=40, dim=12, seed=0) -> FrozenFeatures:
@@ -99,15 +100,15 @@ def test_frozen_features_are_the_encoder_s_of_the_named_crops(encoder_and_store)
     train, test = (torch.from_numpy(ids) for ids in store.split("xsub"))
     config = EvalConfig(train_crops=2)
     assert encoder.training
-    f = frozen_features(encoder, resident, train, test, to_encoder_layout, config, frames=16, seed=3)
+    f = frozen_features(encoder, resident, train, test, "joint", config, frames=16, seed=3)
     assert encoder.training, "the mode is given back"
     assert f.train.shape == (len(train), 16)
     assert f.train_crops.shape == (2, len(train), 16)
     assert torch.equal(f.test_labels, torch.from_numpy(store.label[test.numpy()]).long())
     assert not torch.equal(f.train_crops[0], f.train_crops[1])
-    again = frozen_features(encoder, resident, train, test, to_encoder_layout, config, frames=16, seed=3)
+    again = frozen_features(encoder, resident, train, test, "joint", config, frames=16, seed=3)
     assert torch.equal(f.train_crops, again.train_crops)
-    without = frozen_features(encoder, resident, train, test, to_encoder_layout, config, frames=16, crops=0)
+    without = frozen_features(encoder, resident, train, test, "joint", config, frames=16, crops=0)
     assert without.train_crops.shape[0] == 0
     assert torch.equal(without.train, f.train)
 
@@ -116,8 +117,21 @@ def test_frozen_features_are_the_encoder_s_of_the_named_crops(encoder_and_store)
     length = int(len(clip) * 0.95)
     start = min(int((len(clip) - length + 1) * 0.5), len(clip) - length)
     x = reference.temporal_crop_resize(clip, start, length, 16)
-    want = encoder.eval().represent(to_encoder_layout(x[None]))
+    want = encoder.eval().represent(to_layout(x)[None])
     torch.testing.assert_close(f.test[:1], want, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_the_encoder_reads_its_own_stream(encoder_and_store, stream):
+    encoder, resident, store = encoder_and_store
+    ids = torch.tensor([4, 9])  # of two bodies
+    span = {"ratio": torch.ones(2), "position": torch.zeros(2)}
+    found = represent(encoder, resident, ids, stream, frames=16, **span)
+    for n, clip in enumerate(store.clip(int(i)) for i in ids):
+        x = reference.temporal_crop_resize(torch.from_numpy(clip.copy()), 0, len(clip), 16)
+        with torch.no_grad():
+            want = encoder.eval().represent(to_layout(true_stream(x, stream, NTU25))[None])
+        torch.testing.assert_close(found[n : n + 1], want, atol=1e-5, rtol=0)
 
 
 def test_representations_do_not_depend_on_the_batch_size(encoder_and_store):
@@ -125,7 +139,7 @@ def test_representations_do_not_depend_on_the_batch_size(encoder_and_store):
     ids = torch.arange(len(resident))
     ratio, position = torch.rand(2, len(ids))
     whole, small = (
-        represent(encoder, resident, ids, to_encoder_layout, frames=16, ratio=ratio, position=position, batch_size=size)
+        represent(encoder, resident, ids, "joint", frames=16, ratio=ratio, position=position, batch_size=size)
         for size in (256, 5)
     )
     torch.testing.assert_close(whole, small, atol=1e-6, rtol=0)

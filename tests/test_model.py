@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastmc.attack import AttackConfig
-from fastmc.augment import AugmentConfig, apply_params, draw_params, identity_params
+from fastmc.augment import AugmentConfig, draw_params
 from fastmc.bank import mixing_coefficients
 from fastmc.data.resident import ResidentStore
 from fastmc.data.store import PackedStore
@@ -19,6 +19,7 @@ from fastmc.reference import bank as reference_bank
 from fastmc.reference import contrast as reference
 from fastmc.reference.ema import ema_
 from fastmc.skeleton import NTU25
+from fastmc.views import DenseClips, make_views, to_stream, whole_clips
 
 SMALL = ContrastConfig(bank_size=20)
 
@@ -62,22 +63,40 @@ def test_initial_weights_depend_on_the_seed_alone():
         assert not key.requires_grad
 
 
-def test_views_are_keyed_and_attacked_views_come_from_the_attacked_clips(batch):
+def test_views_are_keyed(batch):
     clips, ids = batch
     model = make(seed=9)
-    params = draw_params(model.augment_config, clips.num_frames, 25, strong=False, seed=9, step=4, sample=ids, view=3)
-    assert torch.equal(model.view(clips, ids, 4, 3), apply_params(clips, params, NTU25, 16))
-    views = [model.view(clips, ids, 4, view) for view in (0, 1, 2, 3)]
+    params = draw_params(model.augment_config, clips.num_frames, 25, views=(0, 3), seed=9, step=4, sample=ids)
+    assert torch.equal(model.views(clips, ids, 4, (0, 3)), make_views(clips, params, NTU25, size=16))
+    views = model.views(clips, ids, 4, (0, 1, 2, 3))
+    assert views.shape == (4, 5, 16, 150)
     assert all(not torch.equal(a, b) for i, a in enumerate(views) for b in views[:i])
-    assert not torch.equal(model.view(clips, ids, 5, 0), views[0])
+    assert torch.equal(model.views(clips, ids, 4, (2,))[0], views[2])
+    assert not torch.equal(model.views(clips, ids, 5, (0,))[0], views[0])
 
 
-def test_the_attack_moves_whole_clips_by_at_most_eta_and_leaves_the_encoder(batch):
+def test_attacked_views_come_from_the_attacked_clips(batch):
+    """Of the 16 frames that the attack leaves, cropped where the sources would be, in the run's stream."""
+    clips, ids = batch
+    x = torch.randn(5, 16, 150, generator=torch.Generator().manual_seed(0))
+    x.view(5, 16, 25, 2, 3)[clips.num_bodies == 1, :, :, 1] = 0
+    model = make(seed=9, stream="bone")
+    params = draw_params(
+        model.augment_config, clips.num_frames, 25, views=(1, 2), seed=9, step=4, sample=ids, resized_to=16
+    )
+    want = make_views(DenseClips(x, clips.num_bodies, 2), params, NTU25, size=16, stream="bone")
+    room = torch.full((3, 5, 16, 150), torch.nan)
+    got = model.views(clips, ids, 4, (1, 2), attacked=x, out=room[1:])
+    assert torch.equal(got, want) and torch.equal(room[1:], want) and room[0].isnan().all()
+
+
+@pytest.mark.parametrize("stream", ["joint", "motion", "bone"])
+def test_the_attack_moves_whole_clips_by_at_most_eta_and_leaves_the_encoder(batch, stream):
     clips, _ = batch
-    model = make()
+    model = make(stream=stream)
     model.query(torch.randn(6, 16, 150))
     before = copy.deepcopy(model.state_dict())
-    x = apply_params(clips, identity_params(clips.num_frames, 25), NTU25, 16)
+    x = whole_clips(clips, NTU25, 16)
     rho = (model.attacked(clips) - x).flatten(1).norm(dim=1)
     assert (rho <= 0.5 * (1 + 1e-5)).all()
     assert (rho > 0.4).all()
@@ -85,20 +104,26 @@ def test_the_attack_moves_whole_clips_by_at_most_eta_and_leaves_the_encoder(batc
     assert all(p.grad is None for p in model.query.parameters())
 
 
-def test_features_are_those_of_separate_calls(batch):
+@pytest.mark.parametrize("stream", ["joint", "motion"])
+def test_features_are_those_of_separate_calls(batch, stream):
+    """Each encoder reads its own views; the three of the query go through it together, each with its own statistics."""
     clips, ids = batch
-    model = make()
-    got = model.features(clips, ids, 2, hard_positives=True)
+    got = make(stream=stream).features(clips, ids, 2, hard_positives=True)
     fresh = make()
-    want3 = fresh.query(fresh.encoder_input(fresh.view(clips, ids, 2, 3)))
-    want0 = fresh.key(fresh.encoder_input(fresh.view(clips, ids, 2, 0)))
-    torch.testing.assert_close(got.f3, want3, atol=1e-6, rtol=0)
-    torch.testing.assert_close(got.f0, want0, atol=1e-6, rtol=0)
-    assert got.f0.grad_fn is None
-    assert got.f1 is not None
-    assert got.f1.shape == got.f3.shape
-    plain = make().features(clips, ids, 2, hard_positives=False)
-    assert plain.f1 is None
+    joints = [fresh.views(clips, ids, 2, (view,))[0] for view in (0, 3)]
+    joints += fresh.views(clips, ids, 2, (1, 2), attacked=make(stream=stream).attacked(clips))
+    x0, x3, x1, x2 = (to_stream(x, stream, NTU25) for x in joints)
+    want3 = fresh.query(x3)
+    for found, want in (
+        (got.f0, fresh.key(x0)),
+        (got.f3, want3),
+        (got.f1, make().query(x1)),
+        (got.f2, make().query(x2)),
+    ):
+        torch.testing.assert_close(found, want, atol=1e-6, rtol=0)
+    assert got.f0.grad_fn is None and got.f1.grad_fn is not None
+    plain = make(stream=stream).features(clips, ids, 2, hard_positives=False)
+    assert plain.f1 is None and plain.f2 is None
     torch.testing.assert_close(plain.f3, want3)
 
 

@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from plain_philox import normal_plain, philox_plain, uniform_plain, words_plain
 
 from fastmc.random import normal, philox, uniform
-
-
-def philox_plain(key: tuple[int, int], counter: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """Philox4x32-10 with Python integers."""
-    k0, k1 = key
-    c = list(counter)
-    for _ in range(10):
-        p0, p1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
-        c = [(p1 >> 32) ^ c[1] ^ k0, p1 & 0xFFFFFFFF, (p0 >> 32) ^ c[3] ^ k1, p0 & 0xFFFFFFFF]
-        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
-    return tuple(c)
-
 
 # From the known-answer tests of the Random123 distribution (kat_vectors, philox4x32 10).
 KNOWN = [
@@ -47,6 +37,44 @@ def test_equals_plain_philox_on_random_input():
     words = philox(seed, c[0], c[1], c[2], c[3])
     key = (seed & 0xFFFFFFFF, seed >> 32)
     assert words.tolist() == [list(philox_plain(key, tuple(row))) for row in c.T.tolist()]
+
+
+def test_counters_are_words_whatever_their_type():
+    """Ints and tensors mean the same, and so does what wraps modulo 2^32."""
+    block = torch.tensor([0, 3, 2**32 - 1])
+    words = philox(2**63 - 1, block, 2**32 - 1, 2**31, 5)
+    assert torch.equal(words, philox(2**63 - 1, block, torch.tensor(2**32 - 1), torch.tensor(2**31), torch.tensor(5)))
+    assert torch.equal(words, philox(2**63 - 1, block - 2**32, -1, 2**31 + 2**32, 5))
+    assert words.min() >= 0 and words.max() < 2**32
+
+
+def test_the_arrays_of_numpy_that_other_tests_rely_on():
+    """`words_plain` is `philox_plain` of Python's ints."""
+    block, seed = np.array([0, 7, 2**16, 2**32 - 1], np.uint64), 2**63 - 25
+    words = words_plain(seed, block, 2**31 - 1, 2**31 - 2, 3)
+    key = (seed & 0xFFFFFFFF, seed >> 32)
+    assert words.tolist() == [list(philox_plain(key, (int(b), 2**31 - 1, 2**31 - 2, 3))) for b in block]
+
+
+def test_uniform_and_normal_equal_float64():
+    words = philox(3, torch.arange(20_000), 0, 0, 0)
+    plain = words.numpy().astype(np.uint64)
+    assert np.array_equal(uniform(words).numpy(), uniform_plain(plain))
+    error = np.abs(normal(words).numpy() - normal_plain(plain))
+    assert error.max() < 120 * 2.0**-24  # radii up to 5.8, of an angle with two roundings
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_the_first_of_the_four_normal_numbers(count):
+    words = philox(3, torch.arange(100).view(20, 5), 0, 0, 0)
+    assert normal(words, count).shape == (20, 5, count)
+    assert torch.equal(normal(words, count), normal(words)[..., :count])
+
+
+def test_normal_of_the_extreme_words_is_finite():
+    extreme = torch.tensor([[0, 0, 2**32 - 1, 2**32 - 1], [2**32 - 1, 0, 0, 2**32 - 1]])
+    z = normal(extreme)
+    assert torch.isfinite(z).all() and z.abs().max() < 5.8
 
 
 def test_a_number_does_not_depend_on_its_neighbours():

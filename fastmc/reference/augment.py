@@ -72,6 +72,40 @@ def axis_mask(clip: Tensor, axis: int) -> Tensor:
     return clip
 
 
+def view(
+    clip: Tensor,
+    *,
+    size: int,
+    mirror: Sequence[int],
+    noise: Tensor,
+    crop_start: Tensor,
+    crop_length: Tensor,
+    pose: Tensor,
+    jitter: Tensor,
+    jittered: Tensor,
+    flip: Tensor,
+    noise_std: Tensor,
+    filter_sigma: Tensor,
+    axis_scale: Tensor,
+) -> Tensor:
+    """One view (size, M, V, 3) of a clip: all transforms in order, with the choices of one row of a parameter table.
+
+    ``pose`` and ``jitter`` carry the rotation too: it is applied after either. noise: standard normal, (size, M, V, 3).
+    """
+    original = x = temporal_crop_resize(clip, int(crop_start), int(crop_length), size)
+    x = joint_jittering(x, jittered.nonzero()[:, 0].tolist(), jitter)
+    x = joint_jittering(x, (jittered == 0).nonzero()[:, 0].tolist(), pose)
+    if flip > 0:
+        x = spatial_flip(x, mirror)
+    if noise_std > 0:
+        x = gaussian_noise(x, noise, float(noise_std))
+    if filter_sigma > 0:
+        x = gaussian_filter(x, float(filter_sigma))
+    for axis in (axis_scale == 0).nonzero()[:, 0].tolist():
+        x = axis_mask(x, axis)
+    return restore_missing(x, original)
+
+
 def restore_missing(clip: Tensor, original: Tensor) -> Tensor:
     """Zero wherever a body of the original (T, M, V, 3) is missing, that is all zero."""
     return clip * (original != 0).flatten(2).any(dim=2)[:, :, None, None]
