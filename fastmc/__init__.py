@@ -1,7 +1,8 @@
 """fastmc: A²MC, self-supervised pre-training of skeleton encoders.
 
 ``mc_loss`` and ``bank_step_`` are the loss (eq. 9-11) and the bank's ascent (eq. 7); ``mc_step_`` is both, with
-gradients and metrics, in one sweep over the bank; ``MemoryBank`` keeps the bank.
+gradients and metrics, in one sweep over the bank; ``MemoryBank`` keeps the bank. ``draw_params`` draws the random
+choices of augmented views, ``make_views`` makes them of packed clips.
 """
 
 from __future__ import annotations
@@ -12,22 +13,43 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastmc.augment import AugmentConfig, ViewParams, draw_params
     from fastmc.bank import MemoryBank, bank_step_
     from fastmc.loss import info_nce, mc_loss, mc_loss_parts
     from fastmc.step import MCStep, mc_step_
+    from fastmc.views import DenseClips, PackedClips, make_views
 
 __version__ = "0.1.0"
-__all__ = ["MCStep", "MemoryBank", "bank_step_", "info_nce", "mc_loss", "mc_loss_parts", "mc_step_"]
-
 _HOME = {
+    "AugmentConfig": "fastmc.augment",
+    "DenseClips": "fastmc.views",
     "MCStep": "fastmc.step",
     "MemoryBank": "fastmc.bank",
+    "PackedClips": "fastmc.views",
+    "ViewParams": "fastmc.augment",
     "bank_step_": "fastmc.bank",
+    "draw_params": "fastmc.augment",
     "info_nce": "fastmc.loss",
+    "make_views": "fastmc.views",
     "mc_loss": "fastmc.loss",
     "mc_loss_parts": "fastmc.loss",
     "mc_step_": "fastmc.step",
 }
+__all__ = [
+    "AugmentConfig",
+    "DenseClips",
+    "MCStep",
+    "MemoryBank",
+    "PackedClips",
+    "ViewParams",
+    "bank_step_",
+    "draw_params",
+    "info_nce",
+    "make_views",
+    "mc_loss",
+    "mc_loss_parts",
+    "mc_step_",
+]
 
 
 def foreign_package(name: str) -> str | None:

@@ -34,16 +34,30 @@ def choose(impl: str, device: torch.device, dtype: torch.dtype, dim: int = 1) ->
     return impl
 
 
-def choose_for_views(impl: str, device: torch.device, dtype: torch.dtype) -> str:
+def choose_for_views(
+    impl: str, device: torch.device, dtype: torch.dtype = torch.float32, size: tuple[int, int, int] | None = None
+) -> str:
     """As `choose`, of the implementations of views; "auto" takes numba on a CPU where it can run. ``dtype`` is that of
-    the clips' frames."""
+    the clips' frames, ``size`` the (T, M, V) of the views."""
     check_choice("impl", impl, VIEW_IMPLS)
-    if impl != "numba" and (impl != "auto" or device.type != "cpu" or torch.compiler.is_compiling()):
-        return choose(impl, device, torch.float32)
-    reason = _numba_reason(device, dtype)
-    if impl == "numba" and reason is not None:
-        raise RuntimeError(f"impl='numba' cannot run: {reason}; impl='auto' takes what can")
-    return "numba" if reason is None else "torch"
+    if impl == "auto":
+        fast = "triton" if device.type == "cuda" else "numba"
+        compiling = torch.compiler.is_compiling() and fast == "numba"
+        return "torch" if compiling or no_views_reason(fast, device, dtype, size) is not None else fast
+    reason = no_views_reason(impl, device, dtype, size)
+    if reason is not None:
+        raise RuntimeError(f"impl={impl!r} cannot run: {reason}; impl='auto' takes what can")
+    return impl
+
+
+def no_views_reason(
+    impl: str, device: torch.device, dtype: torch.dtype = torch.float32, size: tuple[int, int, int] | None = None
+) -> str | None:
+    """Why ``impl`` cannot make views, as the end of a sentence; None if it can. Arguments as above."""
+    if impl == "numba":
+        return _numba_reason(device, dtype)
+    too_large = kernels.view_reason(*size) if impl == "triton" and size is not None else None
+    return too_large or unavailable_reason(impl, device)
 
 
 def _numba_reason(device: torch.device, dtype: torch.dtype) -> str | None:

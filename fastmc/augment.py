@@ -155,7 +155,7 @@ def draw_params(
         alone. Integers and choices are the same on all devices, and maps up to the rounding of sine and cosine.
     """
     views, frames = tuple(views), num_frames.to(torch.int64)
-    impl = choose_for_views(impl, frames.device, torch.float32)
+    impl = choose_for_views(impl, frames.device)
     what = (config, frames, num_joints, views, STRONG, seed, step, sample, resized_to)
     with launching_on(frames.device):
         table = importlib.import_module(DRAW.get(impl, __name__)).draw(*what)

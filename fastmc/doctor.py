@@ -12,11 +12,16 @@ import torch
 from torch import Tensor
 
 from fastmc import bank_step_, foreign_package, mc_loss, mc_step_
-from fastmc.arguments import unavailable_reason
+from fastmc.arguments import no_views_reason, unavailable_reason
+from fastmc.augment import AugmentConfig, draw_params
+from fastmc.skeleton import NTU25
+from fastmc.views import PackedClips, make_views
 
-PACKAGES = ("fastmc", "torch", "triton", "numpy", "tyro", "tqdm", "matplotlib", "tensorboard")
+PACKAGES = ("fastmc", "torch", "triton", "numba", "numpy", "tyro", "tqdm", "matplotlib", "tensorboard")
 BOUNDS = {"ieee": 1e-4, "bf16x3": 1e-3}
 """Largest error of a self-test, by precision of the products."""
+VIEW_BOUND = 1e-5
+"""The same for views."""
 
 
 def main() -> int:
@@ -37,6 +42,10 @@ def main() -> int:
     for impl in ("reference", "torch", "triton"):
         for device in devices:
             healthy &= _implementation(impl, device)
+    print("implementations of views")
+    for impl in ("torch", "numba", "triton"):
+        for device in devices:
+            healthy &= _view_implementation(impl, device)
     print("ok" if healthy else "NOT ok: see the lines marked !!")
     return 0 if healthy else 1
 
@@ -96,6 +105,32 @@ def _implementation(impl: str, device: torch.device) -> bool:
         text = f"runs{products}, error {error:.1e} against the float64 reference"
         _line(f"{impl} on {device.type}", text, error < bound)
     return good
+
+
+def _view_implementation(impl: str, device: torch.device) -> bool:
+    reason = no_views_reason(impl, device)
+    if reason is not None:
+        _line(f"{impl} on {device.type}", f"cannot run: {reason}")
+        return True
+    error = view_self_test(impl, device)
+    _line(f"{impl} on {device.type}", f"runs, error {error:.1e} against the float64 reference", error < VIEW_BOUND)
+    return error < VIEW_BOUND
+
+
+def view_self_test(impl: str, device: torch.device) -> float:
+    """Largest error of two views of four clips, a strong one among them, against the reference, in metres for
+    coordinates near 1 m."""
+    generator = torch.Generator().manual_seed(0)
+    num_frames, num_bodies = torch.tensor([1, 30, 64, 150]), torch.tensor([1, 2, 1, 2])
+    rows = num_frames * num_bodies
+    frames = torch.randn(int(rows.sum()), 25, 3, generator=generator)
+    start = rows.cumsum(0) - rows
+    clips = PackedClips(frames.to(device), start.to(device), num_frames.to(device), num_bodies.to(device), max_bodies=2)
+    sample = torch.arange(4, device=device)
+    settings: dict[str, Any] = {"views": (1, 2), "seed": 0, "step": 0, "sample": sample, "impl": impl}
+    params = draw_params(AugmentConfig(crop_frames_min=1), clips.num_frames, 25, **settings)
+    ours, truth = (make_views(clips, params, NTU25, impl=i).cpu() for i in (impl, "reference"))
+    return float((ours - truth).abs().max())
 
 
 def _own_package(name: str) -> bool:

@@ -17,7 +17,7 @@ from fastmc.encoder import Encoder, EncoderConfig
 from fastmc.random import keyed_generator
 from fastmc.skeleton import Skeleton
 from fastmc.step import MCStep
-from fastmc.views import DenseClips, PackedClips, Stream, make_views, to_stream, whole_clips
+from fastmc.views import DenseClips, PackedClips, Stream, ViewImpl, make_views, to_stream, whole_clips
 
 Method = Literal["a2mc", "b1", "b2", "b3"]
 OF_CLIPS, OF_ATTACKED = (BASIC_KEY, BASIC_QUERY), (WEAK, STRONG)
@@ -108,10 +108,12 @@ class A2MC(nn.Module):
         stream: Stream = "joint",
         frames: int = 64,
         seed: int = 0,
+        view_impl: ViewImpl = "auto",
     ) -> None:
         super().__init__()
         self.skeleton, self.max_bodies, self.stream, self.frames, self.seed = skeleton, max_bodies, stream, frames, seed
         self.augment_config, self.attack_config, self.contrast = augment, attack, contrast
+        self.view_impl = view_impl
         generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -148,9 +150,11 @@ class A2MC(nn.Module):
             step=step,
             sample=sample,
             resized_to=None if attacked is None else self.frames,
+            impl=self.view_impl,
         )
         source = clips if attacked is None else DenseClips(attacked, clips.num_bodies, clips.max_bodies)
-        return make_views(source, params, self.skeleton, size=self.frames, stream=self.stream, out=out)
+        size, impl = self.frames, self.view_impl
+        return make_views(source, params, self.skeleton, size=size, stream=self.stream, out=out, impl=impl)
 
     def attacked(self, clips: PackedClips) -> Tensor:
         """x_hat of eq. 6, joint coordinates (B, T, V * M * 3): the whole clips resized to T frames, then attacked."""
@@ -158,7 +162,7 @@ class A2MC(nn.Module):
         def classify(x: Tensor) -> Tensor:
             return self.attack_head(self.query.represent(to_stream(x, self.stream, self.skeleton)))
 
-        x = whole_clips(clips, self.skeleton, self.frames)
+        x = whole_clips(clips, self.skeleton, self.frames, impl=self.view_impl)
         with self.query.fixed():
             return attack(x, classify, self.attack_config, bodies=self.max_bodies)
 

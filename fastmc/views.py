@@ -24,6 +24,7 @@ from fastmc.skeleton import Skeleton
 from kernels import launching_on
 
 Stream = Literal["joint", "motion", "bone"]
+ViewImpl = Literal["auto", "triton", "numba", "torch", "reference"]
 STREAMS = ("joint", "motion", "bone")
 FILTER_TAPS = 15  # AimCLR
 NOISE_COUNTER = 1 << 16  # noise blocks count from here, parameter blocks from 0: they never meet
@@ -113,7 +114,8 @@ def make_views(
     elif out.shape != shape or out.dtype != dtype or not out.is_contiguous():
         raise ValueError(f"out must be contiguous {shape} of {dtype}, got {tuple(out.shape)} of {out.dtype}")
 
-    impl = choose_for_views(impl, device, (source.frames if isinstance(source, PackedClips) else source.x).dtype)
+    frames = source.frames if isinstance(source, PackedClips) else source.x
+    impl = choose_for_views(impl, device, frames.dtype, (size, source.max_bodies, skeleton.num_joints))
     if impl == "numba":
         from fastmc.views_numba import make_views as fill  # here, since numba need not be installed
 
@@ -331,11 +333,11 @@ def _filter_weights(sigma: Tensor, size: int) -> Tensor:
 
 
 def _reference_views(clips: _Rows, params: ViewParams, skeleton: Skeleton, size: int, stream: Stream) -> Tensor:
-    """The same by ``fastmc.reference``, clip by clip, in float64."""
+    """The same by ``fastmc.reference``, clip by clip, in float64 on the CPU."""
     views = []
     for w, n in itertools.product(range(len(params.views)), range(len(clips.first))):
         clip = _dense_clip(clips, n, int(params.column("crop_start")[w, n] + params.column("crop_length")[w, n]))
-        choices = {name: params.column(name)[w, n].double() for name in COLUMNS}
+        choices = {name: params.column(name)[w, n].double().cpu() for name in COLUMNS}
         noise = _noise_of_view(params, w, n, (size, skeleton.num_joints, clips.max_bodies))
         view = reference.view(clip, size=size, mirror=skeleton.mirror, noise=noise, **choices)
         if stream != "joint":
@@ -347,12 +349,12 @@ def _reference_views(clips: _Rows, params: ViewParams, skeleton: Skeleton, size:
 def _dense_clip(clips: _Rows, n: int, frames: int) -> Tensor:
     """(frames, M, V, 3) float64: the first frames of clip n."""
     first, step, bodies = (int(t[n]) for t in (clips.first, clips.step, clips.num_bodies))
-    rows = clips.rows[first : first + frames * step].to(torch.float64).view(frames, step, -1, 3)[:, :bodies]
+    rows = clips.rows[first : first + frames * step].to("cpu", torch.float64).view(frames, step, -1, 3)[:, :bodies]
     return torch.nn.functional.pad(rows, (0, 0, 0, 0, 0, clips.max_bodies - bodies))
 
 
 def _noise_of_view(params: ViewParams, w: int, n: int, shape: tuple[int, int, int]) -> Tensor:
     """(T, M, V, 3) float64."""
-    row = torch.tensor([w * len(params.sample) + n])
+    row = torch.full((1,), w * len(params.sample) + n, device=params.sample.device)
     by_body = [_noise(params, row, torch.Size(shape), body) for body in range(shape[2])]
-    return torch.cat(by_body).transpose(0, 1).double()
+    return torch.cat(by_body).transpose(0, 1).double().cpu()

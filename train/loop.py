@@ -40,6 +40,7 @@ def build_model(config: Config, store: PackedStore | PlacedStore, device: torch.
         stream=config.stream,
         frames=config.frames,
         seed=config.seed,
+        view_impl=config.data.view_impl,
     ).to(device)
 
 

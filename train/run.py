@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fastmc.arguments import unavailable_reason
+from fastmc.arguments import choose_for_views, unavailable_reason
 from fastmc.data.resident import PlacedStore
 from fastmc.data.store import PackedStore
 from fastmc.files import write_json
@@ -57,6 +57,7 @@ def run(config: Config) -> dict[str, Any]:
 
     folder = RunFolder(config)
     pretraining = Pretraining(config, store, folder.path, device)
+    view_maker(pretraining)  # an error before anything is written
     finished_report = None if config.restart else _resume(pretraining, folder)
     if finished_report is not None:
         return finished_report
@@ -134,8 +135,15 @@ def start_line(config: Config, store: PackedStore, pretraining: Pretraining) -> 
         f"{len(pretraining.test_ids)} test clips), {config.stream} stream, BiGRU {layers}x{hidden} "
         f"({parameters / 1e6:.1f}M parameters), bank {config.contrast.bank_size}, {config.optim.epochs} epochs of "
         f"{pretraining.batches} steps, {config.optim.optimizer} at {config.optim.lr:g} "
-        f"(drops at epochs: {drops or 'none'}), {pretraining.device}"
+        f"(drops at epochs: {drops or 'none'}), views by {view_maker(pretraining)}, {pretraining.device}"
     )
+
+
+def view_maker(pretraining: Pretraining) -> str:
+    """The implementation of views that this run takes. RuntimeError if the one it asks for cannot run."""
+    data, config = pretraining.data, pretraining.config
+    size = (config.frames, data.max_bodies, data.skeleton.num_joints)
+    return choose_for_views(config.data.view_impl, pretraining.device, data.dtype, size)
 
 
 if __name__ == "__main__":

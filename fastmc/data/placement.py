@@ -12,6 +12,7 @@ import torch
 from fastmc.data.resident import PlacedStore, ResidentStore
 from fastmc.data.store import PackedStore
 from fastmc.data.streamed import AHEAD, StreamedStore
+from fastmc.views import ViewImpl
 
 Placement = Literal["auto", "device", "pinned", "mapped"]
 Place = Literal["device", "pinned", "mapped"]
@@ -21,7 +22,7 @@ SHARE = 0.5  # of the free memory that auto gives to the frames; the rest is for
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the frames of the training set are kept, and in which numbers."""
+    """Where the frames of the training set are kept, in which numbers, and who makes views of them."""
 
     placement: Placement = "auto"
     """device: whole on the training device, the fastest. pinned: whole in page-locked memory of the host; mapped: left
@@ -31,6 +32,9 @@ class DataConfig:
     frames_dtype: FramesDtype = "float32"
     """float16 takes half the memory and rounds coordinates of 2 to 4 m by at most 1 mm; bfloat16 by at most 8 mm. The
     largest error in the data at hand is logged."""
+    view_impl: ViewImpl = "auto"
+    """Implementation of the views. auto: the Triton kernels on a GPU; on a CPU numba where it is installed; else
+    PyTorch. Views differ in their last bits between implementations."""
 
     @property
     def dtype(self) -> torch.dtype:
