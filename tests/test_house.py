@@ -13,6 +13,7 @@ import torch
 import kernels
 from fastmc import bank_step_, chunked, doctor, foreign_package, mc_loss, mc_step_
 from fastmc.skeleton import KINECT20, NTU25, SKELETONS, Skeleton, mirror_from_names
+from fastmc.views import make_views
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {"kernels": set(), "fastmc": {"kernels"}, "train": {"fastmc", "kernels"}}
@@ -123,10 +124,22 @@ def test_doctor_tests_triton_in_each_precision_where_it_can_run(monkeypatch, cap
     """The chunked functions stand in for the kernels."""
     monkeypatch.setitem(sys.modules, "kernels.mc", chunked)
     monkeypatch.setattr(kernels, "unavailable_reason", lambda device: None)
+    monkeypatch.setattr(doctor, "no_views_reason", lambda impl, device: None if impl == "torch" else "not here")
     assert doctor.main() == 0
     out = capsys.readouterr().out
     assert "triton on cpu        runs with ieee products, error" in out
     assert "triton on cpu        runs with bf16x3 products, error" in out
+
+
+def test_doctor_tests_the_views(monkeypatch, capsys):
+    def wrong(clips, params, skeleton, *, impl):
+        return make_views(clips, params, skeleton, impl=impl) * (1.001 if impl == "torch" else 1)
+
+    assert doctor.view_self_test("torch", torch.device("cpu")) < 1e-6
+    monkeypatch.setattr(doctor, "make_views", wrong)
+    assert doctor.view_self_test("torch", torch.device("cpu")) > 1e-4
+    assert doctor.main() == 1
+    assert "!!torch on cpu" in capsys.readouterr().out
 
 
 def test_doctor_notices_a_nan(monkeypatch):
