@@ -106,7 +106,7 @@ def _pick(b_flat, t, m, v, c, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, SIZE
     return tl.gather(b_flat, tl.minimum(((t * BLOCK_M + m) * BLOCK_V + v) * 4 + c, SIZE - 1), 0)
 
 
-@triton.jit(do_not_specialize=["seed", "step"])
+@triton.jit(do_not_specialize=["seed", "step", "B"])
 def _views_kernel(
     p_frames,  # packed (R, V, 3), or dense (B, FRAMES, V, M, 3)
     p_first,  # (B,) first row of a packed clip
@@ -203,7 +203,9 @@ def _views_kernel(
     if STREAM == "motion":
         b_out = tl.where(t + 1 < T, _pick(b_flat, t + 1, m, v, c, BLOCK_M, BLOCK_V, SIZE) - b_out, 0.0)
     if STREAM == "bone":
-        parent = tl.load(p_parents + v).to(tl.int32)
+        o_j = tl.arange(0, BLOCK_V)
+        parents = tl.load(p_parents + o_j, mask=o_j < V, other=0).to(tl.int32)
+        parent = tl.gather(parents, v, 0)
         b_out -= _pick(b_flat, t, m, parent, c, BLOCK_M, BLOCK_V, SIZE)
     p_view = p_out + (w * B + n) * (T * V * M * 3)
     tl.store(p_view + o_e, b_out.to(p_out.dtype.element_ty), mask=o_e < T * V * M * 3)
