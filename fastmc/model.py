@@ -51,7 +51,7 @@ class ContrastConfig:
     ema: float = 0.999
     """alpha of eq. 4: the key encoder follows the query encoder."""
     impl: Literal["auto", "triton", "torch", "reference"] = "auto"
-    """Implementation of loss and bank step. auto: triton where it can run, torch elsewhere."""
+    """Implementation of loss, bank step and attack. auto: triton where it can run, torch elsewhere."""
     precision: Literal["bf16x3", "ieee", "bf16"] = "bf16x3"
     """Products of triton's loss and bank step. bf16x3: operands as sums of two bfloat16 numbers, about 16 bits; ieee:
     float32, slower; bf16: rounded to bfloat16, which moves probabilities by percents."""
@@ -164,7 +164,7 @@ class A2MC(nn.Module):
 
         x = whole_clips(clips, self.skeleton, self.frames, impl=self.view_impl)
         with self.query.fixed():
-            return attack(x, classify, self.attack_config, bodies=self.max_bodies)
+            return attack(x, classify, self.attack_config, bodies=self.max_bodies, impl=self.contrast.impl)
 
     def features(self, clips: PackedClips, sample: Tensor, step: int, *, hard_positives: bool) -> Features:
         """f0..f3 of a batch; f1 and f2 (attack-augmentation, section 3.2) only with ``hard_positives``."""
