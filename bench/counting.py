@@ -1,27 +1,26 @@
-"""Counts of one step of the MC loss: of its kernels, as Triton's interpreter runs them, and of PyTorch's operators.
+"""Counts of a step: of its kernels' launches, as Triton's interpreter runs them, and of PyTorch's operators.
 
-``python -m bench.counting`` prints those of the kernels as JSON. It is a process of its own, since Triton decides once
-whether kernels are interpreted: `count_kernels` starts it.
+``python -m bench.counting`` is the process in which the interpreter runs, since Triton decides once whether kernels are
+interpreted: `count_launches` starts it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-import torch
-import tyro
-from torch import Tensor
+from torch import Size, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.providers import ASCENT, TEMPERATURE, Case, Inputs, Mix, draw
+from bench.providers import ASCENT, TEMPERATURE, Case, Inputs, Mix
 
 
 @dataclass(frozen=True)
@@ -42,37 +41,6 @@ class StepSize:
         return Case("step", self.mix, self.batch, self.bank, self.dim)
 
 
-@dataclass(frozen=True)
-class Counting(StepSize):
-    """Count what the kernels of one step ask for, on the interpreter."""
-
-    precision: str = "bf16x3"
-    """Products of the kernels."""
-
-
-def count_kernels(case: Case, precision: str) -> list[dict[str, Any]]:
-    """One `bench.watch.Counts` per launch of mc_step_, as a dictionary. RuntimeError with the child's words."""
-    flags = [f"--mix={case.mix}", f"--batch={case.batch}", f"--bank={case.bank}", f"--dim={case.dim}"]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.counting", *flags, f"--precision={precision}"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"counting on the interpreter failed:\n{done.stderr}")
-    return json.loads(done.stdout)
-
-
-def launch_step(case: Case, precision: str, device: str = "cpu") -> None:
-    """The launches of mc_step_, on tensors of this device."""
-    from kernels.mc import mc_step_  # here, since importing it decides how Triton runs
-
-    mc_step_(**step_arguments(draw(case).to(device, torch.float32), case, precision))
-
-
 def step_arguments(x: Inputs, case: Case, precision: str) -> dict[str, Any]:
     """Of the raw mc_step_ of kernels.mc and fastmc.chunked: the step of the paper's section 4.2."""
     return {
@@ -88,6 +56,27 @@ def step_arguments(x: Inputs, case: Case, precision: str) -> dict[str, Any]:
         "cursor": None,
         "precision": precision,
     }
+
+
+class Launching(Protocol):
+    """What a process of its own can be told to launch: it is pickled."""
+
+    def launch(self, device: str) -> None:
+        """The launches, on tensors of this device."""
+
+
+def count_launches(what: Launching) -> list[dict[str, Any]]:
+    """One `bench.watch.Counts` per launch, as a dictionary. RuntimeError with the child's words."""
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.counting"],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        input=pickle.dumps(what),
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"counting on the interpreter failed:\n{done.stderr.decode()}")
+    return json.loads(done.stdout)
 
 
 class Operators(TorchDispatchMode):
@@ -117,7 +106,7 @@ class Operators(TorchDispatchMode):
 def _bytes(tensor: Tensor) -> int:
     """Distinct ones: a dimension that is only expanded costs nothing."""
     sizes = [size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride]
-    return tensor.element_size() * int(torch.Size(sizes).numel())
+    return tensor.element_size() * int(Size(sizes).numel())
 
 
 def count_operators(call: Callable[[], Any]) -> dict[str, int]:
@@ -135,9 +124,9 @@ def count_operators(call: Callable[[], Any]) -> dict[str, int]:
 def main() -> None:
     from bench.watch import watch
 
-    settings = tyro.cli(Counting, prog="python -m bench.counting")
+    what: Launching = pickle.load(sys.stdin.buffer)
     with watch(races=False) as seen:
-        launch_step(settings.case, settings.precision)
+        what.launch("cpu")
     print(json.dumps([vars(launch) for launch in seen.launches], default=dict))
 
 

@@ -7,12 +7,25 @@ time. A new headline is one more ``Headline`` of an experiment; a new experiment
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bench.measure import Measurement, Method, Result, measure, measure_memory, milliseconds, table
+from bench import data_share, views
+from bench.measure import (
+    Measurement,
+    Method,
+    Result,
+    Turns,
+    measure,
+    measure_memory,
+    milliseconds,
+    table,
+    times,
+)
 from bench.providers import MIXES, PROVIDERS, Case, fast_provider
 from bench.tables import markdown
+from bench.views import ViewsCase
+from train.config import Preset, preset_config
 
 
 @dataclass(frozen=True)
@@ -25,6 +38,8 @@ class Settings(Method):
     """K, bank entries."""
     dim: int = 128
     """D, elements of a feature."""
+    preset: Preset = "small"
+    """Of the training step whose data part is measured; with B from --batch, and bank and encoder from the preset."""
     providers: tuple[str, ...] = tuple(PROVIDERS)
     """Which of bench/providers.py take part. Headlines about the others stay empty."""
     progress: bool = True
@@ -89,12 +104,58 @@ def mc(settings: Settings) -> Report:
     )
 
 
-EXPERIMENTS: dict[str, Callable[[Settings], Report]] = {"mc": mc}
+def four_views(settings: Settings) -> Report:
+    """The four views of a batch, by fastmc and by a loader's worker in numpy, one clip at a time."""
+    case = ViewsCase(settings.batch, clips=8 * settings.batch)
+    turns = views.race(case, settings)
+    turns.run(str(case), progress=settings.progress)
+    over = "four views: speed-up over numpy, clip by clip"
+    headlines = [
+        _ratio("views_vs_numpy", over, turns, "numpy, usual", views.FASTMC),
+        _ratio("views_vs_tuned_numpy", "four views: the same, numpy tuned", turns, "numpy, tuned", views.FASTMC),
+    ]
+    return _timed(str(case), turns, headlines, asdict(case))
 
 
-def _ratio(key: str, says: str, result: Result, over: str, under: str, better: str = "higher") -> Headline:
-    value, low, high = result.ratio(over, under) or (None, None, None)
-    return Headline(key, says, "x", better, value, low, high)
+def data(settings: Settings) -> Report:
+    """The data part of a training step, and the whole of it."""
+    config = preset_config(settings.preset)
+    title = f"training step, preset {settings.preset}, B = {settings.batch}, T = {config.frames}"
+    turns = data_share.race(config, settings.batch, settings)
+    turns.run(title, progress=settings.progress)
+    says = f"training step, preset {settings.preset}: share of its time for data"
+    share = _ratio("data_share_of_step", says, turns, data_share.DATA, data_share.STEP, "lower", percent=True)
+    return _timed(title, turns, [share], {"preset": settings.preset, "batch": settings.batch})
+
+
+EXPERIMENTS: dict[str, Callable[[Settings], Report]] = {"mc": mc, "views": four_views, "data": data}
+
+
+def _ratio(
+    key: str,
+    says: str,
+    found: Result | Turns,
+    over: str,
+    under: str,
+    better: str = "higher",
+    *,
+    percent: bool = False,
+) -> Headline:
+    scale, unit = (100, " %") if percent else (1, "x")
+    ratio = found.ratio(over, under)
+    return Headline(key, says, unit, better, *(scale * x for x in ratio or ()))
+
+
+def _timed(title: str, turns: Turns, headlines: list[Headline], case: dict[str, Any]) -> Report:
+    """The report on calls that have taken their turns."""
+    rows = [(name, _milliseconds(found)) for name, found in turns.found.items()]
+    return Report(
+        headlines,
+        times(title, turns.found, turns.others_busy),
+        markdown((title, "time"), rows),
+        {"case": case, "calls": {name: asdict(found) for name, found in turns.found.items()}},
+        [] if turns.others_busy is None else [turns.others_busy],
+    )
 
 
 def headline_table(headlines: Sequence[Headline]) -> str:

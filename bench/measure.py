@@ -1,4 +1,4 @@
-"""Providers of one piece of work, side by side: parity first, then times in turns, then memory."""
+"""Ways to do one piece of work, side by side: parity first, then times in turns, then memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from bench.machine import QUIET, watch_neighbours
 from bench.memory import extra_peak
-from bench.parity import by_name, compare, exact_outputs
-from bench.providers import PROVIDERS, Call, Case, Outputs, Provider, draw
+from bench.parity import ParityError, by_name, compare, exact_outputs
+from bench.providers import PROVIDERS, Case, Outputs, Provider, draw
 from fastmc.checks import check_number
 from fastmc.data.parallel import usable_cores
 from fastmc.progress import progress_bar
@@ -77,11 +77,8 @@ class Result:
     """Cores that other processes kept busy meanwhile."""
 
     def ratio(self, over: str, under: str) -> tuple[float, float, float] | None:
-        """The quotient of two medians, and the range that their quartiles span; None if one was left out."""
-        a, b = self.providers.get(over), self.providers.get(under)
-        if a is None or b is None or a.skipped or b.skipped:
-            return None
-        return a.median / b.median, a.quartiles[0] / b.quartiles[1], a.quartiles[1] / b.quartiles[0]
+        """See `quotient`."""
+        return quotient(self.providers, over, under)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -92,54 +89,59 @@ class Result:
         return Result(Case(**content["case"]), providers, content["others_busy"])
 
 
-class Race:
-    """Providers on the same tensors in turns.
+def quotient(found: Mapping[str, Measurement], over: str, under: str) -> tuple[float, float, float] | None:
+    """The quotient of two medians, and the range that their quartiles span; None if one was left out."""
+    a, b = found.get(over), found.get(under)
+    if a is None or b is None or a.skipped or b.skipped:
+        return None
+    return a.median / b.median, a.quartiles[0] / b.quartiles[1], a.quartiles[1] / b.quartiles[0]
 
-    Every call starts from the same bank and velocity, restored before the clock starts. That leaves the cache to these
-    two, as far as they fit, whoever ran before.
+
+class Turns:
+    """Calls that are timed in turns, by name.
+
+    Attributes:
+        found: what is known of each.
+        others_busy: cores that other processes kept busy meanwhile.
     """
 
-    def __init__(self, case: Case, names: Sequence[str], method: Method) -> None:
-        """Compile, warm up, and check each of the providers against the reference.
-
-        Raises:
-            ParityError: one of them computes something else; there is nothing to measure then.
-        """
+    def __init__(self, method: Method) -> None:
         torch.set_num_threads(method.threads)
         self.method, self.device = method, torch.device(method.device)
-        self.x = draw(case).to(self.device, torch.float32)
-        self._bank, self._momentum = self.x.bank.clone(), self.x.momentum.clone()
-        self._truth = exact_outputs(case)
-        self._calls: dict[str, Call] = {}
+        self.found: dict[str, Measurement] = {}
+        self.others_busy: float | None = None
+        self._calls: dict[str, Callable[[], Any]] = {}
         self._rounds: dict[str, int] = {}
-        self.result = Result(case, {})
-        for name in names:
-            self.result.providers[name] = self._enter(PROVIDERS[name])
 
-    def _enter(self, provider: Provider) -> Measurement:
-        case = self.result.case
-        reason = provider.unavailable(self.device) or provider.fits(case, self.method.memory_limit_gb)
-        if reason is not None:
-            return Measurement(skipped=reason)
-        call = self._calls[provider.name] = provider.bind(case, self.x)
+    def enter(
+        self,
+        name: str,
+        call: Callable[[], Any],
+        *,
+        check: Callable[[Any], float] | None = None,
+        compiles: bool = False,
+    ) -> None:
+        """Call it for the first time, check what it gives, and find out how often it can be called.
+
+        Args:
+            check: from the call's outputs to the share of the error budget that they use.
+            compiles: the first call may, for longer than all others together.
+
+        Raises:
+            ParityError: of the check. There is nothing to measure then.
+        """
+        self._calls[name] = call
         self.restore()
-        try:
-            outputs, seconds = self._timed(call)
-        except Exception as error:
-            if not provider.compiles:
-                raise
-            return Measurement(skipped=f"does not compile here: {(str(error) or repr(error)).splitlines()[0][:200]}")
-        found = Measurement(first_call=seconds)
-        if provider.gated:
-            found.budget = compare(provider, case, by_name(outputs, self.x, self._bank, case.work), self._truth)
-        if provider.compiles or seconds < self.method.seconds / FEWEST_ROUNDS:
+        outputs, seconds = self._timed(call)
+        found = self.found[name] = Measurement(first_call=seconds)
+        if check is not None:
+            found.budget = check(outputs)
+        if compiles or seconds < self.method.seconds / FEWEST_ROUNDS:
             seconds = self._timed(call)[1]  # the first of a provider is not what the others will take
-        self._rounds[provider.name] = max(FEWEST_ROUNDS, min(self.method.rounds, int(self.method.seconds / seconds)))
-        return found
+        self._rounds[name] = max(FEWEST_ROUNDS, min(self.method.rounds, int(self.method.seconds / seconds)))
 
     def restore(self) -> None:
-        self.x.bank.copy_(self._bank)
-        self.x.momentum.copy_(self._momentum)
+        """What every call has to find as it was is put back here."""
 
     def call(self, name: str) -> None:
         """One call, to its end also on a GPU."""
@@ -155,9 +157,21 @@ class Race:
     def take(self, name: str) -> None:
         """Time one call."""
         self.restore()
-        self.result.providers[name].seconds.append(self._timed(self._calls[name])[1])
+        self.found[name].seconds.append(self._timed(self._calls[name])[1])
 
-    def _timed(self, call: Call) -> tuple[Outputs, float]:
+    def run(self, says: str, *, progress: bool = False) -> None:
+        """Time all rounds; ``says`` labels the bar."""
+        turns = [name for i in range(self.method.rounds) for name in self.turns(i)]
+        with watch_neighbours() as others:
+            for name in tqdm(turns, disable=not progress, **progress_bar("call", says)):
+                self.take(name)
+        self.others_busy = others.busy
+
+    def ratio(self, over: str, under: str) -> tuple[float, float, float] | None:
+        """See `quotient`."""
+        return quotient(self.found, over, under)
+
+    def _timed(self, call: Callable[[], Any]) -> tuple[Any, float]:
         self._synchronize()
         start = time.perf_counter()
         outputs = call()
@@ -169,16 +183,60 @@ class Race:
             torch.cuda.synchronize(self.device)
 
 
+class Race(Turns):
+    """Providers of a case on the same tensors in turns.
+
+    Every call starts from the same bank and velocity, restored before the clock starts. That leaves the cache to these
+    two, as far as they fit, whoever ran before.
+    """
+
+    def __init__(self, case: Case, names: Sequence[str], method: Method) -> None:
+        """Compile, warm up, and check each of the providers against the reference.
+
+        Raises:
+            ParityError: one of them computes something else; there is nothing to measure then.
+        """
+        super().__init__(method)
+        self.x = draw(case).to(self.device, torch.float32)
+        self._bank, self._momentum = self.x.bank.clone(), self.x.momentum.clone()
+        self._truth = exact_outputs(case)
+        self.result = Result(case, self.found)
+        for name in names:
+            self._enter(PROVIDERS[name])
+
+    def _enter(self, provider: Provider) -> None:
+        case = self.result.case
+        reason = provider.unavailable(self.device) or provider.fits(case, self.method.memory_limit_gb)
+        if reason is not None:
+            self.found[provider.name] = Measurement(skipped=reason)
+            return
+
+        def check(outputs: Outputs) -> float:
+            return compare(provider, case, by_name(outputs, self.x, self._bank, case.work), self._truth)
+
+        call = provider.bind(case, self.x)
+        try:
+            self.enter(provider.name, call, check=check if provider.gated else None, compiles=provider.compiles)
+        except ParityError:
+            raise
+        except Exception as error:
+            if not provider.compiles:
+                raise
+            reason = f"does not compile here: {(str(error) or repr(error)).splitlines()[0][:200]}"
+            self.found[provider.name] = Measurement(skipped=reason)
+
+    def restore(self) -> None:
+        self.x.bank.copy_(self._bank)
+        self.x.momentum.copy_(self._momentum)
+
+
 def measure(case: Case, names: Sequence[str], method: Method, *, memory: bool = True, progress: bool = False) -> Result:
     """Time the providers of a case in turns, then measure the memory of each."""
     if progress:
         tqdm.write(f"{case}: checking the providers against the float64 reference", file=sys.stderr)
     race = Race(case, names, method)
-    turns = [name for i in range(method.rounds) for name in race.turns(i)]
-    with watch_neighbours() as others:
-        for name in tqdm(turns, disable=not progress, **progress_bar("call", str(case))):
-            race.take(name)
-    race.result.others_busy = others.busy
+    race.run(str(case), progress=progress)
+    race.result.others_busy = race.others_busy
     if memory:
         measure_memory(race.result, method, progress=progress)
     return race.result
@@ -215,11 +273,30 @@ def table(result: Result) -> str:
         rows.append((says, *cells))
         if PROVIDERS[name].compiles:
             notes.append(f"first call of {says}, with compiling or reading that from disk: {found.first_call:.0f} s")
-    if result.others_busy is not None and result.others_busy > QUIET:
-        notes.append(f"disturbed: other processes used {result.others_busy:.2f} cores meanwhile")
+    notes += _disturbed(result.others_busy)
+    return "\n".join([str(result.case), *aligned(rows), *notes])
+
+
+def times(title: str, found: Mapping[str, Measurement], others_busy: float | None) -> str:
+    """Time of each call."""
+    rows: list[tuple[str, ...]] = [("", "median (ms)", "quartiles", "rounds", "budget used")]
+    for name, one in found.items():
+        budget = "" if one.budget is None else f"{one.budget:.0%}"
+        spread = " to ".join(map(milliseconds, one.quartiles))
+        rows.append((name, milliseconds(one.median), spread, str(len(one.seconds)), budget))
+    return "\n".join([title, *aligned(rows), *_disturbed(others_busy)])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of columns; the first column begins where the line does, the others end together."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
-    return "\n".join([str(result.case), *lines, *notes])
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+
+
+def _disturbed(others_busy: float | None) -> list[str]:
+    if others_busy is None or others_busy <= QUIET:
+        return []
+    return [f"disturbed: other processes used {others_busy:.2f} cores meanwhile"]
 
 
 def milliseconds(seconds: float) -> str:

@@ -203,7 +203,8 @@ def _noted(function: Any, *arguments: Any) -> None:
     function(*arguments)
     if new and not function.stats.cache_hits:
         name, seconds = function.__name__.strip("_"), time.perf_counter() - start
-        log.info("compiled %s of views for this CPU in %.1f s, kept in %s", name, seconds, function.stats.cache_path)
+        place = function.stats.cache_path or "memory alone: no folder for it can be written to"
+        log.info("compiled %s of views for this CPU in %.1f s, kept in %s", name, seconds, place)
 
 
 # --- Threads. Not numba's own: its workqueue aborts when two Python threads meet in it, and its OpenMP does so in a

@@ -18,6 +18,7 @@ from torch import Tensor
 from kernels.draw import pack_views, read_word, sine_cosine, view_of
 
 NOISE_COUNTER = tl.constexpr(1 << 16)
+SMALLEST_SIGMA = tl.constexpr(1e-6)  # frames: narrower filters do nothing, and its square must not vanish
 REACH = tl.constexpr(7)  # frames, of the Gaussian filter's 15 taps
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -189,6 +190,7 @@ def _views_kernel(
         b_z += n_z * (std * tl.load(p_row + SCALE + 2))
     sigma = tl.load(p_row + SIGMA)
     if sigma > 0:
+        sigma = tl.maximum(sigma, SMALLEST_SIGMA)
         b_x = _smooth(b_x, o_t, sigma, T, BLOCK_T, BLOCK_P)
         b_y = _smooth(b_y, o_t, sigma, T, BLOCK_T, BLOCK_P)
         b_z = _smooth(b_z, o_t, sigma, T, BLOCK_T, BLOCK_P)

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import headlines, machine, measure, memory, parity, plot, providers, summary
 from bench.accuracy import make_table, raw_accuracy
 from bench.measure import Measurement, Method, Race, Result
+from bench.numpy_views import STYLES
 from bench.parity import ParityError, by_name, compare, exact_outputs
 from bench.providers import MIXES, PROVIDERS, Call, Case, Inputs, Outputs, Provider, draw
 from bench.supervised import supervised_accuracy
@@ -30,6 +31,7 @@ QUICK = Method(rounds=4, threads=1)
 TIMED = ("reference", "algebraic", "torch", "products")
 RIGHT = PROVIDERS["algebraic"]
 KEYS = ("mc_own_vs_reference", "mc_tiled_vs_reference", "mc_vs_algebraic", "mc_vs_products", "mc_extra_mb")
+KEYS += ("views_vs_numpy", "views_vs_tuned_numpy", "data_share_of_step")
 
 
 def test_accuracy_table_has_means_and_single_values():
@@ -181,6 +183,14 @@ def test_the_summary_ends_without_a_number_too(monkeypatch, capsys, tmp_path, qu
     assert not list(tmp_path.iterdir())
 
 
+def test_no_ratio_of_views_that_are_not_the_same(monkeypatch, capsys, tmp_path, quiet):
+    monkeypatch.setitem(STYLES, "usual", replace(STYLES["usual"], smooth=lambda clip, sigma: clip))
+    assert summary.main([*TINY, "--only", "views", "--results", str(tmp_path), "--json"]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and "numpy, usual does not make the same views" in printed.err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("wrong", ["temperature", "mix"])
 def test_the_gate_notices_other_settings(wrong):
     case = Case("loss", "own", **SMALL)
@@ -298,7 +308,7 @@ def test_both_ways_to_measure_memory_agree():
 
 
 TINY = ["--batch", "5", "--bank", "40", "--dim", "8", "--rounds", "3", "--threads", "1", "--no-progress"]
-TINY += ["--providers", *TIMED]
+TINY += ["--providers", *TIMED, "--preset", "tiny"]
 
 
 @pytest.fixture
@@ -318,8 +328,13 @@ def test_summary_has_all_headlines_and_records_the_run(capsys, tmp_path, quiet, 
     own = Result.from_json(printed["details"]["mc"]["own"])
     assert len(own.providers["torch"].seconds) == 3
     assert printed["mc_vs_algebraic"] == own.providers["algebraic"].median / own.providers["torch"].median
-    low, high = printed["spread"]["mc_vs_algebraic"]
-    assert low <= printed["mc_vs_algebraic"] <= high
+    calls = {n: Measurement(**m) for e in ("views", "data") for n, m in printed["details"][e]["calls"].items()}
+    assert printed["views_vs_numpy"] == calls["numpy, usual"].median / calls["fastmc"].median
+    assert printed["data_share_of_step"] == 100 * (calls["its data"].median / calls["whole step"].median)
+    assert 0 < printed["data_share_of_step"] < 100
+    assert set(printed["spread"]) == set(KEYS) - {"mc_extra_mb"}
+    for key, (low, high) in printed["spread"].items():
+        assert low <= printed[key] <= high
     lines = (tmp_path / "summary.jsonl").read_text().splitlines()
     assert len(lines) == 2 and json.loads(lines[1]) == printed
 
@@ -339,7 +354,7 @@ def test_summary_warns_of_a_busy_machine_or_refuses_it(monkeypatch, capsys, tmp_
     monkeypatch.setattr(summary, "LOOK", 0.0)
     time = iter(range(0, 10_000, 100))  # core seconds of others: more in every look than any block can last
     monkeypatch.setattr(machine, "_time_of_others", lambda: float(next(time)))
-    arguments = [*TINY, "--results", str(tmp_path), "--json"]
+    arguments = [*TINY, "--only", "mc", "--results", str(tmp_path), "--json"]
     assert summary.main([*arguments, "--strict"]) == 1
     printed = capsys.readouterr()
     assert printed.out == "" and "leave --strict out" in printed.err

@@ -1,23 +1,37 @@
-"""The ledger: what a step asks of memory at the paper's size, and that the counting counts."""
+"""The ledger: what the pieces of a step ask of memory, to the byte, and that the counting counts."""
 
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
+from view_cases import drawn, packed_clips
+from view_cases import frames_needed as bytes_needed
 
 pytest.importorskip("triton")
 
 from bench import ledger
-from bench.counting import count_operators
-from bench.ledger import Ledger, compulsory, measure, render
+from bench.counting import count_launches, count_operators
+from bench.ledger import Ledger, measure, render
+from bench.ledger_data import THINGS, DataStep, bytes_of_views, frames_needed, ntu_like_clips
+from bench.ledger_mc import compulsory
 from bench.providers import Case
+from fastmc.augment import AugmentConfig
+
+VIEWS = ("x0, x3", "x of eq. 5", "x1, x2")
+FEW = 5  # clips
 
 
 @pytest.fixture(scope="module")
 def found():
     return measure(Ledger(plain=False))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return measure(Ledger(piece="data", batch=FEW))
 
 
 def test_a_step_stays_within_its_traffic(found):
@@ -55,14 +69,142 @@ def test_tables(found):
     assert "all 5 launches" in text
 
 
-def test_json_and_wrong_inputs(monkeypatch, capsys, found):
-    monkeypatch.setattr(ledger, "measure", lambda settings: found)
-    assert ledger.main(["--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["total"]["launches"] == 5
+# --- The data
+
+
+def test_the_data_of_a_step_is_seven_launches(data):
+    assert tuple(row["makes"] for row in data["kernels"]) == THINGS
+    draw, views = "_draw_kernel", "_views_kernel"
+    attack = ["_logit_gradient_kernel", "_limited_step_kernel"]
+    assert [row["kernel"] for row in data["kernels"]] == [draw, views, views, *attack, draw, views]
+    assert {made for made, counts in data["beside"].items() if counts["launches"]} == {"x of eq. 5"}, "its table"
+
+
+def test_views_stay_within_their_traffic(data):
+    """What the views cannot do without: the frames that each needs, once, and themselves."""
+    for row in rows_of_views(data["kernels"]):
+        assert 1 <= row["ratio"] <= 1.25, row
+        assert row["ratio"] == (row["load_bytes"] + row["store_bytes"]) / row["compulsory_bytes"]
+
+
+def test_narrow_views_of_a_stream_stay_within_their_traffic():
+    step = DataStep(3, 64, "bfloat16", "bone")
+    counts, needed = rows_of_views(count_launches(step)), rows_of_views(step.compulsory())
+    for views, count, compulsory_bytes in zip((2, 1, 2), counts, needed, strict=True):
+        written = views * 3 * 64 * 150 * (2 if views == 2 else 4)  # x of eq. 5 stays float32
+        assert count["store_bytes"] == written < compulsory_bytes
+        assert compulsory_bytes <= count["load_bytes"] + written <= 1.25 * compulsory_bytes
+
+
+def rows_of_views(rows):
+    return [row for row, made in zip(rows, THINGS, strict=True) if made in VIEWS]
+
+
+def test_every_byte_of_whole_clips_is_accounted_for(data):
+    """By hand: frames of 25 joints, three float32 each, of each body; T = 64."""
+    clips, row = ntu_like_clips(FEW, "cpu"), data["kernels"][THINGS.index("x of eq. 5")]
+    needed = loaded = 0
+    for frames, bodies in zip(clips.num_frames.tolist(), clips.num_bodies.tolist(), strict=True):
+        parts = math.ceil(min(frames, 128) / 64)
+        needed += min(frames, 128) * bodies * 25 * 12
+        numbers = 5 * 4 + 2 * 8  # start, length, flip, noise and filter; first row and bodies
+        maps = 9 * (4 + 4 + 4)  # an entry of either matrix and a scale
+        loaded += numbers + parts * maps + bodies * 25 * (8 + 4)  # mirrored joint, whether it is jittered
+    written = FEW * 64 * 25 * 2 * 12
+    assert row["store_bytes"] == written
+    assert row["compulsory_bytes"] == needed + written
+    assert row["load_bytes"] == needed + loaded
+
+
+def test_every_byte_of_choices_and_attack_is_accounted_for(data):
+    rows = dict(zip(THINGS, data["kernels"], strict=True))
+    for made in ("choices for x0, x3", "choices for x1, x2"):
+        table = 2 * FEW * (26 + 25) * 4
+        assert rows[made]["load_bytes"] == 2 * FEW * (8 + 8)
+        assert rows[made]["store_bytes"] == table
+        assert rows[made]["compulsory_bytes"] == FEW * (8 + 8) + table
+    logits, x = FEW * 128 * 4, FEW * 64 * 25 * 2 * 12
+    for made, read, written in (("gradient of the logits", logits, logits), ("attacked x, eq. 6", 2 * x, x)):
+        assert (rows[made]["load_bytes"], rows[made]["store_bytes"]) == (read, written)
+        assert rows[made]["compulsory_bytes"] == read + written
+
+
+def test_frames_that_a_view_needs():
+    lengths = torch.tensor([[1, 2, 63, 64, 65], [100, 127, 128, 129, 5000]])
+    assert frames_needed(lengths, 64).tolist() == [[1, 2, 63, 64, 65], [100, 127, 128, 128, 128]]
+    assert torch.equal(frames_needed(lengths, 1), lengths.clamp_max(2))  # the second one, though its weight may be 0
+
+
+def test_compulsory_bytes_of_views():
+    clips = packed_clips()
+    params = drawn(clips, views=(0, 1, 3), config=AugmentConfig())
+    written = 3 * len(clips) * 32 * 150 * 2
+    found = bytes_of_views(params, clips.num_bodies, 32, torch.bfloat16)
+    assert found == bytes_needed(clips, params, 32) + written
+
+
+def test_machine_code_of_the_data(data):
+    for row in data["kernels"]:
+        assert row["spilled_bytes"] == 0, row["kernel"]
+    for row in rows_of_views(data["kernels"]):
+        assert row["instructions"]["STG.128"] == row["instructions"]["STG"] > 0
+
+
+def test_the_same_in_pytorch_takes_hundreds_of_operators(data):
+    for made, row in zip(THINGS, data["kernels"], strict=True):
+        plain = data["plain"][made]
+        assert plain["launches"] > 1
+        if made in VIEWS:
+            assert plain["launches"] > 100
+            assert plain["load_bytes"] + plain["store_bytes"] > 10 * (row["load_bytes"] + row["store_bytes"])
+
+
+def test_tables_of_the_data(data):
+    text = render(data)
+    assert "MODEL, not a measurement" in text
+    assert f"| _views_kernel | x0, x3 | {2 * FEW} |" in text
+    assert "all 7 launches" in text
+    assert "requested / compulsory" in text
+    assert "| x1, x2 | " in text
+
+
+# --- The command
+
+
+@pytest.mark.parametrize("piece", ["mc", "data"])
+def test_json(monkeypatch, capsys, request, piece):
+    counted = request.getfixturevalue("found" if piece == "mc" else "data")
+    monkeypatch.setattr(ledger, "measure", lambda settings: counted)
+    assert ledger.main(["--piece", piece, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["piece"] == piece
+    assert printed["total"]["launches"] == (5 if piece == "mc" else 7)
+
+
+def test_wrong_inputs(capsys):
     with pytest.raises(ValueError, match="precision must be one of bf16x3, ieee, bf16; got 'fp8'"):
         Ledger(precision="fp8")
     with pytest.raises(ValueError, match="target must be one of cuda:80"):
         Ledger(target="cuda:75")
+    with pytest.raises(ValueError, match="--bank has no meaning for --piece data"):
+        Ledger(piece="data", bank=1000)
+    with pytest.raises(ValueError, match="--stream has no meaning for --piece mc"):
+        Ledger(stream="bone")
+    for wrong, says in (
+        (["--batch", "0"], "batch must be >= 1, got 0"),
+        (["--piece", "data", "--batch", "0"], "batch must be >= 1, got 0"),
+        (["--piece", "data", "--frames", "65"], "frames: a program holds at most 4096 joints"),
+    ):
+        assert ledger.main(wrong) == 1
+        assert says in capsys.readouterr().err
+    for kind in ({"dtype": "float16", "stream": "joint"}, {"dtype": "float32", "stream": "velocity"}):
+        with pytest.raises(ValueError, match="must be one of"):
+            DataStep(4, 64, **kind)
+
+
+def test_a_failure_on_the_interpreter_is_told():
+    with pytest.raises(RuntimeError, match=r"counting on the interpreter failed:\n(.|\n)*has no attribute 'launch'"):
+        count_launches(7)
 
 
 def test_operators_are_counted():

@@ -68,18 +68,19 @@ def packed_clips(
     lengths: Sequence[int] = LENGTHS,
     *,
     max_bodies: int = 2,
+    bodies: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
 ) -> PackedClips:
-    """Clips of one to ``max_bodies`` bodies in turn. Between them lie rows of NaN, which belong to none."""
+    """Clips of so many bodies, or of one to ``max_bodies`` in turn. Between them lie rows of NaN, of no clip."""
     generator = torch.Generator().manual_seed(seed)
     gap = torch.full((3, skeleton.num_joints, 3), torch.nan)
-    rows, start, bodies = [gap], [], []
-    for n, frames in enumerate(lengths):
-        bodies.append(1 + n % max_bodies)
+    bodies = [1 + n % max_bodies for n in range(len(lengths))] if bodies is None else bodies
+    rows, start = [gap], []
+    for frames, count in zip(lengths, bodies, strict=True):
         start.append(sum(map(len, rows)))
-        rows += [draw_clip(frames, bodies[-1], skeleton, generator).flatten(0, 1), gap]
-    sizes = (torch.tensor(values) for values in (start, list(lengths), bodies))
+        rows += [draw_clip(frames, count, skeleton, generator).flatten(0, 1), gap]
+    sizes = (torch.tensor(values) for values in (start, list(lengths), list(bodies)))
     return PackedClips(torch.cat(rows).to(dtype), *sizes, max_bodies=max_bodies)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import pytest
 import torch
 import triton
@@ -229,6 +232,50 @@ def test_reductions(axis, dtype):
     for result, fill, reduce in ((found[1], -torch.inf, torch.amax), (found[2], torch.inf, torch.amin)):
         expected = reduce(torch.where(x.isnan(), fill, x), axis)
         same(result, torch.where(empty, torch.nan, expected).to(dtype))
+
+
+@triton.jit
+def either(a, b):
+    return a | b
+
+
+@triton.jit
+def after(scale, shift, next_scale, next_shift):
+    """Of x -> scale x + shift, then the next: associative, and does not commute."""
+    return scale * next_scale, shift * next_scale + next_shift
+
+
+@triton.jit
+def other_reductions_kernel(p_x, p_bits, p_maps, p_all, AXIS: tl.constexpr, KEEP: tl.constexpr, N: tl.constexpr):
+    o = tl.arange(0, N)
+    x = tl.load(p_x + o[:, None] * N + o[None, :])
+    bits = tl.reduce(x, AXIS, either, keep_dims=KEEP)
+    scale, shift = tl.reduce((x % 5 - 2, x), AXIS, after, keep_dims=KEEP)
+    tl.store(p_bits + o, tl.reshape(bits, (N,)))
+    tl.store(p_maps + o, tl.reshape(scale, (N,)))
+    tl.store(p_maps + N + o, tl.reshape(shift, (N,)))
+    everything = tl.reduce(x, None, either, keep_dims=KEEP)
+    tl.store(p_all, tl.sum(everything) if KEEP else everything)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_reductions_with_functions_of_ones_own(axis, keep, monkeypatch):
+    """In order and with all operands, in a few calls."""
+    calls = []
+    monkeypatch.setattr(either, "fn", lambda a, b, fn=either.fn: calls.append(a) or fn(a, b))
+    x = torch.randint(0, 1 << 20, (N, N), dtype=torch.int32)
+    bits, maps, everything = (torch.empty(n, dtype=torch.int32) for n in (N, 2 * N, 1))
+    other_reductions_kernel[(1,)](x, bits, maps, everything, AXIS=axis, KEEP=keep, N=N)
+    scale, shift = torch.ones(N, dtype=torch.int32), torch.zeros(N, dtype=torch.int32)
+    either_of = torch.zeros(N, dtype=torch.int32)
+    for row in x.unbind(axis):
+        next_scale = row % 5 - 2
+        scale, shift, either_of = scale * next_scale, shift * next_scale + row, either_of | row
+    assert torch.equal(bits, either_of)
+    assert torch.equal(maps, torch.cat([scale, shift]))
+    assert everything.item() == functools.reduce(operator.or_, bits.tolist())
+    assert len(calls) == 6 + 12  # halvings of 64 and of 4096
 
 
 @triton.jit

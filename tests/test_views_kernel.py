@@ -1,0 +1,242 @@
+"""The kernels of views as they are compiled: values, bounds and races through ttsem; machine code through ptxas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from gpu_less import needs_triton, needs_ttsem, ttsem_session
+from view_cases import (
+    BY_HAND,
+    MUTANTS,
+    STREAMS,
+    assert_tables_equal,
+    assert_views,
+    by_hand,
+    by_kernel,
+    dense_clips,
+    drawn,
+    excess,
+    kernels_wherever,
+    mutated,
+    packed_clips,
+    some_clips,
+    truth,
+)
+
+pytest.importorskip("triton")
+
+import triton
+from philox_kernel import assert_words
+
+from bench.aot import compile_launches, report
+from bench.counting import count_operators
+from bench.resources import Report
+from fastmc.augment import AugmentConfig, ViewParams, draw_params
+from fastmc.skeleton import KINECT20, NTU25, Skeleton
+from fastmc.views import DenseClips, PackedClips, make_views
+
+FEW = (1, 30, 65, 129)
+
+
+# --- Values, bounds, races
+
+
+@needs_ttsem
+@pytest.mark.parametrize("cc", [80, 90])
+def test_philox_bit_for_bit(cc):
+    with ttsem_session(cc):
+        assert_words()
+
+
+@needs_ttsem
+@pytest.mark.parametrize(("cc", "joints", "resized_to"), [(80, 25, 64), (90, 20, None), (90, 25, 64)])
+def test_table_equals_that_of_pytorch(cc, joints, resized_to):
+    with ttsem_session(cc) as session:
+        assert_tables_equal(AugmentConfig(), joints, resized_to=resized_to)
+        assert_tables_equal(
+            AugmentConfig(crop_frames_min=1, shear=0.3), joints, seed=2**63 - 1, step=torch.tensor(2**31)
+        )
+    assert session.launches == 2
+
+
+@needs_ttsem
+@pytest.mark.parametrize("transform", BY_HAND)
+def test_each_transform_alone_and_all_at_once(transform):
+    clips = packed_clips(lengths=FEW)
+    with ttsem_session() as session:
+        assert_views(by_kernel, clips, by_hand(transform, clips))
+    assert session.launches == 1
+
+
+@needs_ttsem
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize(("cc", "skeleton"), [(80, KINECT20), (90, NTU25)])
+def test_drawn_views(cc, skeleton, stream):
+    packed, dense = packed_clips(skeleton, FEW), dense_clips(skeleton, batch=2)
+    with ttsem_session(cc):
+        assert_views(by_kernel, packed, drawn(packed, skeleton), skeleton, stream=stream)
+        assert_views(by_kernel, dense, drawn(dense, skeleton), skeleton, stream=stream)
+
+
+@needs_ttsem
+@pytest.mark.parametrize(("size", "bodies"), [(1, 2), (7, 3), (32, 3), (100, 1), (128, 1)])
+def test_other_sizes(size, bodies):
+    packed, dense = packed_clips(lengths=FEW, max_bodies=bodies), dense_clips(frames=100, batch=2, max_bodies=bodies)
+    with ttsem_session():
+        for clips in (packed, dense):
+            assert_views(by_kernel, clips, by_hand("everything", clips), size=size, stream="motion")
+
+
+@needs_ttsem
+@pytest.mark.parametrize("stream", ["joint", "bone"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype, stream):
+    packed, dense = packed_clips(lengths=(30, 129), dtype=dtype), dense_clips(batch=2)
+    with ttsem_session():
+        for clips in (packed, replace(dense, x=dense.x.to(dtype))):
+            assert_views(by_kernel, clips, by_hand("everything", clips), stream=stream, dtype=dtype)
+
+
+@needs_ttsem
+def test_views_do_not_depend_on_batch_split():
+    """Bit for bit."""
+    clips = packed_clips(lengths=FEW)
+    params = drawn(clips)
+    with ttsem_session():
+        together = by_kernel(clips, params, NTU25)
+        for n in range(len(FEW)):
+            ids = torch.tensor([n])
+            part = replace(params, table=params.table[:, ids].contiguous(), sample=params.sample[ids])
+            assert torch.equal(by_kernel(some_clips(clips, ids), part, NTU25), together[:, ids])
+
+
+@needs_ttsem
+@pytest.mark.parametrize("mutant", ["pose off by 1e-5", "noise of another sample", "sigma off by 1e-3"])
+def test_the_budget_notices_wrong_parameters(mutant):
+    clips, params = mutated()
+    with ttsem_session():
+        x = by_kernel(clips, MUTANTS[mutant](params), NTU25)
+    assert (excess(x, *truth(clips, params, NTU25)) > 1).all()
+
+
+# --- Launches and machine code
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def clips_without_memory(packed: bool, dtype: torch.dtype, skeleton: Skeleton, bodies: int) -> PackedClips | DenseClips:
+    """64 clips, such as they are in training."""
+    joints = skeleton.num_joints
+    if packed:
+        return PackedClips(meta(4_000_000, joints, 3, dtype=dtype), meta(64), meta(64), meta(64), bodies)
+    return DenseClips(meta(64, 64, joints * bodies * 3, dtype=dtype), meta(64), bodies)
+
+
+def params_without_memory(joints: int) -> ViewParams:
+    table = meta(2, 64, 26 + joints, dtype=torch.float32)
+    return ViewParams(table, 2**40, meta(), meta(64), (1, 2))
+
+
+def compiled(target: str, call: Callable[[], object]) -> list[Report]:
+    with kernels_wherever(), compile_launches(target) as launches:
+        call()
+    found = [report(one) for one in launches]
+    for r in found:
+        assert r.spilled_bytes == 0, f"{r.name}: {r.spilled_bytes} bytes spilled"
+        assert r.local_bytes == 0, f"{r.name}: {r.local_bytes} bytes of local memory"
+        assert r.seconds < 30, f"{r.name} took {r.seconds:.0f} s to compile"
+        assert target.startswith("hip") or r.resident_warps >= 8, f"{r.name}: {r.resident_warps} warps"
+        assert r.counts.get("ATOM", 0) == 0
+        assert r.shared_bytes <= SHARED_KIB[target] * 1024, f"{r.name}: {r.shared_bytes} bytes of shared memory"
+    return found
+
+
+SHARED_KIB = {"cuda:80": 163, "cuda:86": 99, "cuda:90": 227, "cuda:100": 227, "hip:gfx942": 64}
+
+
+EVERY_CALL = list(product((torch.float32, torch.bfloat16), (True, False), STREAMS))
+SOME_CALLS = [(torch.float32, True, "joint"), (torch.bfloat16, False, "bone"), (torch.float32, False, "motion")]
+CALLS = [("cuda:90", *call) for call in EVERY_CALL]
+CALLS += [(target, *call) for target in SHARED_KIB if target != "cuda:90" for call in SOME_CALLS]
+
+
+@needs_triton
+@pytest.mark.parametrize(("target", "dtype", "packed", "stream"), CALLS)
+def test_machine_code_of_views(target, dtype, packed, stream, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    clips = clips_without_memory(packed, torch.float32, NTU25, 2)
+    params = params_without_memory(25)
+    (r,) = compiled(target, lambda: make_views(clips, params, NTU25, stream=stream, dtype=dtype, impl="triton"))
+    store, wide = ("store", ".x4") if target.startswith("hip") else ("STG", ".128")
+    assert r.counts[store + wide] == r.counts[store] > 0
+
+
+@needs_triton
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:86", "hip:gfx942"])
+@pytest.mark.parametrize(
+    ("skeleton", "bodies", "size", "dtype", "packed"),
+    [
+        (NTU25, 1, 64, torch.float32, True),
+        (KINECT20, 2, 64, torch.float16, True),
+        (NTU25, 1, 100, torch.bfloat16, True),
+        (NTU25, 1, 128, torch.float32, True),
+        (NTU25, 3, 32, torch.float32, False),
+    ],
+)
+def test_machine_code_of_other_sizes(skeleton, bodies, size, dtype, packed, target, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    clips = clips_without_memory(packed, dtype, skeleton, bodies)
+    params = params_without_memory(skeleton.num_joints)
+    compiled(target, lambda: make_views(clips, params, skeleton, size=size, impl="triton"))
+
+
+@needs_triton
+@pytest.mark.parametrize("resized_to", [None, 64])
+@pytest.mark.parametrize("target", SHARED_KIB)
+def test_machine_code_of_the_draw(target, resized_to, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    key = {"views": (1, 2), "seed": 2**40, "step": meta(), "sample": meta(64), "resized_to": resized_to}
+    compiled(target, lambda: draw_params(AugmentConfig(), meta(64), 25, **key, impl="triton"))
+
+
+@needs_triton
+@pytest.mark.parametrize("packed", [True, False])
+def test_two_launches_and_nothing_else(packed, monkeypatch):
+    """A batch's views cost a draw and a making; nothing is computed or copied beside them."""
+    launched = []
+    monkeypatch.setattr(triton.JITFunction, "run", lambda self, *_, **__: launched.append(self.__name__))
+    clips = packed_clips(lengths=FEW) if packed else dense_clips()
+    with kernels_wherever():
+        make_views(
+            clips, drawn(clips, impl="torch"), NTU25, stream="bone", impl="triton"
+        )  # keeps the skeleton's indices
+        launched.clear()
+        frames, sample = torch.full((4,), 64), torch.arange(4)
+        key = {"views": (1, 2), "seed": 0, "step": 5, "sample": sample, "resized_to": None if packed else 64}
+
+        def call() -> None:
+            params = draw_params(AugmentConfig(), frames, 25, **key, impl="triton")
+            make_views(clips, params, NTU25, stream="bone", dtype=torch.bfloat16, impl="triton")
+
+        counts = count_operators(call)
+    assert launched == ["_draw_kernel", "_views_kernel"]
+    assert counts["launches"] == 0
+
+
+@needs_triton
+def test_seeds_and_steps_share_one_compiled_kernel(tmp_path, monkeypatch):
+    """As each step has another number, a kernel that is specialised on it would be compiled again and again."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    clips = clips_without_memory(True, torch.float32, NTU25, 2)
+    params = params_without_memory(25)
+    with kernels_wherever(), compile_launches("cuda:90") as launches:
+        for step in (0, 1, 2, 16, 17, 48, 1000, 2**31 - 1):
+            draw_params(AugmentConfig(), meta(64), 25, views=(0, 3), seed=7, step=step, sample=meta(64), impl="triton")
+            make_views(clips, replace(params, step=step, seed=7), NTU25, impl="triton")
+    assert len({id(launch.kernel) for launch in launches}) == 2

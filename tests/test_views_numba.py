@@ -1,0 +1,440 @@
+"""Parameters and views compiled by numba: against the truth of tests/view_cases.py and against those of PyTorch."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from view_cases import (
+    BY_HAND,
+    LAYOUTS,
+    MUTANTS,
+    STREAMS,
+    assert_views,
+    by_hand,
+    clip_of,
+    dense_clips,
+    drawn,
+    excess,
+    mutated,
+    packed_clips,
+    plain,
+    some_clips,
+    truth,
+)
+
+from fastmc import arguments
+from fastmc.arguments import choose_for_views
+from fastmc.augment import STRONG, AugmentConfig, ViewParams, draw_params
+from fastmc.random import normal, philox
+from fastmc.reference import augment as reference
+from fastmc.skeleton import NTU25
+from fastmc.views import make_views
+
+pytest.importorskip("numba")
+from fastmc import views_numba
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPILED = partial(make_views, impl="numba")
+FEW = (1, 30, 64, 65, 129)
+EXACT = ("crop_start", "crop_length", "flip", "noise_std", "axis_scale", "jittered")
+ROUNDED = ("filter_sigma", "pose", "jitter")
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """The number of threads may be changed."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+# --- Views against the truth
+
+
+@pytest.mark.parametrize("transform", BY_HAND)
+@pytest.mark.parametrize("skeleton", LAYOUTS, ids=lambda s: s.name)
+def test_each_transform_alone_and_all_at_once(skeleton, transform):
+    clips = packed_clips(skeleton)
+    assert_views(COMPILED, clips, by_hand(transform, clips, skeleton), skeleton)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("max_bodies", [1, 2, 3])
+@pytest.mark.parametrize("skeleton", LAYOUTS, ids=lambda s: s.name)
+@pytest.mark.parametrize("views", [(0, 3), (1, 2)])
+def test_drawn_views(views, skeleton, max_bodies, stream):
+    clips = packed_clips(skeleton, max_bodies=max_bodies)
+    assert_views(COMPILED, clips, drawn(clips, skeleton, views=views), skeleton, stream=stream)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("size", [1, 7, 32, 100])
+def test_other_sizes(size, stream):
+    clips = packed_clips(lengths=FEW)
+    assert_views(COMPILED, clips, drawn(clips), size=size, stream=stream)
+    assert_views(COMPILED, clips, by_hand("everything", clips), size=size, stream=stream)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("frames", [1, 2, 64, 100])
+@pytest.mark.parametrize("max_bodies", [1, 2, 3])
+def test_dense_clips(max_bodies, frames, stream):
+    clips = dense_clips(frames=frames, max_bodies=max_bodies)
+    assert_views(COMPILED, clips, drawn(clips), stream=stream)
+    assert_views(COMPILED, clips, by_hand("everything", clips), stream=stream)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_views_in_half_precision(dtype, stream):
+    """Rounded once, at the end."""
+    clips = packed_clips(lengths=FEW)
+    params = drawn(clips)
+    got = assert_views(COMPILED, clips, params, stream=stream, dtype=dtype)
+    assert torch.equal(got, COMPILED(clips, params, NTU25, stream=stream).to(dtype))
+
+
+@pytest.mark.parametrize("impl", ["torch", "reference"])
+@pytest.mark.parametrize("clips", [packed_clips(), dense_clips()], ids=["packed", "dense"])
+def test_the_other_implementations_make_the_same(clips, impl):
+    for params in (drawn(clips), by_hand("everything", clips)):
+        got, other = (make_views(clips, params, NTU25, impl=name) for name in ("numba", impl))
+        error = (got.double() - other).abs().amax(dim=(2, 3))
+        assert (error <= 3e-6 * other.abs().amax(dim=(2, 3)).clamp_min(1)).all(), error
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_the_budget_notices_wrong_parameters(mutant):
+    clips, params = mutated()
+    want = truth(clips, params, NTU25)
+    assert (excess(COMPILED(clips, params, NTU25), *want) <= 1).all()
+    assert (excess(COMPILED(clips, MUTANTS[mutant](params), NTU25), *want) > 1).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("FILTER_TAPS", 13),
+        ("NOISE_COUNTER", (1 << 16) + 1),
+        ("COLUMN_STARTS", views_numba.COLUMN_STARTS._replace(jitter=views_numba.COLUMN_STARTS.pose)),
+    ],
+)
+def test_the_budget_notices_a_wrong_computation(name, wrong, monkeypatch):
+    clips, params = mutated()
+    monkeypatch.setattr(views_numba, name, wrong)
+    assert (excess(COMPILED(clips, params, NTU25), *truth(clips, params, NTU25)) > 1).any()
+
+
+# --- Properties of views
+
+
+def test_missing_bodies_stay_exactly_zero():
+    clips = packed_clips()
+    params = drawn(clips)
+    x = COMPILED(clips, params, NTU25).unflatten(3, (25, 2, 3))
+    for w, n in torch.cartesian_prod(torch.arange(2), torch.arange(len(clips))).tolist():
+        start, length = (int(params.column(name)[w, n]) for name in ("crop_start", "crop_length"))
+        source = reference.temporal_crop_resize(clip_of(clips, n), start, length, 64)
+        missing = (source == 0).flatten(2).all(dim=2)
+        assert (x[w, n].transpose(1, 2)[missing] == 0).all()
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.usefixtures("threads")
+def test_views_do_not_depend_on_batch_split_or_order_or_threads(stream):
+    """Bit for bit."""
+    clips = packed_clips(lengths=FEW * 4)
+
+    def view(ids: Tensor, views: tuple[int, ...] = (1, 2)) -> Tensor:
+        part, params = some_clips(clips, ids), drawn(clips, views=views, impl="numba")
+        params = replace(params, table=params.table[:, ids], sample=params.sample[ids])
+        return COMPILED(part, params, NTU25, stream=stream)
+
+    torch.set_num_threads(1)
+    everyone, order = torch.arange(len(clips)), torch.randperm(len(clips))
+    together = view(everyone)
+    assert torch.equal(view(order), together[:, order])
+    assert torch.equal(torch.cat([view(ids) for ids in everyone.split(3)], dim=1), together)
+    assert torch.equal(view(everyone, (2, 1)), together.flip(0))
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        assert torch.equal(view(everyone), together)
+
+
+def test_a_clip_that_is_not_finite_is_alone_in_it():
+    clips = packed_clips(lengths=(64, 65, 30))
+    params = by_hand("everything", clips)
+    clean = COMPILED(clips, params, NTU25)
+    for value in (torch.nan, torch.inf):
+        spoilt = replace(clips, frames=clips.frames.clone())
+        spoilt.frames[clips.start[1] : clips.start[2] - 3] = value
+        got = COMPILED(spoilt, params, NTU25)
+        assert torch.equal(got[:, ::2], clean[:, ::2])
+        finite = make_views(spoilt, params, NTU25, impl="torch").isfinite()
+        assert torch.equal(got.isfinite(), finite) and not finite[:, 1].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_views_are_written_to_out_and_nothing_else_is(dtype):
+    clips = packed_clips(lengths=FEW)
+    params = drawn(clips)
+    room = torch.full((4, len(FEW), 64, 150), torch.nan, dtype=dtype)
+    frames, table = clips.frames.clone(), params.table.clone()
+    got = COMPILED(clips, params, NTU25, dtype=dtype, out=room[1:3])
+    assert got.data_ptr() == room[1].data_ptr()
+    assert torch.equal(room[1:3], COMPILED(clips, params, NTU25, dtype=dtype))
+    assert room[0].isnan().all() and room[3].isnan().all()
+    assert torch.equal(clips.frames.nan_to_num(), frames.nan_to_num()) and torch.equal(params.table, table)
+
+
+def test_tensors_with_gaps_and_gradients_are_taken():
+    clips = dense_clips()
+    params = drawn(clips)
+    wide = torch.stack([clips.x, torch.full_like(clips.x, torch.nan)], dim=-1).requires_grad_()
+    gaps = replace(clips, x=wide[..., 0], num_bodies=torch.stack([clips.num_bodies] * 2, dim=1)[:, 0])
+    spread = replace(params, sample=torch.stack([params.sample] * 2, dim=1)[:, 1])
+    got = COMPILED(gaps, spread, NTU25)
+    assert torch.equal(got, COMPILED(clips, params, NTU25)) and not got.requires_grad
+
+
+@pytest.mark.parametrize(("column", "value"), [("crop_start", -1), ("crop_length", 1e9), ("crop_length", torch.nan)])
+def test_a_crop_outside_of_the_frames_is_refused(column, value):
+    """As an IndexError, as in PyTorch: nothing else would keep it from reading memory that is not the clips'."""
+    clips = packed_clips(lengths=FEW)
+    params = plain(clips)
+    params.column(column)[:] = value
+    clips.start[0] = 0
+    with pytest.raises(IndexError, match="a crop reaches out of the array of frames"):
+        COMPILED(clips, params, NTU25)
+
+
+# --- Threads and processes
+
+
+@pytest.mark.usefixtures("threads")
+def test_two_callers_at_once():
+    torch.set_num_threads(2)
+    clips = packed_clips(lengths=FEW * 4)
+    params = [drawn(clips, step=step) for step in range(8)]
+    want = [COMPILED(clips, one, NTU25) for one in params]
+    with ThreadPoolExecutor(4) as callers:
+        found = list(callers.map(lambda one: COMPILED(clips, one, NTU25), params * 4))
+    assert all(torch.equal(a, b) for a, b in zip(found, want * 4, strict=True))
+
+
+@pytest.mark.usefixtures("threads")
+def test_a_forked_process_has_threads_of_its_own():
+    torch.set_num_threads(2)
+    clips = packed_clips(lengths=FEW * 4)
+    params = drawn(clips, impl="numba")
+    want = COMPILED(clips, params, NTU25)
+
+    def child() -> None:  # without operators of PyTorch's that go parallel: those hang here, after the parent's
+        again = COMPILED(clips, drawn(clips, impl="numba"), NTU25)
+        helped = any(thread.name.startswith("fastmc-views") for thread in threading.enumerate())
+        sys.exit(0 if helped and np.array_equal(again.numpy(), want.numpy()) else 3)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(timeout=60)
+    process.kill()
+    assert process.exitcode == 0
+
+
+def test_one_thread_means_no_other(monkeypatch):
+    assert torch.get_num_threads() == 1
+    monkeypatch.setattr(views_numba, "_pool", None)
+    clips = packed_clips(lengths=FEW * 4)
+    COMPILED(clips, plain(clips), NTU25)
+
+
+@pytest.mark.usefixtures("threads")
+def test_an_error_of_a_helper_is_raised():
+    torch.set_num_threads(2)
+    entered = []
+
+    def work(first: int, last: int) -> None:
+        entered.append(first)
+        while len(entered) < 2:  # until the other thread is in as well
+            pass
+        if first > 0:
+            raise IndexError("of the helper or of the caller")
+
+    with pytest.raises(IndexError, match="of the helper"):
+        views_numba._in_parallel(work, 2 * views_numba.PART)
+
+
+# --- Random numbers
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63 - 3, 0xFEDCBA9876543210])
+@pytest.mark.parametrize("first", [0, 1 << 16, 2**32 - 100])
+def test_philox_bit_for_bit(seed, first):
+    for step, sample, view in ((0, 0, 0), (2**31 - 1, 5, 3), (7, 2**32 - 1, 2**32 - 1)):
+        got = views_numba.philox_words(seed, first, 100, step, sample, view)
+        want = philox(seed, torch.arange(first, first + 100), step, sample, view)
+        assert np.array_equal(got, want.numpy())
+
+
+def test_normal_numbers():
+    """Of every uniform number there is. Any of the two may lie within four roundings of the exact one."""
+    for upper in range(0, 1 << 24, 1 << 20):
+        word = torch.arange(upper, upper + (1 << 20)) << 8
+        words = torch.stack([word, word.flip(0), word, word.roll(1)], dim=1)
+        got = np.empty((3, len(word)), np.float32)
+        views_numba._normals(words.T.contiguous().numpy().astype(np.uint32), got)
+        u = (words >> 8).double() * 2.0**-24
+        radius, angle = torch.sqrt(-2 * torch.log(1 - u[:, ::2])), 2 * torch.pi * u[:, 1::2]
+        x, y = radius * torch.cos(angle), radius * torch.sin(angle)
+        want = torch.stack([x[:, 0], y[:, 0], x[:, 1]])
+        budget = 4 * 2.0**-24 * torch.stack([radius[:, 0], radius[:, 0], radius[:, 1]])
+        error = (torch.from_numpy(got).double() - want).abs()
+        assert (error <= budget).all(), float((error / budget).nan_to_num(0).max())
+    assert normal(words[:1], 3).shape == got.T[:1].shape
+
+
+# --- Parameters
+
+
+CONFIGS = {
+    "default": AugmentConfig(),
+    "others": AugmentConfig(0.37, 5, 0.3, 4, 0.2, 170.0, 13.0, 0.3, 0.9, 0.7, 3.1, 0.8, 0.1),
+    "always": AugmentConfig(
+        flip_probability=1, noise_probability=1, filter_probability=1, axis_mask_probability=1, crop_ratio_min=1
+    ),
+}
+
+
+def both(config: AugmentConfig, frames: Tensor, joints: int = 25, **key: object) -> tuple[ViewParams, ViewParams]:
+    """The parameters by numba and by PyTorch."""
+    settings = {"views": (0, 1, 2, 3), "seed": 0, "step": 1, "sample": torch.arange(len(frames)), **key}
+    return tuple(draw_params(config, frames, joints, **settings, impl=impl) for impl in ("numba", "torch"))
+
+
+def assert_same(got: ViewParams, want: ViewParams) -> None:
+    """Integers and choices are equal; maps and sigma are up to some roundings of numbers of at most 3."""
+    assert got.table.shape == want.table.shape
+    for name in EXACT:
+        assert torch.equal(got.column(name), want.column(name)), name
+    for name in ROUNDED:
+        torch.testing.assert_close(got.column(name), want.column(name), rtol=0, atol=3 * 4 * 2.0**-24)
+    assert (got.seed, got.views) == (want.seed, want.views)
+
+
+@pytest.mark.parametrize("resized_to", [None, 64, 7])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_tables_are_those_of_pytorch(config, resized_to):
+    lengths = torch.randint(1, 400, (2000,), generator=torch.Generator().manual_seed(0))
+    lengths[:4] = torch.tensor([1, 2, 2**23 + 1, 2**24 - 1])
+    assert_same(*both(config, lengths, resized_to=resized_to))
+
+
+@pytest.mark.parametrize("joints", [1, 2, 11, 20, 33])
+def test_tables_of_other_layouts(joints):
+    assert_same(*both(AugmentConfig(), torch.full((300,), 80), joints))
+
+
+@pytest.mark.parametrize("seed", [1, 2**63 - 3])
+@pytest.mark.parametrize("views", [(2,), (1, 2), (0, 3), (3, 2, 2)])
+def test_tables_of_other_keys(seed, views):
+    frames = torch.full((50,), 100)
+    sample = torch.arange(100).flip(0)[::2] * 40_000_000
+    assert_same(*both(AugmentConfig(), frames, seed=seed, views=views, step=torch.tensor(2**31), sample=sample))
+
+
+def test_equal_numbers_are_ranked_as_in_pytorch():
+    """Of 24 bits, some are equal in a million rows; here many are."""
+    u = np.float32([0.5, 0.25, 0.5, 0.5, 0.25])
+    assert [views_numba._rank(u, v) for v in range(5)] == [2, 0, 3, 4, 1]
+
+
+@pytest.mark.parametrize("column", [*EXACT, *ROUNDED])
+def test_the_comparison_of_tables_can_fail(column):
+    got, want = both(CONFIGS["always"], torch.full((50,), 100))
+    got.column(column)[STRONG, 7] += 1e-5 if column in ROUNDED else 1
+    with pytest.raises(AssertionError):
+        assert_same(got, want)
+
+
+# --- Who serves a call
+
+
+def test_auto_takes_numba_on_a_cpu_and_for_float32_alone(monkeypatch):
+    cpu = torch.device("cpu")
+    assert choose_for_views("auto", cpu, torch.float32) == "numba"
+    assert choose_for_views("auto", cpu, torch.float16) == "torch"
+    assert choose_for_views("auto", torch.device("meta"), torch.float32) == "torch"
+    assert choose_for_views("torch", cpu, torch.float32) == "torch"
+    with pytest.raises(
+        RuntimeError, match="impl='numba' cannot run: it makes views on a CPU and the clips are on cuda"
+    ):
+        choose_for_views("numba", torch.device("cuda"), torch.float32)
+    with pytest.raises(ValueError, match="impl must be one of auto, triton, torch, reference, numba; got 'jax'"):
+        choose_for_views("jax", cpu, torch.float32)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert choose_for_views("auto", cpu, torch.float32) == "torch"
+    monkeypatch.undo()
+    monkeypatch.setattr(arguments, "numba_problem", lambda: "it is broken")
+    assert choose_for_views("auto", cpu, torch.float32) == "torch"
+    with pytest.raises(RuntimeError, match="impl='numba' cannot run: it is broken"):
+        choose_for_views("numba", cpu, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_frames_in_half_precision_are_torchs(dtype):
+    clips = packed_clips(lengths=FEW, dtype=dtype)
+    params = drawn(clips)
+    assert torch.equal(make_views(clips, params, NTU25), make_views(clips, params, NTU25, impl="torch"))
+    with pytest.raises(RuntimeError, match="impl='numba' cannot run: it takes frames in float32 and these are torch"):
+        COMPILED(clips, params, NTU25)
+
+
+VIEWS = """
+from view_cases import drawn, make_views, packed_clips, NTU25
+clips = packed_clips(lengths=(5, 70))
+x, y = (make_views(clips, drawn(clips, impl=impl), NTU25, impl=impl) for impl in ("auto", "torch"))
+print((x == y).all().item(), flush=True)
+make_views(clips, drawn(clips), NTU25, impl="numba")
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "reason"),
+    [
+        ("sys.modules['numba'] = None", "numba cannot be imported"),
+        ("import os; os.environ['NUMBA_DISABLE_JIT'] = '1'", "NUMBA_DISABLE_JIT is set"),
+    ],
+)
+def test_without_numba_pytorch_makes_views(before, reason):
+    program = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n{before}\n{VIEWS}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout.strip() == "True", done.stderr
+    assert done.returncode == 1
+    assert "RuntimeError: impl='numba' cannot run: " in done.stderr and reason in done.stderr
+
+
+def test_what_cannot_be_kept_on_disk_is_compiled_all_the_same(caplog):
+    """Code from a string, for instance, has no folder to keep it in."""
+    scope: dict[str, object] = {}
+    exec("def double(x):\n    x[0] *= 2", scope)
+    double, x = views_numba._compiled(scope["double"]), np.ones(1)
+    with caplog.at_level(logging.INFO, logger="fastmc"):
+        views_numba._noted(double, x)
+        views_numba._noted(double, x)
+    assert x[0] == 4
+    assert len(caplog.messages) == 1, "a compilation is worth a line, a call is not"
+    assert caplog.messages[0].startswith("compiled double of views for this CPU in ")
+    assert "memory alone" in caplog.messages[0]
