@@ -36,7 +36,7 @@ from view_cases import (
 
 from bench import ntu_like
 from bench.watch import watch
-from fastmc.augment import AugmentConfig, ViewParams, draw_params
+from fastmc.augment import COLUMNS, AugmentConfig, ViewParams, draw_params
 from fastmc.skeleton import NTU25, Skeleton
 
 FEW = (1, 30, 64, 65, 129)
@@ -233,6 +233,15 @@ def test_only_out_is_written():
         assert torch.equal(got, by_kernel(clips, params, NTU25))
     assert got.data_ptr() == room[1].data_ptr()
     assert (room[0] == 7).all() and (room[3] == 7).all()
+
+
+def test_a_filter_so_narrow_that_its_square_vanishes_does_nothing():
+    clips = packed_clips(lengths=FEW)
+    plain = drawn(clips, config=AugmentConfig(filter_probability=0), views=(2,))
+    narrow = replace(plain, table=plain.table.clone())
+    narrow.table[..., COLUMNS["filter_sigma"]] = 1e-30
+    with kernels_on_cpu():
+        assert torch.equal(by_kernel(clips, narrow, NTU25), by_kernel(clips, plain, NTU25))
 
 
 def test_the_library_takes_the_kernels_where_it_is_told_to():
