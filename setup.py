@@ -17,7 +17,7 @@ RUNTIME = [
     "tensorboard>=2.12",
 ]
 CPU = [
-    "numba>=0.63",  # compiles the making of views; without it PyTorch makes them, at half of the speed
+    "numba>=0.63",  # compiles the making of views; without it PyTorch makes them, at a sixth of the speed
 ]
 DEV = [
     *CPU,

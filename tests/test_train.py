@@ -503,6 +503,11 @@ def test_two_processes_do_not_share_a_folder(data_root, tmp_path, capsys):
         (["--batch-size", "500"], "batch_size = 500"),
         (["--device", "tpu9"], "device = 'tpu9'"),
         (["--impl", "triton"], "impl = 'triton' cannot run on cpu"),
+        (["--view-impl", "triton"], "view_impl: impl='triton' cannot run: the tensors are on the CPU"),
+        (
+            ["--view-impl", "numba", "--frames-dtype", "float16"],
+            "view_impl: impl='numba' cannot run: it takes frames in",
+        ),
         (["--stream", "bone", "--dataset", "nowhere"], "there is no dataset 'nowhere'"),
     ],
 )

@@ -140,10 +140,13 @@ def start_line(config: Config, store: PackedStore, pretraining: Pretraining) -> 
 
 
 def view_maker(pretraining: Pretraining) -> str:
-    """The implementation of views that this run takes. RuntimeError if the one it asks for cannot run."""
+    """The implementation of views that this run takes. ValueError if the one it asks for cannot run."""
     data, config = pretraining.data, pretraining.config
     size = (config.frames, data.max_bodies, data.skeleton.num_joints)
-    return choose_for_views(config.data.view_impl, pretraining.device, data.dtype, size)
+    try:
+        return choose_for_views(config.data.view_impl, pretraining.device, data.dtype, size)
+    except RuntimeError as error:
+        raise ValueError(f"view_impl: {error}") from None
 
 
 if __name__ == "__main__":
