@@ -19,7 +19,7 @@ from fastmc.arguments import PRECISIONS, check_choice
 from fastmc.views import Stream
 
 RENDER = {"mc": ledger_mc.render, "data": ledger_data.render}
-OF_OTHERS = {"mc": ("frames", "dtype", "stream"), "data": ("mix", "bank", "dim", "precision")}
+OF_OTHERS = {"mc": ("frames", "bodies", "dtype", "stream"), "data": ("mix", "bank", "dim", "precision")}
 """Flags that do not concern a piece."""
 
 
@@ -38,6 +38,8 @@ class Ledger(StepSize):
     """Products of the kernels: bf16x3, ieee or bf16. Piece mc, as --mix, --bank and --dim."""
     frames: int = 64
     """T, frames of a view. Piece data."""
+    bodies: int = 2
+    """M, bodies of a view. Piece data."""
     dtype: ViewDtype = "float32"
     """Of the views. Piece data."""
     stream: Stream = "joint"
@@ -60,7 +62,7 @@ class Ledger(StepSize):
     def step(self) -> McStep | DataStep:
         if self.piece == "mc":
             return McStep(self.case, self.precision)
-        return DataStep(self.batch, self.frames, self.dtype, self.stream)
+        return DataStep(self.batch, self.frames, self.bodies, self.dtype, self.stream)
 
 
 def main(args: Sequence[str] | None = None) -> int:

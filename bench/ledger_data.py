@@ -41,7 +41,7 @@ from fastmc.views import STREAMS, DenseClips, PackedClips, Stream, make_views, w
 from kernels import view_reason
 
 ViewDtype = Literal["float32", "bfloat16"]
-JOINTS, BODIES = NTU25.num_joints, 2
+JOINTS = NTU25.num_joints
 THINGS = (
     "choices for x0, x3",
     "x0, x3",
@@ -60,37 +60,41 @@ class DataStep:
 
     Attributes:
         batch: B, clips.
-        frames: T, of a view.
+        frames, bodies: T and M, of a view.
         dtype, stream: of the views.
     """
 
     batch: int
     frames: int
+    bodies: int
     dtype: ViewDtype
     stream: Stream
 
     def __post_init__(self) -> None:
-        for name in ("batch", "frames"):
+        for name in ("batch", "frames", "bodies"):
             check_number(name, getattr(self, name), at_least=1)
         check_choice("dtype", self.dtype, get_args(ViewDtype))
         check_choice("stream", self.stream, STREAMS)
-        reason = view_reason(self.frames, BODIES, JOINTS)
+        reason = view_reason(self.frames, self.bodies, JOINTS)
         if reason is not None:
             raise ValueError(f"frames: {reason}")
 
     def __str__(self) -> str:
-        sizes = f"B = {self.batch}, T = {self.frames}, V = {JOINTS}, M = {BODIES}"
+        sizes = f"B = {self.batch}, T = {self.frames}, V = {JOINTS}, M = {self.bodies}"
         return f"data of a step, {sizes}; views in {self.dtype}, stream {self.stream}"
 
     def launch(self, device: str) -> None:
-        # The library knows that no kernel runs on a device without memory; to be compiled they need none.
-        with mock.patch("kernels.unavailable_reason", return_value=None):
-            self.make(device, "triton", lambda call: call())
+        self.make(device, "triton", lambda call: call())
 
     def make(self, device: str, impl: str, each: Callable[[Callable[[], Any]], Any]) -> None:
         """Make ``THINGS``: ``each`` is given what makes one, and returns what that returns."""
-        clips, sample = ntu_like_clips(self.batch, device), torch.arange(self.batch, device=device)
-        x = torch.empty(4, self.batch, self.frames, JOINTS * BODIES * 3, dtype=self.torch_dtype, device=device)
+        # The library knows that no kernel runs on a device without memory; to be compiled they need none.
+        with mock.patch("kernels.unavailable_reason", return_value=None):
+            self._make(device, impl, each)
+
+    def _make(self, device: str, impl: str, each: Callable[[Callable[[], Any]], Any]) -> None:
+        clips, sample = self.clips(device), torch.arange(self.batch, device=device)
+        x = torch.empty(4, self.batch, self.frames, self.width, dtype=self.torch_dtype, device=device)
         views: dict[str, Any] = {"size": self.frames, "stream": self.stream, "dtype": x.dtype, "impl": impl}
         choices = each(lambda: self.draw(clips.num_frames, sample, OF_CLIPS, impl))
         each(lambda: make_views(clips, choices, NTU25, out=x[:2], **views))
@@ -99,15 +103,23 @@ class DataStep:
         whole = each(lambda: whole_clips(clips, NTU25, self.frames, impl=impl))
         logits, gradient = torch.ones(self.batch, config.attack_classes, device=device), torch.ones_like(whole)
         each(lambda: attack.logit_gradient(logits))
-        attacked = each(lambda: attack.limited_step(whole, gradient, BODIES, config.attack_lr, config.attack_norm))
+        attacked = each(lambda: attack.limited_step(whole, gradient, self.bodies, config.attack_lr, config.attack_norm))
 
         hard = each(lambda: self.draw(clips.num_frames, sample, OF_ATTACKED, impl))
-        each(lambda: make_views(DenseClips(attacked, clips.num_bodies, BODIES), hard, NTU25, out=x[2:], **views))
+        each(lambda: make_views(DenseClips(attacked, clips.num_bodies, self.bodies), hard, NTU25, out=x[2:], **views))
 
     def draw(self, num_frames: Tensor, sample: Tensor, views: tuple[int, ...], impl: str) -> ViewParams:
         resized_to = self.frames if views == OF_ATTACKED else None
         key: dict[str, Any] = {"views": views, "seed": 0, "step": 1, "sample": sample, "resized_to": resized_to}
         return draw_params(AugmentConfig(), num_frames, JOINTS, **key, impl=impl)
+
+    def clips(self, device: str) -> PackedClips:
+        return ntu_like_clips(self.batch, self.bodies, device)
+
+    @property
+    def width(self) -> int:
+        """Numbers of a frame."""
+        return JOINTS * self.bodies * 3
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -119,19 +131,25 @@ class DataStep:
         choices: each clip's id and number of frames read, the table written. views: `bytes_of_views`. attack: logits
         read, their gradient written; x and its gradient read, the attacked x written.
         """
-        clips, sample = ntu_like_clips(self.batch, "cpu"), torch.arange(self.batch)
+        clips, sample = self.clips("cpu"), torch.arange(self.batch)
         whole = identity_params(torch.zeros_like(clips.num_frames), clips.num_frames, JOINTS)
         drawn, hard = (self.draw(clips.num_frames, sample, views, "torch") for views in (OF_CLIPS, OF_ATTACKED))
-        ids, bodies, size = 2 * 8 * self.batch, clips.num_bodies, self.frames
+        ids, logits = 2 * 8 * self.batch, self.batch * AttackConfig.attack_classes
         return [
             ids + 4 * drawn.table.numel(),
-            bytes_of_views(drawn, bodies, size, self.torch_dtype),
-            bytes_of_views(whole, bodies, size, torch.float32),
-            2 * 4 * self.batch * AttackConfig.attack_classes,
-            3 * 4 * self.batch * size * JOINTS * BODIES * 3,
+            self.bytes_of_views(drawn, clips, self.torch_dtype),
+            self.bytes_of_views(whole, clips, torch.float32),
+            2 * 4 * logits,
+            3 * 4 * self.batch * self.frames * self.width,
             ids + 4 * hard.table.numel(),
-            bytes_of_views(hard, bodies, size, self.torch_dtype),
+            self.bytes_of_views(hard, clips, self.torch_dtype),
         ]
+
+    def bytes_of_views(self, params: ViewParams, clips: PackedClips, dtype: torch.dtype) -> int:
+        """The float32 frames that each view needs, of the bodies that its clip has, read once; the views, with all
+        their bodies, written once. The table, the ids and the first rows are not in it."""
+        frames = frames_needed(params.column("crop_length"), self.frames) * clips.num_bodies
+        return 4 * JOINTS * 3 * int(frames.sum()) + frames.numel() * self.frames * self.width * dtype.itemsize
 
     def operators(self, impl: str) -> list[dict[str, int]]:
         """PyTorch's operators for each of ``THINGS``, one kernel each, on tensors without memory."""
@@ -142,8 +160,7 @@ class DataStep:
             counts.append(count_operators(lambda: results.append(call())))
             return results[0]
 
-        with mock.patch("kernels.unavailable_reason", return_value=None):
-            self.make("meta", impl, count)
+        self.make("meta", impl, count)
         return counts
 
     def measure(self, target: str, plain: bool) -> dict[str, Any]:
@@ -167,22 +184,15 @@ class DataStep:
         }
 
 
-def ntu_like_clips(batch: int, device: str) -> PackedClips:
+def ntu_like_clips(batch: int, max_bodies: int, device: str) -> PackedClips:
     """Whole clips, one behind the other."""
     rng = np.random.default_rng(0)
     frames, bodies = ntu_like.lengths(rng, batch)
+    bodies = bodies.clip(max=max_bodies)
     rows = [ntu_like.motion(rng, *sizes).reshape(-1, JOINTS, 3) for sizes in zip(frames, bodies, strict=True)]
     start = np.cumsum(frames * bodies) - frames * bodies
     packed, first, *sizes = (torch.from_numpy(a).to(device) for a in (np.concatenate(rows), start, frames, bodies))
-    return PackedClips(packed, first, sizes[0], sizes[1], BODIES)
-
-
-def bytes_of_views(params: ViewParams, num_bodies: Tensor, size: int, dtype: torch.dtype) -> int:
-    """The float32 frames that each view needs, of the bodies that its clip has, read once; the views (W, B, size,
-    V * M * 3), all bodies, written once. The table, the ids and the first rows are not in it."""
-    read = 4 * JOINTS * 3 * int((frames_needed(params.column("crop_length"), size) * num_bodies).sum())
-    written = params.table.shape[0] * params.table.shape[1] * size * JOINTS * BODIES * 3 * dtype.itemsize
-    return read + written
+    return PackedClips(packed, first, sizes[0], sizes[1], max_bodies)
 
 
 def frames_needed(length: Tensor, size: int) -> Tensor:

@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 from bench import ledger
 from bench.counting import count_launches, count_operators
 from bench.ledger import Ledger, measure, render
-from bench.ledger_data import THINGS, DataStep, bytes_of_views, frames_needed, ntu_like_clips
+from bench.ledger_data import THINGS, DataStep, frames_needed, ntu_like_clips
 from bench.ledger_mc import compulsory
 from bench.providers import Case
 from fastmc.augment import AugmentConfig
@@ -88,7 +88,7 @@ def test_views_stay_within_their_traffic(data):
 
 
 def test_narrow_views_of_a_stream_stay_within_their_traffic():
-    step = DataStep(3, 64, "bfloat16", "bone")
+    step = DataStep(3, 64, 2, "bfloat16", "bone")
     counts, needed = rows_of_views(count_launches(step)), rows_of_views(step.compulsory())
     for views, count, compulsory_bytes in zip((2, 1, 2), counts, needed, strict=True):
         written = views * 3 * 64 * 150 * (2 if views == 2 else 4)  # x of eq. 5 stays float32
@@ -102,7 +102,7 @@ def rows_of_views(rows):
 
 def test_every_byte_of_whole_clips_is_accounted_for(data):
     """By hand: frames of 25 joints, three float32 each, of each body; T = 64."""
-    clips, row = ntu_like_clips(FEW, "cpu"), data["kernels"][THINGS.index("x of eq. 5")]
+    clips, row = ntu_like_clips(FEW, 2, "cpu"), data["kernels"][THINGS.index("x of eq. 5")]
     needed = loaded = 0
     for frames, bodies in zip(clips.num_frames.tolist(), clips.num_bodies.tolist(), strict=True):
         parts = math.ceil(min(frames, 128) / 64)
@@ -138,9 +138,8 @@ def test_frames_that_a_view_needs():
 def test_compulsory_bytes_of_views():
     clips = packed_clips()
     params = drawn(clips, views=(0, 1, 3), config=AugmentConfig())
-    written = 3 * len(clips) * 32 * 150 * 2
-    found = bytes_of_views(params, clips.num_bodies, 32, torch.bfloat16)
-    assert found == bytes_needed(clips, params, 32) + written
+    step, written = DataStep(len(clips), 32, 2, "bfloat16", "joint"), 3 * len(clips) * 32 * 150 * 2
+    assert step.bytes_of_views(params, clips, torch.bfloat16) == bytes_needed(clips, params, 32) + written
 
 
 def test_machine_code_of_the_data(data):
@@ -191,7 +190,7 @@ def test_wrong_inputs(capsys):
     with pytest.raises(ValueError, match="--stream has no meaning for --piece mc"):
         Ledger(stream="bone")
     for wrong, says in (
-        (["--batch", "0"], "batch must be >= 1, got 0"),
+        (["--batch", "0"], "batch must be at least 1, got 0"),
         (["--piece", "data", "--batch", "0"], "batch must be >= 1, got 0"),
         (["--piece", "data", "--frames", "65"], "frames: a program holds at most 4096 joints"),
     ):
@@ -199,7 +198,7 @@ def test_wrong_inputs(capsys):
         assert says in capsys.readouterr().err
     for kind in ({"dtype": "float16", "stream": "joint"}, {"dtype": "float32", "stream": "velocity"}):
         with pytest.raises(ValueError, match="must be one of"):
-            DataStep(4, 64, **kind)
+            DataStep(4, 64, 2, **kind)
 
 
 def test_a_failure_on_the_interpreter_is_told():
