@@ -176,13 +176,18 @@ def draw(
     """The table of :func:`draw_params` in PyTorch. strong: the number of the strong view."""
     blocks = 8 + math.ceil(num_joints / 4)
     index = torch.arange(blocks, device=frames.device)
-    word = torch.stack([torch.full((), view, device=frames.device) for view in views])[:, None, None]
-    u = uniform(philox(seed, index, step, sample[:, None], word)).flatten(2)  # (W, B, 4 * blocks)
+    view = view_numbers(views, frames.device)[:, None, None]
+    u = uniform(philox(seed, index, step, sample[:, None], view)).flatten(2)  # (W, B, 4 * blocks)
     table = torch.cat([_crop(config, frames, u, resized_to), *_basic(config, num_joints, u)], dim=2)
-    for row, view in enumerate(views):
-        if view == strong:
+    for row, number in enumerate(views):
+        if number == strong:
             _strengthen_(config, table[row], u[row])
     return table
+
+
+def view_numbers(views: Sequence[int], device: torch.device) -> Tensor:
+    """(W,) int64, filled on the device: a copy to a GPU would wait."""
+    return torch.stack([torch.full((), view, device=device) for view in views])
 
 
 def _crop(config: AugmentConfig, frames: Tensor, u: Tensor, resized_to: int | None) -> Tensor:

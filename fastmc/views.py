@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastmc.arguments import check_choice, choose_for_views
-from fastmc.augment import COLUMNS, ViewParams, identity_params
+from fastmc.augment import COLUMNS, ViewParams, identity_params, view_numbers
 from fastmc.random import normal, philox
 from fastmc.reference import augment as reference
 from fastmc.skeleton import Skeleton
@@ -193,7 +193,7 @@ def to_stream(x: Tensor, stream: Stream, skeleton: Skeleton) -> Tensor:
     if not skeleton.parents:
         raise ValueError(f"stream='bone' needs the parents of joint layout {skeleton.name!r}, which are unknown")
     joints = x.unflatten(2, (skeleton.num_joints, -1))
-    return x - joints[:, :, list(skeleton.parents)].flatten(2)
+    return x - joints.index_select(2, joint_indices(skeleton.parents, x.device)).flatten(2)
 
 
 # --- In PyTorch. On a CPU only the bodies and the clips that need it are worked on. A GPU would have to be asked which
@@ -316,7 +316,7 @@ def _noise(params: ViewParams, rows: Tensor, shape: torch.Size, body: int) -> Te
     frames, joints, bodies = shape
     batch, device = len(params.sample), rows.device
     block = torch.arange(frames * joints, device=device) * bodies + (NOISE_COUNTER + body)
-    view = torch.stack([torch.full((), view, device=device) for view in params.views])
+    view = view_numbers(params.views, device)
     key = params.sample[rows % batch, None], view[rows // batch, None]
     words = philox(params.seed, block, params.step, *key)
     return normal(words, 3).view(len(rows), frames, joints, 3)

@@ -59,6 +59,17 @@ def poisoned_memory() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _own_cache() -> Iterator[None]:
+    """Triton's cache on disk for ttsem alone. It reads intermediate forms in MLIR's generic notation, and would find
+    them in the other where an ordinary compiler, of another process perhaps, was first."""
+    import triton
+
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = triton.knobs.cache.dir + "-ttsem"
+        yield
+
+
+@contextlib.contextmanager
 def ttsem_session(cc: int = 90) -> Iterator[Any]:
     """Launches inside run through ttsem, as for compute capability ``cc``; the launchers get CPU tensors.
 
@@ -72,7 +83,7 @@ def ttsem_session(cc: int = 90) -> Iterator[Any]:
     driver = triton.runtime.driver
     active = driver._active
     try:
-        with poisoned_memory(), sanitize.session(cc=cc, cuda_is_cpu=False) as session:
+        with _own_cache(), poisoned_memory(), sanitize.session(cc=cc, cuda_is_cpu=False) as session:
             yield session
     finally:  # the session leaves its stand-ins for the driver and for torch.cuda behind
         driver._active = active

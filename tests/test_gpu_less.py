@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -9,7 +13,7 @@ pytest.importorskip("triton")
 
 import triton
 import triton.language as tl
-from gpu_less import INTERPRETED, kernels_on_cpu, needs_engine, poisoned_memory, run_interpreted
+from gpu_less import INTERPRETED, ROOT, kernels_on_cpu, needs_engine, needs_ttsem, poisoned_memory, run_interpreted
 
 N = 16
 
@@ -86,3 +90,25 @@ def test_a_failure_in_the_interpreted_process_is_reported(tmp_path):
     failing.write_text("import os\ndef test_it():\n    assert os.environ['TRITON_INTERPRET'] == 'sentinel'\n")
     with pytest.raises(pytest.fail.Exception, match=r"(?s)test_failing.py interpreted:.*assert '1' == 'sentinel'"):
         run_interpreted(failing)
+
+
+COMPILED, RUN = (
+    f"""
+import torch
+from bench.aot import compile_launches
+from gpu_less import ttsem_session
+from test_gpu_less import step
+
+with {engine}:
+    step(torch.ones(40, 16), 40)
+"""
+    for engine in ("compile_launches('cuda:90')", "ttsem_session(90)")
+)
+
+
+@needs_ttsem
+def test_what_an_ordinary_compiler_left_on_disk_does_not_reach_ttsem(tmp_path):
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    for program in (COMPILED, RUN):
+        subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "cache-ttsem"}
