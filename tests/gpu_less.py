@@ -59,17 +59,6 @@ def poisoned_memory() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _own_cache() -> Iterator[None]:
-    """Triton's cache on disk for ttsem alone. It reads intermediate forms in MLIR's generic notation, and would find
-    them in the other where an ordinary compiler, of another process perhaps, was first."""
-    import triton
-
-    with triton.knobs.cache.scope():
-        triton.knobs.cache.dir = triton.knobs.cache.dir + "-ttsem"
-        yield
-
-
-@contextlib.contextmanager
 def ttsem_session(cc: int = 90) -> Iterator[Any]:
     """Launches inside run through ttsem, as for compute capability ``cc``; the launchers get CPU tensors.
 
@@ -77,13 +66,16 @@ def ttsem_session(cc: int = 90) -> Iterator[Any]:
     storage (bounds are the storage's) and hold distinct values (a store of the value already there counts as no race).
     """
     import triton
-    from ttsem import sanitize
+    from ttsem import mlir, sanitize
     from ttsem._fakedriver import unstub_torch_cuda
+
+    # It has MLIR print in generic notation, once per process; a compile for AMD in between resets LLVM's options.
+    mlir._generic_printing_enabled[0] = False
 
     driver = triton.runtime.driver
     active = driver._active
     try:
-        with _own_cache(), poisoned_memory(), sanitize.session(cc=cc, cuda_is_cpu=False) as session:
+        with poisoned_memory(), sanitize.session(cc=cc, cuda_is_cpu=False) as session:
             yield session
     finally:  # the session leaves its stand-ins for the driver and for torch.cuda behind
         driver._active = active
