@@ -15,6 +15,7 @@ import functools
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from fastmc.skeleton import Skeleton
 from fastmc.views import FILTER_TAPS, NOISE_COUNTER, DenseClips, PackedClips
 
 log = logging.getLogger("fastmc")
+_compiling = threading.Lock()
 PART = 4  # clips that a thread takes at a time
 Array: TypeAlias = np.ndarray
 
@@ -199,8 +201,12 @@ def philox_words(seed: int, first: int, count: int, step: int, sample: int, view
 
 def _noted(function: Any, *arguments: Any) -> None:
     """Call a compiled function, and say so if it took a compilation."""
-    new, start = not function.signatures, time.perf_counter()
-    function(*arguments)
+    if function.signatures:
+        function(*arguments)
+        return
+    with _compiling:  # other threads would wait for the compiler anyway, and say so again
+        new, start = not function.signatures, time.perf_counter()
+        function(*arguments)
     if new and not function.stats.cache_hits:
         name, seconds = function.__name__.strip("_"), time.perf_counter() - start
         place = function.stats.cache_path or "memory alone: no folder for it can be written to"

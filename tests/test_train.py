@@ -228,8 +228,9 @@ def test_the_log_says_where_the_frames_are(finished, data_root, tmp_path):
 def test_a_run_may_change_its_placement_and_not_its_numbers(finished, data_root, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(finished, out)
-    assert run.main(command(data_root, out, "--placement", "mapped")) == 0
-    assert "finished" in errors(capsys)
+    for free in (("--placement", "mapped"), ("--view-impl", "torch")):
+        assert run.main(command(data_root, out, *free)) == 0
+        assert "finished" in errors(capsys)
     assert run.main(command(data_root, out, "--frames-dtype", "float16")) == 1
     assert "other settings (data.frames_dtype)" in errors(capsys)
 
