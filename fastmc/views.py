@@ -3,7 +3,7 @@
 A view is born in the encoder's layout (B, T, V * M * 3): joints outermost, then bodies, then x, y, z. In this order:
 temporal crop-resize, the linear map of each joint (shear or jittering, rotation), flip, noise, Gaussian filter in time,
 axis mask; a body that is missing in a frame stays exactly zero. ``fastmc.reference.augment`` says the same one clip and
-one transform at a time, and kernels/augment.py does it in one launch.
+one transform at a time; kernels/augment.py does it in one launch, and `fastmc.views_numba` in one pass on a CPU.
 """
 
 from __future__ import annotations
