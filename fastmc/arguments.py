@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cache, reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,6 +80,23 @@ def numba_problem() -> str | None:
         return f"numba cannot be imported ({error}); pip install fastmc[cpu] brings it"
     disabled = numba.config.DISABLE_JIT  # type: ignore[attr-defined]
     return "the environment variable NUMBA_DISABLE_JIT is set" if disabled else None
+
+
+def call(modules: Mapping[str, str], impl: str, name: str, device: torch.device, *arguments: Any) -> Any:
+    """Call function ``name`` of the module that ``modules`` names for ``impl``, as in `plainly`. The module is imported
+    here: Triton and numba need not be installed."""
+    function = getattr(importlib.import_module(modules[impl]), name)
+    with plainly(device):
+        return function(*arguments)
+
+
+@contextmanager
+def plainly(device: torch.device) -> Iterator[None]:
+    """Within: no gradient is recorded, dtypes are those that are written, and Triton launches on ``device``."""
+    autocast = torch.amp.is_autocast_available(device.type)
+    written = torch.autocast(device.type, enabled=False) if autocast else nullcontext()
+    with torch.no_grad(), written, kernels.launching_on(device):
+        yield
 
 
 def _reason(impl: str, device: torch.device, dtype: torch.dtype, dim: int) -> str | None:

@@ -6,19 +6,16 @@ Two functions surround the encoder's two passes: :func:`logit_gradient`, where t
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fastmc.arguments import choose, working_dtype
+from fastmc.arguments import call, choose, working_dtype
 from fastmc.checks import check_number
 from fastmc.reference import attack as reference
 from fastmc.views import present_bodies
-from kernels import launching_on
 
 ADAM_EPSILON = 1e-8  # torch.optim.Adam's
 MODULES = {"torch": __name__, "triton": "kernels.attack"}  # by name: kernels.attack needs Triton
@@ -90,14 +87,10 @@ def attack(x: Tensor, classify: Classify, config: AttackConfig, *, bodies: int, 
     with torch.enable_grad():
         variable = x.detach().requires_grad_()
         logits = classify(variable)
-    (gradient,) = torch.autograd.grad(logits, variable, _run("logit_gradient", impl, logits.detach()))
-    return _run("limited_step", impl, x, gradient, bodies, config.attack_lr, config.attack_norm)
-
-
-def _run(name: str, impl: str, tensor: Tensor, *arguments: Any) -> Tensor:
-    function = getattr(importlib.import_module(MODULES[impl]), name)
-    with torch.no_grad(), torch.autocast(tensor.device.type, enabled=False), launching_on(tensor.device):
-        return function(tensor, *arguments)
+    (gradient,) = torch.autograd.grad(
+        logits, variable, call(MODULES, impl, "logit_gradient", x.device, logits.detach())
+    )
+    return call(MODULES, impl, "limited_step", x.device, x, gradient, bodies, config.attack_lr, config.attack_norm)
 
 
 def logit_gradient(logits: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ its parameters is a deterministic function: `fastmc.views`.
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,16 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastmc.arguments import choose_for_views
+from fastmc.arguments import call, choose_for_views
 from fastmc.checks import check_number
 from fastmc.random import philox, uniform
-from kernels import launching_on
 
 BASIC_KEY, WEAK, STRONG, BASIC_QUERY = 0, 1, 2, 3
 """The views x0..x3: of the key encoder, the two of the attacked clip, and that of the query encoder."""
 
 
-DRAW = {"triton": "kernels.draw", "numba": "fastmc.views_numba"}  # by name: neither need be installed
+DRAW = {"triton": "kernels.draw", "numba": "fastmc.views_numba", "torch": __name__, "reference": __name__}
 
 
 @dataclass(frozen=True)
@@ -157,8 +155,7 @@ def draw_params(
     views, frames = tuple(views), num_frames.to(torch.int64)
     impl = choose_for_views(impl, frames.device)
     what = (config, frames, num_joints, views, STRONG, seed, step, sample, resized_to)
-    with launching_on(frames.device):
-        table = importlib.import_module(DRAW.get(impl, __name__)).draw(*what)
+    table = call(DRAW, impl, "draw", frames.device, *what)
     return ViewParams(table, seed, step, sample, views)
 
 

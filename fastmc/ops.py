@@ -7,14 +7,13 @@ than the kernels take, so eager calls go straight to the implementation.
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels import launching_on
+from fastmc.arguments import call
 
 MODULES = {"torch": "fastmc.chunked", "triton": "kernels.mc"}  # by name: kernels.mc needs Triton
 
@@ -33,18 +32,12 @@ def update_(name: str, *arguments: Any) -> Any:
         if torch.compiler.is_compiling():
             return getattr(torch.ops.fastmc, name)(*arguments)
         *values, impl = arguments
-        results = _run(name, impl, values[0].device, *values)
+        results = call(MODULES, impl, name, values[0].device, *values)
     # A kernel's stores are unknown to autograd: a graph that holds the bank as it was must not go on with the new one.
     bank, momentum = values[:2]
     if not bank.is_inference():
         torch.autograd.graph.increment_version([bank, momentum])
     return results
-
-
-def _run(name: str, impl: str, device: torch.device, *arguments: Any) -> Any:
-    function = getattr(importlib.import_module(MODULES[impl]), name)
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), launching_on(device):
-        return function(*arguments)
 
 
 @torch.library.custom_op("fastmc::mc_forward", mutates_args=())
@@ -63,7 +56,7 @@ def mc_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`fastmc.chunked.mc_forward`; f1, f2, f3 and bank get their gradients from the first result."""
     settings = (temperature, tiled, soft_target, precision)
-    return _run("mc_forward", impl, bank.device, f0, f1, f2, f3, bank, mixing, *settings)
+    return call(MODULES, impl, "mc_forward", bank.device, f0, f1, f2, f3, bank, mixing, *settings)
 
 
 @torch.library.custom_op("fastmc::mc_bank_gradient", mutates_args=())
@@ -83,7 +76,7 @@ def mc_bank_gradient(
 ) -> Tensor:
     """:func:`fastmc.chunked.mc_bank_gradient`."""
     settings = (temperature, tiled, soft_target, precision)
-    return _run("mc_bank_gradient", impl, bank.device, f1, f2, f3, bank, mixing, lse, weights, *settings)
+    return call(MODULES, impl, "mc_bank_gradient", bank.device, f1, f2, f3, bank, mixing, lse, weights, *settings)
 
 
 @torch.library.custom_op("fastmc::bank_step_", mutates_args=("bank", "momentum"))
@@ -105,7 +98,7 @@ def bank_step_(
 ) -> None:
     """:func:`fastmc.chunked.bank_step_`."""
     settings = (temperature, lr, momentum_factor, weight_decay, tiled, precision)
-    _run("bank_step_", impl, bank.device, bank, momentum, f0, f1, f2, f3, mixing, *settings)
+    call(MODULES, impl, "bank_step_", bank.device, bank, momentum, f0, f1, f2, f3, mixing, *settings)
 
 
 @torch.library.custom_op("fastmc::mc_step_", mutates_args=("bank", "momentum", "cursor"))
@@ -132,7 +125,7 @@ def mc_step_(
     """:func:`fastmc.chunked.mc_step_`."""
     hyper = (temperature, bank_temperature, lr, momentum_factor, weight_decay)
     settings = (tiled, soft_target, update, cursor, precision)
-    return _run("mc_step_", impl, bank.device, bank, momentum, f0, f1, f2, f3, mixing, *hyper, *settings)
+    return call(MODULES, impl, "mc_step_", bank.device, bank, momentum, f0, f1, f2, f3, mixing, *hyper, *settings)
 
 
 # Shapes and dtypes of the results, for tracing: those of the bank, since half precision is widened.
@@ -185,7 +178,7 @@ class _Parts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         *values, impl = arguments
-        results = _run("mc_forward", impl, values[0].device, *values)
+        results = call(MODULES, impl, "mc_forward", values[0].device, *values)
         _keep(ctx, arguments, results)
         return results[0]
 
@@ -194,7 +187,7 @@ class _Parts(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         def bank_gradient(*arguments: Any) -> Tensor:
             *values, impl = arguments
-            return _run("mc_bank_gradient", impl, upstream.device, *values)
+            return call(MODULES, impl, "mc_bank_gradient", upstream.device, *values)
 
         return _gradients(ctx, upstream.contiguous(), bank_gradient)
 

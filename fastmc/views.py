@@ -16,12 +16,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastmc.arguments import check_choice, choose_for_views
+from fastmc.arguments import check_choice, choose_for_views, plainly
 from fastmc.augment import COLUMNS, ViewParams, identity_params, view_numbers
 from fastmc.random import normal, philox
 from fastmc.reference import augment as reference
 from fastmc.skeleton import Skeleton
-from kernels import launching_on
 
 Stream = Literal["joint", "motion", "bone"]
 ViewImpl = Literal["auto", "triton", "numba", "torch", "reference"]
@@ -116,18 +115,9 @@ def make_views(
 
     frames = source.frames if isinstance(source, PackedClips) else source.x
     impl = choose_for_views(impl, device, frames.dtype, (size, source.max_bodies, skeleton.num_joints))
-    if impl == "numba":
-        from fastmc.views_numba import make_views as fill  # here, since numba need not be installed
-
-        fill(source, params, skeleton, stream, out)
-        return out
-    if impl == "triton":
-        _launch(source, params, skeleton, stream, out)
-        return out
-    clips = _Rows.of(source, skeleton.num_joints)
-    if impl == "reference":
-        return out.copy_(_reference_views(clips, params, skeleton, size, stream))
-    return _make_views(clips, params, skeleton, stream, out)
+    with plainly(device):
+        _MAKERS[impl](source, params, skeleton, stream, out)
+    return out
 
 
 def _launch(
@@ -136,22 +126,29 @@ def _launch(
     from kernels import augment  # here, since Triton need not be installed
 
     frames, first = (source.frames, source.start) if isinstance(source, PackedClips) else (source.x.detach(), None)
-    with launching_on(out.device):
-        augment.make_views(
-            frames.contiguous(),
-            first,
-            source.num_bodies,
-            params.table,
-            params.sample,
-            params.views,
-            params.seed,
-            params.step,
-            joint_indices(skeleton.mirror, out.device),
-            joint_indices(skeleton.parents, out.device) if stream == "bone" else None,
-            source.max_bodies,
-            stream,
-            out,
-        )
+    augment.make_views(
+        frames.contiguous(),
+        first,
+        source.num_bodies,
+        params.table,
+        params.sample,
+        params.views,
+        params.seed,
+        params.step,
+        joint_indices(skeleton.mirror, out.device),
+        joint_indices(skeleton.parents, out.device) if stream == "bone" else None,
+        source.max_bodies,
+        stream,
+        out,
+    )
+
+
+def _compiled(
+    source: PackedClips | DenseClips, params: ViewParams, skeleton: Skeleton, stream: Stream, out: Tensor
+) -> None:
+    from fastmc import views_numba  # here, since numba need not be installed
+
+    views_numba.make_views(source, params, skeleton, stream, out)
 
 
 @functools.lru_cache(maxsize=16)
@@ -221,7 +218,10 @@ class _Rows:
         return _Rows(rows, first, torch.full_like(first, bodies), clips.num_bodies, bodies)
 
 
-def _make_views(clips: _Rows, params: ViewParams, skeleton: Skeleton, stream: Stream, out: Tensor) -> Tensor:
+def _make_views(
+    source: PackedClips | DenseClips, params: ViewParams, skeleton: Skeleton, stream: Stream, out: Tensor
+) -> None:
+    clips = _Rows.of(source, skeleton.num_joints)
     direct = stream == "joint" and out.dtype == torch.float32
     views = (out if direct else torch.empty_like(out, dtype=torch.float32)).flatten(0, 1)
     x = views.unflatten(2, (skeleton.num_joints, clips.max_bodies, 3))
@@ -229,7 +229,6 @@ def _make_views(clips: _Rows, params: ViewParams, skeleton: Skeleton, stream: St
     _noise_and_filter_(x, present, clips, params)
     if not direct:
         out.copy_(to_stream(views, stream, skeleton).view(out.shape))
-    return out
 
 
 def _some(mask: Tensor) -> Tensor:
@@ -332,9 +331,11 @@ def _filter_weights(sigma: Tensor, size: int) -> Tensor:
     return weights / weights.sum(dim=2, keepdim=True)
 
 
-def _reference_views(clips: _Rows, params: ViewParams, skeleton: Skeleton, size: int, stream: Stream) -> Tensor:
+def _reference_views(
+    source: PackedClips | DenseClips, params: ViewParams, skeleton: Skeleton, stream: Stream, out: Tensor
+) -> None:
     """The same by ``fastmc.reference``, clip by clip, in float64 on the CPU."""
-    views = []
+    clips, size = _Rows.of(source, skeleton.num_joints), out.shape[2]
     for w, n in itertools.product(range(len(params.views)), range(len(clips.first))):
         clip = _dense_clip(clips, n, int(params.column("crop_start")[w, n] + params.column("crop_length")[w, n]))
         choices = {name: params.column(name)[w, n].double().cpu() for name in COLUMNS}
@@ -342,8 +343,7 @@ def _reference_views(clips: _Rows, params: ViewParams, skeleton: Skeleton, size:
         view = reference.view(clip, size=size, mirror=skeleton.mirror, noise=noise, **choices)
         if stream != "joint":
             view = reference.motion(view) if stream == "motion" else reference.bone(view, skeleton.parents)
-        views.append(view.transpose(1, 2).flatten(1))
-    return torch.stack(views).unflatten(0, (len(params.views), -1))
+        out[w, n] = view.transpose(1, 2).flatten(1)
 
 
 def _dense_clip(clips: _Rows, n: int, frames: int) -> Tensor:
@@ -358,3 +358,6 @@ def _noise_of_view(params: ViewParams, w: int, n: int, shape: tuple[int, int, in
     row = torch.full((1,), w * len(params.sample) + n, device=params.sample.device)
     by_body = [_noise(params, row, torch.Size(shape), body) for body in range(shape[2])]
     return torch.cat(by_body).transpose(0, 1).double().cpu()
+
+
+_MAKERS = {"triton": _launch, "numba": _compiled, "torch": _make_views, "reference": _reference_views}

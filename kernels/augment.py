@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.draw import pack_views, read_word, sine_cosine, view_of
+from kernels.draw import pack_views, read_word, sine_cosine, uniform, view_of
 
 NOISE_COUNTER = tl.constexpr(1 << 16)
 SMALLEST_SIGMA = tl.constexpr(1e-6)  # frames: narrower filters do nothing, and its square must not vanish
@@ -54,15 +54,9 @@ def _map_entry(p_row, ENTRY: tl.constexpr, column, jittered):
 
 
 @triton.jit
-def _uniform(word):
-    """In [0, 1), from the upper 24 bits."""
-    return (word >> 8).to(tl.float32) * (1.0 / 16777216)
-
-
-@triton.jit
 def _radius(word):
     """Of a Box-Muller pair. 1 - u lies in (0, 1]: the logarithm is finite."""
-    return tl.sqrt(tl.log2(1.0 - _uniform(word)) * (-2.0 * LN2))
+    return tl.sqrt(tl.log2(1.0 - uniform(word)) * (-2.0 * LN2))
 
 
 @triton.jit
@@ -72,8 +66,8 @@ def _noise(seed, step, sample, view, o_t, o_m, o_v, V: tl.constexpr, M: tl.const
     zero = block * 0
     w_0, w_1, w_2, w_3 = tl.philox(seed, block, zero + step, zero + sample, zero + view)
     radius, last_radius = _radius(w_0), _radius(w_2)
-    sine, cosine = sine_cosine(_uniform(w_1))
-    _, last_cosine = sine_cosine(_uniform(w_3))
+    sine, cosine = sine_cosine(uniform(w_1))
+    _, last_cosine = sine_cosine(uniform(w_3))
     return radius * cosine, radius * sine, last_radius * last_cosine
 
 

@@ -43,7 +43,7 @@ def read_word(p_number):
 
 
 @triton.jit
-def _uniform(word):
+def uniform(word):
     """In [0, 1), from the upper 24 bits."""
     return (word >> 8).to(tl.float32) * (1.0 / 16777216)
 
@@ -53,7 +53,7 @@ def _block(seed, number, step, sample, view):
     """Four uniform numbers of block ``number``."""
     zero = (number * 0).to(tl.uint32)
     w_0, w_1, w_2, w_3 = tl.philox(seed, zero + number, zero + step, zero + sample, zero + view)
-    return _uniform(w_0), _uniform(w_1), _uniform(w_2), _uniform(w_3)
+    return uniform(w_0), uniform(w_1), uniform(w_2), uniform(w_3)
 
 
 @triton.jit

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from view_cases import (
     ALONE,
     BY_HAND,
+    FEW,
     LAYOUTS,
     MUTANTS,
     STREAMS,
@@ -37,13 +38,23 @@ from fastmc.views import DenseClips, PackedClips, crop_span, make_views, present
 
 IN_TORCH = partial(make_views, impl="torch")
 BY_REFERENCE = partial(make_views, impl="reference")
-FEW = (1, 30, 64, 65, 129)
 
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """All bodies and clips are worked on, as where nobody may ask which need it."""
     monkeypatch.setattr(views_module, "_some", lambda mask: torch.arange(len(mask)))
+
+
+def test_autocast_is_nobodys_business():
+    """A view is float32 arithmetic wherever it is made: under bfloat16 the products would lose centimetres."""
+    clips = packed_clips(lengths=FEW)
+    params = drawn(clips)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = drawn(clips)
+        x = IN_TORCH(clips, under, NTU25)
+    assert torch.equal(under.table, params.table)
+    assert torch.equal(x, IN_TORCH(clips, params, NTU25))
 
 
 # --- Against the truth

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from view_cases import (
     BY_HAND,
+    FEW,
     LAYOUTS,
     MUTANTS,
     STREAMS,
@@ -48,7 +49,6 @@ from fastmc import views_numba
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILED = partial(make_views, impl="numba")
-FEW = (1, 30, 64, 65, 129)
 EXACT = ("crop_start", "crop_length", "flip", "noise_std", "axis_scale", "jittered")
 ROUNDED = ("filter_sigma", "pose", "jitter")
 

@@ -29,6 +29,7 @@ Make = Callable[..., Tensor]
 
 SIZE = 64
 LENGTHS = (1, 2, 30, 63, 64, 65, 128, 129, 301, 1000)
+FEW = (1, 30, 64, 65, 129)
 LAYOUTS = [NTU25, KINECT20]
 STREAMS = ("joint", "motion", "bone")
 SHORT_CROPS = AugmentConfig(crop_ratio_min=0.2, crop_frames_min=5)

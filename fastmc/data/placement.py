@@ -33,8 +33,8 @@ class DataConfig:
     """float16 takes half the memory and rounds coordinates of 2 to 4 m by at most 1 mm; bfloat16 by at most 8 mm. The
     largest error in the data at hand is logged."""
     view_impl: ViewImpl = "auto"
-    """Implementation of the views. auto: the Triton kernels on a GPU; on a CPU numba where it is installed; else
-    PyTorch. Views differ in their last bits between implementations."""
+    """Implementation of the views that are trained on. auto: the Triton kernels on a GPU; on a CPU numba where it is
+    installed; else PyTorch. Views differ in their last bits between implementations."""
 
     @property
     def dtype(self) -> torch.dtype:

@@ -15,6 +15,7 @@ from philox_kernel import assert_words
 from torch import Tensor
 from view_cases import (
     BY_HAND,
+    FEW,
     LAYOUTS,
     MUTANTS,
     SHORT_CROPS,
@@ -38,9 +39,6 @@ from bench import ntu_like
 from bench.watch import watch
 from fastmc.augment import COLUMNS, AugmentConfig, ViewParams, draw_params
 from fastmc.skeleton import NTU25, Skeleton
-
-FEW = (1, 30, 64, 65, 129)
-
 
 # --- The table
 
