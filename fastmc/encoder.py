@@ -1,4 +1,4 @@
-"""The skeleton encoder: input normalisation, a bidirectional GRU, a projection head."""
+"""The skeleton encoder: input normalisation, a GRU in both readings of fastmc.recurrent, a projection head."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmc.checks import check_number
+from fastmc.recurrent import SequenceGRU, StepwiseGRU
 
 Reading = Literal["sequence", "stepwise"]
 
@@ -51,37 +52,6 @@ class ViewNorm(nn.BatchNorm1d):
     def forward(self, x: Tensor, views: int = 1) -> Tensor:
         normalised = [super(ViewNorm, self).forward(view.flatten(0, 1)).view_as(view) for view in x.chunk(views)]
         return torch.cat(normalised) if views > 1 else normalised[0]
-
-
-class StepwiseGRU(nn.Module):
-    """Per layer two GRUs, both forward in time, their outputs joined: what feeding a bidirectional GRU one frame at a
-    time and carrying its state computes."""
-
-    def __init__(self, input_size: int, hidden: int, layers: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(
-            nn.ModuleList(nn.GRU(input_size if layer == 0 else 2 * hidden, hidden, batch_first=True) for _ in range(2))
-            for layer in range(layers)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, F) to the final states of the last layer (B, 2 * hidden)."""
-        for pair in self.layers:
-            assert isinstance(pair, nn.ModuleList)
-            x = torch.cat([gru(x)[0] for gru in pair], dim=-1)
-        return x[:, -1]
-
-
-class SequenceGRU(nn.GRU):
-    """A bidirectional GRU whose output is the final states of both directions."""
-
-    def __init__(self, input_size: int, hidden: int, layers: int) -> None:
-        super().__init__(input_size, hidden, layers, batch_first=True, bidirectional=True)
-
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """(B, T, F) to (B, 2 * hidden)."""
-        _, final = super().forward(x)
-        return torch.cat((final[-2], final[-1]), dim=-1)
 
 
 class Encoder(nn.Module):
