@@ -1,4 +1,4 @@
-"""The recurrent net of the encoder, in both readings of \"bidirectional GRU\"."""
+"""The recurrent net of the encoder, in both readings of a bidirectional GRU."""
 
 from __future__ import annotations
 
