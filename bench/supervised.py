@@ -26,7 +26,8 @@ from fastmc.progress import progress_bar
 from train.config import Config, parse
 from train.datasets import open_dataset
 from train.errors import USER_ERRORS
-from train.loop import build_model, build_optimizer
+from train.loop import build_model
+from train.optimizer import build_optimizer
 
 
 @dataclass(frozen=True)

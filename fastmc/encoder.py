@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastmc.arguments import working_dtype
 from fastmc.checks import check_number
 from fastmc.recurrent import SequenceGRU, StepwiseGRU
 
@@ -83,26 +84,61 @@ class Encoder(nn.Module):
             raise ValueError(f"x must be (B, T, {self.input_size}), got {tuple(x.shape)}")
         if views < 1 or len(x) % views:
             raise ValueError(f"views = {views} does not divide the batch of {len(x)}")
-        if self.norm is not None:
-            x = self.norm(x, views)
-        return self.recurrent(x)
+        by_batch = self.norm is not None and self.norm.training
+        # One eager call: torch.compile would unroll it over time, and cuDNN's single call is faster.
+        return self.recurrent(self.before(x, views) if by_batch else self.before_fixed(x))
 
     @contextmanager
     def fixed(self) -> Iterator[None]:
         """Within: normalise by the running statistics, which do not change, so that clips do not influence each other.
 
-        Only the input norm is put into evaluation mode: cuDNN refuses the backward of a recurrent net that is, and the
-        attack needs the gradient of its input.
+        The recurrent net's weights are constants, so that a gradient of the input costs none of theirs. Only the input
+        norm is put into evaluation mode: cuDNN refuses the backward of a recurrent net that is.
         """
-        training = self.training
+        training, learning = self.training, [p for p in self.recurrent.parameters() if p.requires_grad]
         self.train()
         if self.norm is not None:
             self.norm.eval()
+        self.recurrent.requires_grad_(False)
         try:
             yield
         finally:
             self.train(training)
+            for parameter in learning:
+                parameter.requires_grad_()
 
     def forward(self, x: Tensor, views: int = 1) -> Tensor:
-        """Unit features (views * B, D)."""
-        return F.normalize(self.head(self.represent(x, views)), dim=-1)
+        """Unit features (views * B, D), in float32 at least."""
+        return self.after(self.represent(x, views))
+
+    # What surrounds the recurrent call, in three functions that torch.compile takes whole
+
+    def before(self, x: Tensor, views: int) -> Tensor:
+        """x normalised by each view's own statistics, in the recurrent net's dtype."""
+        assert self.norm is not None
+        return self.norm(x, views).to(self.dtype)
+
+    def before_fixed(self, x: Tensor) -> Tensor:
+        """x normalised by the running statistics, whose layer gets no gradient, in the recurrent net's dtype."""
+        norm = self.norm
+        if norm is None:
+            return x.to(self.dtype)
+        weight, bias = norm.weight.detach(), norm.bias.detach()
+        x = F.batch_norm(x.flatten(0, 1), norm.running_mean, norm.running_var, weight, bias, eps=norm.eps).view_as(x)
+        return x.to(self.dtype)
+
+    def after(self, h: Tensor) -> Tensor:
+        """Representations (n, 2 * hidden) to unit features (n, D); lengths are taken in float32 at least."""
+        f = self.head(h)
+        return F.normalize(f.to(working_dtype(f)), dim=-1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the recurrent net and the head compute in."""
+        return next(self.head.parameters()).dtype
+
+    def compile_around(self, backend: str = "inductor") -> None:
+        """Compile what surrounds the recurrent call. Each function is one graph, or an error."""
+        for name in ("before", "before_fixed", "after"):
+            function = getattr(type(self), name).__get__(self)
+            setattr(self, name, torch.compile(function, fullgraph=True, dynamic=False, backend=backend))

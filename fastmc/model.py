@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from fastmc.bank import MemoryBank, mixing_coefficients
 from fastmc.checks import check_number
 from fastmc.encoder import Encoder, EncoderConfig
 from fastmc.random import keyed_generator
+from fastmc.ranges import part
 from fastmc.skeleton import Skeleton
 from fastmc.step import MCStep
 from fastmc.views import DenseClips, PackedClips, Stream, ViewImpl, make_views, to_stream, whole_clips
@@ -74,8 +75,7 @@ class ContrastConfig:
         return self.method == "a2mc"
 
 
-@dataclass(frozen=True)
-class Features:
+class Features(NamedTuple):
     """Unit features f0..f3, each (B, D), of the four views; f1 and f2 are None where the method has no such view."""
 
     f0: Tensor
@@ -128,7 +128,7 @@ class A2MC(nn.Module):
         self,
         clips: PackedClips,
         sample: Tensor,
-        step: int,
+        step: Tensor | int,
         views: tuple[int, ...],
         *,
         attacked: Tensor | None = None,
@@ -138,6 +138,7 @@ class A2MC(nn.Module):
 
         Args:
             sample: (B,) int64, the clips' ids.
+            step: as in `features`.
             attacked: (B, T, V * M * 3), the attacked clips, if the views are to be made of them.
             out: where to write them.
         """
@@ -156,44 +157,73 @@ class A2MC(nn.Module):
         size, impl = self.frames, self.view_impl
         return make_views(source, params, self.skeleton, size=size, stream=self.stream, out=out, impl=impl)
 
-    def attacked(self, clips: PackedClips) -> Tensor:
-        """x_hat of eq. 6, joint coordinates (B, T, V * M * 3): the whole clips resized to T frames, then attacked."""
+    def room_for_views(self, batch: int) -> Tensor:
+        """Uninitialised memory (4, B, T, V * M * 3) for the views of a batch, float32 beside the model: x0, x3, then
+        x1, x2, so that each launch writes two neighbours, and the queries are neighbours too."""
+        width = self.skeleton.num_joints * self.max_bodies * 3
+        return torch.empty(4, batch, self.frames, width, device=self.coefficients.device)
+
+    def attacked(self, clips: PackedClips, query: Encoder | None = None) -> Tensor:
+        """x_hat of eq. 6, joint coordinates (B, T, V * M * 3): the whole clips resized to T frames, then attacked.
+
+        ``query``: what computes in place of the query encoder.
+        """
+        encoder = query or self.query
 
         def classify(x: Tensor) -> Tensor:
-            return self.attack_head(self.query.represent(to_stream(x, self.stream, self.skeleton)))
+            h = encoder.represent(to_stream(x, self.stream, self.skeleton))
+            return self.attack_head(h.to(self.attack_head.weight.dtype))
 
         x = whole_clips(clips, self.skeleton, self.frames, impl=self.view_impl)
-        with self.query.fixed():
+        with encoder.fixed():
             return attack(x, classify, self.attack_config, bodies=self.max_bodies, impl=self.contrast.impl)
 
-    def features(self, clips: PackedClips, sample: Tensor, step: int, *, hard_positives: bool) -> Features:
-        """f0..f3 of a batch; f1 and f2 (attack-augmentation, section 3.2) only with ``hard_positives``."""
-        width = self.skeleton.num_joints * self.max_bodies * 3
-        # x0, x3, then x1, x2: each launch writes two neighbours, and the queries are neighbours too.
-        x = torch.empty(4 if hard_positives else 2, len(clips), self.frames, width, device=sample.device)
-        self.views(clips, sample, step, OF_CLIPS, out=x[:2])
+    def features(
+        self,
+        clips: PackedClips,
+        sample: Tensor,
+        step: Tensor | int,
+        *,
+        hard_positives: bool,
+        encoders: tuple[Encoder, Encoder] | None = None,
+        out: Tensor | None = None,
+    ) -> Features:
+        """f0..f3 of a batch; f1 and f2 (attack-augmentation, section 3.2) only with ``hard_positives``.
+
+        Args:
+            sample: (B,) int64, the clips' ids.
+            step: its number, which keys the random choices; an int, or () int64.
+            encoders: what computes in place of query and key encoder, see `fastmc.amp`.
+            out: `room_for_views`, where the views are written.
+        """
+        query, key = encoders or (self.query, self.key)
+        x = self.room_for_views(len(sample)) if out is None else out
+        queries = x[1:] if hard_positives else x[1:2]
+        with part("augment"):
+            self.views(clips, sample, step, OF_CLIPS, out=x[:2])
         if hard_positives:
-            self.views(clips, sample, step, OF_ATTACKED, attacked=self.attacked(clips), out=x[2:])
-        f3, *hard = self.query(x[1:].flatten(0, 1), views=len(x) - 1).chunk(len(x) - 1)
-        with torch.no_grad():
-            f0 = self.key(x[0])
+            with part("attack"):
+                attacked = self.attacked(clips, query)
+            with part("augment"):
+                self.views(clips, sample, step, OF_ATTACKED, attacked=attacked, out=x[2:])
+        with part("key"), torch.no_grad():
+            f0 = key(x[0])
+        with part("query"):
+            f3, *hard = query(queries.flatten(0, 1), views=len(queries)).chunk(len(queries))
         f1, f2 = hard if hard_positives else (None, None)
         return Features(f0, f1, f2, f3)
 
-    def mixing(self, step: int) -> Tensor | None:
-        """The coefficients lambda (K,) of this step; None where the method does not mix."""
-        if self.contrast.method != "a2mc":
-            return None
+    def draw_mixing_(self, step: int) -> None:
+        """The coefficients of this step, where they are drawn anew at every step."""
         if self.contrast.mixing == "draw":
             generator = keyed_generator(self.seed, step)
-            self.coefficients.copy_(mixing_coefficients(len(self.coefficients), "draw", generator=generator))
-        return self.coefficients
+            # A number, not a vector: it goes with the launch, and nothing is copied to the device.
+            self.coefficients.fill_(mixing_coefficients(1, "draw", generator=generator).item())
 
-    @torch.no_grad()
-    def update_key_(self) -> None:
-        """Eq. 4, in place."""
-        query = [p.detach() for p in self.query.parameters()]
-        torch._foreach_lerp_(list(self.key.parameters()), query, 1 - self.contrast.ema)
+    @property
+    def mixing(self) -> Tensor | None:
+        """The coefficients lambda (K,) as they are now; None where the method does not mix."""
+        return self.coefficients if self.contrast.method == "a2mc" else None
 
     def contrast_step_(self, f: Features, mixing: Tensor | None, *, filling: bool) -> MCStep:
         """Loss of this run's method with its gradients and metrics, then the bank's update.
@@ -201,20 +231,21 @@ class A2MC(nn.Module):
         A bank that does not learn yet (``filling``) or ever takes f0 in, first in, first out.
         """
         c = self.contrast
-        return self.bank.mc_step_(
-            f.f0,
-            f.f1,
-            f.f2,
-            f.f3,
-            mixing,
-            temperature=c.temperature,
-            bank_temperature=c.bank_temperature,
-            lr=c.bank_lr,
-            momentum_factor=c.bank_momentum,
-            weight_decay=c.bank_weight_decay,
-            mix=c.mix,
-            objective="mc" if c.method in ("b3", "a2mc") and not filling else "info_nce",
-            update="ascent" if c.learns_bank and not filling else "fifo",
-            impl=c.impl,
-            precision=c.precision,
-        )
+        with part("mc"):
+            return self.bank.mc_step_(
+                f.f0,
+                f.f1,
+                f.f2,
+                f.f3,
+                mixing,
+                temperature=c.temperature,
+                bank_temperature=c.bank_temperature,
+                lr=c.bank_lr,
+                momentum_factor=c.bank_momentum,
+                weight_decay=c.bank_weight_decay,
+                mix=c.mix,
+                objective="mc" if c.method in ("b3", "a2mc") and not filling else "info_nce",
+                update="ascent" if c.learns_bank and not filling else "fifo",
+                impl=c.impl,
+                precision=c.precision,
+            )

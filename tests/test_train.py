@@ -326,7 +326,7 @@ def forty_steps(data_root: Path, out: Path, *extra: str) -> tuple[torch.Tensor, 
     losses = []
     for _ in range(40):
         advance(pretraining, 1)
-        losses.append(pretraining.sums[0].clone())
+        losses.append(pretraining.stepper.sums[0].clone())
     return torch.stack(losses), pretraining.model.state_dict()
 
 

@@ -55,6 +55,26 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class StepConfig:
+    """How a step is computed. What auto has chosen, and why, is in the log."""
+
+    amp: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
+    """Numbers of the recurrent nets and heads. bf16 and fp16: weights and activations in half precision, beside float32
+    weights that learn; fp16 with a gradient scale. tf32: float32, multiplied in TF32 on a GPU. fp32: float32. Norm,
+    loss, bank and optimizer are float32 in any case. auto: bf16 on a GPU that has it, fp32 elsewhere."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of what surrounds the recurrent calls: input norm, head, verdict on the step. auto: on a GPU."""
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    """Launch each step as one CUDA graph, once the bank is full. auto: on a GPU that holds all frames; what cannot be
+    captured runs launch by launch, and the log says why."""
+    profile: int = 0
+    """Record so many steps once the bank is full, and write them to profile/ in the run folder: docs/profiling.md."""
+
+    def __post_init__(self) -> None:
+        check_number("profile", self.profile, at_least=0)
+
+
+@dataclass(frozen=True)
 class LogConfig:
     """What a run writes, and when."""
 
@@ -116,6 +136,7 @@ class Config:
     attack: AttackConfig = field(default_factory=AttackConfig)
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    step: StepConfig = field(default_factory=StepConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from tqdm import tqdm
 
 from fastmc.data.order import epoch_order
@@ -23,9 +22,12 @@ from fastmc.model import A2MC
 from fastmc.progress import progress_bar
 from fastmc.views import PackedClips
 from train import checkpoint
-from train.config import Config, OptimConfig, to_plain
+from train.choices import DTYPES, choose_amp, choose_compile, choose_graph
+from train.config import Config, to_plain
+from train.graph import GraphedStep
+from train.profiling import StepProfiler
 from train.record import Metrics, epoch_line, log
-from train.step import NonFiniteError, StepMetrics, pretrain_step
+from train.step import FaultWatch, NonFiniteError, PretrainStep, StepMetrics
 
 
 def build_model(config: Config, store: PackedStore | PlacedStore, device: torch.device) -> A2MC:
@@ -44,11 +46,9 @@ def build_model(config: Config, store: PackedStore | PlacedStore, device: torch.
     ).to(device)
 
 
-def build_optimizer(config: OptimConfig, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
-    """The optimizer of these parameters; its learning rate is set anew at every step, by `OptimConfig.lr_at`."""
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
-    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+def build_step(config: Config, model: A2MC, amp: str = "fp32") -> PretrainStep:
+    """The step of this model; ``amp`` is a key of `train.choices.DTYPES`."""
+    return PretrainStep(model, config.optim, config.optim.batch_size, dtype=DTYPES[amp])
 
 
 class Pretraining:
@@ -56,9 +56,9 @@ class Pretraining:
 
     Attributes:
         data: the clips; ``placement`` says in one line where their frames are and why.
+        stepper: makes the steps; ``amp``, ``compiled`` and ``graph`` say how, and why. Its sums of the metrics since
+            the epoch began make the epoch's row of metrics.csv, with ``seconds``.
         epoch, batch: position; ``step`` counts all batches since the start.
-        sums: of the step metrics since the epoch began, float64 on the device; with ``seconds`` and ``steps`` it makes
-            the epoch's row of metrics.csv.
     """
 
     def __init__(self, config: Config, store: PackedStore, folder: Path, device: torch.device) -> None:
@@ -78,10 +78,15 @@ class Pretraining:
             raise ValueError(f"protocol = {protocol!r} leaves no test clip in {store.path}")
         self.data, self.placement = place_store(store, device, config.data)
         self.model = build_model(config, self.data, device)
-        self.optimizer = build_optimizer(config.optim, self.model.query.parameters())
+        self.amp, self.compiled = choose_amp(config.step, device), choose_compile(config.step, device)
+        self.graph = choose_graph(config, self.data, device)
+        self.stepper = build_step(config, self.model, self.amp.value)
+        if self.compiled.value == "on":
+            self.stepper.compile_around()
+        self._graphed = self._graphed_step() if self.graph.value == "on" else None
+        self._watch = FaultWatch(self.stepper)
         self.epoch = self.batch = self.step = 0
         self.seconds = 0.0
-        self.sums: Tensor = torch.zeros(len(StepMetrics._fields), dtype=torch.float64, device=device)
         self._saved_at = self._started_at = time.monotonic()
         self._earlier_seconds = 0.0
 
@@ -108,10 +113,10 @@ class Pretraining:
         steps = self.config.optim.epochs * self.batches
         bar = tqdm(total=steps, initial=self.step, disable=not sys.stderr.isatty(), **progress_bar("step"))
         try:
-            with bar:
+            with bar, closing(StepProfiler(self.config.step.profile, self.folder / "profile", self.device)) as profiler:
                 while not self.finished:
                     bar.set_description(f"epoch {self.epoch + 1}/{self.config.optim.epochs}")
-                    self._run_epoch(bar)
+                    self._run_epoch(bar, profiler)
                     metrics.write(row := self._epoch_row())
                     eta = row["seconds"] * (self.config.optim.epochs - self.epoch - 1)
                     log.info(epoch_line(row, self.config.optim.epochs, eta, self.config.encoder.feature_dim))
@@ -121,16 +126,19 @@ class Pretraining:
         finally:
             metrics.close()
 
-    def _run_epoch(self, bar: tqdm) -> None:
+    def _run_epoch(self, bar: tqdm, profiler: StepProfiler) -> None:
         started = time.perf_counter()
         with closing(self._remaining_batches()) as batches:
             for ids, clips in batches:
-                self._advance(ids, clips)
+                if not self._advance(ids, clips):
+                    profiler.step()
                 bar.update()
                 if time.monotonic() - self._saved_at > 60 * self.config.log.checkpoint_minutes:
+                    self._check()
                     self.seconds += time.perf_counter() - started
                     self.save()
                     started = time.perf_counter()
+        self._check()  # waits for the device, so that the time is that of the steps
         self.seconds += time.perf_counter() - started
 
     def _remaining_batches(self) -> Generator[tuple[Tensor, PackedClips]]:
@@ -139,12 +147,25 @@ class Pretraining:
         order = epoch_order(self.train_ids, self.config.seed, self.epoch)
         return self.data.batches(order[self.batch * size : self.batches * size], size)
 
-    def _advance(self, ids: Tensor, clips: PackedClips) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.optim.lr_at(self.epoch + self.batch / self.batches)
+    def _advance(self, ids: Tensor, clips: PackedClips) -> bool:
+        """One step; returns whether the bank was being filled."""
+        lr = self.config.optim.lr_at(self.epoch + self.batch / self.batches)
         filling = self.step * len(ids) < self.config.contrast.bank_size
+        self.stepper.prepare(ids, self.step, lr)
+        if self._graphed is None or filling:
+            self.stepper.advance(clips, filling=filling)
+        else:
+            self._graphed()
+        self.batch += 1
+        self.step += 1
+        if self._watch.sees_a_fault():
+            self._check()
+        return filling
+
+    def _check(self) -> None:
+        """Wait for the device; NonFiniteError if a step was not finite."""
         try:
-            measured = pretrain_step(self.model, self.optimizer, clips, ids, self.step, filling=filling)
+            self.stepper.check()
         except NonFiniteError as error:
             saved = checkpoint.complete(self.checkpoints)
             last = saved[-1][1] if saved else "none yet"
@@ -152,14 +173,19 @@ class Pretraining:
                 f"stopped in epoch {self.epoch + 1}, {error}. "
                 f"Last good checkpoint: {last}. A smaller --lr or --shear may help, in a new run (--out)."
             ) from error
-        self.sums += torch.stack(measured).double()
-        self.batch += 1
-        self.step += 1
+
+    def _graphed_step(self) -> GraphedStep:
+        """Steps on a full bank, of clips whose frames stay where they are."""
+
+        def body() -> None:
+            self.stepper.advance(self.data.select(self.stepper.sample), filling=False)
+
+        return GraphedStep(body, self.stepper.state, lambda: self.stepper.query_update.baked)
 
     def _epoch_row(self) -> dict[str, Any]:
         row: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step}
-        row |= dict(zip(StepMetrics._fields, (self.sums / self.batches).tolist(), strict=True))
-        row["lr"] = self.optimizer.param_groups[0]["lr"]
+        row |= dict(zip(StepMetrics._fields, (self.stepper.sums / self.batches).tolist(), strict=True))
+        row["lr"] = self.config.optim.lr_at(self.epoch + (self.batch - 1) / self.batches)
         row["samples_per_second"] = self.batches * self.config.optim.batch_size / self.seconds
         row["seconds"] = self.seconds
         every = self.config.log.probe_every
@@ -169,7 +195,7 @@ class Pretraining:
 
     def _start_epoch(self, epoch: int) -> None:
         self.epoch, self.batch, self.seconds = epoch, 0, 0.0
-        self.sums = torch.zeros_like(self.sums)
+        self.stepper.sums.zero_()
 
     def probe(self) -> float:
         """kNN top-1 accuracy of the query encoder, percent."""
@@ -191,9 +217,8 @@ class Pretraining:
         state = {
             "config": to_plain(self.config),
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **self.stepper.state_dict(),
             "position": {"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds},
-            "sums": self.sums,
             "dataset_checksum": self.checksum,
             "wall_seconds": self.wall_seconds,
             "random": {
@@ -210,11 +235,10 @@ class Pretraining:
         """Continue from the state of the checkpoint ``path``; CheckpointError if it was trained on other data."""
         check_dataset(state, self.checksum, path)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.stepper.load_state_dict(state)
         position = state["position"]
         self.epoch, self.batch, self.step = position["epoch"], position["batch"], position["step"]
         self.seconds = position["seconds"]
-        self.sums = state["sums"].to(self.device)
         self._earlier_seconds = state["wall_seconds"]
         torch.set_rng_state(state["random"]["cpu"].cpu())
         if self.device.type == "cuda" and state["random"]["device"] is not None:

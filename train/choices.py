@@ -1,0 +1,77 @@
+"""What of the machine a step uses: precision, compiler, CUDA graph. Each choice comes with its reason, for the log."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from fastmc.data.resident import PlacedStore, ResidentStore
+from train.config import Config, StepConfig
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
+
+
+class Choice(NamedTuple):
+    """What is used, and why."""
+
+    value: str
+    why: str
+
+
+def choose_amp(settings: StepConfig, device: torch.device) -> Choice:
+    """Key of ``DTYPES``.
+
+    Raises:
+        ValueError: the GPU has not what was asked for.
+    """
+    asked = settings.amp
+    if asked == "auto":
+        if device.type != "cuda":
+            return Choice("fp32", f"half precision is slower on {device.type}")
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Choice("bf16", f"{_name(device)} has it")
+        return Choice("fp32", f"{_name(device)} has no bfloat16")
+    if asked == "tf32" and device.type != "cuda":
+        raise ValueError(f"amp = 'tf32' needs an NVIDIA GPU, not {device.type}; give --amp fp32")
+    return Choice(asked, f"--amp {asked}")
+
+
+def choose_compile(settings: StepConfig, device: torch.device) -> Choice:
+    """on or off."""
+    if settings.compile != "auto":
+        return Choice(settings.compile, f"--compile {settings.compile}")
+    if device.type == "cuda":
+        return Choice("on", "on a GPU")
+    return Choice("off", f"on {device.type} it saves less than it costs, see docs/results.md")
+
+
+def choose_graph(config: Config, store: PlacedStore, device: torch.device) -> Choice:
+    """on or off.
+
+    Raises:
+        ValueError: it was asked for and is impossible.
+    """
+    asked = config.step.cuda_graph
+    if asked == "off":
+        return Choice("off", "--cuda-graph off")
+    reason = no_graph_reason(config, store, device)
+    if reason is not None and asked == "on":
+        raise ValueError(f"cuda_graph = 'on' is impossible: {reason}. Give --cuda-graph auto")
+    return Choice("on", "the whole step") if reason is None else Choice("off", reason)
+
+
+def no_graph_reason(config: Config, store: PlacedStore, device: torch.device) -> str | None:
+    """Why a step cannot be captured, as a sentence; None if it can."""
+    if device.type != "cuda":
+        return f"CUDA graphs need an NVIDIA GPU, not {device.type}"
+    if not isinstance(store, ResidentStore):
+        return "streamed frames lie elsewhere at every step (--placement device)"
+    for flag, impl in (("--impl", config.contrast.impl), ("--view-impl", config.data.view_impl)):
+        if impl == "reference":
+            return f"{flag} reference reads numbers back from the device"
+    return None
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device)

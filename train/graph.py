@@ -1,0 +1,118 @@
+"""The whole training step as one CUDA graph: captured once, launched at every step.
+
+A graph repeats its kernels on the addresses and with the numbers that they had when it was captured. So a captured step
+must read all that changes from tensors, and must not wait for the device: see `train.step`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+WARM_UP = 3
+"""Steps before a capture, in which libraries choose algorithms and kernels are compiled. They leave no trace."""
+
+
+class Graph(Protocol):
+    """What was captured."""
+
+    def replay(self) -> None: ...
+
+
+class Recorder(Protocol):
+    """Who captures."""
+
+    def warm_up(self, body: Callable[[], None]) -> None:
+        """Run the body where it will be captured."""
+
+    def record(self, body: Callable[[], None]) -> Graph:
+        """Capture the body. RuntimeError if it does what cannot be captured."""
+
+
+class CudaRecorder:
+    """Captures on the current CUDA device."""
+
+    def warm_up(self, body: Callable[[], None]) -> None:
+        # On a stream of its own, as PyTorch asks for what is captured afterwards: autograd remembers streams.
+        side, here = torch.cuda.Stream(), torch.cuda.current_stream()
+        side.wait_stream(here)
+        with torch.cuda.stream(side):
+            body()
+        here.wait_stream(side)
+
+    def record(self, body: Callable[[], None]) -> Graph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            body()
+        return graph
+
+
+class GraphedStep:
+    """A step that is captured when it is called first, and launched as one graph from then on.
+
+    It is captured anew when a tensor of its state has moved or a number that it took from the host has changed. If the
+    capture fails, the step runs launch by launch, and the log says why.
+
+    Attributes:
+        captures: how often it was captured.
+    """
+
+    def __init__(
+        self,
+        body: Callable[[], None],
+        state: Callable[[], list[Tensor]],
+        baked: Callable[[], tuple[float, ...]] = tuple,
+        recorder: Recorder | None = None,
+    ) -> None:
+        """
+        Args:
+            body: the step: reads its inputs from tensors, and changes nothing but ``state``.
+            state: all tensors that the body changes and that outlive it.
+            baked: numbers of the host that the body hands to its kernels.
+            recorder: who captures.
+        """
+        self._body, self._state, self._baked = body, state, baked
+        self._recorder = recorder or CudaRecorder()
+        self._graph: Graph | None = None
+        self._key: tuple[Any, ...] | None = None
+        self._failed = False
+        self.captures = 0
+
+    def __call__(self) -> None:
+        """Make the step."""
+        if not self._failed:
+            state = self._state()
+            key = (*self._baked(), *(tensor.data_ptr() for tensor in state))
+            if self._graph is None or key != self._key:
+                self._capture(state)
+                self._key = key
+        if self._graph is None:
+            self._body()
+        else:
+            self._graph.replay()
+
+    def _capture(self, state: list[Tensor]) -> None:
+        self._graph = None  # its memory is free for the next
+        before = [tensor.detach().clone() for tensor in state]
+        for _ in range(WARM_UP):
+            self._recorder.warm_up(self._body)
+        _restore(state, before)
+        try:
+            self._graph = self._recorder.record(self._body)
+        except RuntimeError as error:
+            self._failed = True
+            reason = str(error).strip().splitlines()[0]
+            log.warning("the step cannot be captured as a CUDA graph and runs launch by launch: %s", reason)
+        _restore(state, before)
+        self.captures += self._graph is not None
+
+
+@torch.no_grad()
+def _restore(state: list[Tensor], before: list[Tensor]) -> None:
+    for tensor, value in zip(state, before, strict=True):
+        tensor.copy_(value)
