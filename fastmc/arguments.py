@@ -127,6 +127,11 @@ def working_dtype(*tensors: Tensor) -> torch.dtype:
     return reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
 
 
+def may_look(tensor: Tensor) -> bool:
+    """Whether values may decide what to do next: free on a CPU, while a GPU would be waited for."""
+    return tensor.device.type == "cpu"
+
+
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:
     """One of the known words."""
     if value not in known:
@@ -169,8 +174,8 @@ def check_mixing(mixing: Tensor | float | None, bank: Tensor, mix: str) -> None:
         raise ValueError(f"mixing must be floating point, got {mixing.dtype}")
     if mixing.device != bank.device:
         raise ValueError(f"mixing is on {mixing.device}, bank is on {bank.device}: they must be on one device")
-    # On a GPU, or while compiling, looking at the values would cost a wait for the device or break the graph.
-    if mixing.device.type == "cpu" and not torch.compiler.is_compiling():
+    # While compiling, looking at the values would break the graph.
+    if may_look(mixing) and not torch.compiler.is_compiling():
         outside = ~((mixing >= 0) & (mixing <= 1))
         if outside.any():
             raise ValueError(f"mixing must lie in [0, 1], got {mixing[outside][0].item()}")

@@ -16,6 +16,7 @@ import math
 import torch
 from torch import Tensor
 
+from fastmc.arguments import may_look
 from fastmc.rows import BIT, Block, Contrast, Keys, Metrics, Scratch, Sums, shaped
 
 
@@ -307,11 +308,6 @@ class Ascent:
             return
         velocity.copy_(torch.where(allowed, moved, velocity))
         rows.copy_(torch.where(allowed, rows - self.lr * moved, rows))
-
-
-def may_look(tensor: Tensor) -> bool:
-    """Whether a value decides what to do next: free on a CPU, while a GPU would be waited for."""
-    return tensor.device.type == "cpu"
 
 
 def _logits_are_bounded(f0: Tensor, contrast: Contrast, temperature: float) -> bool:

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastmc.arguments import check_choice, choose_for_views, plainly
+from fastmc.arguments import check_choice, choose_for_views, may_look, plainly
 from fastmc.augment import COLUMNS, ViewParams, identity_params, view_numbers
 from fastmc.random import normal, philox
 from fastmc.reference import augment as reference
@@ -233,7 +233,7 @@ def _make_views(
 
 def _some(mask: Tensor) -> Tensor:
     """Indices of the True ones of (N,); on a GPU, those of all."""
-    return mask.nonzero()[:, 0] if mask.device.type == "cpu" else torch.arange(len(mask), device=mask.device)
+    return mask.nonzero()[:, 0] if may_look(mask) else torch.arange(len(mask), device=mask.device)
 
 
 def _resize_and_map_(x: Tensor, clips: _Rows, params: ViewParams, skeleton: Skeleton) -> Tensor:

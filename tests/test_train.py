@@ -336,6 +336,38 @@ def largest_difference(ours: dict[str, torch.Tensor], truth: dict[str, torch.Ten
     return max(((a - b).abs().max() / b.abs().max().clamp_min(1e-2)).item() for a, b in values)
 
 
+# Losses of steps 0, 3, 9, 19, 29 and 39, from before the step was rebuilt for devices (commit 534b53a).
+GOLDEN_STEPS = (0, 3, 9, 19, 29, 39)
+GOLDEN = {
+    ("a2mc", "sgd"): (0.05936, 7.5874, 8.37377, 9.61892, 8.43676, 6.94869),
+    ("a2mc", "adamw"): (0.05936, 7.52938, 8.08433, 9.70898, 8.56703, 7.22258),
+    ("b1", "sgd"): (0.05936, 3.18938, 4.1539, 4.92411, 3.21981, 3.41362),
+    ("b1", "adamw"): (0.05936, 3.21229, 4.11018, 4.81827, 3.28738, 3.29369),
+    ("b2", "sgd"): (0.05936, 10.2024, 10.69006, 13.6945, 10.36998, 8.60694),
+    ("b2", "adamw"): (0.05936, 10.21415, 10.55735, 13.7744, 10.44027, 8.9512),
+    ("b3", "sgd"): (0.05936, 11.59633, 10.96817, 12.41442, 10.03464, 9.06205),
+    ("b3", "adamw"): (0.05936, 11.56846, 10.83116, 12.37329, 10.1199, 9.10533),
+}
+
+
+def step_losses(sums: torch.Tensor) -> list[float]:
+    """From the losses summed up in each epoch of three steps."""
+    before = torch.cat([sums.new_zeros(1), sums[:-1]])
+    before[::3] = 0
+    return (sums - before)[list(GOLDEN_STEPS)].tolist()
+
+
+@pytest.mark.parametrize(("method", "optimizer"), GOLDEN)
+def test_golden_losses(method, optimizer, data_root, tmp_path):
+    sums, _ = forty_steps(data_root, tmp_path / "run", "--method", method, "--optimizer", optimizer)
+    assert step_losses(sums) == pytest.approx(GOLDEN[method, optimizer], rel=1e-4)
+
+
+def test_golden_losses_notice_a_small_change(data_root, tmp_path):
+    sums, _ = forty_steps(data_root, tmp_path / "run", "--temperature", "0.0707")
+    assert step_losses(sums)[1:] != pytest.approx(GOLDEN["a2mc", "sgd"][1:], rel=1e-3)
+
+
 @pytest.mark.parametrize(("method", "bank_bound"), [("a2mc", 1e-3), ("b2", 1e-5)])
 def test_forty_steps_of_torch_are_those_of_the_reference(method, bank_bound, data_root, tmp_path):
     """Both in float32. A learned bank lets roundings grow, at a rate of 3 and a temperature of 0.03."""

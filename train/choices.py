@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+import kernels
 from fastmc.data.resident import PlacedStore, ResidentStore
 from train.config import Config, StepConfig
 
@@ -38,12 +39,33 @@ def choose_amp(settings: StepConfig, device: torch.device) -> Choice:
 
 
 def choose_compile(settings: StepConfig, device: torch.device) -> Choice:
-    """on or off."""
-    if settings.compile != "auto":
-        return Choice(settings.compile, f"--compile {settings.compile}")
+    """on or off.
+
+    Raises:
+        ValueError: it was asked for and there is no compiler.
+    """
+    asked = settings.compile
+    if asked == "off":
+        return Choice("off", "--compile off")
+    if asked == "auto" and device.type != "cuda":
+        return Choice("off", f"on {device.type} it costs more than it saves")
+    reason = no_compiler_reason(device)
+    if reason is not None and asked == "on":
+        raise ValueError(f"compile = 'on' is impossible: {reason}. Give --compile auto")
+    return Choice("on", "around the recurrent calls") if reason is None else Choice("off", reason)
+
+
+def no_compiler_reason(device: torch.device) -> str | None:
+    """Why torch.compile cannot generate code for this device, as a sentence; None if it can."""
     if device.type == "cuda":
-        return Choice("on", "on a GPU")
-    return Choice("off", f"on {device.type} it saves less than it costs, see docs/results.md")
+        return kernels.unavailable_reason(device)
+    from torch._inductor import cpp_builder  # takes seconds to import
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except RuntimeError as error:
+        return f"torch.compile finds no C++ compiler ({error})"
+    return None
 
 
 def choose_graph(config: Config, store: PlacedStore, device: torch.device) -> Choice:
@@ -71,6 +93,11 @@ def no_graph_reason(config: Config, store: PlacedStore, device: torch.device) ->
         if impl == "reference":
             return f"{flag} reference reads numbers back from the device"
     return None
+
+
+def allow_tf32(allowed: bool) -> None:
+    """In this process, of cuDNN's recurrent nets. PyTorch allows it by default. Other products are float32."""
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def _name(device: torch.device) -> str:

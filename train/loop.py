@@ -22,7 +22,7 @@ from fastmc.model import A2MC
 from fastmc.progress import progress_bar
 from fastmc.views import PackedClips
 from train import checkpoint
-from train.choices import DTYPES, choose_amp, choose_compile, choose_graph
+from train.choices import DTYPES, allow_tf32, choose_amp, choose_compile, choose_graph
 from train.config import Config, to_plain
 from train.graph import GraphedStep
 from train.profiling import StepProfiler
@@ -80,6 +80,7 @@ class Pretraining:
         self.model = build_model(config, self.data, device)
         self.amp, self.compiled = choose_amp(config.step, device), choose_compile(config.step, device)
         self.graph = choose_graph(config, self.data, device)
+        allow_tf32(self.amp.value == "tf32")
         self.stepper = build_step(config, self.model, self.amp.value)
         if self.compiled.value == "on":
             self.stepper.compile_around()
@@ -94,6 +95,13 @@ class Pretraining:
     def wall_seconds(self) -> float:
         """Wall time of the run so far, that of its earlier parts up to their last checkpoints included."""
         return self._earlier_seconds + time.monotonic() - self._started_at
+
+    @property
+    def computed(self) -> str:
+        """How steps are computed, and why, in one line."""
+        made = {"amp": self.amp, "compile": self.compiled, "CUDA graph": self.graph}
+        choices = ", ".join(f"{name} {choice.value} ({choice.why})" for name, choice in made.items())
+        return f"step: {choices}; {self.stepper.query_update.says}"
 
     @property
     def finished(self) -> bool:

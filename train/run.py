@@ -84,6 +84,7 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     folder = pretraining.folder
     log.info(start_line(config, store, pretraining))
     log.info(pretraining.placement)
+    log.info(pretraining.computed)
     if pretraining.device.type == "cpu" and config.preset == "paper":
         log.warning("preset paper is made for a GPU; on a CPU --preset small or tiny is done in hours or minutes")
     pretraining.run()
