@@ -20,12 +20,13 @@ class WorkingCopy:
 
     Attributes:
         encoder: to be called. Its input norm is the master's own, statistics and gradients included; its recurrent net
-            and head hold the master's weights as they were at the last `refresh`. In float32 it is the master itself.
+            and head hold the master's weights as they were at the last `refresh`. In float32 all its parts are the
+            master's own; it is another object, so that what is compiled for a step serves no call of other shapes.
     """
 
     def __init__(self, master: Encoder, dtype: torch.dtype) -> None:
         """Copies the weights, and allocates the gradients that `collect_` fills. ``dtype``: of net and head."""
-        self.encoder = master
+        self.encoder = copy.copy(master)
         self._masters: list[Tensor] = []
         self._copies: list[Tensor] = []
         if dtype == master.dtype:
@@ -41,7 +42,8 @@ class WorkingCopy:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Round the master's weights: one call for all of them."""
+        """Begin a step: round the master's weights, in one call for all of them."""
+        self.encoder.train()
         if self._copies:
             torch._foreach_copy_(self._copies, self._masters)
 

@@ -1,0 +1,76 @@
+"""What of the machine a step uses, and why."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import kernels
+from fastmc.data.resident import ResidentStore
+from fastmc.data.store import PackedStore
+from fastmc.data.streamed import StreamedStore
+from train.choices import choose_amp, choose_compile, choose_graph
+from train.config import Config, StepConfig
+
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine that says it has one; returns what it says of bfloat16."""
+    has = {"bf16": True}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an H100")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has["bf16"])
+    monkeypatch.setattr(kernels, "unavailable_reason", lambda device: None)
+    return has
+
+
+def test_precision(gpu):
+    assert choose_amp(StepConfig(), CUDA) == ("bf16", "an H100 has it")
+    gpu["bf16"] = False
+    assert choose_amp(StepConfig(), CUDA) == ("fp32", "an H100 has no bfloat16")
+    assert choose_amp(StepConfig(), CPU).value == "fp32"
+    assert choose_amp(StepConfig(amp="bf16"), CPU) == ("bf16", "--amp bf16")
+    with pytest.raises(ValueError, match="amp = 'tf32' needs an NVIDIA GPU"):
+        choose_amp(StepConfig(amp="tf32"), CPU)
+
+
+def test_compile(gpu, monkeypatch):
+    assert choose_compile(StepConfig(), CUDA).value == "on"
+    assert choose_compile(StepConfig(), CPU) == ("off", "on cpu it costs more than it saves")
+    assert choose_compile(StepConfig(compile="off"), CUDA) == ("off", "--compile off")
+    monkeypatch.setattr(kernels, "unavailable_reason", lambda device: "Triton is not installed")
+    assert choose_compile(StepConfig(), CUDA) == ("off", "Triton is not installed")
+    with pytest.raises(ValueError, match="compile = 'on' is impossible: Triton is not installed"):
+        choose_compile(StepConfig(compile="on"), CUDA)
+
+
+def test_compile_without_a_compiler(monkeypatch):
+    from torch._inductor import cpp_builder
+
+    def none() -> str:
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    with pytest.raises(ValueError, match=r"compile = 'on' is impossible: torch.compile finds no C\+\+ compiler"):
+        choose_compile(StepConfig(compile="on"), CPU)
+
+
+def test_cuda_graph(data_root):
+    store = PackedStore.open(data_root / "small")
+    resident, streamed = ResidentStore(store), StreamedStore(store, CPU, torch.float32, in_memory=True)
+    config = Config()
+    assert choose_graph(config, resident, CUDA) == ("on", "the whole step")
+    assert "--placement device" in choose_graph(config, streamed, CUDA).why
+    slow = replace(config, contrast=replace(config.contrast, impl="reference"))
+    assert "--impl reference reads" in choose_graph(slow, resident, CUDA).why
+    slow = replace(config, data=replace(config.data, view_impl="reference"))
+    assert "--view-impl reference reads" in choose_graph(slow, resident, CUDA).why
+    assert "need an NVIDIA GPU" in choose_graph(config, resident, CPU).why
+    off, on = (replace(config, step=StepConfig(cuda_graph=word)) for word in ("off", "on"))
+    assert choose_graph(off, resident, CUDA) == ("off", "--cuda-graph off")
+    assert choose_graph(on, resident, CUDA).value == "on"
+    with pytest.raises(ValueError, match="cuda_graph = 'on' is impossible: streamed frames"):
+        choose_graph(on, streamed, CUDA)

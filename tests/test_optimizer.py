@@ -1,0 +1,175 @@
+"""Updates of the encoders' weights: PyTorch's and apex's, on the host's and on the device's word."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import types
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fastmc.reference.ema import ema_
+from train import optimizer
+from train.config import OptimConfig
+from train.optimizer import KeyUpdate, QueryUpdate, no_apex_reason
+
+SGD = OptimConfig(lr=0.1, weight_decay=0.01)
+CUDA, CPU = torch.device("cuda"), torch.device("cpu")
+
+
+def net(seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.Linear(7, 3))
+
+
+def give_gradients(module: torch.nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for p in module.parameters():
+        p.grad = torch.randn(p.shape, generator=generator)
+
+
+def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_the_weights_go_as_by_torchs_plain_optimizer(kind):
+    config = replace(SGD, optimizer=kind)
+    ours, theirs = net(), net()
+    update = QueryUpdate(config, ours.parameters(), torch.zeros(()))
+    plain = torch.optim.SGD if kind == "sgd" else torch.optim.AdamW
+    momentum = {"momentum": 0.9} if kind == "sgd" else {}
+    truth = plain(theirs.parameters(), lr=0.1, weight_decay=0.01, foreach=False, **momentum)
+    for i in range(5):
+        for module in (ours, theirs):
+            give_gradients(module, i)
+        truth.param_groups[0]["lr"] = 0.1 / (1 + i)
+        update.set_lr(0.1 / (1 + i))
+        truth.step()
+        update.step()
+        for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_a_scale_divides_the_gradients_and_a_skip_leaves_everything(kind):
+    config, scale, skip = replace(SGD, optimizer=kind), torch.tensor(8.0), torch.zeros(())
+    ours, plain = net(), net()
+    scaled, unscaled = (
+        QueryUpdate(config, ours.parameters(), skip, scale),
+        QueryUpdate(config, plain.parameters(), skip),
+    )
+    for i in range(3):
+        give_gradients(ours, i)
+        give_gradients(plain, i)
+        for p in ours.parameters():
+            p.grad.mul_(8.0)
+        scaled.step()
+        unscaled.step()
+    assert equal(ours, plain)
+    before, state = copy.deepcopy(ours), [t.clone() for t in scaled.tensors()]
+    skip.fill_(1)
+    give_gradients(ours, 9)
+    next(ours.parameters()).grad[0] = torch.nan
+    scaled.step()
+    assert equal(ours, before)
+    assert all(torch.equal(a, b) for a, b in zip(state, scaled.tensors(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_a_loaded_state_goes_on_and_still_reads_the_device(kind):
+    config = replace(SGD, optimizer=kind)
+    first, second = net(), net()
+    a, b = (QueryUpdate(config, module.parameters(), torch.zeros(())) for module in (first, second))
+    give_gradients(first, 0)
+    a.step()
+    second.load_state_dict(first.state_dict())
+    b.load_state_dict(copy.deepcopy(a.state_dict()))
+    for update, module in ((a, first), (b, second)):
+        give_gradients(module, 1)
+        update.set_lr(0.03)
+        update.step()
+    assert equal(first, second)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.9, 0.999, 1.0])
+def test_the_key_encoder_follows_by_equation_4(alpha):
+    key, query, skip = net(1).requires_grad_(False), net(2), torch.zeros(())
+    truth = copy.deepcopy(key).double()
+    update = KeyUpdate(key.parameters(), query.parameters(), alpha, skip)
+    for i in range(10):
+        with torch.no_grad():
+            for p in query.parameters():
+                p.add_(0.1 * i)
+        update.step()
+        ema_(truth, copy.deepcopy(query).double(), alpha=alpha)
+    for a, b in zip(key.parameters(), truth.parameters(), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6)
+        assert not a.requires_grad
+    before = copy.deepcopy(key)
+    skip.fill_(1)
+    update.step()
+    assert equal(key, before)
+
+
+# apex
+
+
+class FusedSGD(torch.optim.SGD):
+    """In place of apex's: the same arithmetic, a rate of the host, and a flag that calls a step off."""
+
+    def __init__(self, params, lr, momentum, weight_decay):
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        self._dummy_overflow_buf = torch.zeros(1, dtype=torch.int32)
+
+    def step(self, closure=None):
+        assert isinstance(self.param_groups[0]["lr"], float)
+        if not self._dummy_overflow_buf[0]:
+            super().step()
+
+
+@pytest.fixture
+def apex(monkeypatch):
+    modules = {name: types.ModuleType(name) for name in ("apex", "apex.optimizers", "amp_C")}
+    modules["apex.optimizers"].FusedSGD = FusedSGD
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.usefixtures("apex")
+def test_apex_is_used_where_it_serves(monkeypatch):
+    assert no_apex_reason(SGD, CUDA, scaled=False) is None
+    assert "needs a GPU" in no_apex_reason(SGD, CPU, scaled=False)
+    assert "not adamw" in no_apex_reason(replace(SGD, optimizer="adamw"), CUDA, scaled=False)
+    assert "gradient scale" in no_apex_reason(SGD, CUDA, scaled=True)
+    assert "warm-up" in no_apex_reason(replace(SGD, warmup_epochs=1.0), CUDA, scaled=False)
+
+    monkeypatch.setattr(optimizer, "no_apex_reason", lambda *args, **kwargs: None)
+    ours, theirs, skip = net(), net(), torch.zeros(())
+    update = QueryUpdate(SGD, ours.parameters(), skip)
+    assert update.says == "FusedSGD of apex"
+    monkeypatch.setattr(optimizer, "no_apex_reason", lambda *args, **kwargs: "not now")
+    truth = QueryUpdate(SGD, theirs.parameters(), torch.zeros(()))
+    assert truth.says == "SGD of torch, fused (not now)"
+    for i in range(3):
+        give_gradients(ours, i)
+        give_gradients(theirs, i)
+        update.set_lr(0.1 / (i + 1))
+        truth.set_lr(0.1 / (i + 1))
+        assert update.baked == (0.1 / (i + 1),) and truth.baked == ()
+        update.step()
+        truth.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    before = copy.deepcopy(ours)
+    skip.fill_(1)
+    update.step()
+    assert equal(ours, before)
+
+
+def test_the_apex_of_pypi_is_not_nvidias(monkeypatch):
+    monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
+    monkeypatch.setitem(sys.modules, "amp_C", None)
+    assert "NVIDIA's apex is not installed" in no_apex_reason(SGD, CUDA, scaled=False)
