@@ -156,6 +156,35 @@ def test_resume_equals_an_uninterrupted_run_bit_for_bit(method, optimizer, steps
     assert reports[0]["linear_top1"] == reports[1]["linear_top1"]
 
 
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_resume_in_half_precision_is_bit_for_bit_too(amp, data_root, tmp_path):
+    """The gradient scale of float16 included, which falls in the first steps."""
+    settings = ("--amp", amp, "--probe-every", "0", "--optimizer", "sgd")
+    whole, parts = (start(data_root, tmp_path / name, *settings) for name in ("whole", "parts"))
+    advance(whole, 8)
+    advance(parts, 4)
+    again = start(data_root, tmp_path / "again", *settings)
+    path = parts.save()
+    again.load(torch.load(path / checkpoint.STATE, weights_only=True), path)
+    advance(again, 4)
+    for ours, theirs in zip(again.stepper.state(), whole.stepper.state(), strict=True):
+        assert torch.equal(ours, theirs)
+    if amp == "fp16":
+        assert whole.stepper.scaling.scale < 2.0**16
+
+
+def test_the_log_says_how_steps_are_computed_and_profile_writes_its_files(finished, data_root, tmp_path):
+    line = (
+        "step: amp fp32 (half precision is slower on cpu), compile off (on cpu it costs more than it saves), "
+        "CUDA graph off (CUDA graphs need an NVIDIA GPU, not cpu); AdamW of torch, fused (apex is for sgd, not adamw)"
+    )
+    assert line in (finished / "run.log").read_text()
+    out = tmp_path / "run"
+    assert run.main(command(data_root, out, "--profile", "3")) == 0
+    assert (out / "profile" / "trace.json.gz").exists()
+    assert_same_state(state_of(finished)["model"], state_of(out)["model"])
+
+
 @pytest.mark.parametrize("placement", ["pinned", "mapped"])
 def test_frames_on_the_host_train_to_the_same_bits(placement, finished, data_root, tmp_path):
     """Mid-epoch resume included, from one placement to another; the accuracies are the same too."""
@@ -228,11 +257,13 @@ def test_the_log_says_where_the_frames_are(finished, data_root, tmp_path):
 def test_a_run_may_change_its_placement_and_not_its_numbers(finished, data_root, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(finished, out)
-    for free in (("--placement", "mapped"), ("--view-impl", "torch")):
+    for free in (("--placement", "mapped"), ("--view-impl", "torch"), ("--cuda-graph", "off"), ("--profile", "2")):
         assert run.main(command(data_root, out, *free)) == 0
         assert "finished" in errors(capsys)
     assert run.main(command(data_root, out, "--frames-dtype", "float16")) == 1
     assert "other settings (data.frames_dtype)" in errors(capsys)
+    assert run.main(command(data_root, out, "--amp", "bf16")) == 1
+    assert "other settings (step.amp)" in errors(capsys)
 
 
 def test_a_run_from_before_a_group_of_settings_existed_resumes(finished, data_root, tmp_path, capsys):
@@ -542,6 +573,8 @@ def test_two_processes_do_not_share_a_folder(data_root, tmp_path, capsys):
             "view_impl: impl='numba' cannot run: it takes frames in",
         ),
         (["--stream", "bone", "--dataset", "nowhere"], "there is no dataset 'nowhere'"),
+        (["--amp", "tf32"], "amp = 'tf32' needs an NVIDIA GPU, not cpu; give --amp fp32"),
+        (["--cuda-graph", "on"], "cuda_graph = 'on' is impossible: CUDA graphs need an NVIDIA GPU"),
     ],
 )
 def test_wrong_settings_are_named_before_anything_is_written(flags, message, data_root, tmp_path, capsys):
