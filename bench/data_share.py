@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,12 +12,11 @@ from torch import Tensor
 
 from bench.measure import Method, Turns
 from bench.ntu_like import write_ntu_like
+from bench.step import Ours
 from fastmc.data.resident import PlacedStore, ResidentStore
 from fastmc.model import A2MC, OF_ATTACKED, OF_CLIPS
 from fastmc.views import whole_clips
 from train.config import Config
-from train.loop import build_model, build_optimizer
-from train.step import pretrain_step
 
 STEP, DATA = "whole step", "its data"
 BATCHES = 8
@@ -27,19 +27,17 @@ def race(config: Config, batch: int, method: Method) -> Turns:
     turns = Turns(method)
     with tempfile.TemporaryDirectory() as folder:
         store = ResidentStore(write_ntu_like(Path(folder) / "clips", BATCHES * batch), turns.device)
-    model = build_model(config, store, turns.device)
-    optimizer = build_optimizer(config.optim, model.query.parameters())
+    ours = Ours(replace(config, optim=replace(config.optim, batch_size=batch)), store)
     batches = torch.arange(len(store), device=turns.device).split(batch)
     steps = itertools.count()
 
     def whole_step() -> object:
         step = next(steps)
-        ids = batches[step % BATCHES]
-        return pretrain_step(model, optimizer, store.select(ids), ids, step, filling=False)
+        return ours(batches[step % BATCHES], step)
 
     def its_data() -> object:
         step = next(steps)
-        return make_data(model, store, batches[step % BATCHES], step)
+        return make_data(ours.model, store, batches[step % BATCHES], step)
 
     turns.enter(STEP, whole_step, compiles=True)
     turns.enter(DATA, its_data, compiles=True)

@@ -7,7 +7,8 @@ time. A new headline is one more ``Headline`` of an experiment; a new experiment
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from bench import data_share, views
@@ -23,9 +24,13 @@ from bench.measure import (
     times,
 )
 from bench.providers import MIXES, PROVIDERS, Case, fast_provider
+from bench.step import ENCODER, OURS, OURS_STEPWISE, REFERENCE, STEPWISE, StepCase, StepRace, samples_per_second, text
 from bench.tables import markdown
 from bench.views import ViewsCase
 from train.config import Preset, preset_config
+
+STEP_SECONDS = 2
+"""Whole steps take seconds each: each side gets so many times the usual time for its rounds."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,12 @@ class Settings(Method):
     """D, elements of a feature."""
     preset: Preset = "small"
     """Of the training step whose data part is measured; with B from --batch, and bank and encoder from the preset."""
+    encoder: str = "3x256"
+    """Of the whole training step, layers x hidden units; with B, K and D as above."""
+    frames: int = 64
+    """Of the whole training step: T of a view."""
+    workers: int = 1
+    """Processes that make views for the whole training step as earlier codes write it."""
     providers: tuple[str, ...] = tuple(PROVIDERS)
     """Which of bench/providers.py take part. Headlines about the others stay empty."""
     progress: bool = True
@@ -128,7 +139,53 @@ def data(settings: Settings) -> Report:
     return _timed(title, turns, [share], {"preset": settings.preset, "batch": settings.batch})
 
 
-EXPERIMENTS: dict[str, Callable[[Settings], Report]] = {"mc": mc, "views": four_views, "data": data}
+def step(settings: Settings) -> Report:
+    """The whole training step beside the plain reference's, one as earlier codes write it, and the encoder calls."""
+    method = replace(settings, seconds=STEP_SECONDS * settings.seconds)
+    races: dict[str, StepRace] = {}
+    for mix in MIXES:
+        case = StepCase(
+            mix, settings.batch, settings.bank, settings.dim, settings.encoder, settings.frames, settings.workers
+        )
+        with closing(StepRace(case, method, encoder_calls=mix == "own")) as race:
+            race.run(str(case), progress=settings.progress)
+        races[mix] = race
+    own, tiled = races["own"], races["tiled"]
+    over_stepwise = "whole step: speed-up over one as earlier codes write it"
+    headlines = [
+        _ratio("step_own_vs_reference", "whole step: speed-up over the plain reference", own, REFERENCE, OURS),
+        _ratio("step_tiled_vs_reference", "whole step: the same, tiled mixing", tiled, REFERENCE, OURS),
+        _ratio("step_own_vs_stepwise", over_stepwise, own, STEPWISE, OURS_STEPWISE),
+        _ratio("step_tiled_vs_stepwise", "whole step: the same, tiled mixing", tiled, STEPWISE, OURS_STEPWISE),
+        _ratio("step_vs_encoder", "whole step: time over that of its encoder calls", own, OURS, ENCODER, "lower"),
+    ]
+    title = f"training step, B = {settings.batch}, encoder {settings.encoder}, T = {settings.frames}"
+    return Report(
+        headlines,
+        "\n\n".join(map(text, races.values())),
+        markdown((title, "own mixing", "tiled mixing"), [_step_row(name, own, tiled) for name in own.found]),
+        {
+            mix: {
+                "case": asdict(race.case),
+                "calls": {name: asdict(found) for name, found in race.found.items()},
+                "loader_seconds_per_batch": race.loader.seconds_per_batch,
+            }
+            for mix, race in races.items()
+        },
+        [race.others_busy for race in races.values() if race.others_busy is not None],
+    )
+
+
+def _step_row(name: str, own: StepRace, tiled: StepRace) -> tuple[str, str, str]:
+    cells = []
+    for race in (own, tiled):
+        found = race.found.get(name)
+        rate = f", {samples_per_second(found, race.case.batch)}" if found and name == OURS else ""
+        cells.append(_milliseconds(found) + rate if found else "")
+    return name, cells[0], cells[1]
+
+
+EXPERIMENTS: dict[str, Callable[[Settings], Report]] = {"mc": mc, "views": four_views, "data": data, "step": step}
 
 
 def _ratio(

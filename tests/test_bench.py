@@ -32,6 +32,8 @@ TIMED = ("reference", "algebraic", "torch", "products")
 RIGHT = PROVIDERS["algebraic"]
 KEYS = ("mc_own_vs_reference", "mc_tiled_vs_reference", "mc_vs_algebraic", "mc_vs_products", "mc_extra_mb")
 KEYS += ("views_vs_numpy", "views_vs_tuned_numpy", "data_share_of_step")
+KEYS += ("step_own_vs_reference", "step_tiled_vs_reference", "step_own_vs_stepwise", "step_tiled_vs_stepwise")
+KEYS += ("step_vs_encoder",)
 
 
 def test_accuracy_table_has_means_and_single_values():
@@ -308,7 +310,7 @@ def test_both_ways_to_measure_memory_agree():
 
 
 TINY = ["--batch", "5", "--bank", "40", "--dim", "8", "--rounds", "3", "--threads", "1", "--no-progress"]
-TINY += ["--providers", *TIMED, "--preset", "tiny"]
+TINY += ["--providers", *TIMED, "--preset", "tiny", "--encoder", "1x8", "--frames", "12"]
 
 
 @pytest.fixture
