@@ -432,6 +432,12 @@ def test_a_hundred_compiled_steps_have_no_graph_break_and_no_recompile(store):
     assert graphs >= 5, "norm of both encoders, norm of the attack, heads, verdict"
 
 
+def test_a_batch_of_another_size_is_an_error(store):
+    step = make(settings(), store)
+    with pytest.raises(ValueError, match=r"sample must be \(8,\), got \(1,\)"):
+        step.prepare(batch(0)[:1], 0, 0.1)
+
+
 def test_metrics_are_named(store):
     step = make(settings(), store)
     (row,) = advance(step, store, range(1))

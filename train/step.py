@@ -104,7 +104,12 @@ class PretrainStep:
             sample: (B,) int64 on the device, the batch's clip ids.
             step: its number; keys the random choices.
             lr: learning rate of the query encoder.
+
+        Raises:
+            ValueError: the batch has another size than the step was made for.
         """
+        if sample.shape != self.sample.shape:
+            raise ValueError(f"sample must be ({len(self.sample)},), got {tuple(sample.shape)}")
         self.sample.copy_(sample)
         self.counter.fill_(step)
         self.query_update.set_lr(lr)
