@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 PIP_FLAGS ?=
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: help demo test lint types check bench summary ledger doctor clean
+.PHONY: help demo test test-gpu lint types check bench summary ledger doctor clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ demo: $(STAMP) ## pre-train on synthetic skeletons, from raw files to a report (
 
 test: $(STAMP) ## all tests
 	$(BIN)/python -m pytest -n 2
+
+test-gpu: $(STAMP) ## what needs an NVIDIA GPU; says what it leaves out, and why
+	$(BIN)/python -m pytest -rs tests/gpu
 
 lint: $(STAMP) ## ruff, rules and format
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ VERSION = re.search(r'__version__ = "(.+)"', PACKAGE.read_text(encoding="utf-8")
 
 RUNTIME = [
     "numpy>=1.26",
-    "nvtx>=0.2.13; platform_system == 'Linux'",  # names the parts of a step for NVIDIA's profilers; without it, no names
+    "nvtx>=0.2.13; platform_system == 'Linux'",  # tells NVIDIA's profilers the parts of a step; not needed to run
     "torch>=2.6",
     "tyro>=0.9",  # command lines from dataclasses
     "tqdm>=4.64",

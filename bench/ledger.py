@@ -10,16 +10,21 @@ from typing import Any, Literal
 
 import tyro
 
-from bench import ledger_data, ledger_mc
+from bench import ledger_data, ledger_mc, ledger_step
 from bench.aot import TARGETS
 from bench.counting import StepSize
 from bench.ledger_data import DataStep, ViewDtype
 from bench.ledger_mc import McStep
+from bench.ledger_step import Amp, TrainingStep
 from fastmc.arguments import PRECISIONS, check_choice
 from fastmc.views import Stream
 
-RENDER = {"mc": ledger_mc.render, "data": ledger_data.render}
-OF_OTHERS = {"mc": ("frames", "bodies", "dtype", "stream"), "data": ("mix", "bank", "dim", "precision")}
+RENDER = {"mc": ledger_mc.render, "data": ledger_data.render, "step": ledger_step.render}
+OF_OTHERS = {
+    "mc": ("frames", "bodies", "dtype", "stream", "encoder", "amp"),
+    "data": ("mix", "bank", "dim", "precision", "encoder", "amp"),
+    "step": ("dtype", "stream"),
+}
 """Flags that do not concern a piece."""
 
 
@@ -32,14 +37,19 @@ class Ledger(StepSize):
     a minute. Examples: python -m bench.ledger --mix tiled --target cuda:80; python -m bench.ledger --piece data
     """
 
-    piece: Literal["mc", "data"] = "mc"
-    """mc: the MC loss and the bank's ascent. data: views and attack, all but the encoders' passes."""
+    piece: Literal["mc", "data", "step"] = "mc"
+    """mc: the MC loss and the bank's ascent. data: views and attack, all but the encoders' passes. step: all of a
+    training step, by its parts."""
     precision: str = "bf16x3"
-    """Products of the kernels: bf16x3, ieee or bf16. Piece mc, as --mix, --bank and --dim."""
+    """Products of the kernels: bf16x3, ieee or bf16. Not for piece data, as --mix, --bank and --dim."""
     frames: int = 64
-    """T, frames of a view. Piece data."""
+    """T, frames of a view. Not for piece mc."""
     bodies: int = 2
-    """M, bodies of a view. Piece data."""
+    """M, bodies of a view. Not for piece mc."""
+    encoder: str = "3x1024"
+    """Layers x hidden units of the BiGRU. Piece step."""
+    amp: Amp = "bf16"
+    """What the encoders compute in. Piece step."""
     dtype: ViewDtype = "float32"
     """Of the views. Piece data."""
     stream: Stream = "joint"
@@ -59,9 +69,11 @@ class Ledger(StepSize):
                 raise ValueError(f"--{flag.name} has no meaning for --piece {self.piece}")
 
     @property
-    def step(self) -> McStep | DataStep:
+    def step(self) -> McStep | DataStep | TrainingStep:
         if self.piece == "mc":
             return McStep(self.case, self.precision)
+        if self.piece == "step":
+            return TrainingStep(self.case, self.precision, self.frames, self.bodies, self.encoder, self.amp)
         return DataStep(self.batch, self.frames, self.bodies, self.dtype, self.stream)
 
 

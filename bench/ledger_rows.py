@@ -42,7 +42,7 @@ def least_seconds(bytes_moved: float, flops: float, exponentials: float, precisi
 
 def launch_rows(step: Launching, target: str, precision: str = "ieee") -> list[dict[str, Any]]:
     """Counts and machine code of every launch. precision: of the products, if there are any."""
-    counts = count_launches(step)
+    counts = count_rows(step, precision)
     with compile_launches(target, fresh=True) as launches:
         step.launch("meta")
     rows = []
@@ -50,23 +50,35 @@ def launch_rows(step: Launching, target: str, precision: str = "ieee") -> list[d
         code = report(launch)
         if count["kernel"] != code.name:
             raise RuntimeError(f"counted {count['kernel']} where {code.name} was compiled")
-        first_touch = count["memory_load_bytes"] + count["memory_store_bytes"]
-        flops = sum(count["dot_flops"].values())
         rows.append(
-            {
-                "kernel": code.name,
-                "programs": count["programs"],
-                "load_bytes": count["load_bytes"],
-                "store_bytes": count["store_bytes"],
-                "first_touch_bytes": first_touch,
-                "flops": flops,
-                "exponentials": count["exponentials"],
+            count
+            | {
                 "registers": code.registers,
                 "spilled_bytes": code.spilled_bytes,
                 "shared_bytes": code.shared_bytes,
                 "resident_warps": code.resident_warps,
                 "compile_seconds": round(code.seconds, 2),
                 "instructions": code.counts,
+            }
+        )
+    return rows
+
+
+def count_rows(step: Launching, precision: str = "ieee") -> list[dict[str, Any]]:
+    """Counts of every launch, and the least time that they leave it."""
+    rows = []
+    for count in count_launches(step):
+        first_touch = count["memory_load_bytes"] + count["memory_store_bytes"]
+        flops = sum(count["dot_flops"].values())
+        rows.append(
+            {
+                "kernel": count["kernel"],
+                "programs": count["programs"],
+                "load_bytes": count["load_bytes"],
+                "store_bytes": count["store_bytes"],
+                "first_touch_bytes": first_touch,
+                "flops": flops,
+                "exponentials": count["exponentials"],
                 "seconds_at_least": least_seconds(first_touch, flops, count["exponentials"], precision),
             }
         )

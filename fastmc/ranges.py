@@ -46,6 +46,11 @@ class _NvtxRanges:
 _nvtx = _NvtxRanges.if_heard()  # once: a profiler that listens to NVTX is there when a process starts
 
 
+def heard_by_nvtx() -> bool:
+    """Whether a tool such as Nsight Systems listens to the ranges."""
+    return _nvtx is not None
+
+
 class part:
     """Within: the part ``name`` of a step runs. Parts may be nested; not for use inside a compiled region.
 

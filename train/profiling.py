@@ -8,7 +8,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from fastmc.ranges import PARTS
+from fastmc.ranges import PARTS, heard_by_nvtx
 from train.record import log
 
 WARM_UP = 6
@@ -23,6 +23,9 @@ class StepProfiler:
     Afterwards the folder holds the steps' trace, a table of their parts and operators by time, a table of operators by
     memory and, on a CUDA device, a snapshot of its memory with the history of all allocations since the profiler began.
 
+    Where a profiler of NVIDIA's listens, nothing is written: two cannot record one process. Those steps are marked for
+    it instead, by cudaProfilerStart and cudaProfilerStop.
+
     Args:
         steps: how many to record, after ``WARM_UP`` others. With 0 nothing happens.
         folder: is made when there is something to write.
@@ -31,23 +34,27 @@ class StepProfiler:
 
     def __init__(self, steps: int, folder: Path, device: torch.device) -> None:
         self._steps, self._folder, self._on_gpu = steps, folder, device.type == "cuda"
-        self._seen = 0
+        self._runs, self._seen = steps > 0, 0
         self._profile: profile | None = None
-        if steps:
+        if self._runs and not (self._on_gpu and heard_by_nvtx()):
             self._begin()
 
     def step(self) -> None:
         """A training step is done."""
-        if self._profile is None:
+        if not self._runs:
             return
         self._seen += 1
-        self._profile.step()
+        if self._profile is not None:
+            self._profile.step()
+        elif self._seen == WARM_UP:
+            torch.cuda.synchronize()  # so that no kernel of the warm-up is among them
+            torch.cuda.profiler.start()
         if self._seen == WARM_UP + self._steps:
             self._end()
 
     def close(self) -> None:
         """The loop is done, or has failed: write what was recorded, if anything was."""
-        if self._profile is None:
+        if not self._runs:
             return
         if self._seen <= WARM_UP:
             log.warning(
@@ -66,11 +73,16 @@ class StepProfiler:
             torch.cuda.memory._record_memory_history(stacks="python")
 
     def _end(self) -> None:
-        recorded, self._profile = self._profile, None
-        assert recorded is not None
-        recorded.stop()
-        if self._on_gpu:
-            torch.cuda.memory._record_memory_history(enabled=None)
+        self._runs = False
+        if self._profile is not None:
+            self._profile.stop()
+            self._profile = None
+            if self._on_gpu:
+                torch.cuda.memory._record_memory_history(enabled=None)
+        elif self._seen >= WARM_UP:
+            torch.cuda.synchronize()
+            torch.cuda.profiler.stop()
+            log.info("the profiler that is attached was told of %d steps", self._seen - WARM_UP)
 
     def _write(self, recorded: profile) -> None:
         steps = min(self._seen - WARM_UP, self._steps)

@@ -1,0 +1,27 @@
+"""What the tests in this folder share. They run where there is an NVIDIA GPU: make test-gpu."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+# cuBLAS and cuDNN give equal bits for equal calls only with a workspace of a fixed size; read before the first call.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+DEVICE = torch.device("cuda")
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs an NVIDIA GPU, and PyTorch sees none; make test-gpu runs this on one"
+)
+
+
+def to(value: Any, device: torch.device) -> Any:
+    """Tensors, and dataclasses of them, on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: to(getattr(value, f.name), device) for f in fields(value)})
+    return value

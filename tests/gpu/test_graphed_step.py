@@ -1,0 +1,259 @@
+"""The step on a GPU: as one CUDA graph it is the step launch by launch, and neither waits for the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import on_gpu
+import pytest
+import torch
+from on_gpu import needs_gpu
+from test_step import batch, settings
+from test_train import command
+
+from fastmc.data.resident import ResidentStore
+from fastmc.data.store import PackedStore
+from fastmc.encoder import EncoderConfig
+from fastmc.views import whole_clips
+from train.choices import allow_tf32
+from train.config import Config, parse
+from train.graph import CudaRecorder, GraphedStep
+from train.loop import Pretraining, build_model, build_step
+from train.step import FaultWatch, PretrainStep
+
+pytestmark = needs_gpu
+RECORDER: Callable[[], CudaRecorder] = CudaRecorder
+FILL, STEPS = 2, 20
+IMPLS = ["triton", "torch"]  # the reference reads numbers back, and is never captured
+AMPS = ["bf16", "fp16", "tf32", "fp32"]
+
+
+@pytest.fixture(scope="module")
+def store(data_root) -> ResidentStore:
+    return ResidentStore(PackedStore.open(data_root / "small"), on_gpu.DEVICE)
+
+
+@pytest.fixture(autouse=True)
+def tf32():
+    yield
+    allow_tf32(True)
+
+
+def config_of(impl: str = "triton", method: str = "a2mc", optimizer: str = "sgd", **others) -> Config:
+    """Wide enough for the algorithm of cuDNN that the paper's size gets."""
+    config = settings(method, optimizer, encoder="2x256", impl=impl, **others)
+    return replace(config, data=replace(config.data, view_impl=impl))
+
+
+def make(config: Config, store: ResidentStore, amp: str = "fp32") -> PretrainStep:
+    allow_tf32(amp == "tf32")
+    return build_step(config, build_model(config, store, on_gpu.DEVICE), amp)
+
+
+def prepare(step: PretrainStep, i: int) -> None:
+    step.prepare(batch(i).to(on_gpu.DEVICE), i, 0.05 / (1 + i))
+
+
+def eager(step: PretrainStep, store: ResidentStore, steps: range) -> list[list[float]]:
+    """Metrics of each step; the first ones fill the bank."""
+    found = []
+    for i in steps:
+        prepare(step, i)
+        step.advance(store.select(step.sample), filling=i < FILL)
+        found.append(step.metrics.tolist())
+    return found
+
+
+def graph_of(step: PretrainStep, store: ResidentStore, recorder: CudaRecorder | None = None) -> GraphedStep:
+    def body() -> None:
+        step.advance(store.select(step.sample), filling=False)
+
+    return GraphedStep(body, step.state, lambda: step.query_update.baked, recorder or RECORDER())
+
+
+def replayed(step: PretrainStep, store: ResidentStore, graph: GraphedStep, steps: range) -> list[list[float]]:
+    found = []
+    for i in steps:
+        prepare(step, i)
+        graph()
+        found.append(step.metrics.tolist())
+    return found
+
+
+def assert_same(a: PretrainStep, b: PretrainStep) -> None:
+    """Weights, bank, momenta, statistics and metrics, bit for bit."""
+    for index, (ours, theirs) in enumerate(zip(a.state(), b.state(), strict=True)):
+        assert torch.equal(ours, theirs), f"tensor {index} of the state, {tuple(ours.shape)}"
+
+
+def test_equal_runs_give_equal_bits(store):
+    """Or else the next tests have nothing to go by."""
+    first, second = (make(config_of(), store, "bf16") for _ in range(2))
+    assert eager(first, store, range(FILL + 5)) == eager(second, store, range(FILL + 5))
+    assert_same(first, second)
+
+
+@pytest.mark.parametrize("amp", AMPS)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_replayed_step_is_the_step(impl, amp, store):
+    config = config_of(impl)
+    want, ours = make(config, store, amp), make(config, store, amp)
+    eager(want, store, range(FILL))
+    eager(ours, store, range(FILL))
+    graph = graph_of(ours, store)
+    steps = range(FILL, FILL + STEPS)
+    assert replayed(ours, store, graph, steps) == eager(want, store, steps)
+    assert_same(ours, want)
+    assert graph.captures == 1
+    ours.check()
+
+
+@pytest.mark.parametrize(
+    ("method", "optimizer", "mixing"), [("b1", "sgd", "cycle"), ("b3", "adamw", "cycle"), ("a2mc", "adamw", "draw")]
+)
+def test_other_methods_replayed(method, optimizer, mixing, store):
+    config = config_of("triton", method, optimizer, mixing=mixing)
+    want, ours = make(config, store, "bf16"), make(config, store, "bf16")
+    eager(want, store, range(FILL))
+    eager(ours, store, range(FILL))
+    steps = range(FILL, FILL + 5)
+    assert replayed(ours, store, graph_of(ours, store), steps) == eager(want, store, steps)
+    assert_same(ours, want)
+
+
+def test_compiled_and_replayed(store):
+    """Compiled code differs from eager code in its last bits; as a graph it has its own."""
+    config = config_of()
+    want, ours = make(config, store, "bf16"), make(config, store, "bf16")
+    want.compile_around()
+    ours.compile_around()
+    eager(want, store, range(FILL))
+    eager(ours, store, range(FILL))
+    steps = range(FILL, FILL + 5)
+    assert replayed(ours, store, graph_of(ours, store), steps) == eager(want, store, steps)
+    assert_same(ours, want)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_warming_up_and_capturing_leave_no_trace(impl, store):
+    step = make(config_of(impl, optimizer="adamw"), store, "fp16")
+    eager(step, store, range(FILL + 1))
+    prepare(step, FILL + 1)
+    before = [tensor.clone() for tensor in step.state()]
+
+    class Mute:
+        """Captures, and replays nothing."""
+
+        def __init__(self) -> None:
+            self.recorder = RECORDER()
+
+        def warm_up(self, body):
+            self.recorder.warm_up(body)
+
+        def record(self, body):
+            self.graph = self.recorder.record(body)
+            return self
+
+        def replay(self) -> None:
+            """Not this time."""
+
+    graph = graph_of(step, store, Mute())
+    graph()
+    assert graph.captures == 1
+    for index, (was, now) in enumerate(zip(before, step.state(), strict=True)):
+        assert torch.equal(was, now), f"tensor {index} of the state, {tuple(now.shape)}"
+
+
+@pytest.fixture
+def waits_are_errors():
+    """Whatever waits for the GPU raises, as far as PyTorch knows of it."""
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("amp", AMPS)
+@pytest.mark.parametrize("impl", IMPLS)
+def test_no_step_waits_for_the_gpu(impl, amp, store, waits_are_errors):
+    step, ids = make(config_of(impl), store, amp), [batch(i).to(on_gpu.DEVICE) for i in range(FILL + 60)]
+    eager(step, store, range(FILL + 1))
+    graph, watch = graph_of(step, store), FaultWatch(step)
+    prepare(step, FILL + 1)
+    graph()
+    waits_are_errors()
+    for i in range(FILL + 2, FILL + 60):  # beyond the step at which the watch looks
+        step.prepare(ids[i], i, 0.01)
+        if i % 2:
+            graph()
+        else:
+            step.advance(store.select(step.sample), filling=False)
+        assert not watch.sees_a_fault()
+
+
+def test_the_mode_that_makes_waits_errors_does(waits_are_errors):
+    waits_are_errors()
+    with pytest.raises(RuntimeError, match="synchroniz"):
+        torch.zeros(1, device=on_gpu.DEVICE).item()
+
+
+def test_replays_allocate_nothing(store):
+    step = make(config_of(), store, "bf16")
+    eager(step, store, range(FILL))
+    graph = graph_of(step, store)
+    replayed(step, store, graph, range(FILL, FILL + 2))
+    before = torch.cuda.memory_stats(on_gpu.DEVICE)["allocation.all.allocated"]
+    for _ in range(5):
+        graph()
+    assert torch.cuda.memory_stats(on_gpu.DEVICE)["allocation.all.allocated"] == before
+
+
+def forty(amp: str, store: ResidentStore) -> tuple[torch.Tensor, torch.Tensor]:
+    """As in tests/test_step.py: losses (40,) of steps on a full bank, and the features of all clips after them."""
+    config = config_of(bank_size=1024)  # a small bank lets roundings grow fast
+    config = replace(config, frames=16, encoder=EncoderConfig(encoder="2x256", feature_dim=128))
+    step = make(replace(config, optim=replace(config.optim, batch_size=16)), store, amp)
+    if step.scaling is not None:
+        step.scaling.scale.fill_(2.0**8)  # at the default the first steps overflow and are skipped
+    losses = []
+    for i in range(64 + 40):
+        step.prepare(batch(i, size=16).to(on_gpu.DEVICE), i, 0.01)
+        step.advance(store.select(step.sample), filling=i < 64)
+        losses.append(step.metrics[0].clone())
+    step.check()
+    clips = whole_clips(store.select(torch.arange(len(store), device=on_gpu.DEVICE)), store.skeleton, 16)
+    with torch.no_grad():
+        return torch.stack(losses[64:]), step.model.query.eval()(clips)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_forty_steps_in_half_precision_are_near_those_in_float32(amp, store):
+    want_losses, want = forty("fp32", store)
+    losses, features = forty(amp, store)
+    assert ((losses - want_losses) / want_losses).abs().max() < 2 * 2.0**-8
+    assert torch.nn.functional.cosine_similarity(features, want).min() > 0.999
+
+
+# The program
+
+
+def pretraining(data_root, folder, *extra: str) -> Pretraining:
+    arguments = [str(on_gpu.DEVICE) if word == "cpu" else word for word in command(data_root, folder, *extra)]
+    config = replace(parse(arguments), protocol="xsub")
+    return Pretraining(config, PackedStore.open(data_root / "small"), folder, on_gpu.DEVICE)
+
+
+def test_streamed_frames_run_launch_by_launch_to_the_same_weights(data_root, tmp_path):
+    resident = pretraining(data_root, tmp_path / "resident", "--placement", "device")
+    streamed = pretraining(data_root, tmp_path / "streamed", "--placement", "pinned")
+    assert resident.graph.value == "on"
+    assert streamed.graph.value == "off"
+    assert streamed.graph.why == "streamed frames lie elsewhere at every step (--placement device)"
+    for one in (resident, streamed):
+        one.folder.mkdir()
+        one.run()
+    assert_same(resident.stepper, streamed.stepper)
+
+
+def test_a_graph_that_was_asked_for_and_cannot_be_is_an_error(data_root, tmp_path):
+    with pytest.raises(ValueError, match="cuda_graph = 'on' is impossible: streamed frames"):
+        pretraining(data_root, tmp_path / "run", "--placement", "pinned", "--cuda-graph", "on")

@@ -1,0 +1,428 @@
+"""The ledger of a whole step: that the counting counts, each part against counts by hand, and the model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+pytest.importorskip("triton")
+
+from bench import ledger, ledger_step
+from bench.counting import REST, PartWork, RecurrentCall, count_parts, multi_tensor_launches
+from bench.ledger import Ledger, measure, render
+from bench.ledger_step import (
+    KINDS,
+    L2,
+    LAUNCH,
+    LAUNCHES_PER_FRAME,
+    PEAK,
+    TrainingStep,
+    frame_seconds,
+    kept_bytes,
+    model,
+    recurrent_seconds,
+)
+from fastmc.ranges import part
+from train import step as train_step
+
+B, K, D, T, M, F, C = 3, 64, 16, 16, 2, 150, 128
+LAYERS, H = 2, 8
+PAPER = RecurrentCall("query", 192, 64, 150, 1024, 3, 2, False, True, False, 1_104_981_000_192)
+
+
+# --- By hand
+
+
+def gru_forward(clips: int) -> int:
+    """Products of all gates with inputs and state, both directions of each layer."""
+    return sum(2 * 2 * clips * T * 3 * H * (inputs + H) for inputs in (F, 2 * H))
+
+
+def gru_input_gradient(clips: int) -> int:
+    """As forward, but that the first state of a sequence is no variable."""
+    return gru_forward(clips) - LAYERS * 2 * 2 * clips * 3 * H * H
+
+
+def head_forward(clips: int) -> int:
+    return 2 * clips * (2 * H * 2 * H + 2 * H * D)
+
+
+# --- Counting
+
+
+def test_work_goes_to_the_innermost_part_that_runs():
+    a = torch.ones(4, 8, device="meta")
+
+    def call():
+        a @ a.T
+        with part("attack"):
+            a.T @ a
+            with part("query"):
+                a + 1
+            a + 2
+
+    works = count_parts(call)
+    assert {name: dict(work.operators) for name, work in works.items()} == {
+        REST: {"mm": 1},
+        "attack": {"mm": 1, "add": 1},
+        "query": {"add": 1},
+    }
+    assert (works[REST].flops, works["attack"].flops) == (2 * 4 * 8 * 4, 2 * 8 * 4 * 8)
+    assert (works["query"].load_bytes, works["query"].store_bytes) == (4 * 32, 4 * 32)
+
+
+def test_triton_launches_go_to_the_part_that_makes_them():
+    launches = []
+
+    class Launch:
+        name = "_k_kernel"
+
+    def call():
+        launches.append(Launch)
+        with part("mc"):
+            launches.extend([Launch, Launch])
+        with part("ema"):
+            pass
+        launches.append(Launch)
+
+    works = count_parts(call, launches)
+    assert {name: len(work.kernels) for name, work in works.items()} == {REST: 2, "mc": 2}
+
+
+@pytest.mark.parametrize(
+    "sizes, lists, launches",
+    [
+        ([], 2, 0),
+        ([0, 0], 2, 0),
+        ([1], 2, 1),
+        ([65536 * 320], 2, 1),
+        ([65536 * 320 + 1], 2, 2),
+        ([65536 * 319, 1], 3, 1),
+        ([65536 * 319, 1, 1], 3, 2),
+        ([1] * 110, 1, 1),
+        ([1] * 111, 1, 2),
+        ([1] * 110, 3, 3),
+        ([1, 0] * 48, 3, 1),
+        ([65536 * 700, *[1] * 47], 3, 3),
+        ([65536 * 640, *[1] * 48], 3, 3),  # a tensor that ends with a launch takes no place in the next
+    ],
+)
+def test_launches_for_lists_of_tensors(sizes, lists, launches):
+    assert multi_tensor_launches(sizes, lists) == launches
+
+
+def test_copies_of_lists_read_the_source_and_write_the_destination():
+    source = [torch.ones(70_000, device="meta"), torch.ones(5, device="meta")]
+    copies = [t.to(torch.bfloat16) for t in source]
+    work = count_parts(lambda: torch._foreach_copy_(copies, source))[REST]
+    assert dict(work.operators) == {"_foreach_copy_": 1}
+    assert (work.load_bytes, work.store_bytes) == (4 * 70_005, 2 * 70_005)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_fused_updates_read_and_write_what_they_must(momentum):
+    weights = [torch.nn.Parameter(torch.ones(n, device="meta")) for n in (7, 9)]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    with ledger_step.as_on_a_gpu():
+        sgd = torch.optim.SGD(weights, lr=0.1, momentum=momentum, fused=True)
+        for weight in weights:
+            sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
+        work = count_parts(sgd.step)[REST]
+    lists = 3 if momentum else 2
+    assert dict(work.operators) == {"_fused_sgd_": 1}
+    assert (work.load_bytes, work.store_bytes) == (4 * 16 * lists, 4 * 16 * (lists - 1))
+
+
+def gru_passes(*, weights: bool, inputs: bool, layers: int = LAYERS, device: str = "meta") -> list[RecurrentCall]:
+    gru = torch.nn.GRU(F, H, layers, batch_first=True, bidirectional=True, device=device).requires_grad_(weights)
+    x = torch.zeros(B, T, F, device=device, requires_grad=inputs)
+
+    def call():
+        with part("query"):
+            final = gru(x)[1]
+        if final.requires_grad:
+            with part("backward"):
+                final.sum().backward()
+
+    works = count_parts(call)
+    assert all(not work.operators.get("mm") for work in works.values())
+    return [pass_ for work in works.values() for pass_ in work.recurrent]
+
+
+def test_passes_through_a_recurrent_net_against_counts_by_hand():
+    (forward,) = gru_passes(weights=False, inputs=False)
+    size = {"clips": B, "frames": T, "inputs": F, "hidden": H, "layers": LAYERS, "directions": 2}
+    flags = {"backward": False, "keeps": False, "weights": False}
+    assert forward == RecurrentCall(part="query", flops=gru_forward(B), **size, **flags)
+
+    forward, backward = gru_passes(weights=False, inputs=True)
+    assert (forward.flops, forward.keeps) == (gru_forward(B), True)
+    assert (backward.part, backward.backward, backward.weights) == ("backward", True, False)
+    assert backward.flops == gru_input_gradient(B)
+
+    backward = gru_passes(weights=True, inputs=True)[1]
+    assert backward.weights
+    assert backward.flops == gru_input_gradient(B) + gru_forward(B)
+
+
+def test_counts_by_hand_tell_another_net():
+    (forward,) = gru_passes(weights=False, inputs=False, layers=LAYERS + 1)
+    assert forward.flops != gru_forward(B)
+
+
+def test_only_the_gradients_that_are_asked_for_are_counted():
+    gru = torch.nn.GRU(F, H, LAYERS, batch_first=True, bidirectional=True, device="meta")
+    x = torch.zeros(B, T, F, device="meta", requires_grad=True)
+    _, backward = count_parts(lambda: torch.autograd.grad(gru(x)[1].sum(), x))[REST].recurrent
+    assert (backward.weights, backward.flops) == (False, gru_input_gradient(B))
+
+
+def test_a_recurrent_net_computes_while_it_is_counted():
+    torch.manual_seed(0)
+    gru = torch.nn.GRU(5, 4, 2, batch_first=True, bidirectional=True)
+    x = torch.randn(3, 6, 5, requires_grad=True)
+    plain = torch.autograd.grad(gru(x)[1].square().sum(), [x, *gru.parameters()])
+    counted = []
+    count_parts(lambda: counted.extend(torch.autograd.grad(gru(x)[1].square().sum(), [x, *gru.parameters()])))
+    assert all(torch.equal(a, b) for a, b in zip(plain, counted, strict=True))
+
+
+def test_passes_have_as_many_operations_as_pytorch_counts():
+    with FlopCounterMode(display=False) as flops:
+        gru = torch.nn.GRU(F, H, LAYERS, batch_first=True, bidirectional=True)
+        x = torch.zeros(B, T, F, requires_grad=True)
+        gru(1.0 * x)[1].sum().backward()
+    assert sum(call.flops for call in gru_passes(weights=True, inputs=True)) == flops.get_total_flops()
+
+
+# --- The step
+
+
+SMALL = {"piece": "step", "batch": B, "bank": K, "dim": D, "frames": T, "encoder": f"{LAYERS}x{H}"}
+
+
+@pytest.fixture(scope="module")
+def found():
+    return measure(Ledger(**SMALL))
+
+
+def recurrent(parts, name: str) -> list[tuple[int, bool, bool, bool, int]]:
+    return [(c["clips"], c["backward"], c["keeps"], c["weights"], c["flops"]) for c in parts[name]["recurrent"]]
+
+
+def test_passes_of_a_step(found):
+    """The attack's backward pass is that of the input alone; the views share one; the key encoder keeps nothing."""
+    passes = {name: recurrent(found["parts"], name) for name, of in found["parts"].items() if of["recurrent"]}
+    assert passes == {
+        "attack": [(B, False, True, False, gru_forward(B)), (B, True, False, False, gru_input_gradient(B))],
+        "key": [(B, False, False, False, gru_forward(B))],
+        "query": [(3 * B, False, True, False, gru_forward(3 * B))],
+        "backward": [(3 * B, True, False, True, gru_forward(3 * B) + gru_input_gradient(3 * B))],
+    }
+
+
+def test_passes_of_the_plain_step(found):
+    """Each view by itself, forward and backward; and the attack's weights get no gradient either."""
+    passes = {name: recurrent(found["plain"], name) for name, of in found["plain"].items() if of["recurrent"]}
+    learning = gru_forward(B) + gru_input_gradient(B)
+    assert passes == {
+        "attack": [(B, False, True, False, gru_forward(B)), (B, True, False, False, gru_input_gradient(B))],
+        "key": [(B, False, False, False, gru_forward(B))],
+        "query": 3 * [(B, False, True, False, gru_forward(B))],
+        "backward": 3 * [(B, True, False, True, learning)],
+    }
+
+
+def test_other_products_of_a_step(found):
+    parts = found["parts"]
+    assert parts["attack"]["flops"] == 2 * (2 * B * 2 * H * C), "the FC and its input's gradient"
+    assert parts["key"]["flops"] == head_forward(B)
+    assert parts["query"]["flops"] == head_forward(3 * B)
+    assert parts["backward"]["flops"] == 2 * head_forward(3 * B)
+    assert {name for name, of in parts.items() if of["flops"]} == {"attack", "key", "query", "backward", "mc", "bank"}
+
+
+def test_triton_launches_of_a_step(found):
+    launches = {name: of["triton_launches"] for name, of in found["parts"].items() if of["triton_launches"]}
+    assert launches == {"augment": 4, "attack": 3, "mc": 4, "bank": 1}
+
+
+def test_no_operator_of_pytorch_makes_views_or_the_loss(found):
+    for name in ("augment", "mc", "bank"):
+        assert not found["parts"][name]["by_operator"], name
+    assert found["plain"]["augment"]["operators"] > 100 * B
+    assert found["plain"]["bank"]["operators"] > 50
+
+
+def test_updates_are_one_launch_each(found):
+    assert found["parts"]["ema"]["by_operator"] == {"_fused_sgd_": 1}
+    assert found["parts"]["optimizer"]["by_operator"]["_fused_sgd_"] == 1
+    weights = LAYERS * 2 * 4 + 2 + 4  # the recurrent net's, the norm's, the head's
+    assert found["plain"]["ema"]["operators"] >= 2 * weights
+
+
+def test_bytes_of_the_updates(found):
+    inputs = (F, 2 * H)
+    weights = sum(2 * 3 * H * (n + H + 2) for n in inputs) + 2 * F + 2 * H * (2 * H + 1) + D * (2 * H + 1)
+    ema = found["parts"]["ema"]
+    numbers = 4  # () float32: the learning rate or the flag that calls the update off
+    assert ema["load_bytes"] - numbers == 4 * 2 * weights
+    assert ema["store_bytes"] == 4 * weights
+
+
+def test_a_step_that_updates_tensor_by_tensor_is_found_out(monkeypatch):
+    """A mutation: the fused updates become a loop."""
+
+    def one_by_one(self):
+        for weight in self._sgd.param_groups[0]["params"]:
+            weight.detach().lerp_(weight.grad, 0.1)
+
+    monkeypatch.setattr(train_step.KeyUpdate, "step", one_by_one)
+    works = small_step().count("cuda:90")
+    assert works["ema"].operators["lerp_"] == LAYERS * 2 * 4 + 2 + 4
+
+
+def test_a_step_with_a_pass_for_each_view_is_found_out(monkeypatch):
+    """A mutation: three encoder calls in place of one."""
+    forward = train_step.A2MC.features.__globals__["Encoder"].forward
+
+    def by_view(self, x, views=1):
+        return torch.cat([forward(self, one) for one in x.chunk(views)])
+
+    monkeypatch.setattr(train_step.A2MC.features.__globals__["Encoder"], "forward", by_view)
+    works = small_step().count("cuda:90")
+    assert [call.clips for call in works["query"].recurrent] == [B, B, B]
+    assert len(works["backward"].recurrent) == 3
+
+
+def small_step() -> TrainingStep:
+    return Ledger(**SMALL).step
+
+
+def test_kernels_that_were_not_counted_are_an_error(monkeypatch):
+    monkeypatch.setattr(TrainingStep, "triton_rows", lambda self: {"augment": [], "mc": []})
+    with pytest.raises(RuntimeError, match=r"the part augment launches .*, of which .* were counted"):
+        small_step().measure("cuda:90", plain=False)
+
+
+@pytest.mark.parametrize("amp", ["fp16", "fp32"])
+def test_other_precisions(amp):
+    works = replace(small_step(), amp=amp).count("cuda:90")
+    assert [len(work.recurrent) for work in works.values() if work.recurrent] == [2, 1, 1, 1]
+    copied = sum(work.operators["_foreach_copy_"] for work in works.values())
+    assert copied == (3 if amp == "fp16" else 0), "weights of two encoders, gradients of one"
+
+
+# --- The model
+
+
+def test_model_of_a_pass():
+    """Three layers of 64 frames; products 2 x 2 x 192 x 3 x 1024 x 1024, weights 2 x 3 x 1024 x 1024 bfloat16."""
+    frames = 3 * 64
+    products, weights = 2 * 2 * 192 * 3 * 1024**2, 2 * 3 * 1024**2 * 2
+    assert frame_seconds(PAPER, "bf16") == {
+        "products": products / 989e12,
+        "weights from L2": weights / L2,
+        "weights from memory": 0.0,
+    }
+    at_once = PAPER.flops - frames * products
+    assert at_once == 2 * 2 * 192 * 64 * 3 * 1024 * (150 + 2048 + 2048)
+    assert recurrent_seconds(PAPER, "bf16") == pytest.approx(
+        dict.fromkeys(KINDS, 0.0)
+        | {
+            "frames: launches": frames * LAUNCHES_PER_FRAME * LAUNCH,
+            "frames: products": frames * products / 989e12,
+            "products": at_once / 989e12,
+        }
+    )
+
+
+def test_few_clips_are_bounded_by_the_weights():
+    few = replace(PAPER, clips=64)
+    by = frame_seconds(few, "bf16")
+    assert by["weights from L2"] > by["products"]
+    seconds = recurrent_seconds(few, "bf16")
+    assert seconds["frames: weights"] == pytest.approx(3 * 64 * by["weights from L2"])
+    assert seconds["frames: products"] == 0.0
+    wide = frame_seconds(replace(PAPER, hidden=4096), "bf16")
+    assert wide["weights from L2"] == 0.0
+    assert wide["weights from memory"] == 2 * 3 * 4096**2 * 2 / 3.35e12
+
+
+def test_bytes_of_a_pass():
+    """One layer, one direction, by hand: weights, inputs, outputs; four gates for a backward pass; its gradients."""
+    call = RecurrentCall("key", 5, 7, 11, 13, 1, 1, False, False, False, 0)
+    weights, inputs, outputs, gates = 3 * 13 * (11 + 13), 5 * 7 * 11, 5 * 7 * 13, 4 * 5 * 7 * 13
+    assert kept_bytes(call, "bf16") == 2 * (weights + inputs + outputs)
+    assert kept_bytes(replace(call, keeps=True), "fp32") == 4 * (weights + inputs + outputs + gates)
+    backward = replace(call, backward=True)
+    assert kept_bytes(backward, "bf16") == 2 * (weights + 2 * inputs + 2 * outputs + gates)
+    assert kept_bytes(replace(backward, weights=True), "bf16") == 2 * (2 * weights + 2 * inputs + 2 * outputs + gates)
+
+
+def test_model_of_a_part():
+    work = PartWork(load_bytes=3_000_000, store_bytes=350_000, flops=0)
+    work.operators.update({"add": 2, "mul": 1})
+    rows = [
+        {"first_touch_bytes": 6_700_000, "seconds_at_least": 2e-6},
+        {"first_touch_bytes": 6_700_000, "seconds_at_least": 5e-6},
+    ]
+    want = dict.fromkeys(KINDS, 0.0) | {"launches": 5 * LAUNCH, "memory": 1e-6 + 2e-6, "products": 5e-6}
+    assert model(work, rows, "bf16") == pytest.approx(want)
+    work.flops = int(PEAK["tf32"] * 1e-5)
+    want |= {"memory": 2e-6, "products": 15e-6}
+    assert model(work, rows, "tf32") == pytest.approx(want)
+
+
+def test_memory_bounds_a_pass_of_few_products():
+    call = replace(PAPER, clips=1, frames=1)
+    seconds = recurrent_seconds(replace(call, flops=3 * 2 * 2 * 3 * 1024**2), "bf16")
+    assert (seconds["products"], seconds["memory"]) == (0.0, pytest.approx(kept_bytes(call, "bf16") / 3.35e12))
+
+
+def test_the_whole_is_the_sum_of_its_parts(found):
+    total = ledger_step.whole(found["parts"])
+    by_part = [sum(of["model"].values()) for of in found["parts"].values()]
+    assert sum(total.values()) == pytest.approx(sum(by_part))
+    frames = 5 * LAYERS * T
+    assert total["frames: launches"] == pytest.approx(frames * LAUNCHES_PER_FRAME * LAUNCH)
+
+
+# --- The command
+
+
+def test_tables(found):
+    text = render(found)
+    assert "A MODEL, not a measurement, of an H100 SXM" in text
+    assert "12 Triton launches and" in text
+    assert "| attack | 3 |" in text
+    assert f"- query, {3 * B} clips: " in text
+    assert "fastmc.reference.step" in text
+    assert "this model is wrong for them" in text, "eight hidden units"
+
+
+def test_json(monkeypatch, capsys, found):
+    monkeypatch.setattr(ledger, "measure", lambda settings: found)
+    assert ledger.main(["--piece", "step", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parts"]["key"]["recurrent"][0]["flops"] == gru_forward(B)
+
+
+def test_wrong_inputs(capsys):
+    for wrong, says in (
+        ({"amp": "fp8"}, "amp must be one of bf16, fp16, tf32, fp32"),
+        ({"encoder": "big"}, "encoder must be LAYERSxHIDDEN"),
+        ({"batch": 0}, "batch must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            _ = Ledger(**SMALL | wrong).step
+    with pytest.raises(ValueError, match="--stream has no meaning for --piece step"):
+        Ledger(**SMALL, stream="bone")
+    with pytest.raises(ValueError, match="--amp has no meaning for --piece mc"):
+        Ledger(amp="fp32")
+    assert ledger.main(["--piece", "step", "--encoder", "big"]) == 1
+    assert "encoder must be LAYERSxHIDDEN" in capsys.readouterr().err
