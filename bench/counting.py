@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from bench.providers import ASCENT, TEMPERATURE, Case, Inputs, Mix
-from fastmc.ranges import observe
+from kernels.ranges import observe
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class PartWork:
 
 
 class PartOperators(TorchDispatchMode):
-    """PyTorch's operators by part (`fastmc.ranges`), on tensors without memory. One kernel an operator, but as many as
+    """PyTorch's operators by part (`kernels.ranges`), on tensors without memory. One kernel an operator, but as many as
     PyTorch's CUDA code launches for one that takes lists of tensors. Within `opaque`, products count alone."""
 
     def __init__(self) -> None:

@@ -26,9 +26,9 @@ from fastmc.attack import AttackConfig
 from fastmc.augment import AugmentConfig, draw_params
 from fastmc.encoder import EncoderConfig
 from fastmc.model import A2MC, OF_ATTACKED, OF_CLIPS, ContrastConfig
-from fastmc.ranges import PARTS, part
 from fastmc.reference import step as reference
 from fastmc.skeleton import NTU25
+from kernels.ranges import PARTS, part
 from train.choices import DTYPES
 from train.config import OptimConfig
 from train.step import PretrainStep
@@ -36,7 +36,7 @@ from train.step import PretrainStep
 Amp = Literal["bf16", "fp16", "tf32", "fp32"]
 MADE_IN = dict(zip(THINGS, ("augment", "augment", "attack", "attack", "attack", "augment", "augment"), strict=True))
 OF_BANK = ("_bank_kernel", "_enqueue_kernel")
-"""Kernels of the part bank: the loss launches them in the part mc."""
+"""Kernels of the part bank, which runs within the part mc."""
 
 # --- The machine of the model
 
@@ -164,7 +164,8 @@ class TrainingStep:
         rows: dict[str, list[dict[str, Any]]] = {}
         for made, row in zip(THINGS, count_rows(self.data), strict=True):
             rows.setdefault(MADE_IN[made], []).append(row)
-        rows["mc"] = count_rows(McStep(self.case, self.precision), self.precision)
+        for row in count_rows(McStep(self.case, self.precision), self.precision):
+            rows.setdefault("bank" if row["kernel"] in OF_BANK else "mc", []).append(row)
         return rows
 
     def measure(self, target: str, plain: bool) -> dict[str, Any]:
@@ -174,9 +175,6 @@ class TrainingStep:
             counted = [row["kernel"] for row in rows.get(name, ())]
             if work.kernels != counted:
                 raise RuntimeError(f"the part {name} launches {work.kernels}, of which {counted} were counted")
-        rows["bank"] = [row for row in rows["mc"] if row["kernel"] in OF_BANK]
-        rows["mc"] = [row for row in rows["mc"] if row["kernel"] not in OF_BANK]
-        works.setdefault("bank", PartWork())
         found: dict[str, Any] = {"case": str(self), "amp": self.amp, "target": target, "ceiling": H100.name}
         found["parts"] = {name: summary(works[name], rows.get(name, []), self.amp) for name in ordered(works)}
         found["plain"] = {}

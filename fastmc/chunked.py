@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastmc.arguments import may_look
 from fastmc.rows import BIT, Block, Contrast, Keys, Metrics, Scratch, Sums, shaped
+from kernels.ranges import part
 
 
 def mc_forward(
@@ -140,7 +141,8 @@ def mc_step_(
     _sweep(contrast, f0, temperature, bank_temperature, results, ascent)
     if update == "fifo":
         assert cursor is not None
-        enqueue_(bank, momentum, f0, cursor, results.finite())
+        with part("bank"):
+            enqueue_(bank, momentum, f0, cursor, results.finite())
     return results.stats(bank_temperature), results.gradients
 
 
@@ -195,7 +197,8 @@ def _sweep(
         if results is not None:
             results.collect(first, metrics, f0, positive)
         if ascent is not None:
-            ascent.pull_(second, positive, None if results is None else results.finite())
+            with part("bank"):
+                ascent.pull_(second, positive, None if results is None else results.finite())
 
 
 class Results:

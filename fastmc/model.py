@@ -15,10 +15,10 @@ from fastmc.bank import MemoryBank, mixing_coefficients
 from fastmc.checks import check_number
 from fastmc.encoder import Encoder, EncoderConfig
 from fastmc.random import keyed_generator
-from fastmc.ranges import part
 from fastmc.skeleton import Skeleton
 from fastmc.step import MCStep
 from fastmc.views import DenseClips, PackedClips, Stream, ViewImpl, make_views, to_stream, whole_clips
+from kernels.ranges import part
 
 Method = Literal["a2mc", "b1", "b2", "b3"]
 OF_CLIPS, OF_ATTACKED = (BASIC_KEY, BASIC_QUERY), (WEAK, STRONG)

@@ -5,6 +5,7 @@ attack.py                                     what surrounds the encoder's passe
 mc.py       launch.py                         the MC loss: what the library calls, and its launches
 prepare.py  sweep.py  combine.py  bank.py     one step of the MC loss each, in this order
 products.py rows.py   tiles.py                what they share: split products, blocks of rows, sizes by target
+ranges.py                                     names of a step's parts, for profilers; no Triton in it
 interpreter.py                                repairs Triton's interpreter, for machines without a GPU
 """
 

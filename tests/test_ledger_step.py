@@ -26,7 +26,7 @@ from bench.ledger_step import (
     model,
     recurrent_seconds,
 )
-from fastmc.ranges import part
+from kernels.ranges import part
 from train import step as train_step
 
 B, K, D, T, M, F, C = 3, 64, 16, 16, 2, 150, 128

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fastmc.ranges import part
+from kernels.ranges import part
 from train import profiling
 from train.profiling import MEMORY, OPERATORS, SNAPSHOT, TRACE, WARM_UP, StepProfiler
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmc import ranges
-from fastmc.ranges import PARTS, observe, part
+from kernels import ranges
+from kernels.ranges import PARTS, observe, part
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -140,7 +140,7 @@ def listener(tmp_path_factory):
 
 NESTED = """
 import torch
-from fastmc.ranges import part
+from kernels.ranges import part
 with part("attack"):
     with part("query"):
         print(torch._C._is_multithreading_enabled(), flush=True)

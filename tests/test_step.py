@@ -60,7 +60,7 @@ def settings(method: str = "a2mc", optimizer: str = "sgd", encoder: str = "2x8",
 
 
 def make(config: Config, store: ResidentStore, amp: str = "fp32") -> PretrainStep:
-    return build_step(config, build_model(config, store, CPU), amp)
+    return build_step(config, build_model(config, store, store.device), amp)
 
 
 def batch(i: int, size: int = BATCH) -> torch.Tensor:
@@ -290,9 +290,11 @@ def test_a_first_step_that_is_called_off_leaves_the_optimizer_clean(store):
 # Half precision
 
 
-def forty(amp: str, store: ResidentStore, *, stale: bool = False) -> tuple[torch.Tensor, torch.Tensor, PretrainStep]:
+def forty(
+    amp: str, store: ResidentStore, *, stale: bool = False, impl: str = "torch"
+) -> tuple[torch.Tensor, torch.Tensor, PretrainStep]:
     """Losses (40,) of steps on a full bank, and the features of all clips after them."""
-    config = settings(bank_size=1024)  # a small bank lets roundings grow fast
+    config = settings(bank_size=1024, impl=impl)  # a small bank lets roundings grow fast
     config = replace(config, frames=16, encoder=EncoderConfig(encoder="2x64", feature_dim=128))
     config = replace(config, optim=replace(config.optim, batch_size=16))
     step = make(config, store, amp)
@@ -300,13 +302,13 @@ def forty(amp: str, store: ResidentStore, *, stale: bool = False) -> tuple[torch
         step.scaling.scale.fill_(2.0**8)  # at the default the first steps overflow and are skipped
     losses = []
     for i in range(64 + 40):
-        step.prepare(batch(i, size=16), i, 0.01)
+        step.prepare(batch(i, size=16).to(store.device), i, 0.01)
         step.advance(store.select(step.sample), filling=i < 64)
         losses.append(step.metrics[0].clone())
         if stale:
             step._query.refresh = lambda: None
     step.check()
-    clips = whole_clips(store.select(torch.arange(len(store))), store.skeleton, 16)
+    clips = whole_clips(store.select(torch.arange(len(store), device=store.device)), store.skeleton, 16)
     with torch.no_grad():
         return torch.stack(losses[64:]), step.model.query.eval()(clips), step
 

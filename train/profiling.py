@@ -8,7 +8,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from fastmc.ranges import PARTS, heard_by_nvtx
+from kernels.ranges import PARTS, heard_by_nvtx
 from train.record import log
 
 WARM_UP = 6

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from fastmc.amp import WorkingCopy
 from fastmc.model import A2MC, Features
-from fastmc.ranges import part
 from fastmc.step import MCStep
 from fastmc.views import PackedClips
+from kernels.ranges import part
 from train.config import OptimConfig
 from train.optimizer import KeyUpdate, QueryUpdate
 

@@ -10,7 +10,7 @@ import torch
 from on_gpu import needs_gpu
 from test_graphed_step import pretraining
 
-from fastmc.ranges import PARTS, part
+from kernels.ranges import PARTS, part
 from train.profiling import MEMORY, OPERATORS, SNAPSHOT, TRACE, WARM_UP, StepProfiler
 
 pytestmark = needs_gpu

@@ -9,7 +9,7 @@ import on_gpu
 import pytest
 import torch
 from on_gpu import needs_gpu
-from test_step import batch, settings
+from test_step import apart, batch, forty, settings
 from test_train import command
 
 from fastmc.data.resident import ResidentStore
@@ -227,10 +227,9 @@ def forty(amp: str, store: ResidentStore) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_forty_steps_in_half_precision_are_near_those_in_float32(amp, store):
-    want_losses, want = forty("fp32", store)
-    losses, features = forty(amp, store)
-    assert ((losses - want_losses) / want_losses).abs().max() < 2 * 2.0**-8
-    assert torch.nn.functional.cosine_similarity(features, want).min() > 0.999
+    """By the budget of tests/test_step.py, and at its size."""
+    loss, cosine = apart(forty(amp, store, impl="triton"), forty("fp32", store, impl="triton"))
+    assert loss < 2 * 2.0**-8 and cosine > 0.999
 
 
 # The program
