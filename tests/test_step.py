@@ -291,11 +291,11 @@ def test_a_first_step_that_is_called_off_leaves_the_optimizer_clean(store):
 
 
 def forty(
-    amp: str, store: ResidentStore, *, stale: bool = False, impl: str = "torch"
+    amp: str, store: ResidentStore, *, stale: bool = False, impl: str = "torch", encoder: str = "2x64"
 ) -> tuple[torch.Tensor, torch.Tensor, PretrainStep]:
     """Losses (40,) of steps on a full bank, and the features of all clips after them."""
     config = settings(bank_size=1024, impl=impl)  # a small bank lets roundings grow fast
-    config = replace(config, frames=16, encoder=EncoderConfig(encoder="2x64", feature_dim=128))
+    config = replace(config, frames=16, encoder=EncoderConfig(encoder=encoder, feature_dim=128))
     config = replace(config, optim=replace(config.optim, batch_size=16))
     step = make(config, store, amp)
     if step.scaling is not None:
