@@ -93,6 +93,7 @@ def test_run_folder_holds_what_it_promises(finished):
     assert ["knn_top1" in row for row in rows] == [False, True, False, True]
     for row in rows:
         assert row["loss"] == pytest.approx(row["l1"] + row["l2"] + row["l3"], rel=1e-5)
+        assert row["samples_per_second"] == pytest.approx(8 * row["steps_per_second"])
     saved = json.loads((finished / "config.json").read_text())
     assert to_plain(load_config(finished)).items() >= saved.items()
     assert saved["optim"]["epochs"] == 4
@@ -147,7 +148,7 @@ def test_resume_equals_an_uninterrupted_run_bit_for_bit(method, optimizer, steps
     random = whole.pop("random"), parts.pop("random")
     assert all(r["cpu"].numel() for r in random)
     assert_same_state(whole, parts)
-    timing = ("seconds", "samples_per_second")
+    timing = ("seconds", "steps_per_second", "samples_per_second")
     whole_rows, parts_rows = (read_metrics(tmp_path / part / "metrics.csv") for part in ("whole", "parts"))
     first_row = steps // 3  # the rows of the epochs before were never written by the part that was cut off
     for a, b in zip(whole_rows[first_row:], parts_rows, strict=True):

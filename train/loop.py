@@ -194,6 +194,7 @@ class Pretraining:
         row: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step}
         row |= dict(zip(StepMetrics._fields, (self.stepper.sums / self.batches).tolist(), strict=True))
         row["lr"] = self.config.optim.lr_at(self.epoch + (self.batch - 1) / self.batches)
+        row["steps_per_second"] = self.batches / self.seconds
         row["samples_per_second"] = self.batches * self.config.optim.batch_size / self.seconds
         row["seconds"] = self.seconds
         every = self.config.log.probe_every

@@ -25,6 +25,7 @@ COLUMNS = (
     "positive_probability",
     "feature_std",
     "lr",
+    "steps_per_second",
     "samples_per_second",
     "seconds",
     "knn_top1",
@@ -98,7 +99,8 @@ def epoch_line(row: dict[str, Any], epochs: int, eta_seconds: float, feature_dim
         f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f} = {row['l1']:.3f} + {row['l2']:.3f} + {row['l3']:.3f}  "
         f"top1 {100 * row['top1']:.0f}%  p+ {row['positive_probability']:.3f}  "
         f"std {row['feature_std']:.4f}/{feature_dim**-0.5:.4f}  "
-        f"{row['samples_per_second']:.0f} samples/s  ETA {duration(eta_seconds)}{probe}"
+        f"{row['steps_per_second']:.3g} steps/s  {row['samples_per_second']:.0f} samples/s  "
+        f"ETA {duration(eta_seconds)}{probe}"
     )
 
 
