@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import io
 import pickle
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastmc import recurrent
@@ -112,8 +113,8 @@ def float32_excess(got: list[Tensor], plain: list[Tensor], truth: list[Tensor]) 
     the scale of the output."""
     over = []
     for ours, theirs, true in zip(got, plain, truth, strict=True):
-        eps = 4 * torch.finfo(torch.float32).eps * true.abs().max()
-        over.append(float((ours - true).detach().abs().max() - (2 * (theirs - true).detach().abs().max() + eps)))
+        eps = 4 * torch.finfo(torch.float32).eps * float(true.detach().abs().max())
+        over.append(apart([ours.double()], [true]) - (2 * apart([theirs.double()], [true]) + eps))
     return max(over)
 
 
@@ -286,6 +287,26 @@ def test_memory_kept_for_backward(reading):
 
 
 @pytest.mark.parametrize("reading", READINGS)
+def test_nothing_is_kept_without_a_gradient(reading, monkeypatch):
+    """One step's gates serve all steps; of the last layer's states only the last ones are there."""
+    made = []
+    forward = recurrent._forward
+
+    def spy(*arguments: Any, **settings: Any) -> Any:
+        result, gates, states = forward(*arguments, **settings)
+        made.append([*(gate.shape[1] for gate in gates), states.shape[1]])
+        return result, gates, states
+
+    monkeypatch.setattr(recurrent, "_forward", spy)
+    net, x, _ = make(reading, (4, 6, 10, 8), 2)
+    with torch.no_grad():
+        net(x)
+    assert made == [[1, 1, 1, 7], [1, 1, 1, 1]]
+    net(x)
+    assert made[2:] == [[6, 6, 6, 7]] * 2
+
+
+@pytest.mark.parametrize("reading", READINGS)
 def test_modules_travel(reading, tmp_path):
     """Names of the parameters as ever; copies, pickles, files and casts compute the same."""
     net, x, _ = make(reading, (3, 5, 4, 6), 2)
@@ -323,20 +344,35 @@ def test_low_precision(reading, dtype):
         assert torch.equal(net(x), got[0])
     wide = copy.deepcopy(net).double(), x.detach().double().requires_grad_(), upstream.double()
     for mine, true in zip(got, everything(by_nn_gru, *wide), strict=True):
-        error = float((mine.double() - true).abs().max() / true.abs().max())
+        error = apart([mine.double()], [true]) / float(true.detach().abs().max())
         assert error < 8 * torch.finfo(dtype).eps / 2
 
 
-def test_low_precision_operands_are_rounded_and_states_are_not(monkeypatch):
-    net, x, _ = make("sequence", (3, 9, 5, 4), 1, torch.bfloat16)
-    operands, states = [], []
-    bmm, lerp = torch.bmm, torch.lerp
-    monkeypatch.setattr(torch, "bmm", lambda h, w, out: operands.extend((h.clone(), w.clone())) or bmm(h, w, out=out))
-    monkeypatch.setattr(torch, "lerp", lambda *a, out: states.append(lerp(*a, out=out).clone()) or out)
-    net(x)
-    assert all(torch.equal(t, t.bfloat16().float()) for t in operands)
-    assert {t.dtype for t in states} == {torch.float32}
-    assert not any(torch.equal(t, t.bfloat16().float()) for t in states)
+def test_low_precision_operands_are_rounded_and_states_are_not():
+    """Of every product, forward and backward: what is multiplied is a bfloat16 number, what is added up is float32."""
+
+    def is_rounded(values: Tensor) -> bool:
+        return torch.equal(values, values.bfloat16().float())
+
+    class Products(TorchDispatchMode):
+        seen: ClassVar[list[str]] = []
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.overloadpacket in (torch.ops.aten.addmm, torch.ops.aten.baddbmm, torch.ops.aten.bmm):
+                self.seen.append(func.overloadpacket.__name__)
+                assert all(operand.dtype == torch.float32 and is_rounded(operand) for operand in args[-2:])
+            result = func(*args, **(kwargs or {}))
+            if func.overloadpacket is torch.ops.aten.lerp:
+                self.seen.append("lerp")
+                assert result.dtype == torch.float32 and not is_rounded(result)
+            return result
+
+    net, x, upstream = make("sequence", (3, 9, 5, 4), 1, torch.bfloat16)
+    with Products() as products:
+        everything(ours, net, x, upstream)
+    assert {name: products.seen.count(name) for name in set(products.seen)} == {
+        "bmm": 9, "lerp": 9, "baddbmm": 8, "addmm": 2 * 4  # by direction: forward, dx, dW_i, dW_h
+    }  # fmt: skip
 
 
 def test_autocast_does_not_reach_in():
