@@ -190,6 +190,7 @@ def test_no_weight_gradient_is_computed_by_counted_flops(setting):
     assert backward == products_of_the_input_gradient()
 
     with encoder.fixed(), FlopCounterMode(display=False) as full:
+        encoder.recurrent.requires_grad_()  # which `fixed` has made constants
         attack_loss(head(encoder.represent(x.clone().requires_grad_()))).sum().backward()
     everything = full.get_total_flops() - forward.get_total_flops()
     assert everything == products_of_the_input_gradient() + products_of_the_weight_gradients()

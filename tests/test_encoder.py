@@ -45,6 +45,21 @@ def test_input_norm_keeps_running_statistics_of_all_views():
     torch.testing.assert_close(norm.running_var, plain.running_var)
 
 
+def test_within_fixed_the_recurrent_weights_are_constants():
+    """A gradient of the input costs none of theirs, and what required one requires it again."""
+    encoder = make()
+    frozen = next(encoder.recurrent.parameters()).requires_grad_(False)
+    with encoder.fixed():
+        x = torch.randn(2, 9, 12, requires_grad=True)
+        h = encoder.represent(x)
+        assert not any(p.requires_grad for p in encoder.recurrent.parameters())
+        h.sum().backward()
+    assert x.grad.any() and all(p.grad is None for p in encoder.parameters())
+    assert [p is not frozen for p in encoder.recurrent.parameters()] == [
+        p.requires_grad for p in encoder.recurrent.parameters()
+    ]
+
+
 def test_sequence_feature_joins_both_final_states():
     encoder = make(input_norm=False)
     x = torch.randn(3, 9, 12)
