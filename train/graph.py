@@ -6,14 +6,14 @@ must read all that changes from tensors, and must not wait for the device: see `
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-log = logging.getLogger(__name__)
+from train.record import log
+
 WARM_UP = 3
 """Steps before a capture, in which libraries choose algorithms and kernels are compiled. They leave no trace."""
 

@@ -20,7 +20,10 @@ def build_optimizer(config: OptimConfig, parameters: Iterable[Parameter]) -> tor
         optimizer = torch.optim.SGD(weights, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay, fused=True)
         allocate_state(optimizer, "momentum_buffer")
     else:
-        optimizer = torch.optim.AdamW(weights, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        on_gpu = weights[0].device.type == "cuda"  # where AdamW refuses to be captured unless it was told before
+        optimizer = torch.optim.AdamW(
+            weights, lr=config.lr, weight_decay=config.weight_decay, fused=True, capturable=on_gpu
+        )
         allocate_state(optimizer, "exp_avg", "exp_avg_sq", counts="step")
     return optimizer
 
