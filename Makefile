@@ -23,7 +23,7 @@ demo: $(STAMP) ## pre-train on synthetic skeletons, from raw files to a report (
 	$(BIN)/python -m train.run --dataset synthetic --preset tiny --out runs/demo
 
 test: $(STAMP) ## all tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-gpu: $(STAMP) ## what needs an NVIDIA GPU; says what it leaves out, and why
 	$(BIN)/python -m pytest -rs tests/gpu
