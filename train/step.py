@@ -6,6 +6,7 @@ nothing comes back. So the host never waits, and the whole step can be one CUDA 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -297,7 +298,7 @@ def _norm_statistics(model: A2MC) -> list[list[Tensor]]:
 
 
 def _says(fault: Fault) -> str:
-    left = "The bank has moved; weights" if torch.isfinite(torch.tensor(fault.loss)) else "Weights and bank"
+    left = "The bank has moved; weights" if math.isfinite(fault.loss) else "Weights and bank"
     parts = f"L1 = {fault.l1:g}, L2 = {fault.l2:g}, L3 = {fault.l3:g}"
     return (
         f"step {fault.step:.0f}: loss = {fault.loss:g} ({parts}), gradient norm = {fault.gradient_norm:g}. "
