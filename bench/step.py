@@ -34,7 +34,7 @@ from fastmc.views import PackedClips, whole_clips
 from train.choices import choose_amp, choose_compile, choose_graph
 from train.config import Config, OptimConfig, StepConfig, preset_config
 from train.graph import GraphedStep
-from train.loop import build_model, build_step
+from train.loop import build_model, build_step, graph_step
 from train.step import FaultWatch, StepMetrics
 
 OURS, REFERENCE, ENCODER = "fastmc", "plain reference", "fastmc's encoder calls alone"
@@ -155,7 +155,7 @@ class Ours:
             self.stepper.compile_around()
         self._graphed: GraphedStep | None = None
         if choose_graph(config, store, device).value == "on":
-            self._graphed = GraphedStep(self._advance, self.stepper.state, lambda: self.stepper.query_update.baked)
+            self._graphed = graph_step(self.stepper, store)
         self._watch = FaultWatch(self.stepper)
         if start is not None:
             load(self.live_state(), start)
@@ -167,13 +167,13 @@ class Ours:
 
     def __call__(self, ids: Tensor, number: int) -> reference.Metrics:
         self.stepper.prepare(ids, number, self.config.optim.lr)
-        self._advance() if self._graphed is None else self._graphed()
+        if self._graphed is None:
+            self.stepper.advance(self.store.select(self.stepper.sample), filling=False)
+        else:
+            self._graphed()
         if self._watch.sees_a_fault():
             self.stepper.check()
         return dict(zip(StepMetrics._fields, self.stepper.metrics, strict=True))
-
-    def _advance(self) -> None:
-        self.stepper.advance(self.store.select(self.stepper.sample), filling=False)
 
 
 class Plain:

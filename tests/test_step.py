@@ -26,7 +26,7 @@ from fastmc.model import ContrastConfig
 from fastmc.views import whole_clips
 from train.config import Config, OptimConfig, StepConfig, preset_config
 from train.graph import WARM_UP, GraphedStep
-from train.loop import build_model, build_step
+from train.loop import build_model, build_step, graph_step
 from train.record import log
 from train.step import FaultWatch, GradientScale, NonFiniteError, PretrainStep, StepMetrics, share_storage
 
@@ -86,13 +86,6 @@ def same(a: PretrainStep, b: PretrainStep) -> None:
 # One graph
 
 
-def graphed(step: PretrainStep, store: ResidentStore, recorder: TapeRecorder) -> GraphedStep:
-    def body() -> None:
-        step.advance(store.select(step.sample), filling=False)
-
-    return GraphedStep(body, step.state, lambda: step.query_update.baked, recorder)
-
-
 @pytest.mark.parametrize(
     ("method", "optimizer", "mixing", "amp"),
     [
@@ -111,7 +104,7 @@ def test_a_replayed_step_is_the_step(method, optimizer, mixing, amp, store):
     config = settings(method, optimizer, mixing=mixing)
     eager, ours = make(config, store, amp), make(config, store, amp)
     recorder = TapeRecorder()
-    graph = graphed(ours, store, recorder)
+    graph = graph_step(ours, store, recorder)
     for step in (eager, ours):
         advance(step, store, range(2), filling=True)
     for i in range(2, 8):
@@ -139,7 +132,7 @@ def test_warming_up_leaves_no_trace(store):
             return Graph()
 
     recorder = Nothing()
-    graphed(step, store, recorder)()
+    graph_step(step, store, recorder)()
     assert recorder.warm_ups == WARM_UP
     assert all(torch.equal(a, b) for a, b in zip(before, step.state(), strict=True))
 

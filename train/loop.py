@@ -24,7 +24,7 @@ from fastmc.views import PackedClips
 from train import checkpoint
 from train.choices import DTYPES, allow_tf32, choose_amp, choose_compile, choose_graph
 from train.config import Config, to_plain
-from train.graph import GraphedStep
+from train.graph import GraphedStep, Recorder
 from train.profiling import StepProfiler
 from train.record import Metrics, epoch_line, log
 from train.step import FaultWatch, NonFiniteError, PretrainStep, StepMetrics
@@ -49,6 +49,15 @@ def build_model(config: Config, store: PackedStore | PlacedStore, device: torch.
 def build_step(config: Config, model: A2MC, amp: str = "fp32") -> PretrainStep:
     """The step of this model; ``amp`` is a key of `train.choices.DTYPES`."""
     return PretrainStep(model, config.optim, config.optim.batch_size, dtype=DTYPES[amp])
+
+
+def graph_step(stepper: PretrainStep, store: PlacedStore, recorder: Recorder | None = None) -> GraphedStep:
+    """Steps on a full bank as one graph, of clips whose frames stay where they are."""
+
+    def body() -> None:
+        stepper.advance(store.select(stepper.sample), filling=False)
+
+    return GraphedStep(body, stepper.state, lambda: stepper.query_update.baked, recorder)
 
 
 class Pretraining:
@@ -84,7 +93,7 @@ class Pretraining:
         self.stepper = build_step(config, self.model, self.amp.value)
         if self.compiled.value == "on":
             self.stepper.compile_around()
-        self._graphed = self._graphed_step() if self.graph.value == "on" else None
+        self._graphed = graph_step(self.stepper, self.data) if self.graph.value == "on" else None
         self._watch = FaultWatch(self.stepper)
         self.epoch = self.batch = self.step = 0
         self.seconds = 0.0
@@ -181,14 +190,6 @@ class Pretraining:
                 f"stopped in epoch {self.epoch + 1}, {error}. "
                 f"Last good checkpoint: {last}. A smaller --lr or --shear may help, in a new run (--out)."
             ) from error
-
-    def _graphed_step(self) -> GraphedStep:
-        """Steps on a full bank, of clips whose frames stay where they are."""
-
-        def body() -> None:
-            self.stepper.advance(self.data.select(self.stepper.sample), filling=False)
-
-        return GraphedStep(body, self.stepper.state, lambda: self.stepper.query_update.baked)
 
     def _epoch_row(self) -> dict[str, Any]:
         row: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step}

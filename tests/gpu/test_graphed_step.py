@@ -17,7 +17,7 @@ from fastmc.data.store import PackedStore
 from train.choices import allow_tf32
 from train.config import Config, parse
 from train.graph import CudaRecorder, GraphedStep
-from train.loop import Pretraining, build_model, build_step
+from train.loop import Pretraining, build_model, build_step, graph_step
 from train.step import FaultWatch, PretrainStep
 
 pytestmark = needs_gpu
@@ -64,10 +64,7 @@ def eager(step: PretrainStep, store: ResidentStore, steps: range) -> list[list[f
 
 
 def graph_of(step: PretrainStep, store: ResidentStore, recorder: CudaRecorder | None = None) -> GraphedStep:
-    def body() -> None:
-        step.advance(store.select(step.sample), filling=False)
-
-    return GraphedStep(body, step.state, lambda: step.query_update.baked, recorder or RECORDER())
+    return graph_step(step, store, recorder or RECORDER())
 
 
 def replayed(step: PretrainStep, store: ResidentStore, graph: GraphedStep, steps: range) -> list[list[float]]:
