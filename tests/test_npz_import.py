@@ -9,7 +9,7 @@ import pytest
 
 from fastmc.data.normalise import normalise
 from fastmc.data.npz import import_npz, parse_train
-from fastmc.data.prepare import PrepareError
+from fastmc.data.packing import PrepareError
 from fastmc.data.store import PackedStore
 from fastmc.skeleton import KINECT20, NTU25
 from train.prepare import main

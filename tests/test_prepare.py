@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastmc.data import prepare
+from fastmc.data import packing, prepare
 from fastmc.data.normalise import choose_bodies, normalise
 from fastmc.data.ntu import read_skeleton
+from fastmc.data.packing import PrepareError
 from fastmc.data.parallel import IN_FLIGHT, WorkerDied, ordered_map
-from fastmc.data.prepare import PrepareError, prepare_ntu, prepare_synthetic
+from fastmc.data.prepare import prepare_ntu, prepare_synthetic
 from fastmc.data.protocols import NTU60_CLASS_NAMES, NTU60_PROTOCOLS, NTU60_TRAIN_SUBJECTS, read_missing_list
 from fastmc.data.report import describe, summary
 from fastmc.data.store import StoreError
@@ -127,16 +128,16 @@ def test_files_are_found_at_any_depth_and_only_once(raw, tmp_path):
     write_raw(deep, [NAMES[0], clip_name(setup=2)])
     store = prepare_ntu(raw, tmp_path / "out", workers=1)
     assert len(store) == len(NAMES) + 1
-    assert [(entry["name"], entry["reason"]) for entry in store.skipped()] == [(NAMES[0], prepare.DUPLICATE)]
+    assert [(entry["name"], entry["reason"]) for entry in store.skipped()] == [(NAMES[0], packing.DUPLICATE)]
 
 
 FAULTY = {
-    "not a clip name": ("S01C001P001R001A001", skeleton_text(), prepare.FOREIGN_NAME, "S01C001P001R001A001"),
-    "truncated": (clip_name(action=5), skeleton_text()[:-200], prepare.MALFORMED, r"A005.skeleton, line \d+"),
-    "text": (clip_name(action=5), skeleton_text().replace("\n25\n", "\nabc\n", 1), prepare.MALFORMED, "line 4"),
-    "NaN": (clip_name(action=5), skeleton_text().replace("\n25\n", "\n25\nnan", 1), prepare.MALFORMED, "line 5"),
-    "empty file": (clip_name(action=5), "", prepare.MALFORMED, "A005.skeleton"),
-    "24 joints": (clip_name(action=5), skeleton_text().replace("\n25\n", "\n24\n", 1), prepare.MALFORMED, "line 4"),
+    "not a clip name": ("S01C001P001R001A001", skeleton_text(), packing.FOREIGN_NAME, "S01C001P001R001A001"),
+    "truncated": (clip_name(action=5), skeleton_text()[:-200], packing.MALFORMED, r"A005.skeleton, line \d+"),
+    "text": (clip_name(action=5), skeleton_text().replace("\n25\n", "\nabc\n", 1), packing.MALFORMED, "line 4"),
+    "NaN": (clip_name(action=5), skeleton_text().replace("\n25\n", "\n25\nnan", 1), packing.MALFORMED, "line 5"),
+    "empty file": (clip_name(action=5), "", packing.MALFORMED, "A005.skeleton"),
+    "24 joints": (clip_name(action=5), skeleton_text().replace("\n25\n", "\n24\n", 1), packing.MALFORMED, "line 4"),
 }
 
 
@@ -166,7 +167,7 @@ def test_files_that_are_no_fault_pass_a_strict_preparation(raw, tmp_path):
     write_raw(raw, [clip_name(action=61), clip_name(subject=41), clip_name(setup=18)])
     (raw / f"{clip_name(action=7)}.skeleton").write_text("2\n0\n0\n")
     store = prepare_ntu(raw, tmp_path / "out", strict=True, workers=1)
-    assert store.meta["counts"]["skipped"] == {prepare.OTHER_SET: 3, prepare.NO_BODY: 1}
+    assert store.meta["counts"]["skipped"] == {packing.OTHER_SET: 3, packing.NO_BODY: 1}
     assert len(store) == len(NAMES)
 
 
@@ -179,7 +180,7 @@ def test_missing_list(raw, tmp_path):
     assert read_missing_list(published) == {NAMES[2], NAMES[5], "S017C003P020R002A060"}
     store = prepare_ntu(raw, tmp_path / "out", missing=published, workers=1)
     assert set(store.names) == set(NAMES) - {NAMES[2], NAMES[5]}
-    assert store.meta["counts"]["skipped"] == {prepare.PUBLISHED: 2}
+    assert store.meta["counts"]["skipped"] == {packing.PUBLISHED: 2}
 
 
 @pytest.mark.parametrize(
@@ -302,7 +303,7 @@ def test_report(raw, tmp_path):
     text = describe(prepare_ntu(raw, tmp_path / "out", workers=1))
     assert "8 clips of 60 classes" in text
     assert "xsub: 4 training clips, 4 test clips" in text
-    assert "1 × not an NTU RGB+D file name" in text
+    assert "1 × file name of another kind" in text
     assert "frames a clip: 4 to 4, median 4" in text
     [row] = [line for line in text.splitlines() if "walking apart" in line]
     assert row.split() == ["59", "walking", "apart", "4", "2", "2", "2", "2"]

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
-from fastmc.data.prepare import HOW_TO_GET_NTU, prepare_synthetic
+from fastmc.data.nw_ucla import HOW_TO_GET_NWUCLA
+from fastmc.data.pku_protocols import PKU1, PKU2
+from fastmc.data.prepare import HOW_TO_GET_NTU, HOW_TO_GET_NTU120, prepare_synthetic
 from fastmc.data.store import PackedStore
+from fastmc.data.utd_mhad import HOW_TO_GET_UTD
 
-HOW_TO_GET_NTU120 = """\
-NTU RGB+D 120 comes from where NTU-60 does (ROSE Lab, NTU Singapore, on request); this version reads NTU-60 only.
-Bring arrays of your own preparation:
-python -m train.prepare npz --file ntu120.npz --out data/ntu120 --train KEY=VALUES"""
-HOW_TO_GET_PKU = """\
-PKU-MMD comes from the STRUCT group of Peking University (https://www.icst.pku.edu.cn/struct/Projects/PKUMMD.html), on
-request; this version does not read its text files. Bring arrays of your own preparation:
-python -m train.prepare npz --file pku2.npz --out data/pku2 --train KEY=VALUES"""
 HOW_TO_GET = {
     "ntu60": HOW_TO_GET_NTU,
     "ntu120": HOW_TO_GET_NTU120,
-    "pku1": HOW_TO_GET_PKU,
-    "pku2": HOW_TO_GET_PKU,
+    "pku1": PKU1.how_to_get,
+    "pku2": PKU2.how_to_get,
+    "nwucla": HOW_TO_GET_NWUCLA,
+    "utd-mhad": HOW_TO_GET_UTD,
 }
 
 
@@ -37,4 +35,5 @@ def open_dataset(name: str, data_root: Path) -> PackedStore:
     stores = sorted(p.parent.name for p in data_root.glob("*/meta.json")) if data_root.is_dir() else []
     there = f"{data_root} holds: {', '.join(stores) or 'no store'}; synthetic is always there."
     how = HOW_TO_GET.get(name, "Import arrays of your own with python -m train.prepare npz --help.")
+    how = how.replace(f"--out data/{name}", f"--out {shlex.quote(str(path))}")
     raise DatasetError(f"there is no dataset {name!r}: {path} does not exist. {there}\n{how}")

@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from fastmc.checkpoint import CheckpointError
+from fastmc.data.packing import PrepareError
 from fastmc.data.parallel import WorkerDied
-from fastmc.data.prepare import PrepareError
 from fastmc.data.store import StoreError
-from train.checkpoint import CheckpointError
 from train.datasets import DatasetError
-from train.record import log
+from train.jobs import JobFailed
+from train.record import log, start_logging
 from train.step import NonFiniteError
 
-USER_ERRORS = (ValueError, OSError, DatasetError, StoreError, PrepareError, WorkerDied, NonFiniteError, CheckpointError)
+USER_ERRORS = (
+    *(ValueError, OSError, DatasetError, StoreError, PrepareError, WorkerDied, NonFiniteError, CheckpointError),
+    JobFailed,
+)
 
 
 def report_error(error: BaseException) -> None:
     log.error("error: %s", error)
+
+
+def run_command(action: Callable[[], object], *, stopped: str) -> int:
+    """Run what a command line asks for; returns the exit code. ``stopped`` is said after Ctrl-C."""
+    start_logging()
+    try:
+        action()
+    except USER_ERRORS as error:
+        report_error(error)
+        return 1
+    except KeyboardInterrupt:
+        log.warning(stopped)
+        return 130
+    return 0

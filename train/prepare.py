@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,11 +12,21 @@ import numpy as np
 import tyro
 
 from fastmc.data.npz import import_npz
+from fastmc.data.packing import PrepareError
 from fastmc.data.parallel import WorkerDied
-from fastmc.data.prepare import PrepareError, prepare_ntu, prepare_synthetic
-from fastmc.data.protocols import NTU60_CLIPS
+from fastmc.data.pku import prepare_pku
+from fastmc.data.pku_protocols import PKU1, PKU2, Phase
+from fastmc.data.prepare import HOW_TO_GET_NTU120, prepare_ntu, prepare_synthetic
+from fastmc.data.protocols import (
+    NTU60_CLIPS,
+    NTU120_CLASS_NAMES,
+    NTU120_CLIPS,
+    NTU120_LIMITS,
+    NTU120_PROTOCOLS,
+)
 from fastmc.data.report import describe, summary
 from fastmc.data.store import PackedStore, StoreError
+from train.readers import READERS
 
 
 def ntu60(
@@ -43,6 +53,81 @@ def ntu60(
     print(summary(store))
     if len(store) != NTU60_CLIPS:
         print(f"  note: the complete set, without the files published as missing, has {NTU60_CLIPS:,} clips")
+
+
+def ntu120(
+    raw: Path,
+    out: Path = Path("data/ntu120"),
+    missing: Path | None = None,
+    strict: bool = False,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Pack NTU RGB+D 120 (protocols xsub and xset).
+
+    Example: python -m train.prepare ntu120 --raw ~/nturgbd --out data/ntu120
+
+    Args:
+        raw: folder of the SsssCcccPpppRrrrAaaa.skeleton files of both archives, at any depth.
+        out: folder of the store.
+        missing: published list of the 535 files with missing or incomplete skeletons; they are left out.
+        strict: stop at the first malformed or misnamed file, instead of leaving it out.
+        workers: processes; all cores by default.
+        overwrite: replace a store that exists, once the new one is complete.
+    """
+    store = prepare_ntu(
+        raw,
+        out,
+        missing=missing,
+        strict=strict,
+        workers=workers,
+        overwrite=overwrite,
+        name="ntu120",
+        class_names=NTU120_CLASS_NAMES,
+        limits=NTU120_LIMITS,
+        protocols=NTU120_PROTOCOLS,
+        how_to_get=HOW_TO_GET_NTU120,
+    )
+    print(summary(store))
+    if len(store) != NTU120_CLIPS:
+        print(f"  note: the complete set, without the files published as missing, has {NTU120_CLIPS:,} clips")
+
+
+def _pku(phase: Phase) -> Callable[..., None]:
+    """The commands of the two phases, which differ in names alone."""
+
+    def command(
+        raw: Path,
+        out: Path = Path("data", phase.name),
+        labels: Path | None = None,
+        splits: Path | None = None,
+        strict: bool = False,
+        workers: int | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        store = prepare_pku(
+            raw, out, phase=phase, labels=labels, splits=splits, strict=strict, workers=workers, overwrite=overwrite
+        )
+        print(summary(store))
+        if "xview" not in store.protocols:
+            print(f"  note: no cross-view list ({phase.lists[1]}) was found, so there is no protocol xview")
+        if len(store) != phase.clips:
+            print(f"  note: {phase.title} is published with {phase.clips:,} clips")
+
+    command.__doc__ = f"""Pack the clips of {phase.title} (protocols xsub and, where its list is there, xview).
+
+    Example: python -m train.prepare {phase.name} --raw ~/pku-mmd --out data/{phase.name}
+
+    Args:
+        raw: folder of the recordings (such as {phase.example}.txt), at any depth.
+        out: folder of the store.
+        labels: folder of the label files, which have the same names; by default below raw too.
+        splits: folder of {" and ".join(phase.lists)}; by default below raw too.
+        strict: stop at the first fault of a file, label or name, instead of leaving it out.
+        workers: processes; all cores by default.
+        overwrite: replace a store that exists, once the new one is complete.
+    """
+    return command
 
 
 def synthetic(
@@ -182,7 +267,16 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     try:
         tyro.extras.subcommand_cli_from_dict(
-            {"ntu60": ntu60, "synthetic": synthetic, "npz": npz, "info": info},
+            {
+                "ntu60": ntu60,
+                "ntu120": ntu120,
+                "pku1": _pku(PKU1),
+                "pku2": _pku(PKU2),
+                "synthetic": synthetic,
+                "npz": npz,
+                **READERS,
+                "info": info,
+            },
             prog="python -m train.prepare",
             description="Turn raw skeleton data into a packed store, or show what a store holds.",
             args=args,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -13,27 +12,18 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fastmc.data.normalise import normalise as normalise_clip
-from fastmc.data.prepare import NORMALISATION, PrepareError
-from fastmc.data.store import PackedStore, StoreWriter
+from fastmc.data.clips import FaultyClip, usable_clip
+from fastmc.data.packing import NORMALISATION, PrepareError
+from fastmc.data.parts import MAX_CLASSES, checksum
+from fastmc.data.store import NOT_NORMALISED, PackedStore, StoreWriter
 from fastmc.progress import progress_bar
 from fastmc.skeleton import NTU25, SKELETONS, Skeleton
 
 REQUIRED = ("x", "num_frames", "label")
 ID_FIELDS = ("subject", "camera", "setup", "replication")
-MAX_NAMELESS = 10_000  # a label this high is no class index, but a year or a hash
 BAD_LENGTH = "num_frames out of range"
-NOT_FINITE = "NaN or infinite coordinates"
-NO_BODY = "all coordinates are zero"
-NO_FRAME = "no frame of reference"
 
 Arrays = Mapping[str, np.ndarray]
-
-
-class _FaultyClip(ValueError):
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
 
 
 def import_npz(
@@ -87,13 +77,16 @@ def import_npz(
         class_names=_class_names(arrays),
         protocols={key: rule},
         overwrite=overwrite,
-        extra_meta={"normalisation": NORMALISATION if normalise else "none", "source_checksum": _checksum(file)},
+        extra_meta={
+            "normalisation": NORMALISATION if normalise else NOT_NORMALISED,
+            "source_checksum": checksum([file]),
+        },
     ) as writer:
         kept = []
         for n in tqdm(np.argsort(names, kind="stable"), **progress_bar("clip", "import")):
             try:
                 clip = _clip(arrays, n, index, layout if normalise else None)
-            except _FaultyClip as fault:
+            except FaultyClip as fault:
                 if strict:
                     raise PrepareError(
                         f"{file}: clip {n} ({names[n]}): {fault}; without --strict it is left out"
@@ -122,6 +115,8 @@ def _read(file: Path) -> dict[str, np.ndarray]:
         if not isinstance(content, np.lib.npyio.NpzFile):
             raise PrepareError(f"{file} holds one array; expected a .npz file with {', '.join(REQUIRED)}")
         with content:
+            if {"x_train", "x_test"} <= set(content.files):
+                raise PrepareError(f"{file} has the layout of CTR-GCN: python -m train.prepare ctrgcn --file {file}")
             arrays = {key: _member(content, key, file) for key in content.files}
     except FileNotFoundError as error:
         raise PrepareError(f"there is no file {file}; give --file the path of a .npz file") from error
@@ -168,7 +163,7 @@ def _check(arrays: Arrays, file: Path) -> None:
         if key in arrays and not 0 <= int(arrays[key].min()) <= int(arrays[key].max()) < 2**31:
             clip = int(arrays[key].argmin() if arrays[key].min() < 0 else arrays[key].argmax())
             raise PrepareError(f"{file}: {key} {arrays[key][clip]} of clip {clip} is negative or above 2^31 - 1")
-    if "class_names" not in arrays and arrays["label"].max() >= MAX_NAMELESS:
+    if "class_names" not in arrays and arrays["label"].max() >= MAX_CLASSES:
         raise PrepareError(f"{file}: label {arrays['label'].max()} without class_names; number the classes from 0")
     fps = arrays.get("fps", np.float32(30))
     if fps.shape != () or fps.dtype.kind not in "iuf" or not 0 < fps < np.inf:
@@ -261,23 +256,5 @@ def _clip(arrays: Arrays, n: int, index: np.ndarray, layout: Skeleton | None) ->
     """Clip n as (T_n, M_n, V, 3) without padding, normalised where a layout is given."""
     x, frames = arrays["x"][n], int(arrays["num_frames"][n])
     if not 1 <= frames <= x.shape[1]:
-        raise _FaultyClip(BAD_LENGTH, f"num_frames is {frames}, expected 1 to {x.shape[1]}")
-    clip = x[:, :frames, index].transpose(1, 3, 2, 0).astype(np.float32)
-    if not np.isfinite(clip).all():
-        frame = int(np.flatnonzero(~np.isfinite(clip).all(axis=(1, 2, 3)))[0])
-        raise _FaultyClip(NOT_FINITE, f"{NOT_FINITE}, first in frame {frame}")
-    present = clip.any(axis=(0, 2, 3))
-    if not present.any():
-        raise _FaultyClip(NO_BODY, NO_BODY)
-    try:
-        return normalise_clip(clip[:, present], layout) if layout else clip[:, present]
-    except ValueError as error:
-        raise _FaultyClip(NO_FRAME, str(error)) from error
-
-
-def _checksum(file: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with open(file, "rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        raise FaultyClip(BAD_LENGTH, f"num_frames is {frames}, expected 1 to {x.shape[1]}")
+    return usable_clip(x[:, :frames, index].transpose(1, 3, 2, 0), layout)

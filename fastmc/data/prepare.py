@@ -1,44 +1,44 @@
-"""From raw NTU RGB+D files to a packed store, on all cores, in memory that does not grow with the set."""
+"""From raw NTU RGB+D files, or synthetic ones, to a packed store."""
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
 from fastmc.data.normalise import choose_bodies, normalise
 from fastmc.data.ntu import SkeletonFileError, parse_name, read_skeleton
-from fastmc.data.parallel import ordered_map, usable_cores
+from fastmc.data.packing import (
+    DUPLICATE,
+    FOREIGN_NAME,
+    NO_BODY,
+    OTHER_SET,
+    PUBLISHED,
+    Clip,
+    PrepareError,
+    Read,
+    Skipped,
+    Source,
+    digest_of,
+    malformed,
+    packing,
+)
 from fastmc.data.protocols import (
     NTU60_CLASS_NAMES,
     NTU60_FILES,
     NTU60_LIMITS,
     NTU60_PROTOCOLS,
+    NTU120_FILES,
     Protocols,
     read_missing_list,
 )
-from fastmc.data.store import PackedStore, StoreWriter, check_target
-from fastmc.progress import progress_bar
+from fastmc.data.store import PackedStore, check_target
+from fastmc.files import find_files
 from fastmc.skeleton import NTU25
 
 FPS = 30.0
-NORMALISATION = "one rigid motion a clip: first frame's spine at the origin, hip to spine +z, right to left shoulder +x"
-
-# Reasons to leave a file out. The first three are faults, where a strict preparation stops.
-MALFORMED = "malformed file"
-FOREIGN_NAME = "not an NTU RGB+D file name"
-DUPLICATE = "clip of the same name in another folder"
-PUBLISHED = "published as missing"
-NO_BODY = "no skeleton in the file"
-OTHER_SET = "clip of another set"
-FAULTS = (MALFORMED, FOREIGN_NAME, DUPLICATE)
 
 HOW_TO_GET_NTU = f"""\
 NTU RGB+D may not be redistributed. To get it:
@@ -46,28 +46,13 @@ NTU RGB+D may not be redistributed. To get it:
   2. download the 3D skeletons, nturgbd_skeletons_s001_to_s017.zip, and unpack it;
   3. python -m train.prepare ntu60 --raw FOLDER --out data/ntu60
 FOLDER must hold files such as S001C001P001R001A001.skeleton ({NTU60_FILES:,} of them), at any depth."""
-
-
-class PrepareError(RuntimeError):
-    """A set cannot be prepared; the message names the input, the fault and the remedy."""
-
-
-@dataclass(frozen=True)
-class _Source:
-    path: Path
-    name: str
-    fields: dict[str, Any]  # of the clip, as StoreWriter.add takes them
-
-
-@dataclass(frozen=True)
-class _Read:
-    """What a worker sends back: a clip, or the reason why there is none."""
-
-    source: _Source
-    digest: bytes
-    clip: np.ndarray | None = None
-    reason: str = ""
-    detail: str = ""
+HOW_TO_GET_NTU120 = f"""\
+NTU RGB+D 120 may not be redistributed. To get it:
+  1. request access at https://rose1.ntu.edu.sg/dataset/actionRecognition (ROSE Lab, NTU Singapore);
+  2. download the 3D skeletons, nturgbd_skeletons_s001_to_s017.zip and nturgbd_skeletons_s018_to_s032.zip, and unpack
+     both below one folder;
+  3. python -m train.prepare ntu120 --raw FOLDER --out data/ntu120
+FOLDER must hold files such as S018C001P008R001A061.skeleton ({NTU120_FILES:,} of them in both), at any depth."""
 
 
 def prepare_ntu(
@@ -82,6 +67,7 @@ def prepare_ntu(
     class_names: Sequence[str] = NTU60_CLASS_NAMES,
     limits: Mapping[str, int] = NTU60_LIMITS,
     protocols: Protocols = NTU60_PROTOCOLS,
+    how_to_get: str = HOW_TO_GET_NTU,
     extra_meta: Mapping[str, Any] | None = None,
 ) -> PackedStore:
     """Read, normalise and pack a folder of ``.skeleton`` files; the store is the same for any number of workers.
@@ -96,45 +82,29 @@ def prepare_ntu(
         class_names: names of actions 1, 2, ...
         limits: highest setup and performer of the set; files with higher numbers, or of an action without a name, are
             left out as those of another set.
+        how_to_get: what an error says where ``raw`` holds no such file.
 
     Raises:
         PrepareError: no usable file, a faulty one in a strict preparation, or ``missing`` is not such a list.
         StoreError: ``out`` exists (without ``overwrite``), or another process is writing it.
     """
-    if workers is not None and workers < 1:
-        raise PrepareError(f"workers must be at least 1, got {workers}")
     left_out = _left_out(missing)
-    paths = _find(Path(raw))
-    meta = {"normalisation": NORMALISATION, **(extra_meta or {})}
-    checksum = hashlib.blake2b(digest_size=16)
-    with StoreWriter(
+    paths = _find(Path(raw), how_to_get)
+    with packing(
         out,
+        strict=strict,
+        workers=workers,
         name=name,
         skeleton=NTU25,
         fps=FPS,
         class_names=class_names,
         protocols=protocols,
         overwrite=overwrite,
-        extra_meta=meta,
-    ) as writer:
-
-        def skip(name: str, reason: str, detail: str) -> None:
-            if strict and reason in FAULTS:
-                raise PrepareError(f"{detail}; without --strict such files are left out and listed")
-            writer.skip(name, reason, detail)
-
-        sources = _sources(paths, left_out, {**limits, "action": len(class_names)}, skip)
-        with closing(ordered_map(_read, sources, min(workers or usable_cores(), len(sources)))) as reads:
-            for read in tqdm(reads, total=len(sources), **progress_bar("file", "read and pack")):
-                if read.clip is None:
-                    skip(read.source.name, read.reason, read.detail)
-                else:
-                    writer.add(read.clip, **read.source.fields)
-                    checksum.update(read.source.name.encode() + read.digest)
-        writer.meta["source_checksum"] = checksum.hexdigest()
-        if not len(writer):
-            counts = "; ".join(f"{count} {reason}" for reason, count in writer.skip_counts.items())
-            raise PrepareError(f"none of the {len(paths)} files under {raw} is usable ({counts})")
+        extra_meta=extra_meta,
+    ) as target:
+        sources = _sources(paths, left_out, {**limits, "action": len(class_names)}, target.skip)
+        target.read_all(_read, sources)
+        target.check_usable(len(paths), raw)
     return PackedStore.open(out)
 
 
@@ -191,19 +161,19 @@ def _left_out(missing: str | Path | None) -> frozenset[str]:
         raise PrepareError(f"cannot use the list of missing skeletons: {error}") from error
 
 
-def _find(raw: Path) -> list[Path]:
-    paths = sorted(raw.rglob("*.skeleton"), key=lambda path: (path.name, path)) if raw.is_dir() else []
+def _find(raw: Path, how_to_get: str) -> list[Path]:
+    paths = find_files(raw, "*.skeleton")
     if not paths:
         fault = "holds no .skeleton file" if raw.is_dir() else "is not a folder"
-        raise PrepareError(f"{raw} {fault}.\n{HOW_TO_GET_NTU}")
+        raise PrepareError(f"{raw} {fault}.\n{how_to_get}")
     return paths
 
 
 def _sources(
     paths: Iterable[Path], left_out: frozenset[str], limits: Mapping[str, int], skip: Callable[[str, str, str], None]
-) -> list[_Source]:
+) -> list[Source]:
     """The files to read, sorted by name; all others are skipped."""
-    sources: dict[str, _Source] = {}
+    sources: dict[str, Source] = {}
     for path in paths:
         try:
             clip = parse_name(path)
@@ -227,20 +197,20 @@ def _sources(
                 "setup": clip.setup,
                 "replication": clip.replication,
             }
-            sources[name] = _Source(path, name, fields)
+            sources[name] = Source(path, name, fields)
     return list(sources.values())
 
 
-def _read(source: _Source) -> _Read:
-    """Runs in a worker: any fault of a file is a result, so that one bad file does not end the preparation."""
+def _read(source: Source) -> Read:
+    """Runs in a worker."""
     try:
         content = source.path.read_bytes()
-        digest = hashlib.blake2b(content, digest_size=16).digest()
+        digest = digest_of(content)
         raw = read_skeleton(source.path, content)
         if not any(body.joints.any() for body in raw.bodies.values()):
-            return _Read(source, digest, reason=NO_BODY)
-        return _Read(source, digest, normalise(choose_bodies(raw), NTU25))
+            return Read(source, digest, skipped=[Skipped(source.name, NO_BODY)])
+        return Read(source, digest, [Clip(normalise(choose_bodies(raw), NTU25), source.fields)])
     except SkeletonFileError as error:  # names file and line itself
-        return _Read(source, b"", reason=MALFORMED, detail=str(error))
+        return malformed(source, str(error))
     except (OSError, ValueError) as error:
-        return _Read(source, b"", reason=MALFORMED, detail=f"{source.path}: {error}")
+        return malformed(source, f"{source.path}: {error}")

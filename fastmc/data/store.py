@@ -35,6 +35,7 @@ CLIP_DTYPES: dict[str, str] = {
     "label": "<i4",
     **dict.fromkeys(PROTOCOL_FIELDS, "<i4"),
 }
+NOT_NORMALISED = "none"
 REMEDY = "prepare it again (python -m train.prepare --help)"
 
 
@@ -119,6 +120,11 @@ class PackedStore:
     @property
     def num_classes(self) -> int:
         return len(self.meta["class_names"])
+
+    @property
+    def normalisation(self) -> str:
+        """The frame of reference of the clips, in words; ``NOT_NORMALISED`` if they are as they were recorded."""
+        return self.meta.get("normalisation", NOT_NORMALISED)
 
     @property
     def max_bodies(self) -> int:

@@ -1,0 +1,77 @@
+"""Clips that come as bare arrays: what can be wrong with one, and the clip that is stored."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastmc.data.normalise import normalise
+from fastmc.skeleton import KINECT20, NTU25, Skeleton
+
+NOT_FINITE = "NaN or infinite coordinates"
+ALL_ZERO = "all coordinates are zero"
+NO_FRAME = "no frame of reference"
+
+LAYOUTS = {layout.num_joints: layout for layout in (NTU25, KINECT20)}
+
+
+class FaultyClip(ValueError):
+    """A clip cannot be used: ``reason`` is a category, the message says more."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is found, and is no warning
+def usable_clip(clip: np.ndarray, layout: Skeleton | None) -> np.ndarray:
+    """A clip without the bodies that are zero in all of its frames.
+
+    Args:
+        clip: (T, M, V, 3), metres.
+        layout: brings the clip to its frame of reference (`normalise`); None keeps the coordinates.
+
+    Returns:
+        float32 (T, bodies that are there, V, 3).
+
+    Raises:
+        FaultyClip: coordinates are not finite (in float32) or all zero, or give no frame of reference.
+    """
+    clip = clip.astype(np.float32)
+    if not np.isfinite(clip).all():
+        frame = int(np.flatnonzero(~np.isfinite(clip).all(axis=(1, 2, 3)))[0])
+        raise FaultyClip(NOT_FINITE, f"{NOT_FINITE}, first in frame {frame}")
+    present = clip.any(axis=(0, 2, 3))
+    if not present.any():
+        raise FaultyClip(ALL_ZERO, ALL_ZERO)
+    try:
+        return normalise(clip[:, present], layout) if layout else clip[:, present]
+    except ValueError as error:
+        raise FaultyClip(NO_FRAME, str(error)) from error
+
+
+@np.errstate(invalid="ignore")
+def used_frames(clip: np.ndarray) -> int:
+    """How many frames of a padded clip (T, M, V, 3) are its own.
+
+    - Zeros after the last frame with a body are padding. Zeros before and between are kept: they are time.
+    - A clip that fills all T frames may have been repeated from its start until it did (2s-AGCN and the codes that use
+      its files do so). It counts up to the first frame from which on its first body repeats itself, bit for bit, to
+      the end. The second body, which those codes repeat at a period of its own, is cut at the same frame.
+
+    Raises:
+        FaultyClip: all coordinates are zero.
+    """
+    seen = np.flatnonzero(clip.any(axis=(1, 2, 3)))
+    if not len(seen):
+        raise FaultyClip(ALL_ZERO, ALL_ZERO)
+    frames = int(seen[-1]) + 1
+    return _period(clip[:, clip.any(axis=(0, 2, 3)).argmax()]) if frames == len(clip) else frames
+
+
+def _period(body: np.ndarray) -> int:
+    """The least p > 1 for which frame t is frame t - p for all t from p on; T where no frame is repeated, or all are
+    the same, since a body may stand still."""
+    like_first = np.flatnonzero((body == body[0]).all(axis=(1, 2)))
+    if len(like_first) == len(body):
+        return len(body)
+    return next((int(p) for p in like_first if p > 1 and np.array_equal(body[p:], body[:-p])), len(body))

@@ -1,0 +1,143 @@
+"""From many source files to one packed store: on all cores, in memory that does not grow with the set.
+
+A reader of a format gives a list of `Source`, one per file, and a function that reads one of them in a worker. A
+file may hold one clip or many. Whatever is wrong with a file is a result, so that one bad file does not end a
+preparation; with ``strict`` it does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from fastmc.data.parallel import ordered_map, usable_cores
+from fastmc.data.store import StoreWriter
+from fastmc.progress import progress_bar
+
+NORMALISATION = "one rigid motion a clip: first frame's spine at the origin, hip to spine +z, right to left shoulder +x"
+
+# Reasons to leave a file or clip out. The first three are faults, where a strict preparation stops.
+MALFORMED = "malformed file"
+FOREIGN_NAME = "file name of another kind"
+DUPLICATE = "clip of the same name in another folder"
+PUBLISHED = "published as missing"
+NO_BODY = "no skeleton in the file"
+OTHER_SET = "clip of another set"
+FAULTS = (MALFORMED, FOREIGN_NAME, DUPLICATE)
+
+
+class PrepareError(RuntimeError):
+    """A set cannot be prepared; the message names the input, the fault and the remedy."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to read. ``name`` is unique and orders the files; ``fields`` are those of its clips, as
+    `StoreWriter.add` takes them, so far as its name tells."""
+
+    path: Path
+    name: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A clip (T, M, V, 3) in metres, normalised, and its fields as `StoreWriter.add` takes them."""
+
+    joints: np.ndarray
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What was left out: ``reason`` is a category, ``detail`` names file, place and fault."""
+
+    name: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a worker sends back: the clips of a file, by increasing name, and what is left out of it. ``digest`` is
+    that of the file's bytes, or empty where it could not be read."""
+
+    source: Source
+    digest: bytes
+    clips: Sequence[Clip] = ()
+    skipped: Sequence[Skipped] = ()
+
+
+def digest_of(content: bytes) -> bytes:
+    """For `Read.digest`."""
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def malformed(source: Source, detail: str, digest: bytes = b"") -> Read:
+    """A file that cannot be used as a whole."""
+    return Read(source, digest, skipped=[Skipped(source.name, MALFORMED, detail)])
+
+
+class Packing:
+    """A store that is being packed; made by `packing`."""
+
+    def __init__(self, writer: StoreWriter, strict: bool, workers: int | None) -> None:
+        self.writer, self.strict, self.workers = writer, strict, workers
+
+    def skip(self, name: str, reason: str, detail: str = "") -> None:
+        """Leave a file or clip out. PrepareError if it is faulty and the preparation strict."""
+        if self.strict and reason in FAULTS:
+            raise PrepareError(f"{detail or f'{name}: {reason}'}; without --strict such files are left out and listed")
+        self.writer.skip(name, reason, detail)
+
+    def read_all(self, read: Callable[[Source], Read], sources: Sequence[Source]) -> None:
+        """Read the sources, sorted by name, and add their clips; the store is the same for any number of workers.
+
+        Args:
+            read: a function of a module, which runs in a worker and raises for no fault of a file.
+
+        Raises:
+            PrepareError: a file is faulty in a strict preparation.
+        """
+        checksum = hashlib.blake2b(digest_size=16)
+        with closing(ordered_map(read, sources, min(self.workers or usable_cores(), len(sources)))) as results:
+            for result in tqdm(results, total=len(sources), **progress_bar("file", "read and pack")):
+                for skipped in result.skipped:
+                    self.skip(skipped.name, skipped.reason, skipped.detail)
+                for clip in result.clips:
+                    self.writer.add(clip.joints, **clip.fields)
+                if result.clips:
+                    checksum.update(result.source.name.encode() + result.digest)
+        self.writer.meta["source_checksum"] = checksum.hexdigest()
+
+    def check_usable(self, found: int, raw: str | Path) -> None:
+        """PrepareError, which says why, if none of the files found under ``raw`` gave a clip."""
+        if not len(self.writer):
+            counts = "; ".join(f"{count} {reason}" for reason, count in self.writer.skip_counts.items())
+            raise PrepareError(f"none of the {found} files under {raw} is usable ({counts})")
+
+
+@contextmanager
+def packing(out: str | Path, *, strict: bool = False, workers: int | None = None, **store: Any) -> Iterator[Packing]:
+    """Within: a store is written to ``out``. ``store`` are the other arguments of `StoreWriter`.
+
+    Args:
+        strict: a faulty file or clip is an error (by default it is reported and left out).
+        workers: processes that read; None takes all cores.
+
+    Raises:
+        PrepareError: ``workers`` is no number of processes.
+        StoreError: ``out`` exists (without ``overwrite``), or another process is writing it.
+    """
+    if workers is not None and workers < 1:
+        raise PrepareError(f"workers must be at least 1, got {workers}")
+    store["extra_meta"] = {"normalisation": NORMALISATION, **(store.get("extra_meta") or {})}
+    with StoreWriter(out, **store) as writer:
+        yield Packing(writer, strict, workers)

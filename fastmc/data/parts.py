@@ -1,0 +1,136 @@
+"""Sets that come as a training and a test array, as other codes have prepared them: from their clips to a store."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from fastmc.data.clips import LAYOUTS, FaultyClip, usable_clip, used_frames
+from fastmc.data.packing import NORMALISATION, PrepareError
+from fastmc.data.store import NOT_NORMALISED, PackedStore, StoreWriter
+from fastmc.progress import progress_bar
+from fastmc.skeleton import Skeleton
+
+PARTS = ("train", "test")
+FPS = 30.0
+MAX_BODIES = 2
+MAX_CLASSES = 10_000  # a label as high as this is no class index, but a year or a hash
+
+
+@dataclass(frozen=True)
+class PartClip:
+    """A clip of an array of PARTS[part]: ``joints`` (T, M, V, 3), padded; ``place`` says where it is in its file."""
+
+    name: str
+    label: int
+    part: int
+    joints: np.ndarray
+    place: str
+    ids: Mapping[str, int] = field(default_factory=dict)
+
+
+def pack_parts(
+    out: str | Path,
+    clips: Iterable[PartClip],
+    *,
+    count: int,
+    layout: Skeleton,
+    name: str | None,
+    class_names: Sequence[str],
+    protocol: str,
+    files: Sequence[Path],
+    other_protocols: Mapping[str, Mapping[str, Any]] | None = None,
+    normalise: bool = True,
+    strict: bool = False,
+    overwrite: bool = False,
+) -> PackedStore:
+    """Pack clips, one at a time and by increasing name, without their padding (`used_frames`).
+
+    The protocol ``protocol`` is the split into training and test arrays. ``meta.json`` counts under ``repeats_cut``
+    the clips that were padded by repetition.
+
+    Args:
+        count: of the clips, for the progress bar.
+        files: that hold the clips, for messages and the source's checksum.
+
+    Raises:
+        PrepareError: a faulty clip in a strict preparation, or no usable clip to train or to test on.
+        StoreError: ``out`` exists (without ``overwrite``) or cannot be written.
+    """
+    kept, repeated = [0] * len(PARTS), 0
+    with StoreWriter(
+        out,
+        name=name or Path(out).name,
+        skeleton=layout,
+        fps=FPS,
+        class_names=class_names,
+        protocols={
+            protocol: {"field": "part", "train": [0], "values": list(PARTS)},
+            **{key: rule for key, rule in (other_protocols or {}).items() if key != protocol},
+        },
+        overwrite=overwrite,
+        extra_meta={"normalisation": NORMALISATION if normalise else NOT_NORMALISED},
+    ) as writer:
+        writer.meta["source_checksum"] = checksum(files)
+        for clip in tqdm(clips, total=count, **progress_bar("clip", "import")):
+            try:
+                frames = used_frames(clip.joints)
+                joints = usable_clip(clip.joints[:frames], layout if normalise else None)
+            except FaultyClip as fault:
+                if strict:
+                    raise PrepareError(
+                        f"{clip.place} ({clip.name}): {fault}; without --strict it is left out"
+                    ) from fault
+                writer.skip(clip.name, fault.reason, f"{clip.place}: {fault}")
+                continue
+            writer.add(joints, name=clip.name, label=clip.label, split=clip.part, **clip.ids)
+            kept[clip.part] += 1
+            repeated += frames < len(clip.joints) and bool(clip.joints[-1].any())
+        if not all(kept):
+            counts = "; ".join(f"{number} {reason}" for reason, number in writer.skip_counts.items())
+            side = "train or test" if not any(kept) else PARTS[kept.index(0)]
+            raise PrepareError(f"{' and '.join(map(str, files))}: no usable clip is left to {side} on ({counts})")
+        writer.meta["repeats_cut"] = repeated
+    return PackedStore.open(out)
+
+
+def layout_of(joints: int, bodies: int, what: str) -> Skeleton:
+    """The joint layout of an array of so many joints and bodies; PrepareError if there is none."""
+    if joints not in LAYOUTS:
+        known = " or ".join(f"{layout.num_joints} ({layout.name})" for layout in LAYOUTS.values())
+        raise PrepareError(
+            f"{what} has {joints} joints, expected {known}; "
+            "python -m train.prepare npz reads any layout and lets you name the joints"
+        )
+    if not 1 <= bodies <= MAX_BODIES:
+        raise PrepareError(f"{what} holds {bodies} bodies a clip; keep the one or two that matter")
+    return LAYOUTS[joints]
+
+
+def read_class_names(file: str | Path, classes: int) -> list[str]:
+    """The names in a text file, one a line from class 0 on; PrepareError if there are less than ``classes``."""
+    try:
+        names = [line.strip() for line in Path(file).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise PrepareError(f"cannot read class names from {file}: {error}") from error
+    if len(names) < classes:
+        raise PrepareError(
+            f"{file} holds {len(names)} class names, the labels need {classes}; one a line, class 0 first"
+        )
+    return names
+
+
+def checksum(files: Iterable[Path]) -> str:
+    """Of the bytes of the files, in this order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        with open(file, "rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

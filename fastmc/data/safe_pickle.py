@@ -1,0 +1,185 @@
+"""Pickles of plain data, read without running anything that they name.
+
+A pickle is a program: what it names is imported and called. Here every name is answered with a stand-in of this module,
+and only those that arrays and bytes of plain types need are known; all else is an error. numpy's own functions are not
+called either, since they trust the sizes that a pickle gives them.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import re
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+_DTYPE = re.compile(r"[?bhilqpBHILQPefdg]|[biufSU]\d+")
+_SCALARS = (str, bytes, int, float, bool, type(None), np.generic)
+_NUMPY = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
+
+
+class SafePickleError(ValueError):
+    """A file is no pickle of plain data; the message names the fault, and the class where one is not allowed."""
+
+
+def load_plain(path: str | Path) -> Any:
+    """What a pickle holds: lists, tuples, dicts, str, bytes, int, float, bool, None, numpy arrays and scalars.
+
+    Pickles of Python 2 are read too; their strings become ``str`` (as Latin-1). Arrays are of numbers, booleans or
+    strings; object and structured arrays are refused.
+
+    Raises:
+        SafePickleError: the pickle names anything else, or is broken.
+        OSError: the file cannot be read.
+    """
+    with open(path, "rb") as file:
+        try:
+            return _Finish().value(_PlainUnpickler(file).load())
+        except (SafePickleError, OSError):
+            raise
+        except Exception as error:  # the documentation of pickle: a broken one may raise any exception
+            raise SafePickleError(f"not a readable pickle: {type(error).__name__}: {error}") from error
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(file, encoding="latin1")
+
+    def find_class(self, module: str, name: str) -> Any:
+        make = _NAMES.get(name) if module in _HOMES.get(name, ()) else None
+        if make is None:
+            raise SafePickleError(
+                f"it holds {module}.{name}, which is not plain data and is never loaded; "
+                "save lists, strings, numbers and arrays of numbers"
+            )
+        return _StandIn(make)
+
+
+class _StandIn:
+    """A function that a pickle may call, and that it cannot change (a pickle may set the attributes of what it has)."""
+
+    __slots__ = ("_make",)
+
+    def __init__(self, make: Any) -> None:
+        self._make = make
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._make(*arguments)
+
+    def __setstate__(self, state: Any) -> None:
+        raise SafePickleError("it changes a function")
+
+
+class _Dtype:
+    """Stands in for ``numpy.dtype`` until its byte order is known."""
+
+    __slots__ = ("dtype",)
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        code = code.decode("latin1") if isinstance(code, bytes) else code
+        if not isinstance(code, str) or not _DTYPE.fullmatch(code):
+            raise SafePickleError(f"it holds an array of dtype {code!r}; numbers, booleans and strings are read")
+        self.dtype = np.dtype(code)
+        if not self.dtype.itemsize:
+            raise SafePickleError("it holds an array of strings without room for a letter")
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        order, subarray, names, fields = state[1:5]
+        order = order.decode("latin1") if isinstance(order, bytes) else order
+        if (subarray, names, fields) != (None, None, None):
+            raise SafePickleError("it holds a structured array; numbers, booleans and strings are read")
+        if order not in ("<", ">", "=", "|"):
+            raise SafePickleError(f"it holds an array of byte order {order!r}")
+        self.dtype = np.dtype(order + self.dtype.str[1:])
+
+
+class _Array:
+    """Stands in for an array until its content is known."""
+
+    __slots__ = ("array",)
+
+    def __init__(self, *_: Any) -> None:
+        self.array: np.ndarray | None = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        *_, shape, dtype, fortran_order, content = state
+        self.array = _array(content, dtype, shape, "F" if fortran_order else "C")
+
+
+def _array(content: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
+    if not isinstance(dtype, _Dtype):
+        raise SafePickleError("it holds an array without a dtype")
+    content = content.encode("latin1") if isinstance(content, str) else bytes(content)  # str: from Python 2
+    shape = tuple(int(length) for length in shape)
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.dtype.itemsize != len(content):
+        raise SafePickleError(f"it holds an array {dtype.dtype} {shape} of {len(content)} bytes")
+    values = np.frombuffer(content, dtype.dtype) if content else np.empty(math.prod(shape), dtype.dtype)
+    return values.reshape(shape, order="F" if order == "F" else "C")
+
+
+def _scalar(dtype: Any, content: Any = b"") -> Any:
+    return _array(content, dtype, ())[()]
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    """How Python 3 writes bytes in the protocols of Python 2."""
+    if encoding != "latin1":
+        raise SafePickleError(f"it encodes text as {encoding}")
+    return text.encode("latin1")
+
+
+def _bytes(*content: Any) -> bytes:
+    if content:
+        raise SafePickleError("it makes bytes of something")
+    return b""
+
+
+_NAMES: dict[str, Any] = {
+    "dtype": _Dtype,
+    "ndarray": _Array,
+    "_reconstruct": _Array,
+    "_frombuffer": _array,
+    "scalar": _scalar,
+    "encode": _encode,
+    "bytes": _bytes,
+}
+_HOMES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("dtype", "ndarray", "_reconstruct", "_frombuffer", "scalar"), _NUMPY),
+    "encode": ("_codecs",),
+    "bytes": ("builtins", "__builtin__"),
+}
+
+
+class _Finish:
+    """Puts the arrays in the place of their stand-ins, and lets nothing pass that is not plain."""
+
+    def __init__(self) -> None:
+        # By identity, original and result: a small pickle can name one list at exponentially many places.
+        self._done: dict[int, tuple[Any, Any]] = {}
+
+    def value(self, value: Any) -> Any:
+        if isinstance(value, _SCALARS):
+            return value
+        if id(value) not in self._done:
+            self._done[id(value)] = value, value  # for a list that holds itself
+            self._done[id(value)] = value, self._converted(value)
+        return self._done[id(value)][1]
+
+    def _converted(self, value: Any) -> Any:
+        if isinstance(value, _Array) and value.array is not None:
+            return value.array
+        if isinstance(value, np.ndarray):
+            return value
+        if isinstance(value, tuple):
+            return tuple(self.value(item) for item in value)
+        if isinstance(value, list):
+            value[:] = [self.value(item) for item in value]
+            return value
+        if isinstance(value, dict) and all(isinstance(key, _SCALARS) for key in value):
+            value.update({key: self.value(item) for key, item in value.items()})
+            return value
+        what = {_Array: "an array without content", _Dtype: "a dtype", _StandIn: "a class or function"}
+        named = what.get(type(value), f"a {type(value).__name__}")
+        raise SafePickleError(f"it holds {named}, which is not plain data")
