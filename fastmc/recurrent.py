@@ -53,11 +53,14 @@ class StepwiseGRU(nn.Module):
             for layer in range(layers)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, F) to the final states of the last layer (B, 2 * hidden)."""
+    def forward(self, x: Tensor, affine: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """(B, T, F) to the final states of the last layer (B, 2 * hidden). ``affine``: see `SequenceGRU.forward`."""
         pairs: list[list[Any]] = [list(pair) for pair in self.layers if isinstance(pair, nn.ModuleList)]
         if _for_cpu(x):
-            return _final_states(x, [[gru.all_weights[0] for gru in pair] for pair in pairs], reverse=False)
+            return _final_states(
+                x, [[gru.all_weights[0] for gru in pair] for pair in pairs], reverse=False, affine=affine
+            )
+        x = _applied(x, affine)
         for pair in pairs:
             x = torch.cat([gru(x)[0] for gru in pair], dim=-1)
         return x[:, -1]
@@ -69,12 +72,16 @@ class SequenceGRU(nn.GRU):
     def __init__(self, input_size: int, hidden: int, layers: int) -> None:
         super().__init__(input_size, hidden, layers, batch_first=True, bidirectional=True)
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """(B, T, F) to (B, 2 * hidden)."""
+    def forward(self, x: Tensor, affine: tuple[Tensor, Tensor] | None = None) -> Tensor:  # type: ignore[override]
+        """(B, T, F) to (B, 2 * hidden).
+
+        ``affine``: scale and shift (F,) of x's columns. On a CPU the first layer's weights take them up, so that their
+        gradients cost no more than one of the weights' size.
+        """
         if _for_cpu(x):
             weights = self.all_weights
-            return _final_states(x, list(zip(weights[::2], weights[1::2], strict=True)), reverse=True)
-        _, final = super().forward(x)
+            return _final_states(x, list(zip(weights[::2], weights[1::2], strict=True)), reverse=True, affine=affine)
+        _, final = super().forward(_applied(x, affine))
         return torch.cat((final[-2], final[-1]), dim=-1)
 
 
@@ -82,7 +89,23 @@ def _for_cpu(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def _final_states(x: Tensor, layers: Sequence[Sequence[Sequence[Tensor]]], reverse: bool) -> Tensor:
+def _applied(x: Tensor, affine: tuple[Tensor, Tensor] | None) -> Tensor:
+    return x if affine is None else torch.addcmul(affine[1], x, affine[0])
+
+
+def _taken_up(weights: Sequence[Tensor], affine: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """A direction's weights for x, where W_i and b_i are for x * scale + shift."""
+    w_i, w_h, b_i, b_h = weights
+    scale, shift = affine
+    return [w_i * scale, w_h, torch.addmv(b_i, w_i, shift), b_h]
+
+
+def _final_states(
+    x: Tensor,
+    layers: Sequence[Sequence[Sequence[Tensor]]],
+    reverse: bool,
+    affine: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """(B, T, F) to the last layer's final states (B, 2H); ``layers`` holds (W_i, W_h, b_i, b_h) by layer and direction.
 
     Raises:
@@ -94,6 +117,8 @@ def _final_states(x: Tensor, layers: Sequence[Sequence[Sequence[Tensor]]], rever
             f"x must be (B, T, {weight.shape[1]}) with T > 0 in {weight.dtype}, got {tuple(x.shape)} in {x.dtype}"
         )
     x = x.transpose(0, 1).contiguous()[None]
+    if affine is not None:
+        layers = [[_taken_up(direction, affine) for direction in layers[0]], *layers[1:]]
     for i, directions in enumerate(layers):
         weights = [weight for direction in directions for weight in direction]
         last = i == len(layers) - 1

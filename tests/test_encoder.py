@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -124,3 +126,36 @@ def test_wrong_input_is_named():
         make()(torch.randn(7, 9, 12), views=3)
     with pytest.raises(ValueError, match=r"x must be \(B, T, 12\)"):
         make()(torch.randn(2, 9, 11))
+
+
+@pytest.mark.parametrize("reading", ["sequence", "stepwise"])
+def test_input_norm_s_affine_part_in_the_first_layer_s_weights_changes_nothing(reading, monkeypatch):
+    """On a CPU: values, gradients of all parameters and running statistics, in float64, with it and without."""
+    torch.manual_seed(0)
+    folded = Encoder(EncoderConfig(encoder="2x5", reading=reading, feature_dim=4), 6).double()
+    with torch.no_grad():
+        folded.norm.weight.uniform_(0.5, 2)
+        folded.norm.bias.normal_()
+    plain = copy.deepcopy(folded)
+    plain._folds = lambda x: False
+    x, weights = torch.randn(6, 7, 6, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    taken = []
+    monkeypatch.setattr(folded, "standardised", lambda *args: taken.append(1) or Encoder.standardised(folded, *args))
+    outputs = [encoder(x, views=3) for encoder in (folded, plain)]
+    assert taken == [1], "the folded way was gone"
+    torch.testing.assert_close(*outputs, rtol=1e-12, atol=1e-13)
+    for output in outputs:
+        (output * weights).sum().backward()
+    for (name, p), q in zip(folded.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-10, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
+    for name, value in folded.norm.state_dict().items():
+        torch.testing.assert_close(value, plain.norm.state_dict()[name], rtol=1e-13, atol=0)
+
+
+def test_inputs_that_want_a_gradient_go_through_the_input_norm_itself():
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderConfig(encoder="1x5", feature_dim=4), 6)
+    x = torch.randn(4, 7, 6, requires_grad=True)
+    encoder.standardised = None  # would fail
+    encoder(x).sum().backward()
+    assert x.grad is not None

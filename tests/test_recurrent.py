@@ -397,7 +397,7 @@ def test_elsewhere_nn_gru_remains(reading, monkeypatch):
     """On other devices, the meta device here, and where torch.compile traces."""
     net, x, _ = make(reading, (3, 5, 4, 6), 2)
     calls = []
-    monkeypatch.setattr(recurrent, "_final_states", lambda *arguments, reverse: calls.append(reverse) or x)
+    monkeypatch.setattr(recurrent, "_final_states", lambda *arguments, reverse, affine: calls.append(reverse) or x)
     net(x)
     assert calls == [reading == "sequence"]
     assert copy.deepcopy(net).to("meta")(x.to("meta")).shape == (3, 12)
