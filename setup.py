@@ -16,6 +16,7 @@ RUNTIME = [
     "tqdm>=4.64",
     "matplotlib>=3.7",
     "tensorboard>=2.12",
+    "scikit-learn>=1.3",  # confusion matrices, t-SNE, and an independent kNN for the tests
 ]
 CPU = [
     "numba>=0.63",  # compiles the making of views; without it PyTorch makes them, at a sixth of the speed
@@ -26,7 +27,6 @@ DEV = [
     "pytest-benchmark>=5",
     "pytest-xdist>=3.5",
     "hypothesis>=6.100",
-    "scikit-learn>=1.3",  # an independent kNN for the tests
     "ruff>=0.6",
     "mypy>=1.11",
     # The CUDA build of torch brings its own; beside a CPU build, kernels are compiled and interpreted in the tests.

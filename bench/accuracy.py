@@ -6,29 +6,25 @@ Runs are ordinary run folders of ``train.run``: an interrupted call resumes, and
 from __future__ import annotations
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import tyro
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from bench.tables import markdown
-from fastmc.data.parallel import usable_cores
 from fastmc.data.placement import place_store
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import frozen_features, knn_evaluate, linear_evaluate
-from fastmc.progress import progress_bar
 from train.config import Config, parse
 from train.datasets import open_dataset
 from train.errors import USER_ERRORS
+from train.folder import is_finished
+from train.jobs import Job, run_jobs
+from train.markdown import markdown
 from train.report import ACCURACIES
 
 
@@ -60,34 +56,32 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _measure(settings: Accuracy, flags: Sequence[str]) -> int:
-    if settings.parallel < 1:
-        raise ValueError(f"parallel must be at least 1, got {settings.parallel}")
     taken = {"--method", "--seed"} & set(flags)
     if taken:
         raise ValueError(f"{', '.join(taken)} differs from run to run: give --methods and --seeds")
     config = parse(flags)
     store = open_dataset(config.dataset, config.data_root)  # made once, before the runs ask for it side by side
-    jobs = [(method, seed) for seed in settings.seeds for method in settings.methods]
-    with ThreadPoolExecutor(settings.parallel) as pool:
-        results = tqdm(pool.map(lambda job: _run(settings, flags, *job), jobs), total=len(jobs), **progress_bar("run"))
-        reports = dict(zip(jobs, results, strict=True))
+    config = replace(config, protocol=config.protocol or store.protocols[0])
+    pairs = [(method, seed) for seed in settings.seeds for method in settings.methods]
+    run_jobs([_job(settings, flags, config.protocol, *pair) for pair in pairs], settings.parallel)
+    reports = {
+        pair: json.loads((_folder(settings, *pair) / "report.json").read_text(encoding="utf-8")) for pair in pairs
+    }
     table = make_table(settings.methods, settings.seeds, reports, raw_accuracy(store, config))
     (settings.out / "accuracy.md").write_text(table + "\n", encoding="utf-8")
     print(table)
     return 0
 
 
-def _run(settings: Accuracy, flags: Sequence[str], method: str, seed: int) -> dict:
-    """One run in a process of its own; its report."""
-    folder = settings.out / f"{method}-seed{seed}"
-    command = [sys.executable, "-m", "train.run", *flags]
-    command += ["--method", method, "--seed", str(seed), "--out", str(folder)]
-    threads = str(max(1, usable_cores() // settings.parallel))
-    environment = {**os.environ, "OMP_NUM_THREADS": threads}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+def _folder(settings: Accuracy, method: str, seed: int) -> Path:
+    return settings.out / f"{method}-seed{seed}"
+
+
+def _job(settings: Accuracy, flags: Sequence[str], protocol: str | None, method: str, seed: int) -> Job:
+    folder = _folder(settings, method, seed)
+    arguments = (*flags, "--method", method, "--seed", str(seed), "--out", str(folder))
+    config = replace(parse(arguments), protocol=protocol)
+    return Job(folder.name, "train.run", arguments, folder.with_suffix(".log"), lambda: is_finished(config))
 
 
 class Coordinates(nn.Module):

@@ -11,8 +11,8 @@ import numpy as np
 import tyro
 
 from bench.ntu_like import CLIPS, LONGEST, lengths
-from bench.tables import markdown
 from fastmc.data.store import CLIP_DTYPES, PackedStore
+from train.markdown import markdown
 
 JOINTS, BODIES, FLOAT = 25, 2, 4
 

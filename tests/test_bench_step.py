@@ -40,7 +40,7 @@ from bench.step import (
 )
 from bench.stepwise import AHEAD, FramewiseEncoder, Loader, framewise_name
 from bench.views import Clips, ViewsCase
-from fastmc.encoder import Encoder, EncoderConfig
+from fastmc.encoder import Encoder, EncoderConfig, ViewNorm
 from train.step import PretrainStep
 
 CASE = StepCase("own", batch=5, bank=33, dim=16, encoder="2x12", frames=12)
@@ -154,9 +154,10 @@ def other_contrast(**changes: Any) -> Callable[[PretrainStep], None]:
 
 def shared_statistics(built: PretrainStep) -> None:
     """One normalisation of all three views."""
-    right = nn.BatchNorm1d.forward
+    right, standardise = nn.BatchNorm1d.forward, ViewNorm.standardise
     norm = built.model.query.norm
     norm.forward = lambda x, views=1: right(norm, x.flatten(0, 1)).view_as(x)
+    norm.standardise = lambda x, views=1: standardise(norm, x)
 
 
 def smaller_attack(built: PretrainStep) -> None:

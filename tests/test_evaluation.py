@@ -8,7 +8,6 @@ from sklearn.metrics import top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 from view_cases import STREAMS, to_layout, true_stream
 
-from fastmc import evaluation
 from fastmc.data.resident import ResidentStore
 from fastmc.data.store import PackedStore
 from fastmc.encoder import Encoder, EncoderConfig
@@ -18,6 +17,7 @@ from fastmc.evaluation import (
     frozen_features,
     knn_evaluate,
     knn_predict,
+    linear,
     linear_evaluate,
     represent,
 )
@@ -81,7 +81,7 @@ def test_few_classes(classes):
 def test_top5_counts_the_right_label_among_the_five_highest(monkeypatch):
     f = blobs(spread=2.0, classes=9)
     classifier = torch.nn.Linear(12, 9)
-    monkeypatch.setattr(evaluation, "train_linear", lambda *args, **kwargs: classifier)
+    monkeypatch.setattr(linear, "train_linear", lambda *args, **kwargs: classifier)
     scores = classifier(f.test).detach().numpy()
     want = {f"linear_top{k}": 100 * top_k_accuracy_score(f.test_labels.numpy(), scores, k=k) for k in (1, 5)}
     assert linear_evaluate(f, 9, EvalConfig()) == pytest.approx(want)

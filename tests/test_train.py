@@ -19,9 +19,10 @@ import pytest
 import torch
 from conftest import write_small_store
 
+from fastmc import checkpoint
 from fastmc.data.placement import DataConfig
 from fastmc.data.streamed import THREAD_NAME
-from train import checkpoint, evaluate, run
+from train import evaluate, run
 from train.config import Config, LogConfig, differences, from_plain, parse, preset_config, to_plain
 from train.datasets import DatasetError, open_dataset
 from train.folder import RunFolder, load_config
@@ -653,18 +654,19 @@ def test_command_line_presets_and_overrides():
 def test_evaluate_command(finished, capsys):
     report = json.loads((finished / "report.json").read_text())
     assert evaluate.main(["knn", "--run", str(finished), "--device", "cpu"]) == 0
-    again = json.loads((finished / "evaluate_knn.json").read_text())
-    assert again["knn_top1"] == report["knn_top1"]
-    assert again["random_init"]["knn_top1"] == report["random_init"]["knn_top1"]
+    results = finished / "evaluate"
+    again = json.loads((results / "knn-xsub.json").read_text())
+    assert again["top1"] == report["knn_top1"]
+    assert again["random_init"] == {"top1": report["random_init"]["knn_top1"]}
     assert evaluate.main(["linear", "--run", str(finished)]) == 0
-    again = json.loads((finished / "evaluate_linear.json").read_text())
-    assert again["linear_top1"] == report["linear_top1"], "by default with the run's own settings"
+    again = json.loads((results / "linear-xsub.json").read_text())
+    assert again["top1"] == report["linear_top1"], "by default with the run's own settings"
     assert again["evaluation"]["linear_epochs"] == 3
-    assert evaluate.main(["knn", "--run", str(finished), "--placement", "mapped"]) == 0
-    assert json.loads((finished / "evaluate_knn.json").read_text())["knn_top1"] == report["knn_top1"]
+    assert evaluate.main(["knn", "--run", str(finished), "--placement", "mapped", "--no-cache"]) == 0
+    assert json.loads((results / "knn-xsub.json").read_text())["top1"] == report["knn_top1"]
     assert "fetched ahead" in errors(capsys)
     assert evaluate.main(["linear", "--run", str(finished), "--protocol", "xview", "--linear-epochs", "2"]) == 0
-    assert json.loads((finished / "evaluate_linear.json").read_text())["protocol"] == "xview"
+    assert json.loads((results / "linear-xview.json").read_text())["protocol"] == "xview"
 
 
 def test_evaluate_refuses_what_is_no_run(tmp_path, finished, capsys):

@@ -1,10 +1,11 @@
-"""Evaluate a pre-trained encoder: python -m train.evaluate knn|linear --run DIR."""
+"""Evaluate a pre-trained encoder: python -m train.evaluate knn|linear|finetune|semi|transfer|ensemble --run DIR."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,77 +13,40 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from fastmc.data.placement import Placement, place_store
-from fastmc.data.resident import PlacedStore
-from fastmc.data.store import PackedStore
 from fastmc.evaluation import EvalConfig
-from fastmc.files import write_json
-from fastmc.model import A2MC
-from train import checkpoint
-from train.config import Config, to_plain
-from train.datasets import open_dataset
-from train.errors import USER_ERRORS, report_error
+from train.errors import run_command
+from train.evaluation_settings import (
+    Ensemble,
+    Finetune,
+    Knn,
+    Linear,
+    Semi,
+    Settings,
+    Transfer,
+    check_ensemble,
+    check_semi,
+)
 from train.folder import load_config
-from train.loop import build_model, check_dataset
-from train.record import log, start_logging
-from train.report import evaluate_encoder, report_table
+from train.load import Run, load_for, load_run
+from train.protocols import (
+    evaluate_ensemble,
+    evaluate_finetuned,
+    evaluate_knn,
+    evaluate_linear,
+    evaluate_semi,
+    show_progress,
+)
+from train.record import log
+from train.report import report_table
+from train.results import Outcome, write_outcome
 from train.run import choose_device
 
-DEFAULTS = EvalConfig()
+__all__ = ["evaluate", "load_run", "main", "parse"]
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    run: Path
-    """Run folder, as made by python -m train.run."""
-    protocol: str | None = None
-    """Split to evaluate on, such as xview; by default the run's own."""
-    data_root: Path | None = None
-    """Folder of the packed stores; by default the run's own."""
-    device: str = "auto"
-    """auto, cpu, cuda, ..."""
-    placement: Placement = "auto"
-    """Where the frames are kept: device, pinned, mapped, or auto; see python -m train.run --help."""
-
-
-@dataclass(frozen=True)
-class Knn(Evaluation):
-    """Nearest-neighbour classification of the frozen representations, by cosine similarity.
-
-    Example: python -m train.evaluate knn --run runs/demo
-    """
-
-    knn_k: int = DEFAULTS.knn_k
-    """Neighbours."""
-    test_crop: float = DEFAULTS.test_crop
-    """Centre crop of every clip, as a share of it."""
-
-
-@dataclass(frozen=True)
-class Linear(Evaluation):
-    """A linear classifier on the frozen representations: 80 epochs, 0.1, then 0.01 at 50 and 0.001 at 70.
-
-    Example: python -m train.evaluate linear --run runs/demo --train-crops 16
-    """
-
-    linear_epochs: int = DEFAULTS.linear_epochs
-    """Epochs of the classifier."""
-    linear_lr: float = DEFAULTS.linear_lr
-    """Its initial learning rate."""
-    linear_milestones: tuple[int, ...] = DEFAULTS.linear_milestones
-    """Epochs at which that drops to a tenth."""
-    linear_batch_size: int = DEFAULTS.linear_batch_size
-    """Clips per step."""
-    train_crops: int = DEFAULTS.train_crops
-    """Random temporal crops of each training clip to draw from, one per epoch."""
-    train_crop_min: float = DEFAULTS.train_crop_min
-    """Shortest of these crops, as a share of the clip."""
-    test_crop: float = DEFAULTS.test_crop
-    """Centre crop of a test clip, as a share of it."""
-
-
-def parse(args: Sequence[str] | None = None) -> Knn | Linear:
+def parse(args: Sequence[str] | None = None) -> Settings:
     """The command line; settings that are not given are those of the run."""
+    args = _gather_runs(sys.argv[1:] if args is None else args)
 
     @dataclass
     class First:
@@ -94,71 +58,109 @@ def parse(args: Sequence[str] | None = None) -> Knn | Linear:
     def default(kind: type) -> Any:
         fields = {f.name for f in dataclasses.fields(kind)}
         run = tyro.MISSING if first.run is None else first.run
-        return kind(run=run, **{k: v for k, v in own.items() if k in fields})
+        required = {"dataset": tyro.MISSING} if kind is Transfer else {}
+        return kind(run=run, **required, **{k: v for k, v in own.items() if k in fields})
 
     return tyro.cli(
         Annotated[Knn, tyro.conf.subcommand("knn", default=default(Knn))]
-        | Annotated[Linear, tyro.conf.subcommand("linear", default=default(Linear))],
+        | Annotated[Linear, tyro.conf.subcommand("linear", default=default(Linear))]
+        | Annotated[Finetune, tyro.conf.subcommand("finetune", default=default(Finetune))]
+        | Annotated[Semi, tyro.conf.subcommand("semi", default=default(Semi))]
+        | Annotated[Transfer, tyro.conf.subcommand("transfer", default=default(Transfer))]
+        | Annotated[Ensemble, tyro.conf.subcommand("ensemble")],
         prog="python -m train.evaluate",
         args=args,
     )
 
 
-def load_run(
-    folder: Path, device: torch.device, data_root: Path | None = None, placement: Placement = "auto"
-) -> tuple[Config, A2MC, PlacedStore, PackedStore]:
-    """Config, trained model, placed store and packed store of a run folder.
+def _gather_runs(args: Sequence[str]) -> list[str]:
+    """``--run A --run B`` as ``--run A B``, where there are several."""
+    if list(args).count("--run") < 2:
+        return list(args)
+    rest: list[str] = []
+    runs, into = ["--run"], rest
+    for argument in args:
+        into = runs if argument == "--run" else rest if argument.startswith("-") else into
+        if argument != "--run":
+            into.append(argument)
+    return [*rest[:1], *runs, *rest[1:]]
+
+
+def evaluate(settings: Settings) -> list[dict[str, Any]]:
+    """Run the evaluations, write each to the run folder as it is done, and return what the JSON files hold.
 
     Raises:
-        ValueError: the placement does not fit.
-        RunFolderError: the folder is no run. CheckpointError: it holds no checkpoint, or one of other data.
-        DatasetError: the data are not there.
+        ValueError: a setting does not fit to the run or its data. Else as `load_run`.
     """
-    config = load_config(folder)
-    path, state = checkpoint.load_latest(folder / "checkpoints")
-    store = open_dataset(config.dataset, data_root or config.data_root)
-    check_dataset(state, store.content_checksum, path)
-    model = build_model(config, store, device)
-    model.load_state_dict(state["model"])
-    placed, where = place_store(store, device, replace(config.data, placement=placement))
-    log.info(where)
-    return config, model, placed, store
-
-
-def evaluate(settings: Knn | Linear) -> dict[str, Any]:
-    """Run one evaluation and write it to DIR/evaluate_KIND.json."""
-    kind = "knn" if isinstance(settings, Knn) else "linear"
     device = choose_device(settings.device)
-    config, model, placed, store = load_run(settings.run, device, settings.data_root, settings.placement)
-    chosen = {f.name: getattr(settings, f.name) for f in dataclasses.fields(EvalConfig) if hasattr(settings, f.name)}
-    evaluation = replace(config.evaluation, **chosen)
-    config = replace(config, evaluation=evaluation, protocol=settings.protocol or config.protocol)
-    log.info("%s evaluation of %s on %s %s", kind, settings.run, config.dataset, config.protocol)
+    if isinstance(settings, Semi):
+        check_semi(settings)
+    started, found = time.monotonic(), []
+    for outcome, folder in _outcomes(settings, device):
+        write_outcome(outcome, folder, time.monotonic() - started)
+        log.info("%s", describe(outcome))
+        found.append(outcome.to_dict())
+        started = time.monotonic()
+    return found
 
-    def accuracy(m: A2MC) -> dict[str, float]:
-        return evaluate_encoder(m, store, placed, config, classifiers=(kind,), progress=sys.stderr.isatty())
 
-    result: dict[str, Any] = {"dataset": config.dataset, "protocol": config.protocol, "seed": config.seed}
-    result |= accuracy(model)
-    result["random_init"] = accuracy(build_model(config, store, device))
-    result["evaluation"] = {name: to_plain(evaluation)[name] for name in chosen}
-    write_json(settings.run / f"evaluate_{kind}.json", result)
-    log.info("%s", report_table(result))
-    return result
+def _outcomes(settings: Settings, device: torch.device) -> Iterator[tuple[Outcome, Path]]:
+    """Each evaluation that the settings name, and the run folder that it belongs to."""
+    progress = show_progress()
+    if isinstance(settings, Ensemble):
+        check_ensemble(settings)
+        runs = (_load(folder, settings, device) for folder in settings.run)
+        weights = settings.weights or None
+        yield evaluate_ensemble(runs, weights, cache=settings.cache, progress=progress), settings.run[0]
+        return
+    run = _load(settings.run, settings, device)
+    if isinstance(settings, Knn):
+        yield evaluate_knn(run, cache=settings.cache, progress=progress), run.folder
+    elif isinstance(settings, Linear):
+        yield evaluate_linear(run, cache=settings.cache, progress=progress), run.folder
+    elif isinstance(settings, Semi):
+        for share in settings.share:
+            yield evaluate_semi(run, settings.tuning, share, settings.draws, progress=progress), run.folder
+    else:
+        kind = "transfer" if isinstance(settings, Transfer) else "finetune"
+        yield evaluate_finetuned(run, settings.tuning, kind=kind, progress=progress), run.folder
+
+
+def _load(folder: Path, settings: Settings, device: torch.device) -> Run:
+    """The run with the settings that were given in place of its own."""
+    where = (device, settings.data_root, settings.placement)
+    if isinstance(settings, Transfer):
+        run = load_for(settings.dataset, folder, *where)
+    else:
+        run = Run(folder, *load_run(folder, *where))
+    config = replace(run.config, protocol=settings.protocol or run.protocol)
+    if isinstance(settings, Knn | Linear):
+        names = {f.name for f in dataclasses.fields(EvalConfig)}
+        chosen = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name in names}
+        config = replace(config, evaluation=replace(config.evaluation, **chosen))
+    run = replace(run, config=config)
+    run.split()  # an error now, and not after hours
+    log.info("%s: %s stream, %s %s", folder, config.stream, config.dataset, config.protocol)
+    return run
+
+
+def describe(outcome: Outcome) -> str:
+    """What came out, for the log."""
+    found, more = outcome.predictions, outcome.more
+    if "random_init" in more:
+        names = {"top1": f"{outcome.kind}_top1", "top5": f"{outcome.kind}_top5"}
+        both = {"top1": found.top1, "top5": found.top5}
+        table: dict[str, Any] = {names[key]: value for key, value in both.items() if key in more["random_init"]}
+        return report_table({**table, "random_init": {names[k]: v for k, v in more["random_init"].items()}})
+    accuracy = f"top-1 {found.top1:.2f} %" + ("" if found.top5 is None else f", top-5 {found.top5:.2f} %")
+    if outcome.kind == "semi":
+        accuracy += f", standard deviation of top-1 {more['top1_std']:.2f} over {more['draws']} draws"
+    return f"{outcome.name}: {accuracy}"
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    start_logging()
-    try:
-        evaluate(parse(args))
-    except USER_ERRORS as error:
-        report_error(error)
-        return 1
-    except KeyboardInterrupt:
-        log.warning("stopped; nothing was written")
-        return 130
-    return 0
+    return run_command(lambda: evaluate(parse(args)), stopped="stopped; what was written before is whole")
 
 
 if __name__ == "__main__":

@@ -30,8 +30,10 @@ OURS = (
     "run.log",
     "curves.png",
     "report.json",
-    "evaluate_knn.json",
-    "evaluate_linear.json",
+    "evaluate",
+    "features",
+    "figures",
+    "classifier.pt",
 )
 
 
@@ -73,6 +75,16 @@ def load_config(folder: Path) -> Config:
 def _run_settings(config: Config) -> dict[str, Any]:
     """Plain values of all that is said of the run."""
     return {key: value for key, value in to_plain(config).items() if key not in CALL_SETTINGS}
+
+
+def is_finished(config: Config) -> bool:
+    """Whether the folder that a config names holds this run, trained, and evaluated in this way.
+
+    Raises:
+        RunFolderError: it holds something else.
+    """
+    folder = RunFolder(config)
+    return folder.report() is not None and folder.same_evaluation()
 
 
 class RunFolder:

@@ -7,12 +7,13 @@ import time
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastmc import checkpoint
 from fastmc.data.order import epoch_order
 from fastmc.data.placement import place_store
 from fastmc.data.resident import PlacedStore
@@ -20,8 +21,8 @@ from fastmc.data.store import PackedStore
 from fastmc.evaluation import frozen_features, knn_evaluate
 from fastmc.model import A2MC
 from fastmc.progress import progress_bar
+from fastmc.skeleton import Skeleton
 from fastmc.views import PackedClips
-from train import checkpoint
 from train.choices import DTYPES, allow_tf32, choose_amp, choose_compile, choose_graph
 from train.config import Config, to_plain
 from train.graph import GraphedStep, Recorder
@@ -30,7 +31,17 @@ from train.record import Metrics, epoch_line, log
 from train.step import FaultWatch, NonFiniteError, PretrainStep, StepMetrics
 
 
-def build_model(config: Config, store: PackedStore | PlacedStore, device: torch.device) -> A2MC:
+class ClipLayout(Protocol):
+    """As much of a store as the size of a model depends on."""
+
+    @property
+    def skeleton(self) -> Skeleton: ...
+
+    @property
+    def max_bodies(self) -> int: ...
+
+
+def build_model(config: Config, store: ClipLayout, device: torch.device) -> A2MC:
     """A fresh model; its initial weights depend on the config's seed alone."""
     return A2MC(
         store.skeleton,
@@ -75,7 +86,7 @@ class Pretraining:
         assert config.protocol is not None
         protocol = config.protocol
         self.config, self.folder, self.device = config, folder, device
-        self.checksum = store.content_checksum
+        self.checksum, self.about_data = store.content_checksum, describe_data(store)
         train, test = store.split(protocol)
         self.train_ids, self.test_ids = torch.from_numpy(train).to(device), torch.from_numpy(test).to(device)
         self.batches = len(train) // config.optim.batch_size
@@ -230,6 +241,7 @@ class Pretraining:
             **self.stepper.state_dict(),
             "position": {"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds},
             "dataset_checksum": self.checksum,
+            "data": self.about_data,
             "wall_seconds": self.wall_seconds,
             "random": {
                 "cpu": torch.get_rng_state(),
@@ -255,9 +267,22 @@ class Pretraining:
             torch.cuda.set_rng_state(state["random"]["device"].cpu(), self.device)
 
 
+def describe_data(store: PackedStore) -> dict[str, Any]:
+    """What a trained encoder's user has to know of the data, as a checkpoint holds it: plain types."""
+    return {
+        "dataset": store.name,
+        "skeleton": store.skeleton.to_dict(),
+        "max_bodies": store.max_bodies,
+        "class_names": list(store.class_names),
+        "fps": store.fps,
+        "normalisation": store.normalisation,
+    }
+
+
 def check_dataset(state: dict[str, Any], checksum: str, path: Path) -> None:
-    """CheckpointError unless a checkpoint's state was trained on the data with this checksum."""
-    if state["dataset_checksum"] != checksum:
+    """CheckpointError if a checkpoint's state was trained on other data than those with this checksum. A checkpoint
+    that came from other code (checksum None) does not say."""
+    if state["dataset_checksum"] not in (checksum, None):
         raise checkpoint.CheckpointError(
             f"{path} was trained on other data: frames of checksum {state['dataset_checksum']}, now {checksum}. "
             "Give the --data-root of the data it was trained on, or start a new run with --out"

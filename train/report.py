@@ -11,9 +11,9 @@ import torch
 from fastmc.data.resident import PlacedStore
 from fastmc.data.store import PackedStore
 from fastmc.doctor import package_versions
-from fastmc.evaluation import frozen_features, knn_evaluate, linear_evaluate
 from fastmc.model import A2MC
 from train.config import Config
+from train.protocols import Frozen
 from train.record import log, read_metrics
 
 ACCURACIES = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_top5": "linear top-5"}
@@ -39,29 +39,21 @@ def evaluate_encoder(
     config: Config,
     *,
     classifiers: tuple[str, ...] = ("knn", "linear"),
+    keep_in: Path | None = None,
     progress: bool = False,
 ) -> dict[str, float]:
     """Accuracies in percent of the query encoder, frozen, under the config's protocol: knn_top1, linear_top1 and
-    linear_top5."""
-    assert config.protocol is not None
-    train, test = (torch.from_numpy(ids).to(placed.device) for ids in store.split(config.protocol))
-    features = frozen_features(
-        model.query,
-        placed,
-        train,
-        test,
-        config.stream,
-        config.evaluation,
-        frames=config.frames,
-        crops=None if "linear" in classifiers else 0,
-        seed=config.seed,
-        progress=progress,
-    )
+    linear_top5. ``keep_in``: run folder in which the linear classifier is kept as classifier.pt."""
+    frozen = Frozen.of(model, store, placed, config, progress=progress)
+    features = frozen.features(config.evaluation.train_crops if "linear" in classifiers else 0)
     result: dict[str, float] = {}
     if "knn" in classifiers:
-        result |= knn_evaluate(features, config.evaluation)
+        result["knn_top1"] = frozen.knn(features).top1
     if "linear" in classifiers:
-        result |= linear_evaluate(features, store.num_classes, config.evaluation, seed=config.seed, progress=progress)
+        found, classifier = frozen.linear(features)
+        result |= {"linear_top1": found.top(1), "linear_top5": found.top(5)}
+        if keep_in is not None:
+            frozen.save_classifier(keep_in, classifier, found.top1)
     return result
 
 

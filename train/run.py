@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
+from fastmc import checkpoint
 from fastmc.arguments import choose_for_views, unavailable_reason
 from fastmc.data.resident import PlacedStore
 from fastmc.data.store import PackedStore
 from fastmc.files import write_json
-from train import checkpoint
 from train.config import Config, parse, to_plain
 from train.datasets import open_dataset
-from train.errors import USER_ERRORS, report_error
+from train.errors import run_command
 from train.folder import RunFolder, default_folder
 from train.loop import Pretraining, build_model
 from train.record import duration, log, start_logging
@@ -26,20 +26,15 @@ from train.report import environment, evaluate_encoder, plot_curves, report_tabl
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    start_logging()
-    try:
+
+    def command() -> None:
         config = parse(args)
         if config.print_config:
             print(json.dumps(to_plain(config), indent=2))
-            return 0
-        run(config)
-    except USER_ERRORS as error:
-        report_error(error)
-        return 1
-    except KeyboardInterrupt:
-        log.warning("stopped; the same command resumes from the last checkpoint")
-        return 130
-    return 0
+        else:
+            run(config)
+
+    return run_command(command, stopped="stopped; the same command resumes from the last checkpoint")
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -100,7 +95,9 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
         "seed": config.seed,
         "epochs": config.optim.epochs,
         "steps": pretraining.step,
-        **evaluate_encoder(pretraining.model, store, pretraining.data, config, progress=sys.stderr.isatty()),
+        **evaluate_encoder(
+            pretraining.model, store, pretraining.data, config, keep_in=folder, progress=sys.stderr.isatty()
+        ),
         "random_init": untrained_accuracy(config, store, pretraining.data),
     }
     report["wall_seconds"] = round(pretraining.wall_seconds, 1)

@@ -1,4 +1,4 @@
-"""Markdown tables, for the README and docs."""
+"""Markdown tables, for reports and docs."""
 
 from __future__ import annotations
 

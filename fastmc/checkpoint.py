@@ -6,6 +6,7 @@ states, the position in the epoch with the epoch's sums, and the config. It is r
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -15,8 +16,8 @@ from typing import Any
 import torch
 
 from fastmc.files import sync_folder
-from train.record import log
 
+log = logging.getLogger("fastmc")
 STATE, MARKER = "state.pt", "COMPLETE"
 _NAME = re.compile(r"step_(\d{9})")
 

@@ -1,0 +1,174 @@
+"""Frozen features: representations, before the head, of temporal crops of a store's clips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fastmc.augment import identity_params
+from fastmc.data.resident import PlacedStore
+from fastmc.evaluation.config import EvalConfig
+from fastmc.progress import progress_bar
+from fastmc.views import Stream, crop_span, make_views
+
+Advance = Callable[[int], object]
+
+
+class Represents(Protocol):
+    """An encoder, as far as evaluation needs one: a module that maps inputs (B, T, F) to representations (B, H)."""
+
+    training: bool
+
+    def represent(self, x: Tensor) -> Tensor: ...
+
+    def train(self, mode: bool = True) -> object: ...
+
+    def eval(self) -> object: ...
+
+
+@torch.no_grad()
+def represent(
+    encoder: Represents,
+    store: PlacedStore,
+    ids: Tensor,
+    stream: Stream,
+    *,
+    frames: int,
+    ratio: Tensor,
+    position: Tensor,
+    batch_size: int = 256,
+    advance: Advance = lambda _: None,
+) -> Tensor:
+    """Representations before the head (N, H) of one temporal crop of each clip, with the encoder in evaluation mode.
+
+    Args:
+        ids: (N,) int64, which clips of the store.
+        stream: what the encoder reads, joint, motion or bone.
+        frames: T.
+        ratio, position: (N,) share of the clip that is kept, and where: 0 at its start, 1 at its end.
+        advance: told how many clips each batch had.
+    """
+    training = encoder.training
+    encoder.eval()
+    parts: list[Tensor] = []
+    crops = zip(ratio.split(batch_size), position.split(batch_size), strict=True)
+    with closing(store.batches(ids, batch_size)) as batches:
+        for (batch, clips), (share, place) in zip(batches, crops, strict=True):
+            params = identity_params(*crop_span(clips.num_frames, share, place), store.skeleton.num_joints)
+            parts.append(encoder.represent(make_views(clips, params, store.skeleton, size=frames, stream=stream)[0]))
+            advance(len(batch))
+    encoder.train(training)
+    return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class FrozenFeatures:
+    """Features of a frozen encoder, computed once and used by every classifier.
+
+    Attributes:
+        train: (N_train, H), test: (N_test, H), of the centre crops. train_crops: (crops, N_train, H), of random crops.
+        train_labels, test_labels: int64.
+    """
+
+    train: Tensor
+    train_crops: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """An encoder, and the clips and crops that it encodes. No feature depends on which others are asked for.
+
+    Attributes:
+        train_ids, test_ids: int64, clips of the store, on its device.
+        frames: T.
+        seed: of the random crops.
+    """
+
+    encoder: Represents
+    store: PlacedStore
+    train_ids: Tensor
+    test_ids: Tensor
+    stream: Stream
+    config: EvalConfig
+    frames: int
+    seed: int = 0
+
+    @property
+    def train_labels(self) -> Tensor:
+        return self.store.label[self.train_ids]
+
+    @property
+    def test_labels(self) -> Tensor:
+        return self.store.label[self.test_ids]
+
+    def train(self, advance: Advance = lambda _: None) -> Tensor:
+        """(N_train, H) of the centre crops."""
+        return self._centre(self.train_ids, advance)
+
+    def test(self, advance: Advance = lambda _: None) -> Tensor:
+        """(N_test, H) of the centre crops."""
+        return self._centre(self.test_ids, advance)
+
+    def crop(self, number: int, advance: Advance = lambda _: None) -> Tensor:
+        """(N_train, H) of random crop ``number``, from 0."""
+        generator = torch.Generator().manual_seed(self.seed)
+        for _ in range(number + 1):
+            u = torch.rand(2, len(self.train_ids), generator=generator)
+        shortest = self.config.train_crop_min
+        return self._encode(self.train_ids, shortest + (1 - shortest) * u[0], u[1], advance)
+
+    def _centre(self, ids: Tensor, advance: Advance) -> Tensor:
+        return self._encode(ids, torch.full((len(ids),), self.config.test_crop), torch.full((len(ids),), 0.5), advance)
+
+    def _encode(self, ids: Tensor, ratio: Tensor, position: Tensor, advance: Advance) -> Tensor:
+        ratio, position = ratio.to(self.store.device), position.to(self.store.device)
+        return represent(
+            self.encoder,
+            self.store,
+            ids,
+            self.stream,
+            frames=self.frames,
+            ratio=ratio,
+            position=position,
+            advance=advance,
+        )
+
+
+def frozen_features(
+    encoder: Represents,
+    store: PlacedStore,
+    train_ids: Tensor,
+    test_ids: Tensor,
+    stream: Stream,
+    config: EvalConfig,
+    *,
+    frames: int,
+    crops: int | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> FrozenFeatures:
+    """Encode the training clips at the centre crop and at ``crops`` random crops (by default as the config says), and
+    the test clips at the centre crop. ``progress`` shows a bar."""
+    source = FeatureSource(encoder, store, train_ids, test_ids, stream, config, frames, seed)
+    return compute_features(source, config.train_crops if crops is None else crops, progress=progress)
+
+
+def compute_features(source: FeatureSource, crops: int, *, progress: bool = False) -> FrozenFeatures:
+    """All features of a source, with ``crops`` random crops, in memory."""
+    clips = len(source.test_ids) + (1 + crops) * len(source.train_ids)
+    with tqdm(total=clips, disable=not progress, **progress_bar("clip", "features")) as bar:
+        test = source.test(bar.update)
+        train = source.train(bar.update)
+        train_crops = train.new_empty(crops, *train.shape)
+        for number in range(crops):
+            train_crops[number] = source.crop(number, bar.update)
+    return FrozenFeatures(train, train_crops, source.train_labels, test, source.test_labels)

@@ -1,0 +1,458 @@
+"""python -m train.evaluate, every protocol end to end on small stores, and the files it leaves."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+import statistics
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_small_store
+from test_train import FAST, errors
+
+from fastmc import checkpoint
+from fastmc.data.store import PackedStore, StoreWriter
+from fastmc.evaluation import EvalConfig, FinetuneConfig, frozen_features, labelled_sample, represent, weights_digest
+from fastmc.evaluation import finetune as finetune_encoder
+from fastmc.skeleton import KINECT20, NTU25
+from fastmc.trained import Classifier
+from train import evaluate, run
+from train.evaluate import load_run
+from train.load import Run
+from train.results import save_classifier, saved_classifier
+
+CPU = torch.device("cpu")
+QUICK = ("--epochs", "2", "--milestones", "1", "--device", "cpu")
+
+
+def train(data_root: Path, out: Path, *flags: str) -> Path:
+    assert run.main([*FAST, "--data-root", str(data_root), "--out", str(out), *flags, "--probe-every", "0"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def trained(data_root, tmp_path_factory) -> dict[str, Path]:
+    """A finished run of each stream."""
+    out = tmp_path_factory.mktemp("streams")
+    streams = ("joint", "motion", "bone")
+    return {s: train(data_root, out / s, "--stream", s, "--epochs", "1", "--milestones", "1") for s in streams}
+
+
+@pytest.fixture
+def streams(trained, tmp_path) -> dict[str, Path]:
+    """The same, to be written to."""
+    return {stream: Path(shutil.copytree(folder, tmp_path / stream)) for stream, folder in trained.items()}
+
+
+@pytest.fixture
+def finished(streams) -> Path:
+    return streams["joint"]
+
+
+def result(folder: Path, name: str) -> dict:
+    return json.loads((folder / "evaluate" / f"{name}.json").read_text())
+
+
+def check_files(folder: Path, name: str) -> dict:
+    """All four files, and that they agree; the content of the JSON."""
+    out, found = folder / "evaluate", result(folder, name)
+    assert (out / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    text = "".join(ElementTree.parse(out / f"{name}.svg").getroot().itertext())
+    assert f"top-1 {found['top1']:.1f} %" in text and "swing 1" in text
+    with open(out / f"{name}.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    clips, correct = (sum(int(row[key]) for row in rows) for key in ("clips", "correct"))
+    assert found["top1"] == pytest.approx(100 * correct / clips)
+    for row in rows:
+        share = 100 * int(row["correct"]) / int(row["clips"])
+        assert float(row["accuracy"]) == pytest.approx(share, abs=1e-4)
+        assert found["per_class"][row["class"]] == pytest.approx(share)
+    assert found["wall_seconds"] > 0
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+    return found
+
+
+def query_of(folder: Path) -> Run:
+    return Run(folder, *load_run(folder, CPU))
+
+
+def test_knn_and_linear_encode_once_and_leave_their_files(finished, capsys):
+    report = json.loads((finished / "report.json").read_text())
+    assert evaluate.main(["linear", "--run", str(finished), "--device", "cpu"]) == 0
+    assert "features: computed and kept" in capsys.readouterr().out
+    assert evaluate.main(["knn", "--run", str(finished), "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("features: from cache") == 2, "of the trained and of the untrained encoder"
+    assert "computed" not in out
+    linear, knn = check_files(finished, "linear-xsub"), check_files(finished, "knn-xsub")
+    assert (linear["top1"], linear["top5"]) == (report["linear_top1"], report["linear_top5"])
+    assert knn["top1"] == report["knn_top1"] and "top5" not in knn
+    assert linear["random_init"] == {f"top{k}": report["random_init"][f"linear_top{k}"] for k in (1, 5)}
+    assert knn["random_init"] == {"top1": report["random_init"]["knn_top1"]}
+    assert (knn["kind"], knn["dataset"], knn["protocol"], knn["seed"]) == ("knn", "small", "xsub", 0)
+    assert linear["weights"] == knn["weights"] == weights_digest(query_of(finished).model.query)
+    assert linear["evaluation"]["linear_epochs"] == 3
+
+
+def test_without_the_cache_nothing_is_read_or_kept(finished):
+    assert evaluate.main(["knn", "--run", str(finished), "--device", "cpu", "--no-cache"]) == 0
+    assert not (finished / "features").exists()
+
+
+def test_a_training_run_leaves_its_classifier(finished):
+    report = json.loads((finished / "report.json").read_text())
+    there = query_of(finished)
+    kept = Classifier.read(finished, there.model.query)
+    assert (kept.dataset, kept.protocol, kept.class_names) == ("small", "xsub", there.store.class_names)
+    assert kept.top1 == report["linear_top1"]
+    train_ids, test_ids = there.split()
+    f = frozen_features(
+        there.model.query, there.placed, train_ids, test_ids, "joint", there.config.evaluation, frames=8, crops=0
+    )
+    predicted = (f.test @ kept.weight.T + kept.bias).argmax(dim=1)
+    assert 100 * (predicted == f.test_labels).double().mean().item() == pytest.approx(kept.top1)
+
+
+def test_linear_evaluation_replaces_the_classifier(finished):
+    before = torch.load(finished / "classifier.pt", weights_only=True)
+    arguments = ["linear", "--run", str(finished), "--protocol", "xview", "--linear-epochs", "2", "--device", "cpu"]
+    assert evaluate.main(arguments) == 0
+    after = torch.load(finished / "classifier.pt", weights_only=True)
+    assert (before["protocol"], after["protocol"]) == ("xsub", "xview")
+    assert after["top1"] == result(finished, "linear-xview")["top1"]
+    assert after["weights"] == before["weights"] and not torch.equal(after["weight"], before["weight"])
+
+
+def test_sample_of_labels_is_balanced_and_does_not_depend_on_the_order():
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat(np.arange(5), [100, 100, 100, 97, 3]))
+    names = [f"clip{n}" for n in rng.permutation(len(labels))]
+    few = labelled_sample(labels, names, 0.1, 5, key="0")
+    assert Counter(labels[few].tolist()) == {0: 8, 1: 8, 2: 8, 3: 8, 4: 3}, (
+        "round(0.1 * 400 / 5), all of the rare class"
+    )
+    assert few.tolist() == sorted(set(few.tolist()))
+    order = rng.permutation(len(labels))
+    shuffled = labelled_sample(labels[order], [names[n] for n in order], 0.1, 5, key="0")
+    assert sorted(names[order[n]] for n in shuffled) == sorted(names[n] for n in few)
+    assert labelled_sample(labels, names, 0.1, 5, key="1").tolist() != few.tolist()
+    assert set(few) < set(labelled_sample(labels, names, 0.3, 5, key="0")), "the smaller is a part of the larger"
+    assert Counter(labels[labelled_sample(labels, names, 1e-4, 5, key="0")].tolist()) == dict.fromkeys(range(5), 1)
+    assert len(labelled_sample(labels, names, 1.0, 5, key="0")) == 80 * 4 + 3
+
+
+def test_sample_of_labels_is_the_same_on_every_machine():
+    """As it was when this was written, which is the order of a published hash of key and name."""
+    names = [f"S001C001P{n:03d}R001A001" for n in range(12)]
+    chosen = labelled_sample(np.arange(12) % 3, names, 0.5, 3, key="7").tolist()
+    assert chosen == [3, 4, 8, 9, 10, 11]
+    rank = {n: hashlib.blake2b(b"7/" + names[n].encode()).hexdigest() for n in range(12)}
+    for label in range(3):
+        members = [n for n in range(12) if n % 3 == label]
+        assert [n for n in chosen if n in members] == sorted(sorted(members, key=rank.get)[:2])
+
+
+@pytest.fixture(scope="module")
+def separable(tmp_path_factory) -> Path:
+    """A store whose classes differ in how high an arm is."""
+    root = tmp_path_factory.mktemp("separable")
+    write_small_store(root / "lifted", clips=60, lift=1.0)
+    return root
+
+
+def test_finetuning_learns_what_can_be_told_apart(separable, tmp_path):
+    folder = train(separable, tmp_path / "run", "--dataset", "lifted", "--epochs", "1", "--milestones", "1")
+    before = checkpoint.load_latest(folder / "checkpoints")[1]["model"]
+    flags = ("--epochs", "40", "--milestones", "30", "--lr", "0.05", "--batch-size", "16", "--device", "cpu")
+    assert evaluate.main(["finetune", "--run", str(folder), *flags]) == 0
+    found = check_files(folder, "finetune-xsub")
+    assert found["top1"] == found["top5"] == 100.0
+    assert found["evaluation"]["lr"] == 0.05 and found["evaluation"]["weight_decay"] == 0.0
+    after = checkpoint.load_latest(folder / "checkpoints")[1]["model"]
+    assert all(torch.equal(before[name], after[name]) for name in before), "the checkpoint is left as it was"
+
+
+def finetune_once(there: Run, seed: int = 0, **settings):
+    config = FinetuneConfig(**{"epochs": 2, "milestones": (1,), "batch_size": 8, **settings})
+    return finetune_encoder(there.model.query, there.placed, there.split()[0], 3, "joint", config, frames=8, seed=seed)
+
+
+def test_finetuning_trains_a_copy_and_repeats_bit_for_bit(finished):
+    there = query_of(finished)
+    digest, state = weights_digest(there.model.query), torch.get_rng_state()
+    encoder, classifier = finetune_once(there)
+    assert weights_digest(there.model.query) == digest, "the frozen encoder stays"
+    frozen, tuned = there.model.query.state_dict(), encoder.state_dict()
+    changed = {name.split(".")[0] for name in frozen if not torch.equal(frozen[name], tuned[name])}
+    assert changed == {"norm", "recurrent"}, "all that representations depend on, and not the head"
+    again, same = finetune_once(there)
+    assert weights_digest(encoder) == weights_digest(again) and weights_digest(classifier) == weights_digest(same)
+    assert torch.equal(torch.get_rng_state(), state), "the global random state is left alone"
+    other, _ = finetune_once(there, seed=1)
+    assert weights_digest(other) != weights_digest(encoder)
+
+
+def test_first_step_of_finetuning_is_sgd_on_all_clips(finished):
+    """One step on one batch, against a plain one: whole clips, as crops of at least 1 of them."""
+    there = query_of(finished)
+    ids = there.split()[0]
+    encoder, classifier = finetune_once(there, epochs=1, batch_size=len(ids), train_crop_min=1.0, lr=0.1)
+    plain = query_of(finished).model.query.train()
+    ones = torch.ones(len(ids))
+    generator = torch.Generator().manual_seed(0)
+    bound = plain.representation_dim**-0.5
+    for shape in ((3, plain.representation_dim), (3,)):
+        torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    weight = torch.nn.Parameter(torch.empty(3, plain.representation_dim).normal_(std=0.01, generator=generator))
+    whole = represent_with_gradient(plain, there, ids, ones)
+    loss = torch.nn.functional.cross_entropy(whole @ weight.T, there.placed.label[ids])
+    loss.backward()
+    torch.testing.assert_close(classifier.weight, weight - 0.1 * weight.grad, rtol=1e-4, atol=1e-6)
+    for (name, got), parameter in zip(encoder.named_parameters(), plain.parameters(), strict=True):
+        step = torch.zeros_like(parameter) if parameter.grad is None else 0.1 * parameter.grad
+        torch.testing.assert_close(got, parameter - step, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def represent_with_gradient(encoder, there: Run, ids: torch.Tensor, ratio: torch.Tensor) -> torch.Tensor:
+    from fastmc.views import whole_clips
+
+    return encoder.represent(whole_clips(there.placed.select(ids), there.store.skeleton, 8))
+
+
+def test_semi_draws_balanced_labels_and_tells_the_spread(finished, monkeypatch, capsys):
+    seen = []
+
+    def spy(*args, **kwargs):
+        seen.append(args[2].tolist())
+        return finetune_encoder(*args, **kwargs)
+
+    monkeypatch.setattr("train.protocols.finetune", spy)
+    arguments = ["semi", "--run", str(finished), "--share", "0.01", "0.5", "--draws", "3", *QUICK]
+    assert evaluate.main(arguments) == 0
+    there = query_of(finished)
+    train_ids = set(there.split()[0].tolist())
+    assert len(seen) == 6
+    for ids in seen:
+        assert set(ids) <= train_ids, "no test clip is learnt from"
+    few, many = seen[:3], seen[3:]
+    assert [Counter(there.store.label[ids].tolist()) for ids in few] == [{0: 1, 1: 1, 2: 1}] * 3, "one of each at least"
+    assert [Counter(there.store.label[ids].tolist()) for ids in many] == [{0: 4, 1: 4, 2: 4}] * 3
+    assert len({tuple(ids) for ids in many}) == 3, "each draw is another one"
+    one, half = check_files(finished, "semi1-xsub"), check_files(finished, "semi50-xsub")
+    assert (one["share"], one["draws"], one["labelled"]) == (0.01, 3, 3)
+    assert (half["share"], half["kind"], half["labelled"]) == (0.5, "semi", 12)
+    for found in (one, half):
+        assert len(found["top1_draws"]) == 3
+        assert found["top1"] == pytest.approx(statistics.fmean(found["top1_draws"]))
+        assert found["top1_std"] == pytest.approx(statistics.stdev(found["top1_draws"]))
+    assert f"standard deviation of top-1 {half['top1_std']:.2f} over 3 draws" in capsys.readouterr().out
+    seen.clear()
+    assert evaluate.main(arguments) == 0
+    assert seen == [*few, *many]
+    assert result(finished, "semi50-xsub")["top1_draws"] == half["top1_draws"]
+
+
+def write_store(path: Path, skeleton=NTU25, bodies: int = 1, clips: int = 24) -> PackedStore:
+    rng = np.random.default_rng(1)
+    names = [f"swing {n}" for n in range(2)]
+    rule = {"half": {"field": "subject", "train": [1]}, "other": {"field": "camera", "train": [1]}}
+    with StoreWriter(path, name=path.name, skeleton=skeleton, fps=30.0, class_names=names, protocols=rule) as writer:
+        for n in range(clips):
+            clip = rng.normal(size=(20 + n, bodies, skeleton.num_joints, 3))
+            writer.add(clip, name=f"c{n:03d}", label=n % 2, subject=1 + n // 2 % 2, camera=1 + n // 4 % 2)
+    return PackedStore.open(path)
+
+
+@pytest.mark.parametrize("own_data", [True, False])
+def test_transfer_to_clips_of_fewer_bodies(own_data, data_root, finished, tmp_path):
+    store = write_store(tmp_path / "data" / "target")
+    assert store.max_bodies == 1
+    if own_data:
+        shutil.copytree(data_root / "small", tmp_path / "data" / "small")
+    before = {p: p.read_bytes() for p in (finished / "checkpoints").rglob("*") if p.is_file()}
+    arguments = [
+        "transfer",
+        "--run",
+        str(finished),
+        "--dataset",
+        "target",
+        "--data-root",
+        str(tmp_path / "data"),
+        *QUICK,
+    ]
+    assert evaluate.main(arguments) == 0
+    found = check_files(finished, "transfer-target-half")
+    assert (found["kind"], found["dataset"], found["protocol"]) == ("transfer", "target", "half")
+    assert found["per_class"].keys() == {"swing 0", "swing 1"}
+    assert {p: p.read_bytes() for p in (finished / "checkpoints").rglob("*") if p.is_file()} == before
+    assert evaluate.main([*arguments, "--protocol", "other"]) == 0
+    assert result(finished, "transfer-target-other")["protocol"] == "other"
+
+
+def test_bodies_that_clips_lack_are_zero(data_root, finished, tmp_path):
+    from train.load import load_for
+
+    write_store(tmp_path / "target")
+    there = load_for("target", finished, CPU, tmp_path)
+    ids, one = torch.tensor([2]), torch.ones(1)
+    clip = torch.from_numpy(there.store.clip(2).copy())
+    padded = torch.cat((clip, torch.zeros_like(clip)), dim=1)  # (T, 2, V, 3)
+    x = torch.nn.functional.interpolate(padded.flatten(1).T[None], size=8, mode="linear")[0].T.unflatten(1, (2, 25, 3))
+    want = there.model.query.eval().represent(x.transpose(1, 2).flatten(1)[None])
+    got = represent(there.model.query, there.placed, ids, "joint", frames=8, ratio=one, position=one)
+    torch.testing.assert_close(got, want.detach(), atol=1e-5, rtol=0)
+
+
+def test_transfer_refuses_clips_that_the_encoder_cannot_read(finished, tmp_path, capsys):
+    write_store(tmp_path / "kinect", skeleton=KINECT20)
+    write_store(tmp_path / "crowd", bodies=3)
+    arguments = ["transfer", "--run", str(finished), "--data-root", str(tmp_path), *QUICK, "--dataset"]
+    assert evaluate.main([*arguments, "kinect"]) == 1
+    assert "another skeleton (kinect20, 20 joints) than the encoder reads (ntu25, 25 joints)" in errors(capsys)
+    assert evaluate.main([*arguments, "crowd"]) == 1
+    assert "clips of 3 bodies, the encoder reads 2" in errors(capsys)
+    assert evaluate.main([*arguments, "nowhere"]) == 1
+    assert "there is no dataset 'nowhere'" in errors(capsys)
+    assert not (finished / "evaluate").exists()
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("weights", [(), (0.6, 0.4, 2.5)])
+def test_ensemble_is_the_sum_of_the_probabilities(weights, streams, capsys):
+    folders = [str(folder) for folder in streams.values()]
+    flags = ("--weights", *map(str, weights)) if weights else ()
+    assert evaluate.main(["ensemble", "--run", *folders, *flags, "--device", "cpu"]) == 0
+    found = check_files(streams["joint"], "ensemble-xsub")
+    total, alone = 0, {}
+    for weight, (stream, folder) in zip(weights or (1, 1, 1), streams.items(), strict=True):
+        there = query_of(folder)
+        ids = there.split()[1]
+        kept = torch.load(folder / "classifier.pt", weights_only=True)
+        half = torch.full((len(ids),), 0.5)
+        ratio = torch.full((len(ids),), 0.95)
+        h = represent(there.model.query, there.placed, ids, stream, frames=8, ratio=ratio, position=half)
+        p = softmax(h.double().numpy() @ kept["weight"].double().numpy().T + kept["bias"].double().numpy())
+        total = total + weight * p
+        labels = there.store.label[ids.numpy()]
+        alone[stream] = 100 * (p.argmax(axis=1) == labels).mean()
+    assert found["top1"] == pytest.approx(100 * (total.argmax(axis=1) == labels).mean())
+    assert found["streams"] == pytest.approx(alone)
+    assert found["streams"]["bone"] == json.loads((streams["bone"] / "report.json").read_text())["linear_top1"]
+    assert found["runs"] == folders and len(found["weights"]) == 3
+    assert list(found["fusion_weights"].values()) == list(weights or (1.0, 1.0, 1.0))
+
+
+def test_ensemble_trains_the_classifiers_that_are_not_there(streams):
+    first, second = streams["joint"], streams["motion"]
+    kept = torch.load(first / "classifier.pt", weights_only=True)
+    (first / "classifier.pt").unlink()
+    (second / "classifier.pt").write_bytes(b"broken")
+    assert evaluate.main(["ensemble", "--run", str(first), "--run", str(second), "--device", "cpu"]) == 0
+    again = torch.load(first / "classifier.pt", weights_only=True)
+    assert torch.equal(kept["weight"], again["weight"]), "the same one"
+    report = json.loads((second / "report.json").read_text())
+    assert result(first, "ensemble-xsub")["streams"]["motion"] == report["linear_top1"]
+    assert evaluate.main(["ensemble", "--run", str(first), str(second), "--protocol", "xview", "--device", "cpu"]) == 0
+    assert result(first, "ensemble-xview")["protocol"] == "xview"
+    assert torch.load(second / "classifier.pt", weights_only=True)["protocol"] == "xview"
+
+
+def test_ensemble_refuses_runs_that_do_not_fit(streams, separable, tmp_path, capsys):
+    joint, motion = str(streams["joint"]), str(streams["motion"])
+
+    def refused(*arguments: str) -> str:
+        assert evaluate.main(["ensemble", "--device", "cpu", *arguments]) == 1
+        return errors(capsys)
+
+    assert "needs two or more runs" in refused("--run", joint)
+    assert "of the streams joint, joint; name one run of each" in refused("--run", joint, joint)
+    assert "weights are 3, one for each of the 2 runs" in refused("--run", joint, motion, "--weights", "1", "1", "1")
+    assert "weights are all 0" in refused("--run", joint, motion, "--weights", "0", "0")
+    plain = json.loads((streams["motion"] / "config.json").read_text())
+    for setting, value in (("dataset", "lifted"), ("protocol", "xview")):
+        (streams["motion"] / "config.json").write_text(json.dumps({**plain, setting: value}))
+        values = {"dataset": "lifted, small", "protocol": "xsub, xview"}[setting]
+        assert f"of different {setting}s ({values})" in refused("--run", joint, motion)
+    assert not (streams["joint"] / "evaluate").exists()
+
+
+@pytest.mark.parametrize("kind", ["knn", "linear", "finetune", "semi"])
+def test_wrong_arguments_are_one_line(kind, finished, tmp_path, capsys):
+    assert evaluate.main([kind, "--run", str(finished), "--protocol", "xset"]) == 1
+    assert "has no protocol 'xset'; there are: xsub, xview" in errors(capsys)
+    shutil.rmtree(finished / "checkpoints")
+    assert evaluate.main([kind, "--run", str(finished)]) == 1
+    assert "no complete checkpoint" in errors(capsys)
+    assert not (finished / "evaluate").exists()
+
+
+@pytest.mark.parametrize("flags, message", [
+    (("--share", "0"), "share must be > 0 and <= 1, got 0"),
+    (("--share", "0.1", "2"), "share must be > 0 and <= 1, got 2"),
+    (("--draws", "0"), "draws must be >= 1, got 0"),
+    (("--epochs", "0"), "epochs must be >= 1, got 0"),
+    (("--lr", "0"), "lr must be > 0"),
+    (("--weight-decay", "-1"), "weight_decay must be >= 0"),
+])  # fmt: skip
+def test_semi_refuses_nonsense(flags, message, finished, capsys):
+    assert evaluate.main(["semi", "--run", str(finished), *flags]) == 1
+    assert message in errors(capsys)
+
+
+def test_a_protocol_without_test_clips_is_an_error(data_root, finished, tmp_path, capsys):
+    store = shutil.copytree(data_root / "small", tmp_path / "small")
+    meta = json.loads((store / "meta.json").read_text())
+    meta["protocols"]["xview"]["train"] = [1, 2, 3]
+    (store / "meta.json").write_text(json.dumps(meta))
+    arguments = ["knn", "--run", str(finished), "--data-root", str(tmp_path), "--protocol", "xview"]
+    assert evaluate.main(arguments) == 1
+    assert "protocol = 'xview' leaves no test clip" in errors(capsys)
+
+
+def test_old_settings_are_read(finished):
+    """A config.json of before there was one of these settings."""
+    path = finished / "config.json"
+    plain = json.loads(path.read_text())
+    plain["evaluation"] = {"knn_k": 2}
+    path.write_text(json.dumps(plain))
+    settings = evaluate.parse(["knn", "--run", str(finished)])
+    assert (settings.knn_k, settings.test_crop, settings.cache) == (2, 0.95, True)
+
+
+def test_help_says_which_part_of_the_target_is_learnt(capsys):
+    with pytest.raises(SystemExit) as caught:
+        evaluate.main(["transfer", "--help"])
+    assert caught.value.code == 0
+    out = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "its training part is learnt from here and its test part tested on" in out
+
+
+@pytest.mark.parametrize("changed", ["clips", "protocol", "weights", "dataset_checksum", "seed", "settings"])
+def test_a_classifier_is_used_again_only_where_all_of_its_making_is_the_same(tmp_path, changed):
+    """A split may be changed without a change of the frames: clips that trained a classifier would then test it."""
+    made = {
+        "dataset_checksum": "d",
+        "protocol": "xsub",
+        "clips": "c",
+        "weights": "w",
+        "settings": EvalConfig(),
+        "seed": 0,
+    }
+    classifier = torch.nn.Linear(3, 2)
+    save_classifier(tmp_path, classifier, class_names=("a", "b"), dataset="small", top1=50.0, **made)
+    again = saved_classifier(tmp_path, **made)
+    assert torch.equal(again.weight, classifier.weight)
+    assert saved_classifier(tmp_path, **{**made, "settings": EvalConfig(knn_k=7)}) is not None, "it has no neighbours"
+    other = {"seed": 1, "settings": EvalConfig(linear_epochs=3)}.get(changed, "other")
+    assert saved_classifier(tmp_path, **{**made, changed: other}) is None

@@ -1,0 +1,183 @@
+"""What can be said on the command line of train.evaluate, a dataclass for each protocol."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastmc.checks import check_number
+from fastmc.data.placement import Placement
+from fastmc.evaluation import EvalConfig, FinetuneConfig
+from train.folder import load_config
+
+DEFAULTS, TUNING = EvalConfig(), FinetuneConfig()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    run: Path
+    """Run folder, as made by python -m train.run. The results go to its folder evaluate."""
+    protocol: str | None = None
+    """Split to evaluate on, such as xview; by default the run's own."""
+    data_root: Path | None = None
+    """Folder of the packed stores; by default the run's own."""
+    device: str = "auto"
+    """auto, cpu, cuda, ..."""
+    placement: Placement = "auto"
+    """Where the frames are kept: device, pinned, mapped, or auto; see python -m train.run --help."""
+
+
+@dataclass(frozen=True)
+class Knn(Evaluation):
+    """Nearest-neighbour classification of the frozen representations, by cosine similarity.
+
+    Example: python -m train.evaluate knn --run runs/demo
+    """
+
+    knn_k: int = DEFAULTS.knn_k
+    """Neighbours."""
+    test_crop: float = DEFAULTS.test_crop
+    """Centre crop of every clip, as a share of it."""
+    cache: bool = True
+    """Keep the features in the run folder, and take those that are kept there."""
+
+
+@dataclass(frozen=True)
+class Linear(Evaluation):
+    """A linear classifier on the frozen representations: 80 epochs, 0.1, then 0.01 at 50 and 0.001 at 70.
+
+    Example: python -m train.evaluate linear --run runs/demo --train-crops 16
+
+    It is kept as classifier.pt in the run folder, which python -m train.embed reads.
+    """
+
+    linear_epochs: int = DEFAULTS.linear_epochs
+    """Epochs of the classifier."""
+    linear_lr: float = DEFAULTS.linear_lr
+    """Its initial learning rate."""
+    linear_milestones: tuple[int, ...] = DEFAULTS.linear_milestones
+    """Epochs at which that drops to a tenth."""
+    linear_batch_size: int = DEFAULTS.linear_batch_size
+    """Clips per step."""
+    train_crops: int = DEFAULTS.train_crops
+    """Random temporal crops of each training clip to draw from, one per epoch."""
+    train_crop_min: float = DEFAULTS.train_crop_min
+    """Shortest of these crops, as a share of the clip."""
+    test_crop: float = DEFAULTS.test_crop
+    """Centre crop of a test clip, as a share of it."""
+    cache: bool = True
+    """Keep the features in the run folder, and take those that are kept there: 8 crops of NTU-60 are 3 GB."""
+
+
+@dataclass(frozen=True)
+class Finetuning(Evaluation):
+    epochs: int = TUNING.epochs
+    """Epochs of fine-tuning."""
+    lr: float = TUNING.lr
+    """Initial learning rate of encoder and classifier."""
+    milestones: tuple[int, ...] = TUNING.milestones
+    """Epochs at which it drops to a tenth."""
+    batch_size: int = TUNING.batch_size
+    """Most clips per step; the batches of an epoch are of equal size."""
+    weight_decay: float = TUNING.weight_decay
+    """Weight decay of encoder and classifier."""
+    train_crop_min: float = TUNING.train_crop_min
+    """Shortest random temporal crop of a training clip, as a share of it."""
+    test_crop: float = TUNING.test_crop
+    """Centre crop of a test clip, as a share of it."""
+
+    @property
+    def tuning(self) -> FinetuneConfig:
+        return FinetuneConfig(**{f.name: getattr(self, f.name) for f in dataclasses.fields(FinetuneConfig)})
+
+
+@dataclass(frozen=True)
+class Finetune(Finetuning):
+    """Encoder and linear classifier, fine-tuned on all training clips: 80 epochs, 0.01, times 0.1 at 50 and 70.
+
+    Example: python -m train.evaluate finetune --run runs/demo
+    """
+
+
+@dataclass(frozen=True)
+class Semi(Finetuning):
+    """The same on a share of the labels: as many clips of each class, drawn anew for each of several trials.
+
+    Example: python -m train.evaluate semi --run runs/demo --share 0.01 0.1 --draws 5
+
+    Mean and standard deviation of the trials are shown and written. The encoder was pre-trained on all clips.
+    """
+
+    share: tuple[float, ...] = (0.01, 0.1)
+    """Shares of the training clips whose labels are used."""
+    draws: int = 5
+    """Trials of each share."""
+
+
+@dataclass(frozen=True)
+class Transfer(Finetuning):
+    """The run's encoder, fine-tuned with a linear classifier on the training clips of another data set.
+
+    Example: python -m train.evaluate transfer --run runs/ntu60 --dataset pku2
+
+    It is tested on that set's test clips. (The paper names PKU-MMD's testing set as the target; as everywhere else,
+    its training part is learnt from here and its test part tested on.) The clips must have the joints of the run's.
+    """
+
+    dataset: str = ""
+    """The data set to fine-tune on, a packed store under --data-root. --protocol is by default its first."""
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Several streams together: the class probabilities of their linear classifiers, summed.
+
+    Example: python -m train.evaluate ensemble --run runs/joint runs/motion runs/bone
+
+    A run whose linear classifier was not trained yet gets one first. The results go to the first run's folder.
+    """
+
+    run: tuple[Path, ...]
+    """Run folders: of one data set and protocol, each of another stream."""
+    weights: tuple[float, ...] = ()
+    """Weight of each run, in their order; by default all 1. AimCLR: 0.6 for joint and bone, 0.4 for motion."""
+    protocol: str | None = None
+    """Split to evaluate on; by default the runs' own."""
+    data_root: Path | None = None
+    """Folder of the packed stores; by default each run's own."""
+    device: str = "auto"
+    """auto, cpu, cuda, ..."""
+    placement: Placement = "auto"
+    """Where the frames are kept; see python -m train.run --help."""
+    cache: bool = True
+    """Keep the features in the run folders, and take those that are kept there."""
+
+
+Settings = Knn | Linear | Finetune | Semi | Transfer | Ensemble
+
+
+def check_semi(settings: Semi) -> None:
+    if not settings.share:
+        raise ValueError("share names none; give one or more, such as --share 0.01 0.1")
+    for share in settings.share:
+        check_number("share", share, above=0, at_most=1)
+    check_number("draws", settings.draws, at_least=1)
+
+
+def check_ensemble(settings: Ensemble) -> None:
+    """ValueError if the runs are fewer than two, or not of one data set and protocol, or of one stream."""
+    if len(settings.run) < 2:
+        raise ValueError("an ensemble needs two or more runs: --run A B C")
+    if settings.weights and len(settings.weights) != len(settings.run):
+        raise ValueError(f"weights are {len(settings.weights)}, one for each of the {len(settings.run)} runs is needed")
+    configs = [load_config(folder) for folder in settings.run]
+    for what in ("dataset", "protocol"):
+        values = {getattr(config, what) for config in configs}
+        if len(values) > 1:
+            raise ValueError(
+                f"the runs are of different {what}s ({', '.join(sorted(map(str, values)))}); name runs of one"
+            )
+    streams = [config.stream for config in configs]
+    if len(set(streams)) < len(streams):
+        raise ValueError(f"the runs are of the streams {', '.join(streams)}; name one run of each stream")
