@@ -1,0 +1,269 @@
+"""Tables of the paper: what is planned, run, resumed, collected and drawn."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import statistics
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from fastmc.evaluation import FinetuneConfig
+from train.config import to_plain
+from train.folder import RunFolderError
+from train.jobs import Job, JobFailed, run_jobs
+from train.tables import __main__ as tables
+from train.tables.plan import Plan
+from train.tables.published import TABLES, Column
+from train.tables.render import Filled, draw, to_markdown, write_csv
+
+PAPER = Path(__file__).resolve().parents[2] / "shared" / "paper" / "a2mc.txt"
+TINY = (
+    *("--preset", "tiny", "--frames", "8", "--encoder", "1x8", "--batch-size", "8", "--bank-size", "16"),
+    *("--epochs", "1", "--milestones", "1", "--linear-epochs", "2", "--train-crops", "1", "--probe-every", "0"),
+)
+
+
+def plan(data_root: Path, tmp_path: Path, *flags: str, seeds=(0, 1), target="small") -> Plan:
+    return Plan((*TINY, "--data-root", str(data_root), *flags), seeds, tmp_path / "runs", target, tmp_path / "logs")
+
+
+@pytest.mark.parametrize("number", TABLES)
+def test_every_row_has_a_figure_or_a_gap_for_each_column(number):
+    table = TABLES[number]
+    for row in table.rows:
+        assert len(row.values) == len(table.columns)
+        assert len(row.info) == len(table.info)
+        assert all(value is None or 20 < value < 100 for value in row.values)
+    assert any(row.variant for row in table.rows)
+
+
+@pytest.mark.skipif(not PAPER.exists(), reason="../shared/paper is not here")
+@pytest.mark.parametrize("number", TABLES)
+def test_published_figures_are_the_paper_s(number):
+    """Each row's figures stand in one line of the paper, in this order, behind the method's name."""
+    lines = (
+        PAPER.read_text(encoding="utf-8").replace("^2", "²").replace("A ²", "A²").replace("MS ²", "MS²").splitlines()
+    )
+    for row in TABLES[number].rows:
+        figures = [f"{value:.1f}" for value in row.values if value is not None]
+        name = row.label.replace("MS²L", "MS² L").replace("A²MC", "A² MC").replace("3s-A² MC", "3s-A²MC")
+        names = {row.label, name}
+        found = [
+            line
+            for line in lines
+            if any(line.strip().startswith(n) or n.replace(" ", "") in line.replace(" ", "") for n in names)
+            and _in_order(line.split("\t"), figures)
+        ]
+        assert found, f"{row.label}: {figures}"
+
+
+def _in_order(cells: list[str], figures: list[str]) -> bool:
+    cells = [cell.strip() for cell in cells]
+    return [cell for cell in cells if cell in figures and "." in cell] == figures
+
+
+def test_columns_of_a_published_set_are_the_published_protocols(data_root, tmp_path):
+    p = plan(data_root, tmp_path)
+    assert p.columns(TABLES[6], ["small"]) == (Column("small", "xsub", "linear"), Column("small", "xview", "linear"))
+    assert p.columns(TABLES[2], ["small"]) == (Column("small", "xsub", "linear"),), "table 2 has one protocol"
+    assert p.columns(TABLES[2], ["small"], ["xview"]) == (Column("small", "xview", "linear"),)
+    semi = p.columns(TABLES[4], ["small"])
+    assert [(c.protocol, c.measure) for c in semi] == [
+        *(("xsub", "semi1"), ("xsub", "semi10"), ("xview", "semi1"), ("xview", "semi10"))
+    ]
+    with pytest.raises(ValueError, match="no protocol xset; there are: xsub, xview"):
+        p.columns(TABLES[6], ["small"], ["xset"])
+
+
+def test_a_run_that_several_rows_need_is_trained_once(data_root, tmp_path):
+    p = plan(data_root, tmp_path)
+    six, two = (list(p.cells(TABLES[n], p.columns(TABLES[n], ["small"], ["xsub"]))) for n in (6, 2))
+    names = [job.name for job in p.training_jobs([*six, *two])]
+    assert len(names) == len(set(names)) == 2 * (4 + 2), "joint A²MC is in both tables, the fused row needs no run"
+    assert names[0].endswith("seed0")
+    assert [name[-1] for name in names] == sorted(name[-1] for name in names), "one seed after the other"
+    assert "-b1-" in names[5], "the shortest run of a seed comes last"
+    fused = p.evaluation_jobs(two)
+    assert [job.module for job in fused] == ["train.evaluate"] * 2
+    runs = fused[0].arguments[fused[0].arguments.index("--run") + 1 :][:3]
+    assert [Path(run).name for run in runs] == [f"small-xsub-a2mc-{s}-tiny-seed0" for s in ("joint", "motion", "bone")]
+
+
+@pytest.mark.parametrize("flag", ["--seed", "--method=b1", "--stream", "--out", "--protocol", "--restart"])
+def test_flags_that_differ_from_run_to_run_are_refused(data_root, tmp_path, flag):
+    with pytest.raises(ValueError, match="differs from run to run"):
+        plan(data_root, tmp_path, flag, "1")
+
+
+def command(data_root: Path, tmp_path: Path, *flags: str) -> list[str]:
+    settings = ["--dataset", "small", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    return [*settings, "--data-root", str(data_root), *TINY, *flags]
+
+
+def test_a_table_is_run_written_resumed_and_collected(data_root, tmp_path, capsys):
+    flags = command(data_root, tmp_path, "--table", "6", "--protocols", "xsub", "--seeds", "0", "1")
+    assert tables.main([*flags, "--collect"]) == 0
+    assert "8 figures of ours are not there yet" in capsys.readouterr().out
+    assert not (tmp_path / "runs").exists(), "collecting runs nothing"
+    assert tables.main(flags) == 0
+    assert "8 runs to train, 0 done already" in capsys.readouterr().out
+    reports = {p.parent.name: json.loads(p.read_text()) for p in (tmp_path / "runs").glob("*/report.json")}
+    assert len(reports) == 8
+    with open(tmp_path / "out" / "table6-small.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for method, label in (("b1", "B1"), ("a2mc", "A²MC")):
+        want = [reports[f"small-xsub-{method}-joint-tiny-seed{seed}"]["linear_top1"] for seed in (0, 1)]
+        (row,) = (row for row in rows if (row["source"], row["method"]) == ("fastmc", label))
+        assert float(row["mean"]) == pytest.approx(statistics.fmean(want))
+        assert float(row["std"]) == pytest.approx(statistics.stdev(want))
+        assert row["seeds"] == "2"
+    published = [float(row["mean"]) for row in rows if row["source"] == "paper" and row["protocol"] == "xview"]
+    assert published == [82.8, 85.6, 86.7, 87.9]
+    text = (tmp_path / "out" / "table6-small.md").read_text(encoding="utf-8")
+    assert "| B1 |  |  |  | 75.6 | 82.8 |" in text
+    assert "not run" not in text
+    assert "small: none of the paper's sets" in text
+    (tmp_path / "runs" / "small-xsub-b2-joint-tiny-seed1" / "report.json").unlink()
+    assert tables.main(flags) == 0
+    assert "1 runs to train, 7 done already" in capsys.readouterr().out
+
+
+def test_other_settings_in_a_run_s_folder_stop_before_anything_runs(data_root, tmp_path, capsys):
+    flags = command(data_root, tmp_path, "--table", "6", "--protocols", "xsub", "--seeds", "0")
+    p = plan(data_root, tmp_path, seeds=(0,))
+    column = p.columns(TABLES[6], ["small"], ["xsub"])[0]
+    config = p.config(column, TABLES[6].rows[3].variant, "joint", 0)
+    config.out.mkdir(parents=True)
+    (config.out / "config.json").write_text(json.dumps(to_plain(replace(config, frames=9))))
+    with pytest.raises(RunFolderError, match="frames"):
+        p.training_jobs([(TABLES[6].rows[3], column, 0)])
+    assert tables.main(flags) == 1
+    assert "other settings (frames)" in capsys.readouterr().err
+    assert not list((tmp_path / "runs").glob("*/report.json"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--table", "7"], "table = 7: choose from 1, 2, 3, 4, 5, 6"),
+        (["--table", "6", "--dataset", "ntu60"], "there is no dataset 'ntu60'"),
+        (["--table", "5", "--target", "pku9"], "there is no dataset 'pku9'"),
+        (["--table", "6", "--parallel", "0"], "parallel must be at least 1"),
+        (["--table", "6", "--epochz", "3"], "epochz"),
+    ],
+)
+def test_wrong_arguments_are_named(data_root, tmp_path, capsys, flags, message):
+    try:
+        code = tables.main([*command(data_root, tmp_path), *flags])
+    except SystemExit as error:  # of tyro, for a flag that nobody knows
+        code = error.code
+    assert code
+    captured = capsys.readouterr()
+    assert message in captured.err + captured.out
+
+
+def filled() -> Filled:
+    table = TABLES[6]
+    column = Column("small", "xsub", "linear")
+    values = {(row, column): [50.0 + i, 52.0 + i] for i, row in enumerate(table.rows[:3])}
+    return Filled(table, (column,), values, {column: [20.0, 22.0]}, 2, ("Fine print.",))
+
+
+def test_markdown_shows_both_sides_and_gaps():
+    text = to_markdown(filled())
+    assert "| B1 |  |  |  | 75.6 | 82.8 | 51.0 ± 1.4 |" in text
+    assert "| A²MC | ✓ | ✓ | ✓ | 80.0 | 87.9 | not run |" in text
+    assert "| untrained encoder |  |  |  |  |  | 21.0 ± 1.4 |" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(a.count("|") == b.count("|") for a, b in pairwise(rows))
+
+
+def test_csv_is_one_line_a_figure(tmp_path):
+    write_csv(filled(), tmp_path / "t.csv")
+    rows = list(csv.DictReader((tmp_path / "t.csv").open(encoding="utf-8")))
+    assert [row["source"] for row in rows].count("paper") == 8
+    assert [row["values"] for row in rows if row["method"] == "B2" and row["source"] == "fastmc"] == ["51.0000 53.0000"]
+
+
+@pytest.mark.parametrize("number", TABLES)
+def test_picture_names_rows_columns_and_axes(number, tmp_path):
+    table = TABLES[number]
+    own = Column("small", "xsub", table.columns[0].measure)
+    values = {(row, own): [40.0, 60.0] for row in table.rows if row.variant}
+    figure = draw(Filled(table, (own,), values, {own: []}, 0, ()))
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        figure.savefig(tmp_path / "t.svg")
+    texts = {
+        "".join(e.itertext()).strip() for e in ElementTree.parse(tmp_path / "t.svg").iter() if e.tag.endswith("text")
+    }
+    assert {"top-1 accuracy (%)", "50.0"} <= texts
+    assert {row.label for row in table.rows} <= texts or number == 2
+    assert any("fastmc" in text for text in texts)
+
+
+def test_jobs_that_are_done_do_not_run_and_failures_are_told_after_the_others(tmp_path):
+    made = [tmp_path / name for name in "ab"]
+    jobs = [
+        Job("a", "timeit", ("-n1", "-r1", f"open({str(made[0])!r}, 'w')"), tmp_path / "a.log", made[0].exists),
+        Job("fails", "no_such_module", (), tmp_path / "fails.log", lambda: False),
+        Job("silent", "timeit", ("-n1", "-r1", "pass"), tmp_path / "silent.log", lambda: False),
+        Job("b", "timeit", ("-n1", "-r1", f"open({str(made[1])!r}, 'w')"), tmp_path / "b.log", made[1].exists),
+        Job("done", "no_such_module", (), tmp_path / "done.log", lambda: True),
+    ]
+    with pytest.raises(JobFailed) as failure:
+        run_jobs(jobs, parallel=2)
+    assert all(path.exists() for path in made)
+    assert "fails failed" in str(failure.value)
+    assert "No module named no_such_module" in str(failure.value)
+    assert "silent failed" in str(failure.value), "a command that ends well without a result has failed too"
+    assert not (tmp_path / "done.log").exists()
+    assert run_jobs([jobs[0], jobs[3], jobs[4]]) == 0
+
+
+def test_jobs_share_the_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr("train.jobs.usable_cores", lambda: 6)
+    out = [tmp_path / f"{n}.txt" for n in range(3)]
+    code = "import os; open({!r}, 'w').write(os.environ['OMP_NUM_THREADS'])"
+    jobs = [
+        Job(str(n), "timeit", ("-n1", "-r1", code.format(str(path))), tmp_path / f"{n}.log", path.exists)
+        for n, path in enumerate(out)
+    ]
+    assert run_jobs(jobs, parallel=2) == 3
+    assert [path.read_text() for path in out] == ["3"] * 3
+
+
+def test_a_figure_of_other_settings_does_not_enter_a_table(data_root, tmp_path):
+    """As a hand-run evaluation of fewer epochs or draws would leave it, or one that is older than the run."""
+    p = plan(data_root, tmp_path, seeds=(0,))
+    row = TABLES[4].rows[-1]
+    column = p.columns(TABLES[4], ["small"], ["xsub"])[0]
+    config = p.config(column, row.variant, "joint", 0)
+    path = p.result(column, row.variant, 0)
+    path.parent.mkdir(parents=True)
+    (config.out / "config.json").write_text(json.dumps(to_plain(config)))
+    (config.out / "report.json").write_text("{}")
+    good = {"kind": "semi", "top1": 40.0, "draws": 5, "evaluation": to_plain(FinetuneConfig())}
+
+    def value_of(**other) -> list[float]:
+        path.write_text(json.dumps(good | other))
+        os.utime(path, ns=(later := (config.out / "report.json").stat().st_mtime_ns + 10**9, later))
+        return p.values(row, column)
+
+    assert value_of() == [40.0]
+    assert value_of(draws=2) == []
+    assert value_of(evaluation=to_plain(FinetuneConfig(epochs=1))) == []
+    assert value_of() == [40.0]
+    p = plan(data_root, tmp_path, "--test-crop", "0.9", seeds=(0,))
+    (config.out / "config.json").write_text(json.dumps(to_plain(p.config(column, row.variant, "joint", 0))))
+    assert value_of() == [], "the run is evaluated on other crops now"
+    assert value_of(evaluation=to_plain(FinetuneConfig(test_crop=0.9))) == [40.0]
+    os.utime(path, ns=(0, 0))
+    assert p.values(row, column) == [], "it is of an earlier run"

@@ -1,0 +1,174 @@
+"""The paper's tables, ours beside what was published: python -m train.tables --help."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from fastmc.data.parallel import usable_cores
+from train.config import Config, differences, parse, preset_config, to_plain
+from train.errors import run_command
+from train.jobs import run_jobs
+from train.record import duration, log
+from train.run import choose_device
+from train.tables.plan import Cell, Plan
+from train.tables.published import DATASETS, PRETRAINING, TABLES, Column, Table
+from train.tables.render import Filled, draw, to_markdown, write_csv
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Make tables of the paper: pre-train and evaluate whatever they need, and write markdown, CSV and a picture.
+
+    All other flags are those of train.run, the same for all runs. The runs are ordinary run folders under --runs, named
+    as train.run names them: finished ones are only read, interrupted ones resume. So the same command goes on after a
+    stop.
+
+    Without data: python -m train.tables --table 2 6 --dataset synthetic --preset tiny
+
+    The paper's: python -m train.tables --table 1 3 --dataset ntu60 ntu120 pku2 --seeds 0
+
+    What there is so far: python -m train.tables --table 6 --dataset ntu60 --collect
+    """
+
+    table: tuple[int, ...]
+    """Numbers, 1 to 6. 1: linear; 2: streams and their fusion; 3: kNN; 4: semi-supervised; 5: transfer; 6: ablation."""
+    dataset: tuple[str, ...] = ("synthetic",)
+    """Data sets to pre-train on, packed stores under --data-root. One that the paper does not have gets columns of its
+    own beside the published ones."""
+    protocols: tuple[str, ...] = ()
+    """Splits, such as xsub xview; by default the published ones."""
+    target: str = "pku2"
+    """Data set that table 5 fine-tunes on."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of each cell; mean and standard deviation are shown."""
+    runs: Path = Path("runs")
+    """Folder of the run folders."""
+    out: Path = Path("runs/tables")
+    """Folder of the tables."""
+    parallel: int | None = None
+    """Runs at a time, each with an equal share of the cores. By default one on a GPU; on a CPU one per core for preset
+    tiny, else one."""
+    collect: bool = False
+    """Run nothing: make the tables of what there is."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+
+    def command() -> None:
+        settings, flags = tyro.cli(Settings, prog="python -m train.tables", args=args, return_unknown_args=True)
+        make_tables(settings, tuple(flags))
+
+    return run_command(command, stopped="stopped; the same command goes on from here")
+
+
+def make_tables(settings: Settings, flags: tuple[str, ...] = ()) -> list[Filled]:
+    """Run what is missing, unless it is only to be collected, and write the tables.
+
+    Raises:
+        ValueError: an argument does not fit. DatasetError: a data set is not there.
+        JobFailed: a run failed; the tables of the others are written before.
+    """
+    unknown = [number for number in settings.table if number not in TABLES]
+    if unknown or not settings.table:
+        raise ValueError(f"table = {', '.join(map(str, unknown)) or 'none'}: choose from {', '.join(map(str, TABLES))}")
+    plan = Plan(flags, settings.seeds, settings.runs, settings.target, settings.out / "logs")
+    tables = [TABLES[number] for number in settings.table]
+    columns = {table.number: plan.columns(table, settings.dataset, settings.protocols) for table in tables}
+    if any(table.number == 5 for table in tables):
+        plan.store(settings.target)  # an error now, not after hours
+    started = time.monotonic()
+    try:
+        if not settings.collect:
+            cells = [cell for table in tables for cell in plan.cells(table, columns[table.number])]
+            _run_missing(settings, plan, cells)
+    finally:
+        filled = [fill(plan, table, columns[table.number]) for table in tables]
+        for each in filled:
+            _write(settings, each)
+    if not settings.collect:
+        log.info("all of it took %s", duration(time.monotonic() - started))
+    return filled
+
+
+def _run_missing(settings: Settings, plan: Plan, cells: Sequence[Cell]) -> None:
+    training, evaluating = plan.training_jobs(cells), plan.evaluation_jobs(cells)
+    config = parse((*plan.flags, "--dataset", settings.dataset[0]))
+    parallel = settings.parallel if settings.parallel is not None else _default_parallel(config)
+    log.info(
+        "%d runs to train, %d done already; %d evaluations beside them; %d at a time; what they print is in %s",
+        *(sum(not job.done() for job in training), sum(job.done() for job in training)),
+        *(len(evaluating), parallel, plan.logs),
+    )
+    run_jobs(training, parallel)
+    run_jobs(evaluating, parallel)
+
+
+def _default_parallel(config: Config) -> int:
+    on_gpu = choose_device(config.device).type != "cpu"
+    return usable_cores() if config.preset == "tiny" and not on_gpu else 1
+
+
+def fill(plan: Plan, table: Table, columns: tuple[Column, ...]) -> Filled:
+    """The table with our figures, as far as they are there."""
+    own = [(row, column) for row in table.rows if row.variant for column in columns]
+    values = {(row, column): found for row, column in own if (found := plan.values(row, column))}
+    missing = len(own) * len(plan.seeds) - sum(map(len, values.values()))
+    untrained = {column: plan.untrained(column) for column in columns}
+    return Filled(table, columns, values, untrained, missing, _fine_print(plan, table, columns))
+
+
+def _fine_print(plan: Plan, table: Table, columns: tuple[Column, ...]) -> tuple[str, ...]:
+    column, first = columns[0], next(row.variant for row in table.rows if row.variant is not None)
+    config = plan.config(column, first, first.streams[0], plan.seeds[0])
+    optim, contrast = config.optim, config.contrast
+    ours = (
+        f"Ours: preset {config.preset}: BiGRU {config.encoder.encoder}, {config.frames} frames, {optim.optimizer} at "
+        f"{optim.lr:g}, batches of {optim.batch_size}, K = {contrast.bank_size:,}, {optim.epochs} epochs, times 0.1 at "
+        f"{', '.join(map(str, optim.milestones))}. Seeds {', '.join(map(str, plan.seeds))}; mean ± standard deviation."
+    )
+    paper = preset_config("paper", column.dataset)
+    groups = ("frames", "augment", "attack", "contrast", "encoder", "optim", "evaluation")
+    changed = [
+        name
+        for name in differences(to_plain(paper), to_plain(config))
+        if name.split(".")[0] in groups and name not in ("contrast.method", "contrast.impl")
+    ]
+    lines = [f"Paper: {table.fine_print} {PRETRAINING}", ours]
+    if changed:
+        lines.append(f"Settings that are not those of preset paper: {', '.join(changed)}.")
+    foreign = [c.dataset for c in columns if c.dataset not in DATASETS]
+    if foreign:
+        names = ", ".join(dict.fromkeys(foreign))
+        lines.append(f"{names}: none of the paper's sets. Only the order of the rows can be compared, not the figures.")
+    if table.number == 5:
+        lines.append(f"Target of ours: {plan.target}, its training part to fine-tune, its test part to test.")
+    runs, seconds = plan.wall_seconds(list(plan.cells(table, columns)))
+    lines.append(f"{runs} runs, their wall time added up: {duration(seconds)}.")
+    return tuple(lines)
+
+
+def _write(settings: Settings, filled: Filled) -> None:
+    from fastmc.figures.style import save, whole  # here, so that nothing else waits for matplotlib
+
+    settings.out.mkdir(parents=True, exist_ok=True)
+    name = f"table{filled.table.number}-{'-'.join(settings.dataset)}"
+    text = to_markdown(filled)
+    with whole(settings.out / f"{name}.md") as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+    with whole(settings.out / f"{name}.csv") as unfinished:
+        write_csv(filled, unfinished)
+    save(draw(filled), settings.out, name)
+    log.info("%s", text)
+    missing = f"; {filled.missing} figures of ours are not there yet" if filled.missing else ""
+    log.info("%s.md, .csv, .png and .svg are written%s", settings.out / name, missing)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

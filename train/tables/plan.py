@@ -1,0 +1,230 @@
+"""Which runs and evaluations a table needs, and what they came to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from fastmc.data.store import PackedStore
+from fastmc.evaluation import FinetuneConfig
+from train.config import Config, parse, to_plain
+from train.datasets import open_dataset
+from train.evaluation_settings import Semi
+from train.folder import RunFolder, default_folder, is_finished
+from train.jobs import Job
+from train.tables.published import DATASETS, OURS, Column, Row, Table, Variant
+
+# Flags of train.run that differ from run to run, with what says them here.
+VARYING = {
+    "--dataset": "--dataset",
+    "--protocol": "--protocols",
+    "--method": "a row of the table",
+    "--stream": "a row of the table",
+    "--seed": "--seeds",
+    "--out": "--runs",
+    "--restart": "nothing: delete the run's folder",
+    "--print-config": "nothing",
+}
+
+
+Cell = tuple[Row, Column, int]  # a row and a column of ours, and a seed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a table: folders, commands and results.
+
+    Attributes:
+        flags: of train.run, the same for all runs.
+        seeds: of each cell.
+        runs: folder of the run folders, named as train.run names them.
+        target: data set that table 5 fine-tunes on; its first protocol.
+        logs: folder of what the commands print.
+    """
+
+    flags: tuple[str, ...]
+    seeds: tuple[int, ...]
+    runs: Path
+    target: str
+    logs: Path
+
+    def __post_init__(self) -> None:
+        for flag in self.flags:
+            name = flag.partition("=")[0]
+            if name in VARYING:
+                raise ValueError(f"{name} differs from run to run; here it is said by {VARYING[name]}")
+        if not self.seeds:
+            raise ValueError("seeds must hold one seed at least")
+
+    def store(self, dataset: str) -> PackedStore:
+        """The packed store, made if it can be; DatasetError says how to get one that is not there."""
+        return open_dataset(dataset, _parsed((*self.flags, "--dataset", dataset)).data_root)
+
+    def columns(self, table: Table, datasets: Sequence[str], protocols: Sequence[str] = ()) -> tuple[Column, ...]:
+        """Columns of our own beside the published ones: for a published set those protocols that were published, for
+        another one all that the store has, or just its first where the table has one protocol only."""
+        published = [(column.dataset, column.protocol) for column in table.columns]
+        several = len({protocol for _, protocol in published}) > 1
+        measures = dict.fromkeys(column.measure for column in table.columns)
+        found = []
+        for dataset in datasets:
+            there = self.store(dataset).protocols
+            own = dict.fromkeys(p for d, p in published if d == dataset) if dataset in DATASETS else there
+            chosen = list(protocols or own)[: None if several or protocols else 1]
+            absent = [protocol for protocol in chosen if protocol not in there]
+            if absent:
+                raise ValueError(f"{dataset} has no protocol {', '.join(absent)}; there are: {', '.join(there)}")
+            if not chosen:
+                raise ValueError(f"table {table.number} has no column for {dataset}; name its --protocols")
+            found += [Column(dataset, protocol, measure) for protocol in chosen for measure in measures]
+        return tuple(found)
+
+    def config(self, column: Column, variant: Variant, stream: str, seed: int) -> Config:
+        """Settings of one run, its folder included."""
+        flags = (*self.flags, "--dataset", column.dataset, "--protocol", column.protocol)
+        config = _parsed((*flags, "--method", variant.method, "--stream", stream, "--seed", str(seed)))
+        return replace(config, out=self.runs / default_folder(config).name)
+
+    def configs(self, column: Column, variant: Variant, seed: int) -> list[Config]:
+        return [self.config(column, variant, stream, seed) for stream in variant.streams]
+
+    def cells(self, table: Table, columns: Sequence[Column]) -> Iterator[Cell]:
+        """Every (row, column, seed) of ours."""
+        for row, column, seed in product(table.rows, columns, self.seeds):
+            if row.variant is not None:
+                yield row, column, seed
+
+    def training_jobs(self, cells: Sequence[Cell]) -> list[Job]:
+        """The runs to train, each once, those of the first seed first. In each seed B1, a third of the work of the
+        others, comes last: at the end no core waits long for another.
+
+        Raises:
+            RunFolderError: a folder holds a run with other settings.
+        """
+        configs: dict[Path, Config] = {}
+        for row, column, seed in sorted(cells, key=lambda cell: (cell[2], cell[0].variant == Variant("b1"))):
+            assert row.variant is not None
+            for config in self.configs(column, row.variant, seed):
+                assert config.out is not None
+                configs[config.out] = config
+        return [self._training_job(config) for config in configs.values()]
+
+    def _training_job(self, config: Config) -> Job:
+        assert config.out is not None
+        RunFolder(config)  # an error now, not after hours
+        arguments = (
+            *self.flags,
+            *("--dataset", config.dataset, "--protocol", str(config.protocol), "--method", config.contrast.method),
+            *("--stream", config.stream, "--seed", str(config.seed), "--out", str(config.out)),
+        )
+        name = config.out.name
+        return Job(name, "train.run", arguments, self.logs / f"{name}.log", lambda: is_finished(config))
+
+    def evaluation_jobs(self, cells: Sequence[Cell]) -> list[Job]:
+        """The evaluations that a training run does not make itself, each once."""
+        jobs: dict[str, Job] = {}
+        for row, column, seed in cells:
+            assert row.variant is not None
+            job = self._evaluation_job(column, row.variant, seed)
+            if job is not None:
+                jobs[job.name] = job
+        return list(jobs.values())
+
+    def _evaluation_job(self, column: Column, variant: Variant, seed: int) -> Job | None:
+        configs = self.configs(column, variant, seed)
+        folders = [str(config.out) for config in configs]
+        options: tuple[str, ...] = ()
+        if len(configs) > 1:
+            kind = "ensemble"
+        elif column.measure in ("semi1", "semi10"):
+            kind, options = "semi", ("--share", "0.01", "0.1")
+        elif column.measure == "transfer":
+            kind, options = "transfer", ("--dataset", self.target)
+        else:
+            return None
+        config = configs[0]
+        columns = [column]
+        if kind == "semi":
+            columns = [replace(column, measure=measure) for measure in ("semi1", "semi10")]
+        name = f"{kind}-{Path(folders[0]).name}"
+        common = ("--device", config.device, "--data-root", str(config.data_root))
+        return Job(
+            name,
+            "train.evaluate",
+            (kind, "--run", *folders, *options, *common),
+            self.logs / f"{name}.log",
+            lambda: all(self.outcome(each, variant, seed) for each in columns),
+        )
+
+    def result(self, column: Column, variant: Variant, seed: int) -> Path:
+        """The file that holds a cell's figure."""
+        config = self.configs(column, variant, seed)[0]
+        assert config.out is not None
+        if len(variant.streams) > 1:
+            return config.out / "evaluate" / f"ensemble-{config.protocol}.json"
+        if column.measure == "transfer":
+            return config.out / "evaluate" / f"transfer-{self.target}-{self.store(self.target).protocols[0]}.json"
+        if column.measure in ("semi1", "semi10"):
+            return config.out / "evaluate" / f"{column.measure}-{config.protocol}.json"
+        return config.out / "report.json"
+
+    def outcome(self, column: Column, variant: Variant, seed: int) -> dict[str, Any] | None:
+        """The content of that file; None if it is not there, older than the runs, or of other settings than a table's.
+
+        Raises:
+            RunFolderError: a folder holds a run with other settings.
+        """
+        configs, path = self.configs(column, variant, seed), self.result(column, variant, seed)
+        found = _read(path) if all(is_finished(config) for config in configs) else None
+        if found is None or path.name == "report.json":
+            return found
+        reports = [config.out / "report.json" for config in configs if config.out]
+        if any(path.stat().st_mtime_ns <= report.stat().st_mtime_ns for report in reports):
+            return None
+        if len(configs) == 1:
+            own = configs[0].evaluation  # whose crops train.evaluate takes over
+            tuning = FinetuneConfig(train_crop_min=own.train_crop_min, test_crop=own.test_crop)
+            asked: dict[str, Any] = {"evaluation": to_plain(tuning)}
+            asked |= {"draws": Semi.draws} if column.measure in ("semi1", "semi10") else {}
+        else:
+            asked = {
+                "evaluation": to_plain(configs[0].evaluation),
+                "fusion_weights": dict.fromkeys(variant.streams, 1.0),
+            }
+            if [Path(run).name for run in found["runs"]] != [report.parent.name for report in reports]:
+                return None
+        return found if asked.items() <= found.items() else None
+
+    def values(self, row: Row, column: Column) -> list[float]:
+        """Percent, by seed; those that are not there yet are left out."""
+        assert row.variant is not None
+        found = [self.outcome(column, row.variant, seed) for seed in self.seeds]
+        key = {"linear": "linear_top1", "knn": "knn_top1"}.get(column.measure, "top1")
+        return [result["top1"] if "kind" in result else result[key] for result in found if result]
+
+    def untrained(self, column: Column) -> list[float]:
+        """The same evaluation of the encoder before training, where a run makes it."""
+        key = {"linear": "linear_top1", "knn": "knn_top1"}.get(column.measure)
+        found = [self.outcome(column, OURS, seed) for seed in self.seeds] if key else []
+        return [result["random_init"][key] for result in found if result]
+
+    def wall_seconds(self, cells: Sequence[Cell]) -> tuple[int, float]:
+        """How many runs there are, and their wall time as they report it, added up."""
+        folders = {config.out for row, c, seed in cells if row.variant for config in self.configs(c, row.variant, seed)}
+        reports = [report for folder in folders if folder and (report := _read(folder / "report.json"))]
+        return len(reports), sum(report["wall_seconds"] for report in reports)
+
+
+@cache
+def _parsed(flags: tuple[str, ...]) -> Config:
+    """Every cell is asked for its settings several times, and a command line takes 25 ms to read."""
+    return parse(flags)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
