@@ -1,0 +1,160 @@
+"""Figure 3 of the paper: what attack-augmentation does to a clip and to the distribution of its features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastmc.augment import STRONG, WEAK, ViewParams, draw_params
+from fastmc.data.resident import PlacedStore
+from fastmc.model import A2MC
+from fastmc.views import DenseClips, PackedClips, make_views, to_stream, whole_clips
+
+STATES = ("before", "after attack", "weak att-aug", "strong att-aug")
+TOP = 5
+DRAWS_TRIED = 64
+
+
+@dataclass(frozen=True)
+class AttackStates:
+    """A clip before and after the attack, and its two augmentations after it, in the order of `STATES`.
+
+    Attributes:
+        joints: (4, T, M, V, 3) float32, metres: joint coordinates, whatever the run's stream is.
+        distribution: (4, C) float32, softmax(FC(encoder(x))) of eq. 5, in the run's stream.
+        rho_norm, limit: metres, the L2 norm of the perturbation rho of eq. 6, and eta.
+        notes: of each state, what was done to it.
+        draw: number of the random choices.
+    """
+
+    joints: np.ndarray
+    distribution: np.ndarray
+    rho_norm: float
+    limit: float
+    notes: tuple[str, ...]
+    draw: int
+
+
+def attack_states(model: A2MC, clips: PackedClips, sample: Tensor, *, draw: int | None = None) -> AttackStates:
+    """The four states of one clip as a pre-training step makes them (paper sections 3.1 and 3.2).
+
+    Args:
+        clips: one clip. sample: (1,) int64, its id, which keys the random choices together with ``draw``.
+        draw: the step whose random choices are made; by default `visible_draw`.
+
+    Raises:
+        ValueError: ``clips`` is not one clip.
+    """
+    if len(clips) != 1:
+        raise ValueError(f"clips must be one clip, got {len(clips)}")
+    draw = visible_draw(model, clips.num_frames, sample) if draw is None else draw
+    params = _view_params(model, clips.num_frames, sample, draw)
+    x = whole_clips(clips, model.skeleton, model.frames, impl=model.view_impl)
+    attacked = model.attacked(clips)
+    source = DenseClips(attacked, clips.num_bodies, clips.max_bodies)
+    views = make_views(source, params, model.skeleton, size=model.frames, impl=model.view_impl)
+    states = torch.cat([x, attacked, *views])
+    shape = (model.skeleton.num_joints, model.max_bodies, 3)
+    rho = torch.linalg.vector_norm((attacked - x).double())
+    frames = int(clips.num_frames[0])
+    whole = f"whole clip, {frames} frames as {model.frames}"
+    return AttackStates(
+        joints=states.unflatten(2, shape).transpose(2, 3).cpu().numpy(),
+        distribution=distribution(model, states).cpu().numpy(),
+        rho_norm=float(rho),
+        limit=model.attack_config.attack_norm,
+        notes=(whole, f"‖ρ‖ = {float(rho):.3g} m (η = {model.attack_config.attack_norm:g} m)")
+        + tuple(describe_view(params, row, model.frames) for row in range(2)),
+        draw=draw,
+    )
+
+
+@torch.no_grad()
+def distribution(model: A2MC, x: Tensor) -> Tensor:
+    """softmax(FC(encoder_q(x))) of eq. 5, (B, C), for joint coordinates (B, T, V * M * 3); the encoder's input norm
+    uses its running statistics, as the attack does."""
+    with model.query.fixed():
+        h = model.query.represent(to_stream(x, model.stream, model.skeleton))
+    return model.attack_head(h.to(model.attack_head.weight.dtype)).softmax(dim=-1)
+
+
+def entropy(p: np.ndarray) -> np.ndarray:
+    """Entropy in nats of distributions (..., C): (...,); ln C at most."""
+    p = p.astype(np.float64)
+    return -(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=-1)
+
+
+def top_classes(p: np.ndarray, k: int = TOP) -> np.ndarray:
+    """Indices of the k largest of (C,), the largest first; of equal ones the first comes first."""
+    return np.argsort(-p, kind="stable")[:k]
+
+
+def entropy_change(
+    model: A2MC,
+    store: PlacedStore,
+    ids: Tensor,
+    *,
+    batch_size: int = 64,
+    advance: Callable[[int], object] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Entropies (N,) in nats of the distributions of these clips (N,) int64 before and after the attack.
+
+    ``advance`` is told how many clips each batch had.
+    """
+    before, after = [], []
+    for batch in ids.split(batch_size):
+        clips = store.select(batch)
+        x = whole_clips(clips, model.skeleton, model.frames, impl=model.view_impl)
+        before.append(entropy(distribution(model, x).cpu().numpy()))
+        after.append(entropy(distribution(model, model.attacked(clips)).cpu().numpy()))
+        if advance is not None:
+            advance(len(batch))
+    return np.concatenate(before), np.concatenate(after)
+
+
+def visible_draw(model: A2MC, num_frames: Tensor, sample: Tensor) -> int:
+    """The first draw from 0 on whose strong view masks no axis of the clip; 0 if there is none among 64.
+
+    A masked axis flattens a skeleton, which hides in a picture what the other augmentations do.
+    """
+    for draw in range(DRAWS_TRIED):
+        if bool((_view_params(model, num_frames, sample, draw).column("axis_scale") == 1).all()):
+            return draw
+    return 0
+
+
+def describe_view(params: ViewParams, row: int, frames: int) -> str:
+    """What a view does to the first clip, in words: its crop of ``frames`` frames, and its transforms."""
+
+    def of(name: str) -> Tensor:
+        return params.column(name)[row, 0].cpu()
+
+    start, length = int(of("crop_start")), int(of("crop_length"))
+    jittered = int(of("jittered").sum())
+    words = [f"{jittered} joints jittered" if jittered else "shear"]
+    if params.views[row] == STRONG:
+        words += ["rotation"]
+        words += ["left-right flip"] if of("flip") else []
+        words += ["noise"] if of("noise_std") else []
+        words += ["smoothing"] if of("filter_sigma") else []
+        words += [f"{axis} masked" for axis, kept in zip("xyz", of("axis_scale"), strict=True) if not kept]
+    return f"frames {start}-{start + length - 1} of {frames}; " + ", ".join(words)
+
+
+def _view_params(model: A2MC, num_frames: Tensor, sample: Tensor, draw: int) -> ViewParams:
+    """The random choices of the views x1 and x2 of attacked clips, as `A2MC.views` makes them."""
+    return draw_params(
+        model.augment_config,
+        num_frames,
+        model.skeleton.num_joints,
+        views=(WEAK, STRONG),
+        seed=model.seed,
+        step=draw,
+        sample=sample,
+        resized_to=model.frames,
+        impl=model.view_impl,
+    )

@@ -1,0 +1,87 @@
+"""Training curves of several runs in one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fastmc.figures.style import DOUBLE, LINES, head, quiet_grid, style
+
+PANELS = (
+    ("loss", "loss (nats)", 1.0),
+    ("top1", "contrastive top-1 of f₃ (%)", 100.0),
+    ("feature_std", "std of feature elements", 1.0),
+    ("knn_top1", "kNN probe, top-1 (%)", 1.0),
+)
+MARKED = 40  # so many epochs at most have a marker each
+
+
+@dataclass(frozen=True)
+class History:
+    """The epochs of a run.
+
+    Attributes:
+        rows: one an epoch, as `train.record.read_metrics` gives them; a quantity may be missing from a row.
+        feature_dim: D of the contrastive features.
+    """
+
+    rows: Sequence[Mapping[str, float]]
+    feature_dim: int
+
+
+def curve(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
+    """Epochs in which a quantity was measured, and its values."""
+    measured = [row for row in rows if name in row]
+    return [row["epoch"] for row in measured], [row[name] for row in measured]
+
+
+@style()
+def draw_curves(runs: Mapping[str, History], *, title: str = "") -> Figure:
+    """Loss, contrastive top-1, standard deviation of the features and kNN probe by epoch, a line a run.
+
+    The dotted line at 1/sqrt(D) is the standard deviation of features that have not collapsed.
+    """
+    columns = max(1, min(len(runs), int(DOUBLE / (0.5 + 0.055 * max(map(len, runs))))))  # inches a name and a letter
+    figure = Figure(figsize=(DOUBLE, 4.3 + 0.15 * (-(-len(runs) // columns))), layout="constrained")
+    head(figure, title)
+    panels = figure.subplots(2, 2, sharex=True).flatten()
+    for (name, label, scale), axes in zip(PANELS, panels, strict=True):
+        for i, (run, history) in enumerate(runs.items()):
+            colour, dashes = LINES[i % len(LINES)]
+            epochs, values = curve(history.rows, name)
+            marker = "o" if len(epochs) <= MARKED else ""
+            line = axes.plot(epochs, [scale * v for v in values], marker=marker, markersize=2.5, label=run)[0]
+            line.set(color=colour, linestyle=dashes)
+        axes.set_ylabel(label)
+        quiet_grid(axes)
+    loss, contrast, spread, probe = panels
+    contrast.set_ylim(0, 100)
+    _mark_no_collapse(spread, sorted({history.feature_dim for history in runs.values()}))
+    if not any("knn_top1" in row for history in runs.values() for row in history.rows):
+        probe.text(0.5, 0.5, "no probe (--probe-every 0)", transform=probe.transAxes, ha="center", color="0.4")
+    for axes in (spread, probe):
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    handles, names = loss.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.6)
+    return figure
+
+
+def _mark_no_collapse(axes: Axes, dims: Sequence[int]) -> None:
+    for dim in dims:
+        axes.axhline(dim**-0.5, color="0.4", linewidth=0.8, linestyle=":")
+        axes.annotate(
+            f"1/√{dim}: no collapse",
+            (1.0, dim**-0.5),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            fontsize=6.5,
+            color="0.3",
+        )
+    axes.set_ylim(0, 1.12 * max(axes.get_ylim()[1], *(dim**-0.5 for dim in dims)))

@@ -1,0 +1,236 @@
+"""Draw what a run has learnt: python -m train.figures --run DIR."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+import tyro
+
+from fastmc.checks import check_number
+from fastmc.data.placement import Placement
+from train.errors import run_command
+from train.figure_runs import (
+    DrawnRun,
+    candidates,
+    check_same_data,
+    clips_of_classes,
+    load_runs,
+    progress,
+    read_rows,
+    run_labels,
+    some_of,
+)
+from train.folder import load_config
+from train.prepare import find_clip
+from train.record import log
+from train.run import choose_device
+
+Name = Literal["attack", "tsne", "curves", "neighbours"]
+NAMES: tuple[Name, ...] = get_args(Name)
+CLIPS_FOR_MEAN = 256
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Draw what a run has learnt, as PNG and SVG.
+
+    attack: a clip before and after the attack and its two augmentations, with the distribution of its features (figure
+    3 of the paper), and the same animated, attack.gif. tsne: the features of ten classes in two dimensions, untrained
+    and pre-trained (figure 4). curves: the course of the training. neighbours: a test clip and the training clips that
+    are nearest to it.
+
+    Example: python -m train.figures --run runs/demo
+
+    Example, figure 4 with the paper's four panels, and the curves of four runs in one picture:
+    python -m train.figures --run runs/b1 --run runs/b2 --run runs/b3 --run runs/a2mc --only tsne curves
+    """
+
+    run: tyro.conf.UseAppendAction[tuple[Path, ...]]
+    """Run folder, as made by python -m train.run. Say it again for further runs, which curves and tsne compare; attack
+    and neighbours are of the first one."""
+    only: tuple[Name, ...] = NAMES
+    """Which pictures."""
+    clip: str | None = None
+    """Name or index of the clip for attack and neighbours; by default a random test clip."""
+    out: Path | None = None
+    """Folder for the pictures; by default figures/ in the first run's folder."""
+    seed: int = 0
+    """Of the clip, the ten classes and the t-SNE."""
+    draw: int | None = None
+    """attack: number of the random augmentations to show; by default the first of 0, 1, ... whose strong view masks no
+    axis, for a masked axis flattens the skeleton."""
+    k: int = 5
+    """neighbours: how many."""
+    protocol: str | None = None
+    """Split into training and test clips, such as xview; by default the run's own."""
+    dpi: int = 150
+    """Pixels an inch of the PNG files, which are 7 inches wide; 300 for print."""
+    data_root: Path | None = None
+    """Folder of the packed stores; by default the run's own."""
+    device: str = "auto"
+    """auto, cpu, cuda, ..."""
+    placement: Placement = "auto"
+    """Where the frames are kept: device, pinned, mapped, or auto; see python -m train.run --help."""
+
+
+def draw_attack_of(run: DrawnRun, settings: Settings, clip: int, out: Path) -> list[Path]:
+    """Figure 3: attack.png, attack.svg and attack.gif."""
+    from fastmc.figures.attack import attack_states, entropy_change
+    from fastmc.figures.draw_attack import animate_attack, draw_attack, frame_seconds
+    from fastmc.figures.style import save
+
+    ids = torch.tensor([clip], device=run.placed.device)
+    states = attack_states(run.model, run.placed.select(ids), ids, draw=settings.draw)
+    log.info("attack: clip %d, %s; augmentations of draw %d", clip, run.describe(clip), states.draw)
+    test = some_of(run.clips()[1], CLIPS_FOR_MEAN, settings.seed).to(run.placed.device)
+    with progress("clip", "attacks", len(test)) as advance:
+        before, after = entropy_change(run.model, run.placed, test, advance=advance)
+    mean = f"mean entropy over {len(test)} test clips {before.mean():.4f} nats before attack, {after.mean():.4f} after"
+    log.info("attack: %s; it rises in %.1f %% of them", mean, 100 * (after > before).mean())
+    title = f"{run.describe(clip)}; {mean}"
+    paths = save(draw_attack(states, run.store.skeleton, title=title), out, "attack", settings.dpi)
+    seconds = frame_seconds(int(run.store.num_frames[clip]), run.store.fps, run.config.frames)
+    with progress("frame", "attack.gif", run.config.frames) as advance:
+        moving = out / "attack.gif"
+        subtitle = f"{run.describe(clip)}, ‖ρ‖ = {states.rho_norm:.3g} m"
+        animate_attack(states, run.store.skeleton, moving, seconds=seconds, title=subtitle, advance=advance)
+    return [*paths, moving]
+
+
+def draw_tsne_of(runs: Sequence[DrawnRun], settings: Settings, out: Path) -> list[Path]:
+    """Figure 4: tsne.png and tsne.svg. ValueError where the runs are of different data."""
+    from fastmc.figures.style import save
+    from fastmc.figures.tsne import draw_embeddings, embed, scores_in_words
+
+    check_same_data(runs)
+    first, several = runs[0], len(runs) > 1
+    ids = clips_of_classes(first, settings.seed)
+    labels = first.store.label[ids]
+    features = {f"untrained ({first.label})" if several else "untrained": first.features(ids, first.untrained())}
+    features |= {run.label if several else "pre-trained": run.features(ids) for run in runs}
+    with progress("panel", "t-SNE", len(features)) as advance:
+        panels = {}
+        for heading, h in features.items():
+            panels[heading] = embed(h, labels, seed=settings.seed)
+            advance(1)
+    used, perplexity = len(np.unique(labels)), next(iter(panels.values())).perplexity
+    title = (
+        f"Features of {len(ids)} test clips ({first.store.name}, {first.protocol}) of {used} classes: "
+        f"t-SNE with perplexity {perplexity:.3g}, seed {settings.seed}. "
+        "1-NN: share of clips whose nearest other clip has their class"
+    )
+    for heading, panel in panels.items():
+        log.info("tsne: %s: %s", heading, scores_in_words(panel))
+    return save(draw_embeddings(panels, labels, first.store.class_names, title=title), out, "tsne", settings.dpi)
+
+
+def draw_curves_of(folders: Sequence[Path], out: Path, dpi: int) -> list[Path]:
+    """curves.png and curves.svg."""
+    from fastmc.figures.curves import History, draw_curves
+    from fastmc.figures.style import save
+
+    histories = {
+        label: History(read_rows(folder), load_config(folder).encoder.feature_dim)
+        for folder, label in zip(folders, run_labels(folders), strict=True)
+    }
+    title = f"Training of {folders[0].resolve().name}" if len(folders) == 1 else ""
+    return save(draw_curves(histories, title=title), out, "curves", dpi)
+
+
+def draw_neighbours_of(run: DrawnRun, settings: Settings, clip: int, out: Path) -> list[Path]:
+    """neighbours.png and neighbours.svg."""
+    from fastmc.figures.neighbours import Strip, draw_neighbours, nearest
+    from fastmc.figures.style import save
+
+    train = candidates(run, clip, settings.k)
+    order, cosines = nearest(run.features(train), run.features(np.array([clip]))[0], settings.k)
+
+    def strip(n: int, cosine: float | None = None) -> Strip:
+        store = run.store
+        return Strip(store.clip(n), str(store.names[n]), store.class_names[store.label[n]], store.fps, cosine)
+
+    found = [strip(int(train[i]), float(cosine)) for i, cosine in zip(order, cosines, strict=True)]
+    same = sum(s.class_name == run.store.class_names[run.store.label[clip]] for s in found)
+    log.info("neighbours of clip %d, %s: %d of %d have its class", clip, run.describe(clip), same, len(found))
+    title = f"Nearest of {len(train)} training clips ({run.store.name}, {run.protocol}) by cosine of frozen features"
+    return save(draw_neighbours(strip(clip), found, run.store.skeleton, title=title), out, "neighbours", settings.dpi)
+
+
+def choose_clip(run: DrawnRun, settings: Settings) -> int:
+    """The clip that was asked for, or a random test clip."""
+    if settings.clip is not None:
+        return find_clip(run.store, settings.clip)
+    return int(np.random.default_rng(settings.seed).choice(run.clips()[1]))
+
+
+def draw(settings: Settings) -> list[Path]:
+    """Draw all that was asked for; returns the files. What is wrong with the settings is found before the first."""
+    out = check_settings(settings)
+    runs = _load(settings) if set(settings.only) != {"curves"} else []
+    clip = choose_clip(runs[0], settings) if {"attack", "neighbours"} & set(settings.only) else -1
+    if "neighbours" in settings.only:
+        candidates(runs[0], clip, settings.k)
+    if "tsne" in settings.only:
+        check_same_data(runs)
+        clips_of_classes(runs[0], settings.seed)
+    draws: dict[Name, Callable[[], list[Path]]] = {
+        "attack": lambda: draw_attack_of(runs[0], settings, clip, out),
+        "tsne": lambda: draw_tsne_of(runs, settings, out),
+        "curves": lambda: draw_curves_of(settings.run, out, settings.dpi),
+        "neighbours": lambda: draw_neighbours_of(runs[0], settings, clip, out),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [path for name in NAMES if name in settings.only for path in draws[name]()]
+    for path in paths:
+        log.info("%s (%.0f kB)", path, path.stat().st_size / 1e3)
+    return paths
+
+
+def _load(settings: Settings) -> list[DrawnRun]:
+    return load_runs(
+        settings.run,
+        device=choose_device(settings.device),
+        data_root=settings.data_root,
+        protocol=settings.protocol,
+        placement=settings.placement,
+    )
+
+
+def check_settings(settings: Settings) -> Path:
+    """The folder for the pictures.
+
+    Raises:
+        ValueError: a number is out of range, there is no run, or one without metrics, or ``out`` is a file.
+    """
+    if not settings.run:
+        raise ValueError("--run is missing: name a run folder, as made by python -m train.run")
+    check_number("dpi", settings.dpi, at_least=50, at_most=1200)
+    check_number("seed", settings.seed, at_least=0, at_most=2**31 - 1)
+    check_number("draw", settings.draw or 0, at_least=0)
+    run_labels(settings.run)
+    if "curves" in settings.only:
+        for folder in settings.run:
+            read_rows(folder)
+    out = settings.out or settings.run[0] / "figures"
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; name a folder")
+    return out
+
+
+def parse(args: Sequence[str] | None = None) -> Settings:
+    return tyro.cli(Settings, prog="python -m train.figures", args=args)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    return run_command(lambda: draw(parse(args)), stopped="stopped; the pictures that were drawn are whole")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
