@@ -1,0 +1,246 @@
+"""From a released checkpoint of ISC, CMD and their like to a run folder, and back: python -m train.convert --help."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from fastmc.checkpoint import load_latest, save
+from fastmc.data.store import NOT_NORMALISED, PackedStore
+from fastmc.model import A2MC
+from fastmc.released import ReleasedEncoder, encoder_of, read_released, to_released
+from fastmc.skeleton import NTU25, Skeleton
+from fastmc.views import Stream
+from train.config import Config, preset_config, to_plain
+from train.datasets import open_dataset
+from train.errors import run_command
+from train.folder import RunFolder, RunFolderError, load_config
+from train.loop import build_model, build_step
+from train.record import log
+from train.report import environment
+
+THEIR_FRAME = "2s-AGCN: every frame's spine at the origin, hip to spine +z, left to right shoulder +x"
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Joints and bodies of a clip: what the size of a model depends on."""
+
+    skeleton: Skeleton
+    max_bodies: int
+
+
+def load(
+    checkpoint: Path,
+    out: Path,
+    dataset: str = "ntu60",
+    protocol: str = "xsub",
+    stream: Stream = "joint",
+    frames: int = 64,
+    data_root: Path = Path("data"),
+    overwrite: bool = False,
+) -> None:
+    """Make a run folder of a released checkpoint (ISC, CMD, HaLP, PCM3), for train.evaluate and all that reads runs.
+
+    Example: python -m train.convert load --checkpoint cmd.pth.tar --out runs/cmd-motion --stream motion
+
+    Such encoders know coordinates of another preparation than ours: docs/checkpoints.md says how to pack theirs.
+
+    Args:
+        checkpoint: the file; of its encoders the one of --stream is taken.
+        out: the run folder to make.
+        dataset: name of the packed store that evaluations read; it may be prepared later.
+        protocol: training and test split of that store.
+        stream: joint, motion or bone. A file with one encoder does not say which it is.
+        frames: frames of a clip as the encoder reads it.
+        data_root: folder of the packed stores.
+        overwrite: replace the run that --out holds.
+    """
+    file = read_released(checkpoint)
+    found = encoder_of(file, stream, NTU25.num_joints)
+    layout = Layout(NTU25, found.input_size // (3 * NTU25.num_joints))
+    store = open_dataset(dataset, data_root) if (data_root / dataset).exists() else None
+    if store is not None:
+        check_store(store, layout, protocol)
+    config = replace(
+        config_of(found, file.epochs, dataset),
+        protocol=protocol,
+        stream=stream,
+        frames=frames,
+        data_root=data_root,
+        out=out,
+        restart=overwrite,
+    )
+    folder = RunFolder(config)
+    if folder.saved is not None and not overwrite:
+        raise RunFolderError(f"out = {out} holds a run; name another folder, or replace it with --overwrite")
+    state = run_state(config, fill_model(build_model(config, layout, CPU), found), layout, store)
+    with folder.begin({**environment(CPU), "released": {"file": str(checkpoint), "encoder": found.name}}):
+        save(out / "checkpoints", 0, state, keep=1)
+    log.info("%s: %s, epoch %s", checkpoint, describe(found), file.epochs or "unknown")
+    log.info("%s is a run now: python -m train.evaluate linear --run %s", out, out)
+
+
+def export(run: tuple[Path, ...], out: Path, overwrite: bool = False) -> None:
+    """Write runs with --reading stepwise to one file that the evaluation scripts of CMD read: a run for each stream.
+    Runs without an input norm are written as ISC's scripts read them, which take one run.
+
+    Example: python -m train.convert export --run runs/joint runs/motion runs/bone --out a2mc.pth.tar
+
+    Args:
+        run: run folders of python -m train.run, of different streams.
+        out: the file to write.
+        overwrite: replace it if it exists.
+    """
+    if out.exists() and not overwrite:
+        raise ValueError(f"out = {out} exists; name another file, or replace it with --overwrite")
+    if not run:
+        raise ValueError("run names no run folder; give one of each stream")
+    tensors: dict[str, Tensor] = {}
+    epochs, encoders = [], set()
+    for folder in run:
+        config = load_config(folder)
+        path, state = load_latest(folder / "checkpoints")
+        try:
+            new = released_state(config, state)
+        except ValueError as error:
+            raise ValueError(f"{folder}: {error}") from None
+        encoders.add(config.encoder)
+        if not tensors.keys().isdisjoint(new) or len(encoders) > 1:
+            raise ValueError(
+                f"{folder} does not fit to the runs before it: the runs of a file are of different streams, their "
+                "encoders of one size, with an input norm"
+            )
+        tensors |= new
+        epochs.append(state["position"]["epoch"])
+        log.info("%s: %s stream of %s", folder, config.stream, path)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.name}.tmp")
+    torch.save({"epoch": max(epochs), "state_dict": tensors}, unfinished)
+    os.replace(unfinished, out)
+    parts = dict.fromkeys(name.removeprefix("module.").partition(".")[0] for name in tensors)
+    log.info("wrote %s: %s", out, ", ".join(parts))
+
+
+def check_store(store: PackedStore, layout: Layout, protocol: str) -> None:
+    """ValueError if the encoder cannot read the store's clips, or the store has no such protocol; a warning if its
+    clips were normalised in our way."""
+    if (store.skeleton.joint_names, store.max_bodies) != (layout.skeleton.joint_names, layout.max_bodies):
+        raise ValueError(
+            f"{store.path} has {store.skeleton.num_joints} joints ({store.skeleton.name}) and up to {store.max_bodies} "
+            f"bodies, the encoder reads the {layout.skeleton.num_joints} of {layout.skeleton.name} and "
+            f"{layout.max_bodies}; name another --dataset"
+        )
+    if protocol not in store.protocols:
+        raise ValueError(f"protocol = {protocol!r} is none of {store.path}; it has {', '.join(store.protocols)}")
+    if store.normalisation not in (NOT_NORMALISED, THEIR_FRAME):
+        log.warning(
+            "%s: its clips were normalised (%s). The encoder learnt from coordinates of another frame (%s) and will do "
+            "worse on these than it can; docs/checkpoints.md",
+            store.path,
+            store.normalisation,
+            THEIR_FRAME,
+        )
+
+
+def config_of(found: ReleasedEncoder, epochs: int, dataset: str) -> Config:
+    """Settings of a finished run that this encoder might come from: those of preset paper, a bank that takes features
+    first in, first out, and no attack."""
+    config = preset_config("paper", dataset)
+    size = config.contrast.bank_size if found.queue is None else len(found.queue)
+    return replace(
+        config,
+        dataset=dataset,
+        encoder=found.config,
+        contrast=replace(config.contrast, method="b1", bank_size=size),
+        optim=replace(config.optim, epochs=max(1, epochs)),
+    )
+
+
+def fill_model(model: A2MC, found: ReleasedEncoder) -> A2MC:
+    """Put what was found into a fresh model. The key encoder is a copy of the query encoder where the file has none;
+    head and bank are left as they are where it has none."""
+    model.query.load_state_dict(found.query, strict=found.has_head)
+    model.key.load_state_dict(found.query if found.key is None else found.key, strict=found.has_head)
+    if found.queue is not None:
+        model.bank.entries.copy_(found.queue)
+        model.bank.cursor.fill_(len(found.queue) + found.cursor)  # an epoch of any of their sets fills their queues
+    return model
+
+
+def run_state(config: Config, model: A2MC, layout: Layout, store: PackedStore | None) -> dict[str, Any]:
+    """A checkpoint of a run at its end, as `train.loop.Pretraining.save` writes them."""
+    return {
+        "config": to_plain(config),
+        "model": model.state_dict(),
+        **build_step(config, model).state_dict(),
+        "position": {"epoch": config.optim.epochs, "batch": 0, "step": 0, "seconds": 0.0},
+        "dataset_checksum": None,
+        "data": {
+            "dataset": config.dataset,
+            "skeleton": layout.skeleton.to_dict(),
+            "max_bodies": layout.max_bodies,
+            "class_names": [] if store is None else list(store.class_names),
+            "fps": 30.0 if store is None else store.fps,
+            "normalisation": THEIR_FRAME,
+        },
+        "wall_seconds": 0.0,
+        "random": {"cpu": torch.get_rng_state(), "device": None},
+    }
+
+
+def released_state(config: Config, state: dict[str, Any]) -> dict[str, Tensor]:
+    """The encoders and the bank of a run's checkpoint under released names. ValueError as `to_released`."""
+    data = state.get("data")
+    if data is None:
+        store = open_dataset(config.dataset, config.data_root)
+        data = {"skeleton": store.skeleton.to_dict(), "max_bodies": store.max_bodies}
+    return to_released(
+        state["model"],
+        config.encoder,
+        joints=Skeleton.from_dict(data["skeleton"]).num_joints,
+        bodies=data["max_bodies"],
+        stream=config.stream,
+        unit_queue=config.contrast.learns_bank,
+    )
+
+
+def describe(found: ReleasedEncoder) -> str:
+    """What was read, what was not there, and what was left."""
+    norm = "with" if found.config.input_norm else "without"
+    parts = [f"{found.name or 'the encoder'}, BiGRU {found.config.encoder} {norm} input norm"]
+    if not found.has_head:
+        parts.append("its fc is no projection head, so the head is untrained (evaluations do not use it)")
+    parts.append("no key encoder, so it is a copy" if found.key is None else "key encoder")
+    parts.append("no bank, so it is random" if found.queue is None else f"bank of {len(found.queue):,}")
+    if found.unused:
+        parts.append(f"not used: {', '.join(found.unused)}")
+    return "; ".join(parts)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+
+    def command() -> None:
+        tyro.extras.subcommand_cli_from_dict(
+            {"load": load, "export": export},
+            prog="python -m train.convert",
+            description="Read and write checkpoints in the layout of released skeleton-contrast codes.",
+            args=args,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+
+    return run_command(command, stopped="stopped; nothing was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
