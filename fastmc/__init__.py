@@ -2,7 +2,8 @@
 
 ``mc_loss`` and ``bank_step_`` are the loss (eq. 9-11) and the bank's ascent (eq. 7); ``mc_step_`` is both, with
 gradients and metrics, in one sweep over the bank; ``MemoryBank`` keeps the bank. ``draw_params`` draws the random
-choices of augmented views, ``make_views`` makes them of packed clips.
+choices of augmented views, ``make_views`` makes them of packed clips. ``load`` gives a trained encoder for use on clips
+of one's own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastmc.augment import AugmentConfig, ViewParams, draw_params
     from fastmc.bank import MemoryBank, bank_step_
+    from fastmc.embedding import Embedder, load
     from fastmc.loss import info_nce, mc_loss, mc_loss_parts
     from fastmc.step import MCStep, mc_step_
     from fastmc.views import DenseClips, PackedClips, make_views
@@ -23,6 +25,7 @@ __version__ = "0.1.0"
 _HOME = {
     "AugmentConfig": "fastmc.augment",
     "DenseClips": "fastmc.views",
+    "Embedder": "fastmc.embedding",
     "MCStep": "fastmc.step",
     "MemoryBank": "fastmc.bank",
     "PackedClips": "fastmc.views",
@@ -30,6 +33,7 @@ _HOME = {
     "bank_step_": "fastmc.bank",
     "draw_params": "fastmc.augment",
     "info_nce": "fastmc.loss",
+    "load": "fastmc.embedding",
     "make_views": "fastmc.views",
     "mc_loss": "fastmc.loss",
     "mc_loss_parts": "fastmc.loss",
@@ -38,6 +42,7 @@ _HOME = {
 __all__ = [
     "AugmentConfig",
     "DenseClips",
+    "Embedder",
     "MCStep",
     "MemoryBank",
     "PackedClips",
@@ -45,6 +50,7 @@ __all__ = [
     "bank_step_",
     "draw_params",
     "info_nce",
+    "load",
     "make_views",
     "mc_loss",
     "mc_loss_parts",
