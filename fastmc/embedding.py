@@ -214,7 +214,9 @@ def present_bodies(joints: np.ndarray, name: str, skeleton: Skeleton, max_bodies
     bodies = joints[:, None] if joints.ndim == 3 else joints
     layout = f"(T, V, 3) or (T, M, V, 3), V = {skeleton.num_joints} joints of {skeleton.name!r}"
     if bodies.ndim != 4 or bodies.shape[2:] != (skeleton.num_joints, 3):
-        raise ValueError(f"{name} has shape {joints.shape}, expected {layout}; several clips go into a list")
+        raise ValueError(
+            f"{name} has shape {joints.shape}, expected {layout}; several go in a list, or file (N, T, M, V, 3)"
+        )
     if 0 in bodies.shape:
         raise ValueError(f"{name} is empty: its shape is {joints.shape}, expected {layout}, T and M at least 1")
     finite = np.isfinite(bodies).all(axis=(1, 2, 3))
@@ -233,6 +235,8 @@ def present_bodies(joints: np.ndarray, name: str, skeleton: Skeleton, max_bodies
 def as_floats(clip: np.ndarray | Tensor, name: str) -> np.ndarray:
     """A clip's coordinates in float32."""
     if isinstance(clip, Tensor):
+        if clip.is_complex() or clip.dtype == torch.bool:
+            raise ValueError(f"{name} is a tensor of {clip.dtype}, expected coordinates in metres, floats")
         return clip.detach().to("cpu", torch.float32).numpy()
     if not isinstance(clip, np.ndarray):
         raise TypeError(f"{name} must be an array, a tensor or the path of a .skeleton file, got {type(clip).__name__}")
@@ -253,12 +257,17 @@ def load(
         data: the packed store that the run was trained on, where the checkpoint does not describe it.
 
     Raises:
-        ValueError: the folder is no run folder.
+        ValueError: the folder is no run folder, or there is no such device.
         CheckpointError: it holds no checkpoint, one that does not describe its data, or one of other data.
         StoreError: ``data`` is no packed store.
     """
     folder = Path(folder)
     settings = RunSettings.read(folder)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device = {str(device)!r} cannot be used: PyTorch finds no CUDA here; give 'cpu' or 'auto'")
     path, state = checkpoint.load_latest(folder / "checkpoints")
     if data is None:
         training = TrainingData.of_checkpoint(state, path)
@@ -273,6 +282,4 @@ def load(
         encoder.load_state_dict(query)
     except RuntimeError as error:
         raise CheckpointError(f"{path} holds another encoder than {folder / 'config.json'} names: {error}") from None
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     return Embedder(folder, encoder.to(device), settings, training)

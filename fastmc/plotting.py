@@ -24,6 +24,8 @@ class Front:
     across: int
     up: int
     signs: tuple[float, float]
+    upright: bool = True
+    """Whether ``up`` is known to be up."""
 
     def flat(self, joints: np.ndarray) -> np.ndarray:
         """Joints (..., 3) as points of the picture (..., 2)."""
@@ -31,13 +33,13 @@ class Front:
 
     @property
     def up_label(self) -> str:
-        return f"{'xyz'[self.up]}, up (m)"
+        return f"{'xyz'[self.up]}{', up' if self.upright else ''} (m)"
 
 
 def front_of(clip: np.ndarray, skeleton: Skeleton) -> Front:
     """From where a clip (T, M, V, 3) is seen best: up is up, and body 1's left is on the right."""
     if not skeleton.has_frame:
-        return Front(0, 1, (1.0, 1.0))
+        return Front(0, 1, (1.0, 1.0), upright=False)
     pose = clip[np.flatnonzero(clip[:, 0].any(axis=(1, 2)))[0], 0]
     spine = pose[skeleton.spine] - pose[skeleton.hip]
     side = pose[skeleton.left_shoulder] - pose[skeleton.right_shoulder]

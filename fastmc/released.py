@@ -19,9 +19,9 @@ import argparse
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ from fastmc.views import Stream
 SUFFIX: dict[Stream, str] = {"joint": "", "motion": "_motion", "bone": "_bone"}
 GRU = "encoder.gru."
 CODES = "ISC, CMD, HaLP or PCM3"
+ABOUT = "fastmc"
+"""In files that we export: what their layout has no place for, by name."""
 SHOWN = 6
 """Names that an error lists of each kind."""
 
@@ -45,11 +47,13 @@ class ReleasedFile:
     Attributes:
         tensors: by name.
         epochs: how many it was trained for; 0 where the file does not say.
+        about: what a file of ours says beside: frames and normalisation of the clips. Empty in files of others.
     """
 
     path: Path
     tensors: Mapping[str, Tensor]
     epochs: int
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,10 @@ def read_released(path: Path) -> ReleasedFile:
         )
     epochs = content.get("epoch", 0)
     tensors = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return ReleasedFile(path, tensors, epochs if isinstance(epochs, int) else 0)
+    about = content.get(ABOUT, {})
+    return ReleasedFile(
+        path, tensors, epochs if isinstance(epochs, int) else 0, about if isinstance(about, dict) else {}
+    )
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -285,7 +292,11 @@ def _queue(file: ReleasedFile, name: str, config: EncoderConfig) -> tuple[Tensor
                 raise CheckpointError(
                     f"{file.path}: {queue_name} is {tuple(queue.shape)}, not (D = {config.feature_dim}, K)"
                 )
+            if not torch.isfinite(queue).all():
+                raise CheckpointError(f"{file.path}: {queue_name} is not finite; get the file again")
             cursor = file.tensors.get(position)
+            if cursor is not None and (cursor.numel() != 1 or not torch.isfinite(cursor).all()):
+                raise CheckpointError(f"{file.path}: {position} is {cursor.tolist()}, not one row; get the file again")
             row = 0 if cursor is None else int(cursor) % queue.shape[1]
             return queue.T.contiguous().float(), row, (queue_name, position)
     return None, 0, ("", "")

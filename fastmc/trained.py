@@ -36,7 +36,7 @@ class RunSettings:
         """From DIR/config.json; ValueError if DIR is no run folder."""
         path = folder / "config.json"
         if not path.is_file():
-            fault = "has no config.json" if folder.is_dir() else "does not exist"
+            fault = "has no config.json" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
             raise ValueError(f"{folder} is no run folder (it {fault}); python -m train.run --out {folder} makes one")
         try:
             plain = json.loads(path.read_text(encoding="utf-8"))

@@ -213,7 +213,7 @@ def test_not_a_zip_file(tmp_path, content):
     (tmp_path / "a.npz").write_bytes(content)
     with pytest.raises(PrepareError, match=r"a\.npz is not a readable \.npz file"):
         import_ctrgcn(tmp_path / "a.npz", tmp_path / "out")
-    with pytest.raises(PrepareError, match=r"none\.npz is not a readable \.npz file: .*No such file"):
+    with pytest.raises(PrepareError, match=r"there is no file .*none\.npz; give --file the path"):
         import_ctrgcn(tmp_path / "none.npz", tmp_path / "out")
 
 
@@ -261,3 +261,43 @@ def test_arrays_are_never_whole_in_memory(tmp_path, compressed):
         tracemalloc.stop()
     assert len(store) == 121
     assert peak < size / 2
+
+
+@pytest.mark.parametrize("form", ["flat", "five axes"])
+def test_a_second_body_that_is_the_first_again_is_left_out(tmp_path, form):
+    """As CTR-GCN's code for NTU-120 writes clips of one person."""
+    x = padded()
+    copied = x.copy()
+    copied[::2, ..., 1] = copied[::2, ..., 0]  # every other clip of `padded` has one body
+    make = flat if form == "flat" else np.copy
+    store = import_ctrgcn(save_npz(tmp_path, x_train=make(copied), x_test=make(padded(3, seed=1))), tmp_path / "out")
+    plain = import_ctrgcn(save_npz(tmp_path, x_train=make(x), x_test=make(padded(3, seed=1))), tmp_path / "plain")
+    assert store.num_bodies.tolist() == plain.num_bodies.tolist() == [1, 2, 1, 1, 2, 1, 2]
+    assert store.content_checksum == plain.content_checksum
+    assert (store.meta["copied_bodies_cut"], plain.meta["copied_bodies_cut"]) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("y_train", "message"),
+    [
+        (np.array([[1], [5], [59], [3]]), r"y_train is int64 \(4, 1\), expected one-hot"),
+        (one_hot([1, 5, 59, 3]) * 7, "row 0 of y_train is not one-hot: 1 values are not zero, one must be 1"),
+    ],
+)
+def test_what_is_nearly_one_hot_is_refused(tmp_path, y_train, message):
+    with pytest.raises(PrepareError, match=message):
+        import_ctrgcn(save_npz(tmp_path, y_train=y_train), tmp_path / "out")
+
+
+def test_a_file_that_is_not_there_or_cut_off(tmp_path, capsys):
+    assert main(["ctrgcn", "--file", str(tmp_path / "NTU60_CS.npz"), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "there is no file" in error
+    assert "CTR-GCN writes it" in error
+    file = save_npz(tmp_path)
+    file.write_bytes(file.read_bytes()[:-100])
+    assert main(["ctrgcn", "--file", str(file), "--out", str(tmp_path / "out")]) == 1
+    assert (
+        "is not a readable .npz file: File is not a zip file; is it truncated? Get or make it again"
+        in capsys.readouterr().err
+    )

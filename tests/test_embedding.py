@@ -291,13 +291,14 @@ def of_no_frame(clip: np.ndarray) -> np.ndarray:
         (lambda clip: clip.astype(np.float64) * 1e39, "clip 1 holds NaN or infinite"),
         (lambda clip: clip[:, :, :20], r"clip 1 has shape \(\d+, 1, 20, 3\), expected .* V = 25 joints of 'ntu25'"),
         (lambda clip: clip[..., :2], "clip 1 has shape .*, 25, 2"),
-        (lambda clip: clip[None], "clip 1 has shape .*several clips go into a list"),
+        (lambda clip: clip[None], "clip 1 has shape .*several go in a list"),
         (lambda clip: clip[0, 0], r"clip 1 has shape \(25, 3\)"),
         (lambda clip: clip[:0], r"clip 1 is empty: its shape is \(0, 1, 25, 3\)"),
         (lambda clip: clip[:, :0], "clip 1 is empty"),
         (np.zeros_like, "clip 1 holds no body: all coordinates are zero; leave it out"),
         (lambda clip: np.repeat(clip, 3, axis=1), "clip 1 holds 3 bodies, .* at most 2; keep those that matter"),
         (lambda clip: clip.astype(str), "clip 1 is an array of <U"),
+        (lambda clip: torch.from_numpy(clip) + 1j, r"clip 1 is a tensor of torch\.complex64, expected coordinates"),
         (of_no_frame, "clip 1: no frame of body 1 gives a frame of reference: .*leave it out"),
     ],
 )
@@ -359,6 +360,9 @@ def test_what_is_no_run_folder(tmp_path, run):
         fastmc.load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"is no run folder \(it has no config\.json\)"):
         fastmc.load(tmp_path)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match=r"device = 'cuda' cannot be used: PyTorch finds no CUDA here"):
+            fastmc.load(run, device="cuda")
     for content in ("{", "[]", "{}", '{"encoder": {"layers": 3}, "stream": "joint", "frames": 8}'):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(ValueError, match=r"config\.json is damaged or not of fastmc"):
@@ -610,6 +614,8 @@ def test_user_errors_are_one_message(run, raw, files, tmp_path, capsys):
     np.save(tmp_path / "none.npy", np.zeros((0, 3, 1, 25, 3), np.float32))
     np.save(tmp_path / "nan.npy", np.full((5, 25, 3), np.nan))
     x = np.ones((2, 3, 4, 25, 1), np.float32)
+    np.save(tmp_path / "theirs.npy", x)
+    np.save(tmp_path / "joints.npy", np.ones((2, 4, 1, 20, 3), np.float32))
     np.savez(tmp_path / "lacks.npz", x=x)
     np.savez(tmp_path / "flat.npz", x=x[0], num_frames=[4])
     np.savez(tmp_path / "lengths.npz", x=x, num_frames=[4])
@@ -635,6 +641,10 @@ def test_user_errors_are_one_message(run, raw, files, tmp_path, capsys):
         (run, out, tmp_path / "index.npz", "index.npz: ntu25_index does not fit x"),
         (run, tmp_path / "there.npz", skeleton, "there.npz exists; --overwrite replaces it"),
         (run, tmp_path / "a.npz", skeleton, "a.npz is a folder; name a file"),
+        (run, tmp_path / "there.npz" / "out.npz", skeleton, "there.npz is, or lies in, a file; name another"),
+        (run, out, tmp_path / "theirs.npy", "theirs.npy is (2, 3, 4, 25, 1), expected (N, T, M, V = 25, 3); arrays"),
+        (run, out, tmp_path / "joints.npy", "joints.npy is (2, 4, 1, 20, 3), expected (N, T, M, V = 25, 3)"),
+        (run / "config.json", out, skeleton, "config.json is no run folder (it is a file)"),
         (run, tmp_path / "out.csv", skeleton, "out.csv must be the name of a .npz file"),
     ]:
         assert command(folder, where, given) == 1, message

@@ -38,11 +38,12 @@ from fastmc.figures.attack import (
     visible_draw,
 )
 from fastmc.figures.curves import History, curve, draw_curves
-from fastmc.figures.draw_attack import animate_attack, draw_attack, frame_seconds
+from fastmc.figures.draw_attack import COLUMN, LOW_ROW, _stage, animate_attack, draw_attack, frame_seconds
 from fastmc.figures.neighbours import Strip, draw_neighbours, nearest
-from fastmc.figures.style import SMALL, save, whole
-from fastmc.figures.tsne import choose_classes, draw_embeddings, embed, loo_knn
-from fastmc.plotting import Front, bodies_there, front_of, side_by_side
+from fastmc.figures.style import MOST_LINES, SMALL, save
+from fastmc.figures.tsne import choose_classes, draw_embeddings, embed, loo_knn, scores_in_words
+from fastmc.files import whole_file
+from fastmc.plotting import COLOURS, Front, bodies_there, front_of, side_by_side
 from fastmc.skeleton import NTU25
 from train import figures, run
 from train.datasets import open_dataset
@@ -262,6 +263,14 @@ def test_embedding_of_few_clips():
         embed(rng.normal(size=(2, 5)), np.zeros(2, int))
 
 
+def test_embedding_of_a_collapsed_encoder():
+    """scikit-learn's t-SNE of equal features ends the process."""
+    found = embed(np.ones((6, 4), np.float32), np.array([0, 0, 0, 1, 1, 1]))
+    assert found.collapsed
+    assert scores_in_words(found) == "collapsed: all features are equal"
+    assert not embed(np.eye(6, 4), np.array([0, 0, 0, 1, 1, 1])).collapsed
+
+
 def test_leave_one_out_is_that_of_a_plain_loop():
     rng = np.random.default_rng(1)
     features, labels = rng.normal(size=(30, 4)), rng.integers(0, 3, 30)
@@ -334,8 +343,35 @@ def test_bars_are_as_high_as_the_distribution_and_five_are_highlighted():
         steps = axes.patches[0].get_data().values
         np.testing.assert_array_equal(steps, p)
         highlighted = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in axes.patches[1:]}
+        assert [bar.get_width() for bar in axes.patches[1:]] == [1.0] * 5, "as wide as a class, as the others are"
         assert highlighted == {c: p[c] for c in np.argsort(-p)[:5]}
         assert f"entropy {scipy_entropy(p.astype(float)):.4f} nats" in axes.texts[0].get_text()
+
+
+def test_fewer_classes_than_are_highlighted():
+    figure = draw_attack(fake_states(classes=3), NTU25)
+    assert "3 largest" in [text.get_text() for text in figure.legends[0].get_texts()]
+    FigureCanvasAgg(figure).draw()
+    ticks = [tick for axes in figure.axes[4:] for tick in axes.get_xticks() if -0.5 <= tick <= 2.5]
+    assert ticks == [round(tick) for tick in ticks]
+
+
+def test_skeletons_that_would_be_small_have_fewer_poses():
+    """Such as two people apart from one another, of whom three pairs fill a column."""
+    person = np.random.default_rng(0).uniform((-0.25, -0.1, -0.8), (0.25, 0.1, 0.8), (4, T, 1, 25, 3))
+    for joint, place in ((NTU25.hip, (0, 0, 0)), (NTU25.spine, (0, 0, 0.5))):
+        person[..., joint, :] = place
+    for joint, place in ((NTU25.left_shoulder, (0.25, 0, 0.6)), (NTU25.right_shoulder, (-0.25, 0, 0.6))):
+        person[..., joint, :] = place
+    couple = np.concatenate([person, person + np.array([1.5, 0, 0])], axis=2)
+    one, two, one_couple = (
+        draw_attack(replace(fake_states(), joints=joints.astype(np.float32)), NTU25, poses=poses).axes[0]
+        for joints, poses in ((person, 3), (couple, 3), (couple, 1))
+    )
+    shape = [float(np.diff(axes.get_ylim())[0] / np.diff(axes.get_xlim())[0]) for axes in (one, two, one_couple)]
+    assert len(one.get_xticks()) == 3
+    assert len(two.get_xticks()) < 3
+    assert shape[1] >= min(LOW_ROW / COLUMN, shape[2])
 
 
 def crowded_figure(name: str) -> Figure:
@@ -349,6 +385,10 @@ def crowded_figure(name: str) -> Figure:
     strip = Strip(rng.normal(size=(20, 2, 25, 3)), "HDM_bd_elbowToKnee1RepsLelbowStart_013", names[0], 30.0)
     found = [replace(strip, cosine=0.9), replace(strip, cosine=0.8, class_name=names[1])]
     title = "Features of 2760 test clips (ntu60, xsub) of 10 classes: t-SNE with perplexity 30, seed 0. " * 2
+    if name == "animation":
+        figure, update = _stage(fake_states(bodies=2), NTU25, title)
+        update(0)
+        return figure
     if name.startswith("attack"):
         return draw_attack(fake_states(bodies=2 if "two" in name else 1), NTU25, title=title)
     if name.startswith("tsne"):
@@ -359,7 +399,9 @@ def crowded_figure(name: str) -> Figure:
     return draw_neighbours(strip, found, NTU25, title=title)
 
 
-@pytest.mark.parametrize("name", ["attack", "attack of two", "tsne", "tsne of five", "curves", "neighbours"])
+@pytest.mark.parametrize(
+    "name", ["attack", "attack of two", "animation", "tsne", "tsne of five", "curves", "neighbours"]
+)
 def test_no_text_is_cut_off_or_upon_another(name):
     figure = crowded_figure(name)
     FigureCanvasAgg(figure).draw()
@@ -406,6 +448,14 @@ def test_curves_show_what_was_measured():
     assert loss.lines[0].get_linestyle() != loss.lines[1].get_linestyle()
 
 
+def test_no_two_of_many_curves_look_alike():
+    rows = [{"epoch": 1, "loss": 1.0, "top1": 0.1, "feature_std": 0.1}]
+    loss = draw_curves({str(n): History(rows, 64) for n in range(MOST_LINES)}).axes[0]
+    assert len({(line.get_color(), line.get_linestyle()) for line in loss.lines}) == MOST_LINES >= 12
+    with pytest.raises(ValueError, match=f"cannot be told apart; name {MOST_LINES} at most"):
+        draw_curves({str(n): History(rows, 64) for n in range(MOST_LINES + 1)})
+
+
 def test_neighbours_say_in_words_and_colour_whose_class_is_right():
     rng = np.random.default_rng(0)
     query = Strip(rng.normal(size=(20, 1, 25, 3)), "q", "bow", 30.0)
@@ -417,7 +467,9 @@ def test_neighbours_say_in_words_and_colour_whose_class_is_right():
         "same class, cosine 0.900\nbow\na\n0.7 s",
         "other class, cosine 0.500\nkick\nb\n0.7 s",
     ]
-    assert len({text.get_color() for text in texts}) == 3
+    colours = {text.get_color() for text in texts}
+    assert len(colours) == 3
+    assert not colours & {COLOURS["left"], COLOURS["right"]}, "these tell left from right"
 
 
 def test_neighbours_are_drawn_whole_and_to_one_scale():
@@ -452,6 +504,16 @@ def test_animation_lasts_as_long_as_its_clip(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.gif"]
 
 
+def test_animation_shows_the_distributions_and_says_what_colours_mean():
+    states = fake_states(bodies=2)
+    figure, _ = _stage(states, NTU25, "A title")
+    for axes, p in zip(figure.axes[4:], states.distribution, strict=True):
+        np.testing.assert_array_equal(axes.patches[0].get_data().values, p)
+        assert len(axes.patches) == 1 + 5
+    legend = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert {"left", "right", "body 2", "5 largest", "uniform, 1/C"} <= legend
+
+
 def test_front_is_seen_upright():
     """Body up is z, its left is towards -x: the picture's axes are -x and z, so that left is on the right."""
     clip = np.zeros((1, 1, 25, 3))
@@ -462,12 +524,15 @@ def test_front_is_seen_upright():
     assert front == Front(0, 2, (-1.0, 1.0))
     assert front.flat(clip)[0, 0, NTU25.left_shoulder].tolist() == [0.2, 0.7]
     assert front.up_label == "z, up (m)"
+    unknown = replace(NTU25, spine=-1, hip=-1)
+    assert not unknown.has_frame
+    assert front_of(clip, unknown).up_label == "y (m)", "which axis is up is not known"
 
 
 def test_file_that_could_not_be_written_leaves_the_old_one(tmp_path):
     path = tmp_path / "a.png"
     path.write_text("old")
-    with pytest.raises(OSError, match="disk full"), whole(path) as unfinished:  # noqa: PT012
+    with pytest.raises(OSError, match="disk full"), whole_file(path) as unfinished:  # noqa: PT012
         unfinished.write_text("half")
         raise OSError("disk full")
     assert path.read_text() == "old"
@@ -581,6 +646,16 @@ def test_curves_need_neither_checkpoint_nor_data(folders, tmp_path):
     assert len(read_metrics(folder / "metrics.csv")) == 2
 
 
+def test_a_run_without_metrics_has_the_other_pictures(folders, tmp_path, capsys):
+    """Such as one that was made of a released checkpoint."""
+    imported = tmp_path / "imported"
+    shutil.copytree(folders["b1"], imported)
+    (imported / "metrics.csv").unlink()
+    assert figures.main(["--run", str(imported), "--only", "tsne", "curves"]) == 0
+    assert "curves are left out: " in capsys.readouterr().err
+    assert {path.name for path in (imported / "figures").iterdir()} == {"tsne.png", "tsne.svg"}
+
+
 def test_labels_are_what_differs_or_the_folders_names(folders, tmp_path):
     a2mc, b1 = folders["a2mc"], folders["b1"]
     assert run_labels([a2mc, b1]) == ["method a2mc", "method b1"]
@@ -610,6 +685,7 @@ def test_labels_are_what_differs_or_the_folders_names(folders, tmp_path):
         (["--dpi", "7"], "dpi must be >= 50"),
         (["--seed", "-1"], "seed must be >= 0"),
         (["--draw", "-2"], "draw must be >= 0"),
+        (["--only"], "--only names no picture; choose from attack, tsne, curves, neighbours"),
     ],
 )
 def test_errors_say_what_is_wrong_and_nothing_is_written(arguments, message, folders, tmp_path, capsys):
@@ -628,7 +704,9 @@ def test_folders_that_are_no_runs(folders, tmp_path, capsys):
     assert f"{tmp_path} is no run folder" in capsys.readouterr().err
     shutil.copy(folders["a2mc"] / "config.json", tmp_path)
     assert figures.main(["--run", str(tmp_path), "--only", "curves"]) == 1
-    assert f"{tmp_path / 'metrics.csv'} holds no complete epoch yet" in capsys.readouterr().err
+    assert f"{tmp_path / 'metrics.csv'} holds no epoch: the run's first is not complete" in capsys.readouterr().err
+    assert figures.main(["--run", str(folders["a2mc"]), "--run", f"{folders['a2mc']}/."]) == 1
+    assert "is named twice; name each run once" in capsys.readouterr().err
     assert figures.main(["--run", str(tmp_path), "--only", "tsne"]) == 1
     assert "holds no complete checkpoint" in capsys.readouterr().err
     file = tmp_path / "file"

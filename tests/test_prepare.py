@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -259,7 +260,11 @@ def test_stopped_preparation_leaves_no_store_and_can_be_run_again(tmp_path, sign
         "--workers",
         "2",
     ]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # What a shell runs in the background ignores Ctrl-C, and so would all that it starts.
+    hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=hears
+    )
     while not moment(process, tmp_path / "out"):
         assert process.poll() is None
         time.sleep(0.002)

@@ -9,6 +9,7 @@ import pickle
 import re
 import shlex
 import shutil
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from fastmc import checkpoint
 from fastmc.bank import MemoryBank
 from fastmc.checkpoint import CheckpointError
+from fastmc.data.packing import NORMALISATION
 from fastmc.data.store import PackedStore
 from fastmc.encoder import Encoder, EncoderConfig
 from fastmc.evaluation import represent
@@ -682,6 +684,35 @@ def test_our_run_comes_back_bit_for_bit(trained, data_root, tmp_path):
         assert torch.equal(before[name], after[name]), name
 
 
+def test_export_says_what_their_scripts_feed_otherwise(trained, data_root, tmp_path, capsys):
+    """The run's clips are of 8 frames, and normalised as ours are; the file says so, and loading it believes it."""
+    ours = tmp_path / "ours"
+    shutil.copytree(trained, ours)
+    path, state = checkpoint.load_latest(ours / "checkpoints")
+    state["data"]["normalisation"] = NORMALISATION
+    checkpoint.save(ours / "checkpoints", int(path.name.removeprefix("step_")) + 1, state, keep=2)
+    capsys.readouterr()
+    assert command("export", "--run", ours, "--out", tmp_path / "file.pt") == 0
+    printed = capsys.readouterr().err
+    assert f"learnt from coordinates of another frame ({NORMALISATION}) than their scripts feed" in printed
+    assert "learnt from clips of 8 frames; their scripts feed 64" in printed
+
+    store = write_small_store(tmp_path / "root" / "small")
+    meta = json.loads((store.path / "meta.json").read_text())
+    (store.path / "meta.json").write_text(json.dumps({**meta, "normalisation": NORMALISATION}))
+    assert load_command(tmp_path / "file.pt", tmp_path / "back", tmp_path / "root") == 0
+    assert "another frame" not in capsys.readouterr().err
+    config, *_ = load_run(tmp_path / "back", torch.device("cpu"))
+    assert config.frames == 8
+    assert checkpoint.load_latest(tmp_path / "back" / "checkpoints")[1]["data"]["normalisation"] == NORMALISATION
+
+
+def test_isc_s_pytorch_reads_what_is_exported(trained, tmp_path):
+    """PyTorch 1.2 reads no zip archives."""
+    assert command("export", "--run", trained, "--out", tmp_path / "file.pt") == 0
+    assert not zipfile.is_zipfile(tmp_path / "file.pt")
+
+
 def test_a_run_that_reads_whole_sequences_cannot_be_exported(data_root, tmp_path, capsys):
     assert run.main(train_command(data_root, tmp_path / "run", "sequence")) == 0
     capsys.readouterr()
@@ -705,6 +736,12 @@ def test_export_refuses_what_would_be_lost(trained, cmd_run, tmp_path, capsys):
     assert command("export", "--run", trained, "--out", out) == 1
     assert "exists; name another file, or replace it with --overwrite" in capsys.readouterr().err
     assert out.read_text() == "mine"
+    (tmp_path / "folder").mkdir()
+    assert command("export", "--run", trained, "--out", tmp_path / "folder", "--overwrite") == 1
+    assert "is a folder; name a file" in capsys.readouterr().err
+    assert command("export", "--run", trained, "--out", out / "new.pt") == 1
+    assert "out.pt is, or lies in, a file; name another" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"out.pt", "folder"}
     assert command("export", "--run", tmp_path, "--out", tmp_path / "new.pt") == 1
     assert "is no run folder" in capsys.readouterr().err
     assert command("export", "--run", trained, "--out", out, "--overwrite") == 0

@@ -170,3 +170,31 @@ def test_shared_lists_are_converted_once(tmp_path):
 def test_missing_file_is_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_plain(tmp_path / "none.pkl")
+
+
+class _Makes:
+    """Pickled as a call of ``function``."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_a_small_pickle_cannot_ask_for_much_memory(tmp_path):
+    """bytes(n) of a number makes n of them: the content of an array must be there."""
+    frombuffer = np.arange(3).__reduce_ex__(5)[0]
+    huge = _Makes(frombuffer, 2**40, np.dtype("u1"), (2**40,), "C")
+    with pytest.raises(SafePickleError, match="it makes an array of a int"):
+        load_plain(write(tmp_path, pickle.dumps(huge, 5)))
+
+
+def test_a_tuple_that_holds_itself(tmp_path):
+    inner: list = []
+    value = (inner, np.arange(2))
+    inner.append(value)
+    with pytest.raises(SafePickleError, match="a tuple that holds itself"):
+        load_plain(write(tmp_path, pickle.dumps(value)))
+    shared = (1, np.arange(2))
+    assert same(load_plain(write(tmp_path, pickle.dumps([shared, shared]))), [shared, shared])

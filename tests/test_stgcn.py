@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import re
@@ -251,9 +252,9 @@ def test_files_that_are_broken_missing_or_swapped(tmp_path):
         PrepareError, match=r"--train: .*label\.pkl is not a readable \.npy file \(the array comes first"
     ):
         import_stgcn(train[::-1], test, tmp_path / "out")
-    with pytest.raises(PrepareError, match=r"--test: .*none\.npy is not a readable \.npy file.*No such file"):
+    with pytest.raises(PrepareError, match=r"--test: there is no file .*none\.npy; give the paths"):
         import_stgcn(train, (tmp_path / "none.npy", test[1]), tmp_path / "out")
-    with pytest.raises(PrepareError, match=r"none\.pkl is not a label file: .*No such file"):
+    with pytest.raises(PrepareError, match=r"there is no file .*none\.pkl; the labels of"):
         import_stgcn(train, (test[0], tmp_path / "none.pkl"), tmp_path / "out")
     np.savez(tmp_path / "both.npz", x=padded())
     with pytest.raises(PrepareError, match=r"both\.npz is a \.npz file"):
@@ -298,3 +299,45 @@ def test_arrays_are_never_whole_in_memory(tmp_path):
         tracemalloc.stop()
     assert len(store) == 121
     assert peak < size / 2
+
+
+def test_a_body_that_is_not_there_at_first_is_no_repetition():
+    """Absent frames at both ends of a clip without padding, and all frames of a second body."""
+    clip = np.random.default_rng(0).standard_normal((8, 2, 25, 3)).astype(np.float32)
+    clip[:2, 0] = clip[6:, 0] = 0
+    assert used_frames(clip) == 8
+
+
+@pytest.mark.parametrize("protocol", ["xsub", "xview"])
+def test_files_that_are_not_the_split_that_they_are_called(tmp_path, protocol):
+    train, test = save_both(tmp_path)
+    if protocol == "xsub":
+        train, test = test, train
+    with pytest.raises(PrepareError, match=rf"is in .*, but {protocol} as published has it to .* on; exchange"):
+        import_stgcn(train, test, tmp_path / "out", protocol=protocol)
+    assert len(import_stgcn(train, test, tmp_path / "out", protocol="mine")) == 7
+
+
+def test_labels_that_count_from_1_are_told(tmp_path, caplog):
+    labels = [int(name[17:20]) for name in NAMES["train"]]
+    test = save_part(tmp_path, "test", padded(3, seed=1), labels=[int(name[17:20]) for name in NAMES["test"]])
+    caplog.set_level("WARNING", "fastmc")
+    logging.getLogger("fastmc").addHandler(caplog.handler)
+    try:
+        store = import_stgcn(save_part(tmp_path, "train", padded(), labels=labels), test, tmp_path / "out")
+    finally:
+        logging.getLogger("fastmc").removeHandler(caplog.handler)
+    assert "count from 1: class 0 is empty" in caplog.text
+    assert len(store.class_names) == 61
+
+
+def test_files_that_are_not_there_or_damaged(tmp_path):
+    (data, label), test = save_both(tmp_path)
+    with pytest.raises(PrepareError, match=r"--train: there is no file .*none\.npy; give the paths of an array and of"):
+        import_stgcn((tmp_path / "none.npy", label), test, tmp_path / "out")
+    with pytest.raises(PrepareError, match=r"there is no file .*none\.pkl; the labels of .* come second"):
+        import_stgcn((data, tmp_path / "none.pkl"), test, tmp_path / "out")
+    content = data.read_bytes()
+    data.write_bytes(content.replace(b"}", b" ", 1))  # the header loses its end
+    with pytest.raises(PrepareError, match=r"is not a readable \.npy file"):
+        import_stgcn((data, label), test, tmp_path / "out")

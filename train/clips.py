@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ import numpy as np
 from fastmc.data.clips import used_frames
 from fastmc.data.store import PackedStore
 from fastmc.embedding import Clip, Embedder
-from fastmc.files import find_files
+from fastmc.files import UNREADABLE_ARRAY, find_files
 from fastmc.skeleton import NTU25
 
 KINDS = ".skeleton file, a folder of such files, a packed store, a .npy or a .npz file"
@@ -50,7 +49,7 @@ def find_inputs(path: Path, embedder: Embedder, normalise: bool) -> list[Input]:
     if path.suffix == ".skeleton":
         return [_of_file(path, Path(path.name))]
     if path.suffix == ".npy":
-        return _of_npy(path)
+        return _of_npy(path, embedder.skeleton.num_joints)
     if path.suffix == ".npz":
         return _of_npz(path, embedder)
     raise ValueError(f"--input {path} is of no kind that is read; name a {KINDS}")
@@ -66,15 +65,21 @@ def _of_store(store: PackedStore, embedder: Embedder, normalise: bool) -> list[I
     return [Input(name, f"clip {name} of {store.path}", partial(store.clip, n), moved) for n, name in names]
 
 
-def _of_npy(file: Path) -> list[Input]:
+def _of_npy(file: Path, joints: int) -> list[Input]:
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except UNREADABLE_ARRAY as error:
         raise ValueError(f"--input {file} is not a readable .npy file: {error}") from error
     if not isinstance(array, np.ndarray):
         raise ValueError(f"--input {file} is a .npz file by its content; give it that suffix")
     if array.ndim != 5:
         return [Input(file.stem, str(file), lambda: np.asarray(array))]
+    if array.shape[3:] != (joints, 3):
+        theirs = array.shape[1] == 3 and array.shape[3] == joints
+        remedy = "arrays (N, 3, T, V, M) are packed by python -m train.prepare npy, and --input takes the store"
+        raise ValueError(
+            f"--input {file} is {array.shape}, expected (N, T, M, V = {joints}, 3)" + (f"; {remedy}" if theirs else "")
+        )
     if len(array) == 0:
         raise ValueError(f"--input {file} holds no clip: its shape is {array.shape}")
     return [Input(f"{file.stem}[{n}]", f"{file}[{n}]", partial(_unpadded, array, n)) for n in range(len(array))]
@@ -120,5 +125,5 @@ def _arrays(file: Path) -> dict[str, np.ndarray]:
         with content:
             keys = [key for key in ("x", "num_frames", "name", "ntu25_index") if key in content.files]
             return {key: content[key] for key in keys}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except UNREADABLE_ARRAY as error:
         raise ValueError(f"--input {file} is not a readable .npz file of plain arrays: {error}") from error

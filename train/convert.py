@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +14,9 @@ from torch import Tensor
 
 from fastmc.checkpoint import load_latest, save
 from fastmc.data.store import NOT_NORMALISED, PackedStore
+from fastmc.files import make_folder_of, whole_file
 from fastmc.model import A2MC
-from fastmc.released import ReleasedEncoder, encoder_of, read_released, to_released
+from fastmc.released import ABOUT, ReleasedEncoder, encoder_of, read_released, to_released
 from fastmc.skeleton import NTU25, Skeleton
 from fastmc.views import Stream
 from train.config import Config, preset_config, to_plain
@@ -28,6 +28,7 @@ from train.record import log
 from train.report import environment
 
 THEIR_FRAME = "2s-AGCN: every frame's spine at the origin, hip to spine +z, left to right shoulder +x"
+THEIR_FRAMES = 64
 CPU = torch.device("cpu")
 
 
@@ -45,7 +46,7 @@ def load(
     dataset: str = "ntu60",
     protocol: str = "xsub",
     stream: Stream = "joint",
-    frames: int = 64,
+    frames: int | None = None,
     data_root: Path = Path("data"),
     overwrite: bool = False,
 ) -> None:
@@ -61,21 +62,22 @@ def load(
         dataset: name of the packed store that evaluations read; it may be prepared later.
         protocol: training and test split of that store.
         stream: joint, motion or bone. A file with one encoder does not say which it is.
-        frames: frames of a clip as the encoder reads it.
+        frames: frames of a clip as the encoder reads it; 64, unless the file was exported by us and says otherwise.
         data_root: folder of the packed stores.
         overwrite: replace the run that --out holds.
     """
     file = read_released(checkpoint)
     found = encoder_of(file, stream, NTU25.num_joints)
+    frame = file.about.get("normalisation") or THEIR_FRAME
     layout = Layout(NTU25, found.input_size // (3 * NTU25.num_joints))
     store = open_dataset(dataset, data_root) if (data_root / dataset).exists() else None
     if store is not None:
-        check_store(store, layout, protocol)
+        check_store(store, layout, protocol, frame)
     config = replace(
         config_of(found, file.epochs, dataset),
         protocol=protocol,
         stream=stream,
-        frames=frames,
+        frames=frames or file.about.get("frames", THEIR_FRAMES),
         data_root=data_root,
         out=out,
         restart=overwrite,
@@ -83,7 +85,7 @@ def load(
     folder = RunFolder(config)
     if folder.saved is not None and not overwrite:
         raise RunFolderError(f"out = {out} holds a run; name another folder, or replace it with --overwrite")
-    state = run_state(config, fill_model(build_model(config, layout, CPU), found), layout, store)
+    state = run_state(config, fill_model(build_model(config, layout, CPU), found), layout, store, frame)
     with folder.begin({**environment(CPU), "released": {"file": str(checkpoint), "encoder": found.name}}):
         save(out / "checkpoints", 0, state, keep=1)
     log.info("%s: %s, epoch %s", checkpoint, describe(found), file.epochs or "unknown")
@@ -101,12 +103,15 @@ def export(run: tuple[Path, ...], out: Path, overwrite: bool = False) -> None:
         out: the file to write.
         overwrite: replace it if it exists.
     """
+    if out.is_dir():
+        raise ValueError(f"out = {out} is a folder; name a file")
     if out.exists() and not overwrite:
         raise ValueError(f"out = {out} exists; name another file, or replace it with --overwrite")
     if not run:
         raise ValueError("run names no run folder; give one of each stream")
+    make_folder_of(out)
     tensors: dict[str, Tensor] = {}
-    epochs, encoders = [], set()
+    epochs, encoders, abouts = [], set(), []
     for folder in run:
         config = load_config(folder)
         path, state = load_latest(folder / "checkpoints")
@@ -115,25 +120,44 @@ def export(run: tuple[Path, ...], out: Path, overwrite: bool = False) -> None:
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
         encoders.add(config.encoder)
-        if not tensors.keys().isdisjoint(new) or len(encoders) > 1:
+        abouts.append(about_input(config, state))
+        if not tensors.keys().isdisjoint(new) or len(encoders) > 1 or abouts[-1] != abouts[0]:
             raise ValueError(
                 f"{folder} does not fit to the runs before it: the runs of a file are of different streams, their "
-                "encoders of one size, with an input norm"
+                "encoders of one size, with an input norm, and of the same frames and preparation of the data"
             )
         tensors |= new
         epochs.append(state["position"]["epoch"])
         log.info("%s: %s stream of %s", folder, config.stream, path)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.tmp")
-    torch.save({"epoch": max(epochs), "state_dict": tensors}, unfinished)
-    os.replace(unfinished, out)
+    with whole_file(out) as unfinished:
+        # ISC asks for PyTorch 1.2, which reads no zip archives.
+        content = {"epoch": max(epochs), "state_dict": tensors, ABOUT: abouts[0]}
+        torch.save(content, unfinished, _use_new_zipfile_serialization=False)
     parts = dict.fromkeys(name.removeprefix("module.").partition(".")[0] for name in tensors)
     log.info("wrote %s: %s", out, ", ".join(parts))
+    warn_of_their_input(abouts[0])
 
 
-def check_store(store: PackedStore, layout: Layout, protocol: str) -> None:
+def about_input(config: Config, state: dict[str, Any]) -> dict[str, Any]:
+    """What an encoder's input is like and no tensor says: frames, and the clips' frame of reference ("" if unknown)."""
+    return {"frames": config.frames, "normalisation": (state.get("data") or {}).get("normalisation", "")}
+
+
+def warn_of_their_input(about: dict[str, Any]) -> None:
+    """Their scripts feed clips of their own preparation, resized to 64 frames; say where the encoder knows others."""
+    if about["normalisation"] not in (THEIR_FRAME, NOT_NORMALISED):
+        log.warning(
+            "the encoder learnt from coordinates of another frame (%s) than their scripts feed (%s), and will do worse "
+            "there than it can; docs/checkpoints.md",
+            *(about["normalisation"] or "its checkpoint does not say which", THEIR_FRAME),
+        )
+    if about["frames"] != THEIR_FRAMES:
+        log.warning("the encoder learnt from clips of %d frames; their scripts feed %d", about["frames"], THEIR_FRAMES)
+
+
+def check_store(store: PackedStore, layout: Layout, protocol: str, frame: str) -> None:
     """ValueError if the encoder cannot read the store's clips, or the store has no such protocol; a warning if its
-    clips were normalised in our way."""
+    clips are in another frame of reference than ``frame``, the one that the encoder learnt from."""
     if (store.skeleton.joint_names, store.max_bodies) != (layout.skeleton.joint_names, layout.max_bodies):
         raise ValueError(
             f"{store.path} has {store.skeleton.num_joints} joints ({store.skeleton.name}) and up to {store.max_bodies} "
@@ -142,13 +166,13 @@ def check_store(store: PackedStore, layout: Layout, protocol: str) -> None:
         )
     if protocol not in store.protocols:
         raise ValueError(f"protocol = {protocol!r} is none of {store.path}; it has {', '.join(store.protocols)}")
-    if store.normalisation not in (NOT_NORMALISED, THEIR_FRAME):
+    if store.normalisation not in (NOT_NORMALISED, frame):
         log.warning(
             "%s: its clips were normalised (%s). The encoder learnt from coordinates of another frame (%s) and will do "
             "worse on these than it can; docs/checkpoints.md",
             store.path,
             store.normalisation,
-            THEIR_FRAME,
+            frame,
         )
 
 
@@ -177,7 +201,7 @@ def fill_model(model: A2MC, found: ReleasedEncoder) -> A2MC:
     return model
 
 
-def run_state(config: Config, model: A2MC, layout: Layout, store: PackedStore | None) -> dict[str, Any]:
+def run_state(config: Config, model: A2MC, layout: Layout, store: PackedStore | None, frame: str) -> dict[str, Any]:
     """A checkpoint of a run at its end, as `train.loop.Pretraining.save` writes them."""
     return {
         "config": to_plain(config),
@@ -191,7 +215,7 @@ def run_state(config: Config, model: A2MC, layout: Layout, store: PackedStore | 
             "max_bodies": layout.max_bodies,
             "class_names": [] if store is None else list(store.class_names),
             "fps": 30.0 if store is None else store.fps,
-            "normalisation": THEIR_FRAME,
+            "normalisation": frame,
         },
         "wall_seconds": 0.0,
         "random": {"cpu": torch.get_rng_state(), "device": None},

@@ -19,6 +19,10 @@ HOW_TO_GET = {
     "nwucla": HOW_TO_GET_NWUCLA,
     "utd-mhad": HOW_TO_GET_UTD,
 }
+OWN_ARRAYS = (
+    "Import arrays of your own with python -m train.prepare npz --help, those that codes like ST-GCN, 2s-AGCN and CMD "
+    "wrote with npy --help, those of CTR-GCN with ctrgcn --help."
+)
 
 
 class DatasetError(RuntimeError):
@@ -34,6 +38,6 @@ def open_dataset(name: str, data_root: Path) -> PackedStore:
         return prepare_synthetic(path)
     stores = sorted(p.parent.name for p in data_root.glob("*/meta.json")) if data_root.is_dir() else []
     there = f"{data_root} holds: {', '.join(stores) or 'no store'}; synthetic is always there."
-    how = HOW_TO_GET.get(name, "Import arrays of your own with python -m train.prepare npz --help.")
+    how = HOW_TO_GET.get(name, OWN_ARRAYS)
     how = how.replace(f"--out data/{name}", f"--out {shlex.quote(str(path))}")
     raise DatasetError(f"there is no dataset {name!r}: {path} does not exist. {there}\n{how}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from fastmc.checks import check_number
 from fastmc.embedding import Embedder, load
+from fastmc.files import make_folder_of, whole_file
 from fastmc.progress import progress_bar
 from train.clips import Input, find_inputs
 from train.errors import run_command
@@ -149,18 +149,13 @@ def check_out(out: Path, overwrite: bool) -> None:
         raise ValueError(f"--out {out} is a folder; name a file")
     if out.exists() and not overwrite:
         raise ValueError(f"--out {out} exists; --overwrite replaces it")
+    make_folder_of(out)
 
 
 def write_arrays(out: Path, arrays: dict[str, Any]) -> None:
-    """Write beside, then rename: a reader never sees half a file."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write the .npz file, whole or not at all."""
+    with whole_file(out) as unfinished, open(unfinished, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def main(args: Sequence[str] | None = None) -> int:

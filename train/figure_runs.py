@@ -123,7 +123,7 @@ def read_rows(folder: Path) -> list[dict[str, Any]]:
     path = folder / "metrics.csv"
     rows = read_metrics(path) if path.exists() else []
     if not rows:
-        raise ValueError(f"{path} holds no complete epoch yet: wait for one, or leave curves out with --only")
+        raise ValueError(f"{path} holds no epoch: the run's first is not complete yet, or its checkpoint was imported")
     return rows
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -172,6 +172,7 @@ def choose_clip(run: DrawnRun, settings: Settings) -> int:
 def draw(settings: Settings) -> list[Path]:
     """Draw all that was asked for; returns the files. What is wrong with the settings is found before the first."""
     out = check_settings(settings)
+    settings = replace(settings, only=_with_something_to_draw(settings))
     runs = _load(settings) if set(settings.only) != {"curves"} else []
     clip = choose_clip(runs[0], settings) if {"attack", "neighbours"} & set(settings.only) else -1
     if "neighbours" in settings.only:
@@ -206,21 +207,43 @@ def check_settings(settings: Settings) -> Path:
     """The folder for the pictures.
 
     Raises:
-        ValueError: a number is out of range, there is no run, or one without metrics, or ``out`` is a file.
+        ValueError: a number is out of range, no picture or no run is named, or one twice, or ``out`` is a file.
     """
     if not settings.run:
         raise ValueError("--run is missing: name a run folder, as made by python -m train.run")
     check_number("dpi", settings.dpi, at_least=50, at_most=1200)
     check_number("seed", settings.seed, at_least=0, at_most=2**31 - 1)
     check_number("draw", settings.draw or 0, at_least=0)
+    if not settings.only:
+        raise ValueError(f"--only names no picture; choose from {', '.join(NAMES)}, or leave it out for all")
+    folders = [folder.resolve() for folder in settings.run]
+    again = next((folder for folder in settings.run if folders.count(folder.resolve()) > 1), None)
+    if again is not None:
+        raise ValueError(f"--run {again} is named twice; name each run once")
     run_labels(settings.run)
-    if "curves" in settings.only:
-        for folder in settings.run:
-            read_rows(folder)
     out = settings.out or settings.run[0] / "figures"
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; name a folder")
     return out
+
+
+def _with_something_to_draw(settings: Settings) -> tuple[Name, ...]:
+    """The pictures that can be drawn: runs without metrics have no curves. ValueError where only those were asked for.
+
+    A run that came from another code's checkpoint has none, and neither has one whose first epoch goes on.
+    """
+    if "curves" not in settings.only:
+        return settings.only
+    try:
+        for folder in settings.run:
+            read_rows(folder)
+    except ValueError as error:
+        others = tuple(name for name in settings.only if name != "curves")
+        if not others:
+            raise
+        log.warning("curves are left out: %s", error)
+        return others
+    return settings.only
 
 
 def parse(args: Sequence[str] | None = None) -> Settings:

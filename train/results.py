@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from torch import nn
 
 from fastmc.evaluation import EvalConfig, Predictions
 from fastmc.evaluation.confusion import draw_confusion
-from fastmc.files import write_json
+from fastmc.files import whole_file, write_json
 from fastmc.trained import CLASSIFIER
 from train.config import to_plain
 from train.record import log
@@ -78,14 +77,12 @@ def write_outcome(outcome: Outcome, folder: Path, wall_seconds: float) -> Path:
 
 def _write_per_class(predictions: Predictions, path: Path) -> None:
     """A line per class: its test clips, how many are found, and how many percent that is."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as unfinished, open(unfinished, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("class", "clips", "correct", "accuracy"))
         clips, correct = predictions.confusion.sum(axis=1), np.diag(predictions.confusion)
         for (name, accuracy), n, right in zip(predictions.per_class.items(), clips, correct, strict=True):
             writer.writerow((name, n, right, "" if accuracy is None else f"{accuracy:.4f}"))
-    os.replace(temporary, path)
 
 
 def save_classifier(
@@ -118,9 +115,8 @@ def save_classifier(
         "weights": weights,
         "made": _made(dataset_checksum, clips, settings, seed),
     }
-    temporary = folder / f".{CLASSIFIER}.tmp"
-    torch.save(content, temporary)
-    os.replace(temporary, folder / CLASSIFIER)
+    with whole_file(folder / CLASSIFIER) as unfinished:
+        torch.save(content, unfinished)
 
 
 def saved_classifier(

@@ -49,6 +49,13 @@ def usable_clip(clip: np.ndarray, layout: Skeleton | None) -> np.ndarray:
         raise FaultyClip(NO_FRAME, str(error)) from error
 
 
+def distinct_bodies(clip: np.ndarray) -> np.ndarray:
+    """A clip (T, M, V, 3) without bodies that are the first one, bit for bit, in all frames: some codes fill the place
+    of an absent body so."""
+    copies = [m for m in range(1, clip.shape[1]) if np.array_equal(clip[:, m], clip[:, 0])]
+    return np.delete(clip, copies, axis=1) if copies else clip
+
+
 @np.errstate(invalid="ignore")
 def used_frames(clip: np.ndarray) -> int:
     """How many frames of a padded clip (T, M, V, 3) are its own.
@@ -70,7 +77,9 @@ def used_frames(clip: np.ndarray) -> int:
 
 def _period(body: np.ndarray) -> int:
     """The least p > 1 for which frame t is frame t - p for all t from p on; T where no frame is repeated, or all are
-    the same, since a body may stand still."""
+    the same, since a body may stand still, or where the first has no body, since absence repeats itself."""
+    if not body[0].any():
+        return len(body)
     like_first = np.flatnonzero((body == body[0]).all(axis=(1, 2)))
     if len(like_first) == len(body):
         return len(body)

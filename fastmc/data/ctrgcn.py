@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from fastmc.data.packing import PrepareError
 from fastmc.data.parts import MAX_CLASSES, PARTS, PartClip, layout_of, pack_parts, read_class_names
 from fastmc.data.protocols import NTU60_CLASS_NAMES, NTU120_CLASS_NAMES
 from fastmc.data.store import PackedStore
+from fastmc.files import UNREADABLE_ARRAY
 from fastmc.skeleton import NTU25, Skeleton
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -42,8 +42,9 @@ def import_ctrgcn(
 
     ``x_train`` and ``x_test`` are floats (N, T, M*V*3), frame by frame the bodies, of each its joints, of each x, y, z;
     or (N, 3, T, V, M). Metres, absent bodies zero, zero-padded in time. ``y_train`` and ``y_test`` are one-hot
-    (N, classes) or integers (N,) from 0. The file names no clips: they are called train-00000, test-00000 and so on,
-    and have neither subject nor camera.
+    (N, classes) or integers (N,) from 0. A second body that is the first, bit for bit, is left out: CTR-GCN's code for
+    NTU-120 writes that of every clip of one person. The file names no clips: they are called train-00000, test-00000
+    and so on, and have neither subject nor camera.
 
     Args:
         name: of the set; by default that of ``out``.
@@ -128,14 +129,20 @@ class _Rows:
 def _readable(file: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, PrepareError):
-            raise
-        raise PrepareError(f"{file} is not a readable .npz file: {error}") from error
+    except (PrepareError, FileNotFoundError):
+        raise
+    except UNREADABLE_ARRAY as error:
+        remedy = "; is it truncated? Get or make it again" if isinstance(error, zipfile.BadZipFile) else ""
+        raise PrepareError(f"{file} is not a readable .npz file: {error}{remedy}") from error
 
 
 @contextmanager
 def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
+    if not file.is_file():
+        raise PrepareError(
+            f"there is no file {file}; give --file the path of an .npz file (NTU60_CS.npz, NTU120_CSub.npz, ...) as "
+            "data/ntu/seq_transformation.py of CTR-GCN writes it"
+        )
     with _readable(file):
         archive = zipfile.ZipFile(file)
     with archive:
@@ -182,15 +189,17 @@ def _labels(archive: zipfile.ZipFile, file: Path) -> tuple[dict[str, list[int]],
 
 
 def _indices(array: _Rows) -> Iterator[int]:
-    one_hot = len(array.shape) == 2 and array.dtype.kind in "biuf"
+    one_hot = len(array.shape) == 2 and array.shape[1] > 1 and array.dtype.kind in "biuf"
     if not one_hot and not (len(array.shape) == 1 and array.dtype.kind in "iu"):
         raise PrepareError(
             f"{array.file}: {array.key} is {array.dtype} {array.shape}, expected one-hot (N, classes) or integers (N,)"
         )
     for n, row in enumerate(array.rows()):
         hot = np.flatnonzero(row)
-        if one_hot and (len(hot) != 1 or not row[hot[0]] > 0):
-            raise PrepareError(f"{array.file}: row {n} of {array.key} is not one-hot: {len(hot)} values are not zero")
+        if one_hot and (len(hot) != 1 or row[hot[0]] != 1):
+            raise PrepareError(
+                f"{array.file}: row {n} of {array.key} is not one-hot: {len(hot)} values are not zero, one must be 1"
+            )
         label = int(hot[0] if one_hot else row)
         if not 0 <= label < MAX_CLASSES:
             raise PrepareError(f"{array.file}: label {label} in row {n} of {array.key} is no class index")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from fastmc.data.clips import FaultyClip, usable_clip
 from fastmc.data.packing import NORMALISATION, PrepareError
 from fastmc.data.parts import MAX_CLASSES, checksum
 from fastmc.data.store import NOT_NORMALISED, PackedStore, StoreWriter
+from fastmc.files import UNREADABLE_ARRAY
 from fastmc.progress import progress_bar
 from fastmc.skeleton import NTU25, SKELETONS, Skeleton
 
@@ -120,7 +119,9 @@ def _read(file: Path) -> dict[str, np.ndarray]:
             arrays = {key: _member(content, key, file) for key in content.files}
     except FileNotFoundError as error:
         raise PrepareError(f"there is no file {file}; give --file the path of a .npz file") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except PrepareError:
+        raise
+    except UNREADABLE_ARRAY as error:
         raise PrepareError(f"{file} is not a readable .npz file: {error}") from error
     _check(arrays, file)
     return arrays

@@ -67,7 +67,10 @@ def load_json(content: bytes) -> np.ndarray:
     if not isinstance(values, dict) or "skeletons" not in values:
         raise ValueError("has no key 'skeletons'")
     try:
-        return np.asarray(values["skeletons"], np.float64)
+        table = np.asarray(values["skeletons"])
+        if table.dtype.kind not in "iuf":  # numpy would make numbers of strings, booleans and null
+            raise ValueError("it holds what is no number")
+        return table.astype(np.float64)
     except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"'skeletons' is no table of numbers (T, 20, 3): {error}") from error
 

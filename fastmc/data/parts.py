@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fastmc.data.clips import LAYOUTS, FaultyClip, usable_clip, used_frames
+from fastmc.data.clips import LAYOUTS, FaultyClip, distinct_bodies, usable_clip, used_frames
 from fastmc.data.packing import NORMALISATION, PrepareError
 from fastmc.data.store import NOT_NORMALISED, PackedStore, StoreWriter
 from fastmc.progress import progress_bar
@@ -53,7 +53,8 @@ def pack_parts(
     """Pack clips, one at a time and by increasing name, without their padding (`used_frames`).
 
     The protocol ``protocol`` is the split into training and test arrays. ``meta.json`` counts under ``repeats_cut``
-    the clips that were padded by repetition.
+    the clips that were padded by repetition, under ``copied_bodies_cut`` those whose second body was the first again
+    (`distinct_bodies`).
 
     Args:
         count: of the clips, for the progress bar.
@@ -63,7 +64,7 @@ def pack_parts(
         PrepareError: a faulty clip in a strict preparation, or no usable clip to train or to test on.
         StoreError: ``out`` exists (without ``overwrite``) or cannot be written.
     """
-    kept, repeated = [0] * len(PARTS), 0
+    kept, repeated, copies = [0] * len(PARTS), 0, 0
     with StoreWriter(
         out,
         name=name or Path(out).name,
@@ -81,7 +82,8 @@ def pack_parts(
         for clip in tqdm(clips, total=count, **progress_bar("clip", "import")):
             try:
                 frames = used_frames(clip.joints)
-                joints = usable_clip(clip.joints[:frames], layout if normalise else None)
+                bodies = distinct_bodies(clip.joints[:frames])
+                joints = usable_clip(bodies, layout if normalise else None)
             except FaultyClip as fault:
                 if strict:
                     raise PrepareError(
@@ -92,11 +94,12 @@ def pack_parts(
             writer.add(joints, name=clip.name, label=clip.label, split=clip.part, **clip.ids)
             kept[clip.part] += 1
             repeated += frames < len(clip.joints) and bool(clip.joints[-1].any())
+            copies += bodies.shape[1] < clip.joints.shape[1]
         if not all(kept):
             counts = "; ".join(f"{number} {reason}" for reason, number in writer.skip_counts.items())
             side = "train or test" if not any(kept) else PARTS[kept.index(0)]
             raise PrepareError(f"{' and '.join(map(str, files))}: no usable clip is left to {side} on ({counts})")
-        writer.meta["repeats_cut"] = repeated
+        writer.meta |= {"repeats_cut": repeated, "copied_bodies_cut": copies}
     return PackedStore.open(out)
 
 

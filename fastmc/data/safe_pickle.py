@@ -111,6 +111,8 @@ class _Array:
 def _array(content: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
     if not isinstance(dtype, _Dtype):
         raise SafePickleError("it holds an array without a dtype")
+    if not isinstance(content, str | bytes | bytearray):  # bytes(n) of a number would make n of them
+        raise SafePickleError(f"it makes an array of a {type(content).__name__}")
     content = content.encode("latin1") if isinstance(content, str) else bytes(content)  # str: from Python 2
     shape = tuple(int(length) for length in shape)
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.dtype.itemsize != len(content):
@@ -158,12 +160,14 @@ class _Finish:
     def __init__(self) -> None:
         # By identity, original and result: a small pickle can name one list at exponentially many places.
         self._done: dict[int, tuple[Any, Any]] = {}
+        self._open: list[tuple[Any, ...]] = []  # tuples that are being converted
 
     def value(self, value: Any) -> Any:
         if isinstance(value, _SCALARS):
             return value
         if id(value) not in self._done:
-            self._done[id(value)] = value, value  # for a list that holds itself
+            if not isinstance(value, tuple):
+                self._done[id(value)] = value, value  # for a list that holds itself
             self._done[id(value)] = value, self._converted(value)
         return self._done[id(value)][1]
 
@@ -173,7 +177,12 @@ class _Finish:
         if isinstance(value, np.ndarray):
             return value
         if isinstance(value, tuple):
-            return tuple(self.value(item) for item in value)
+            if any(value is open_ for open_ in self._open):
+                raise SafePickleError("it holds a tuple that holds itself")
+            self._open.append(value)
+            items = tuple(self.value(item) for item in value)
+            self._open.pop()
+            return items
         if isinstance(value, list):
             value[:] = [self.value(item) for item in value]
             return value

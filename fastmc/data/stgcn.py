@@ -8,7 +8,8 @@ AimCLR is resized to 50 frames and has no padding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from fastmc.data.parts import MAX_CLASSES, PARTS, PartClip, layout_of, pack_part
 from fastmc.data.protocols import NTU60_CLASS_NAMES, NTU60_PROTOCOLS, NTU120_CLASS_NAMES, NTU120_PROTOCOLS, Protocols
 from fastmc.data.safe_pickle import SafePickleError, load_plain
 from fastmc.data.store import PackedStore
+from fastmc.files import UNREADABLE_ARRAY
 
 Files = tuple[str | Path, str | Path]
+log = logging.getLogger("fastmc")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ def import_stgcn(
     layout = layout_of(joints, bodies, str(parts[0].file))
     ids = _ntu_names(parts)
     names = _unique_names(parts, by_ntu=ids is not None)
+    if ids and protocol in (published := _ntu_protocols(ids)):
+        _check_split(parts, ids, protocol, published[protocol])
     labels = [label for part in parts for label in part.labels]
     order = sorted(range(len(names)), key=names.__getitem__)
 
@@ -106,7 +111,9 @@ def _read_part(data: str | Path, label: str | Path, option: str) -> _Part:
     data, label = Path(data), Path(label)
     try:
         array = np.load(data, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except FileNotFoundError:
+        raise PrepareError(f"{option}: there is no file {data}; give the paths of an array and of its labels") from None
+    except UNREADABLE_ARRAY as error:
         fault = "it holds objects, which are never loaded" if "allow_pickle" in str(error) else error
         hint = "the array comes first, then its labels"
         raise PrepareError(f"{option}: {data} is not a readable .npy file ({hint}): {fault}") from error
@@ -114,19 +121,21 @@ def _read_part(data: str | Path, label: str | Path, option: str) -> _Part:
         raise PrepareError(f"{option}: {data} is a .npz file; python -m train.prepare npz and ctrgcn read those")
     if array.ndim != 5 or array.shape[1] != 3 or array.dtype.kind != "f" or 0 in array.shape:
         raise PrepareError(f"{data} is {array.dtype} {array.shape}, expected floats (N, 3, T, V, M)")
-    names, labels = _read_labels(label)
-    if not len(names) == len(labels) == len(array):
-        raise PrepareError(f"{label} holds {len(names)} names and {len(labels)} labels, {data} {len(array)} clips")
-    return _Part(data, array, names, labels)
+    return _Part(data, array, *_read_labels(label, data, len(array)))
 
 
-def _read_labels(file: Path) -> tuple[list[str], list[int]]:
+def _read_labels(file: Path, data: Path, clips: int) -> tuple[list[str], list[int]]:
+    """Names and labels of the so many clips of ``data``."""
     try:
         content = load_plain(file)
+    except FileNotFoundError:
+        raise PrepareError(f"there is no file {file}; the labels of {data} come second") from None
     except (OSError, SafePickleError) as error:
         raise PrepareError(f"{file} is not a label file: {error}") from error
     if not isinstance(content, list | tuple) or len(content) != 2 or not all(map(_is_sequence, content)):
         raise PrepareError(f"{file} is not a label file: expected a pair of sequences (sample names, labels)")
+    if {len(part) for part in content} != {clips}:
+        raise PrepareError(f"{file} holds {len(content[0])} names and {len(content[1])} labels, {data} {clips} clips")
     names, labels = ([item.item() if isinstance(item, np.generic) else item for item in part] for part in content)
     for clip, label in enumerate(labels):
         if type(label) is not int or not 0 <= label < MAX_CLASSES:
@@ -166,6 +175,18 @@ def _unique_names(parts: Sequence[_Part], by_ntu: bool) -> list[str]:
     return [f"{PARTS[p]}-{name}" if both else name for p, part in enumerate(parts) for name in part.names]
 
 
+def _check_split(parts: Sequence[_Part], ids: Sequence[ClipName], protocol: str, rule: Mapping[str, Any]) -> None:
+    """PrepareError if the files are not the published split of that name, by the names of the clips."""
+    where = [part.file for part in parts for _ in part.names]
+    for clip, name, file in zip(ids, [name for part in parts for name in part.names], where, strict=True):
+        trains = _fields(clip)[rule["field"]] in rule["train"]
+        if trains != (file is parts[0].file):
+            raise PrepareError(
+                f"{name} is in {file}, but {protocol} as published has it to {'train' if trains else 'test'} on; "
+                "exchange --train and --test, or name the split otherwise with --protocol"
+            )
+
+
 def _fields(clip: ClipName) -> dict[str, int]:
     return {
         "subject": clip.performer,
@@ -191,4 +212,6 @@ def _class_names(labels: Sequence[int], ids: Sequence[ClipName] | None, file: st
         published = NTU120_CLASS_NAMES if _is_120(ids) else NTU60_CLASS_NAMES
         if len(published) >= classes:
             return list(published)
+    if ids is not None and [clip.action for clip in ids] == list(labels):
+        log.warning("all labels are the numbers of their actions, which count from 1: class 0 is empty")
     return [f"class {label}" for label in range(classes)]

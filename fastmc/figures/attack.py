@@ -61,7 +61,7 @@ def attack_states(model: A2MC, clips: PackedClips, sample: Tensor, *, draw: int 
     shape = (model.skeleton.num_joints, model.max_bodies, 3)
     rho = torch.linalg.vector_norm((attacked - x).double())
     frames = int(clips.num_frames[0])
-    whole = f"whole clip, {frames} frames as {model.frames}"
+    whole = f"whole clip, {frames} frame{'s' * (frames > 1)} as {model.frames}"
     return AttackStates(
         joints=states.unflatten(2, shape).transpose(2, 3).cpu().numpy(),
         distribution=distribution(model, states).cpu().numpy(),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fastmc.figures.style import DOUBLE, LINES, head, quiet_grid, style
+from fastmc.figures.style import DOUBLE, MOST_LINES, head, line_style, quiet_grid, style
 
 PANELS = (
     ("loss", "loss (nats)", 1.0),
@@ -43,18 +43,22 @@ def draw_curves(runs: Mapping[str, History], *, title: str = "") -> Figure:
     """Loss, contrastive top-1, standard deviation of the features and kNN probe by epoch, a line a run.
 
     The dotted line at 1/sqrt(D) is the standard deviation of features that have not collapsed.
+
+    Raises:
+        ValueError: there are more runs than lines that can be told apart.
     """
+    if len(runs) > MOST_LINES:
+        raise ValueError(f"curves of {len(runs)} runs cannot be told apart; name {MOST_LINES} at most")
     columns = max(1, min(len(runs), int(DOUBLE / (0.5 + 0.055 * max(map(len, runs))))))  # inches a name and a letter
     figure = Figure(figsize=(DOUBLE, 4.3 + 0.15 * (-(-len(runs) // columns))), layout="constrained")
     head(figure, title)
     panels = figure.subplots(2, 2, sharex=True).flatten()
     for (name, label, scale), axes in zip(PANELS, panels, strict=True):
         for i, (run, history) in enumerate(runs.items()):
-            colour, dashes = LINES[i % len(LINES)]
             epochs, values = curve(history.rows, name)
             marker = "o" if len(epochs) <= MARKED else ""
-            line = axes.plot(epochs, [scale * v for v in values], marker=marker, markersize=2.5, label=run)[0]
-            line.set(color=colour, linestyle=dashes)
+            look = {**line_style(i), "marker": marker, "markersize": 2.5}
+            axes.plot(epochs, [scale * v for v in values], label=run, **look)
         axes.set_ylabel(label)
         quiet_grid(axes)
     loss, contrast, spread, probe = panels

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,12 @@ from matplotlib.animation import PillowWriter
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator
 
 from fastmc.figures.attack import STATES, TOP, AttackStates, entropy, top_classes
-from fastmc.figures.style import DOUBLE, ORANGE, SMALL, head, mark_metres, style, whole
+from fastmc.figures.style import DOUBLE, ORANGE, SMALL, head, mark_metres, style
+from fastmc.files import whole_file
 from fastmc.plotting import (
     Body,
     Front,
@@ -31,38 +35,66 @@ GREY = "0.65"
 COLUMN = 1.5  # inches across each of the four
 ANIMATION_DPI = 120
 SHORTEST_FRAME = 0.02  # seconds; players slow a GIF down whose frames are shorter
+LOW_ROW = 1.1  # inches; skeletons that would be drawn lower than this get more room, by fewer poses
+BARS = 1.05  # inches
 
 
 @style()
 def draw_attack(states: AttackStates, skeleton: Skeleton, *, title: str = "", poses: int = 3) -> Figure:
-    """Four columns: poses at equal intervals of each state, above the distribution of its features.
+    """Four columns: poses at equal intervals of each state, above the distribution of its features. There are at most
+    ``poses``, and fewer where the skeletons would be too small.
 
     All columns have the same scale, axes and viewing direction. The TOP largest classes of each distribution are
     highlighted, and its entropy is written into the picture.
     """
-    front, frames = front_of(states.joints[0], skeleton), pick_frames(states.joints.shape[1], poses)
+    front = front_of(states.joints[0], skeleton)
+    row = next(row for n in range(poses, 0, -1) if (row := _lay_out(states, front, n)).height >= LOW_ROW or n == 1)
+    (left, right), (low, high) = row.limits
+    headings = _headings(states)
+    layout = ConstrainedLayoutEngine(h_pad=0.07)  # inches; headings of many lines come close to the title
+    figure = Figure(figsize=(DOUBLE, row.height + 2.6 + 0.12 * headings[0].count("\n")), layout=layout)
+    head(figure, title)
+    top, bottom = figure.subplots(2, len(STATES), sharey="row", height_ratios=[row.height, BARS])
+    for i, skeletons in enumerate(top):
+        skeletons.set(xlim=(left, right), ylim=(low, high), aspect="equal")
+        skeletons.set_title(headings[i], linespacing=1.3)
+        draw_poses(skeletons, row.points[i], row.there[i], skeleton, line=1.1, dot=2)
+        skeletons.set_xticks(np.arange(len(row.frames)) * row.step, [str(frame) for frame in row.frames])
+        skeletons.set_xlabel(f"frame of the view (T = {states.joints.shape[1]})" if i == 0 else "frame of the view")
+    _draw_distributions(bottom, states)
+    top[0].set_ylabel(front.up_label)
+    mark_metres(top[0].yaxis, high - low, row.height)
+    _legends(figure, top[0], bottom[0], skeleton, states, second_body=bool(row.there[:, :, 1:].any()))
+    return figure
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Poses of the four states, laid out on common axes.
+
+    Attributes:
+        frames: (P,) indices. step: distance of neighbouring poses, metres.
+        points: (4, P, M, V, 2), metres. there: (4, P, M), which bodies are there.
+        limits: of the axes, metres. height: inches that they are drawn high.
+    """
+
+    frames: np.ndarray
+    step: float
+    points: np.ndarray
+    there: np.ndarray
+    limits: tuple[tuple[float, float], tuple[float, float]]
+    height: float
+
+
+def _lay_out(states: AttackStates, front: Front, poses: int) -> _Row:
+    frames = pick_frames(states.joints.shape[1], poses)
     shown = states.joints[:, frames]
     step = _step(shown, front)
     points = np.stack([side_by_side(poses, front, step, by_median=True) for poses in shown])
     there = np.stack([bodies_there(poses) for poses in shown])
-    (left, right), (low, high) = (_range(points[there][..., axis]) for axis in range(2))
-    drawn_height = min(2.6, COLUMN * (high - low) / (right - left))
-    headings = _headings(states)
-    figure = Figure(figsize=(DOUBLE, drawn_height + 2.5 + 0.12 * headings[0].count("\n")), layout="constrained")
-    head(figure, title)
-    top, bottom = figure.subplots(2, len(STATES), sharey="row", height_ratios=[drawn_height, 1.05])
-    for i, (skeletons, bars) in enumerate(zip(top, bottom, strict=True)):
-        skeletons.set(xlim=(left, right), ylim=(low, high), aspect="equal")
-        skeletons.set_title(headings[i], linespacing=1.3)
-        draw_poses(skeletons, points[i], there[i], skeleton, line=1.1, dot=2)
-        skeletons.set_xticks(np.arange(len(frames)) * step, [str(frame) for frame in frames])
-        skeletons.set_xlabel(f"frame of the view (T = {states.joints.shape[1]})" if i == 0 else "frame of the view")
-        _draw_bars(bars, states.distribution[i], ceiling=1.3 * states.distribution.max())
-    top[0].set_ylabel(front.up_label)
-    mark_metres(top[0].yaxis, high - low, drawn_height)
-    bottom[0].set_ylabel("probability")
-    _legends(figure, top[0], bottom[0], skeleton, bool(there[:, :, 1:].any()))
-    return figure
+    across, up = (_range(points[there][..., axis]) for axis in range(2))
+    height = min(2.6, COLUMN * (up[1] - up[0]) / (across[1] - across[0]))
+    return _Row(frames, step, points, there, (across, up), height)
 
 
 def _headings(states: AttackStates) -> list[str]:
@@ -87,20 +119,30 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     return float(values.min()) - 0.1, float(values.max()) + 0.1
 
 
+def _draw_distributions(row: Sequence[Axes], states: AttackStates) -> None:
+    for axes, p in zip(row, states.distribution, strict=True):
+        _draw_bars(axes, p, ceiling=1.3 * states.distribution.max())
+    row[0].set_ylabel("probability")
+
+
 def _draw_bars(axes: Axes, p: np.ndarray, ceiling: float) -> None:
     top = top_classes(p)
     axes.stairs(p, np.arange(len(p) + 1) - 0.5, fill=True, color=GREY)  # bars would leave gaps between their pixels
-    axes.bar(top, p[top], width=1.6, color=ORANGE, linewidth=0)
+    axes.bar(top, p[top], width=1.0, color=ORANGE, linewidth=0)
     axes.axhline(1 / len(p), color="black", linewidth=0.6, linestyle=(0, (4, 3)))
     text = f"entropy {entropy(p):.4f} nats\ntop-{len(top)} mass {p[top].sum():.4f}"
     axes.text(0.98, 0.98, text, transform=axes.transAxes, ha="right", va="top", fontsize=6.5)
     axes.set(xlim=(-1.5, len(p) + 0.5), ylim=(0, ceiling), xlabel="class of FC")
+    axes.xaxis.set_major_locator(MaxNLocator(3, integer=True))
 
 
-def _legends(figure: Figure, skeletons: Axes, bars: Axes, skeleton: Skeleton, second_body: bool) -> None:
+def _legends(
+    figure: Figure, skeletons: Axes, bars: Axes, skeleton: Skeleton, states: AttackStates, *, second_body: bool
+) -> None:
+    largest = min(TOP, states.distribution.shape[1])
     handles = list(add_legend_entries(skeletons, skeleton, second_body=second_body))
     handles += [
-        bars.plot([], [], color=ORANGE, linewidth=4, label=f"{TOP} largest")[0],
+        bars.plot([], [], color=ORANGE, linewidth=4, label=f"{largest} largest")[0],
         bars.plot([], [], color=GREY, linewidth=4, label="other classes")[0],
         bars.plot([], [], color="black", linewidth=0.6, linestyle=(0, (4, 3)), label="uniform, 1/C")[0],
     ]
@@ -122,40 +164,45 @@ def animate_attack(
     title: str = "",
     advance: Callable[[int], object] = lambda _: None,
 ) -> None:
-    """Write the four states side by side as an animated GIF of T frames, each shown for ``seconds``.
+    """Write the four states side by side, each above the distribution of its features, as an animated GIF of T frames
+    that are shown for ``seconds`` each.
 
     ``advance`` is told of each frame that is drawn.
     """
+    figure, update = _stage(states, skeleton, title)
     with style():
-        figure, update = _stage(states, skeleton, title)
         # The writer cuts off what is below a millisecond: the last bit of a quotient must not cost one.
         writer = PillowWriter(fps=1 / (seconds + 1e-6))  # type: ignore[arg-type]  # it takes any number
-        with whole(path) as unfinished, writer.saving(figure, unfinished, dpi=ANIMATION_DPI):
+        with whole_file(path) as unfinished, writer.saving(figure, unfinished, dpi=ANIMATION_DPI):
             for frame in range(states.joints.shape[1]):
                 update(frame)
                 writer.grab_frame()
                 advance(1)
 
 
+@style()
 def _stage(states: AttackStates, skeleton: Skeleton, title: str) -> tuple[Figure, Callable[[int], None]]:
     """The picture of the animation, and what puts the bodies where they are in a frame."""
     front = front_of(states.joints[0], skeleton)
     flat, there = front.flat(states.joints), (states.joints != 0).any(axis=(3, 4))  # (4, T, M, V, 2), (4, T, M)
     (left, right), (low, high) = (_range(flat[there][..., axis]) for axis in range(2))
     height = min(3.0, COLUMN * (high - low) / (right - left))
-    figure = Figure(figsize=(DOUBLE, height + 1.0), layout="constrained")
+    figure = Figure(figsize=(DOUBLE, height + 2.3), layout="constrained")
     FigureCanvasAgg(figure)
     head(figure, title)
     bodies = []
-    for i, axes in enumerate(figure.subplots(1, len(STATES), sharey=True)):
+    top, bottom = figure.subplots(2, len(STATES), sharey="row", height_ratios=[height, BARS])
+    for i, axes in enumerate(top):
         axes.set(xlim=(left, right), ylim=(low, high), aspect="equal")
-        axes.set_title(f"{STATES[i]}\nentropy {entropy(states.distribution[i]):.4f} nats", linespacing=1.3)
+        axes.set_title(STATES[i])
         axes.set_xlabel("across (m)")
         mark_metres(axes.xaxis, right - left, height / 2 * (right - left) / (high - low))  # numbers are wider than high
         mark_metres(axes.yaxis, high - low, height)
         if i == 0:
             axes.set_ylabel(front.up_label)
         bodies.append([Body(axes, skeleton, m, line=1.6, dot=4) for m in range(flat.shape[2])])
+    _draw_distributions(bottom, states)
+    _legends(figure, top[0], bottom[0], skeleton, states, second_body=bool(there[:, :, 1:].any()))
     # Pillow merges neighbouring frames that are equal; the frame's number makes each one different.
     clock = figure.text(0.995, 0.985, "", ha="right", va="top", fontsize=SMALL, family="DejaVu Sans Mono")
     figure.canvas.draw()

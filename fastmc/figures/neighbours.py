@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from fastmc.figures.style import BLUE, DOUBLE, RED, head, mark_metres, style
+from fastmc.figures.style import DOUBLE, GREEN, PURPLE, head, mark_metres, style
 from fastmc.plotting import (
     Front,
     add_legend_entries,
@@ -25,6 +25,7 @@ from fastmc.skeleton import Skeleton
 TEXT_WIDTH, STRIP_HEIGHT = 1.6, 0.85  # inches
 FEWEST_POSES, MOST_POSES = 4, 16
 LINE_LENGTH = 27  # letters
+SAME, OTHER = GREEN, PURPLE  # not blue and vermilion, which tell a skeleton's left from its right
 
 
 def nearest(train: np.ndarray, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -73,7 +74,7 @@ def draw_neighbours(query: Strip, found: Sequence[Strip], skeleton: Skeleton, *,
     head(figure, title)
     rows = figure.subplots(len(strips), 2, width_ratios=[TEXT_WIDTH, DOUBLE - TEXT_WIDTH], squeeze=False)
     for (words, axes), strip, drawn, seen in zip(rows, strips, points, there, strict=True):
-        colour = "black" if strip is query else (BLUE if strip.class_name == query.class_name else RED)
+        colour = "black" if strip is query else SAME if strip.class_name == query.class_name else OTHER
         words.set_axis_off()
         words.text(
             0, 0.5, _caption(strip, query), va="center", color=colour, linespacing=1.35, transform=words.transAxes

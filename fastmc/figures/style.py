@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
+from fastmc.files import whole_file
+
 DOUBLE = 7.0
 """Inches: the width of two columns of a paper."""
 SMALL = 6.0
@@ -24,8 +25,8 @@ TICK_ROOM = 0.17
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PURPLE = (
     *("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"),
 )  # Okabe and Ito; their yellow is too pale for lines
-LINES = ((BLUE, "-"), (RED, "--"), (GREEN, "-."), (PURPLE, ":"), (ORANGE, "-"), (SKY, "--"), (BLACK, "-."))
-"""Colour and dashes of each of several lines: they differ in print and without colours too."""
+LINE_COLOURS, DASHES = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY, BLACK), ("-", "--", "-.", ":")
+MOST_LINES = len(LINE_COLOURS) * len(DASHES)
 CLASS_COLOURS = (
     *("#332288", "#DDAA33", "#117733", "#CC6677", "#66BBEE", "#882255", "#44AA99", "#999933", "#AA4499", "#555555"),
 )  # Tol's "muted", with two pale ones darkened
@@ -51,6 +52,13 @@ SETTINGS: Any = {
     "svg.fonttype": "none",  # text stays text: it can be searched and edited
     "svg.hashsalt": "fastmc",  # the same data give the same file
 }
+
+
+def line_style(number: int) -> dict[str, str]:
+    """Colour and dashes of the line of this number: those of neighbours differ in print and without colours too, and
+    no two of `MOST_LINES` are alike."""
+    turn, colour = divmod(number, len(LINE_COLOURS))
+    return {"color": LINE_COLOURS[colour], "linestyle": DASHES[(colour + turn) % len(DASHES)]}
 
 
 @contextmanager
@@ -82,17 +90,6 @@ def save(figure: Figure, folder: Path, name: str, dpi: int = 150) -> list[Path]:
     paths = [folder / f"{name}.{suffix}" for suffix in ("png", "svg")]
     for path in paths:
         metadata = {"Date": None} if path.suffix == ".svg" else None
-        with whole(path) as unfinished, style():
+        with whole_file(path) as unfinished, style():
             figure.savefig(unfinished, format=path.suffix[1:], dpi=dpi, metadata=metadata)
     return paths
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write to, which becomes ``path`` at the end and is removed after an error."""
-    unfinished = path.with_name(f".unfinished-{path.name}")  # the suffix stays: writers go by it
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

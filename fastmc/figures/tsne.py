@@ -23,8 +23,8 @@ class Embedding:
     Attributes:
         points: (N, 2) float32.
         knn: percent of the clips whose nearest other clip has their class, by cosine.
-        silhouette: mean silhouette score by cosine, -1 to 1; None where it is not defined (one class, or as many
-            classes as clips).
+        silhouette: mean silhouette score by cosine, -1 to 1; None where it is not defined (one class, as many classes
+            as clips, or equal features).
         perplexity: of the t-SNE.
     """
 
@@ -32,6 +32,11 @@ class Embedding:
     knn: float
     silhouette: float | None
     perplexity: float
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether all features are equal."""
+        return not self.points.any()
 
 
 def choose_classes(labels: np.ndarray, count: int = 10, seed: int = 0) -> np.ndarray:
@@ -43,7 +48,8 @@ def choose_classes(labels: np.ndarray, count: int = 10, seed: int = 0) -> np.nda
 def embed(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Embedding:
     """t-SNE of features (N, H) of clips with these labels (N,): scikit-learn's, from the principal components.
 
-    The perplexity is 30, or a third of the other clips where there are few.
+    The perplexity is 30, or a third of the other clips where there are few. Equal features, those of an encoder that
+    has collapsed, all lie at the origin: scikit-learn's t-SNE would end the process.
 
     Raises:
         ValueError: fewer than three clips.
@@ -53,8 +59,11 @@ def embed(features: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> Embeddi
     if len(features) < FEWEST:
         raise ValueError(f"a t-SNE needs {FEWEST} clips at least, got {len(features)}")
     perplexity = min(PERPLEXITY, (len(features) - 1) / 3)
+    features = features.astype(np.float32)
+    if not np.ptp(features, axis=0).any():
+        return Embedding(np.zeros((len(features), 2), np.float32), loo_knn(features, labels), None, perplexity)
     tsne = TSNE(n_components=2, init="pca", perplexity=perplexity, random_state=seed)
-    points = tsne.fit_transform(features.astype(np.float32))
+    points = tsne.fit_transform(features)
     return Embedding(points, loo_knn(features, labels), _silhouette(features, labels), perplexity)
 
 
@@ -110,5 +119,7 @@ def draw_embeddings(
 
 def scores_in_words(embedding: Embedding) -> str:
     """1-NN accuracy and, where it is defined, silhouette."""
+    if embedding.collapsed:
+        return "collapsed: all features are equal"
     silhouette = "" if embedding.silhouette is None else f", silhouette {embedding.silhouette:.2f}"
     return f"1-NN {embedding.knn:.1f} %{silhouette}"

@@ -11,6 +11,7 @@ from pathlib import Path
 import tyro
 
 from fastmc.data.parallel import usable_cores
+from fastmc.files import whole_file
 from train.config import Config, differences, parse, preset_config, to_plain
 from train.errors import run_command
 from train.jobs import run_jobs
@@ -155,14 +156,14 @@ def _fine_print(plan: Plan, table: Table, columns: tuple[Column, ...]) -> tuple[
 
 
 def _write(settings: Settings, filled: Filled) -> None:
-    from fastmc.figures.style import save, whole  # here, so that nothing else waits for matplotlib
+    from fastmc.figures.style import save  # here, so that nothing else waits for matplotlib
 
     settings.out.mkdir(parents=True, exist_ok=True)
     name = f"table{filled.table.number}-{'-'.join(settings.dataset)}"
     text = to_markdown(filled)
-    with whole(settings.out / f"{name}.md") as unfinished:
+    with whole_file(settings.out / f"{name}.md") as unfinished:
         unfinished.write_text(text, encoding="utf-8")
-    with whole(settings.out / f"{name}.csv") as unfinished:
+    with whole_file(settings.out / f"{name}.csv") as unfinished:
         write_csv(filled, unfinished)
     save(draw(filled), settings.out, name)
     log.info("%s", text)

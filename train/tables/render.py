@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PAPER, OURS = "#888888", "#0072b2"  # told apart by readers who do not see colours, too
+BAR_HEIGHT = 0.16  # inches
 
 
 @dataclass(frozen=True)
@@ -101,50 +102,79 @@ def _write_own(writer: csv.Writer, keys: tuple[object, ...], values: Sequence[fl
 
 
 def draw(filled: Filled) -> Figure:
-    """A panel per column, the paper's first: a bar per row, and the single seeds of ours as points."""
+    """A panel per column, the paper's first: a bar per row that has a figure in these panels, and the single seeds of
+    ours as points."""
     from matplotlib.figure import Figure  # here, so that nothing else waits for matplotlib
 
-    table = filled.table
-    panels = len(table.columns) + len(filled.columns)
-    across = min(panels, 4)
-    down = -(-panels // across)
-    rows = len(table.rows) + bool(any(filled.untrained.values()))
-    figure = Figure(figsize=(1.6 + 2.1 * across, (0.9 + 0.24 * rows) * down + 0.5), layout="constrained")
-    axes = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
-    for panel, (axis, column) in enumerate(zip(axes, (*table.columns, *filled.columns), strict=False)):
-        own = panel >= len(table.columns)
-        _draw_panel(axis, filled, column, own, panel)
-    for axis in axes[panels:]:
-        axis.set_visible(False)
-    figure.suptitle(filled.title, fontsize=9)
+    from fastmc.figures.style import DOUBLE, head, style
+
+    most = max(len(filled.table.columns), len(filled.columns))
+    across = 2 if most == 4 else min(3, most)  # four are two and two, not three and one
+    lines = [*_lines(filled, across, own=False), *_lines(filled, across, own=True)]
+    heights = [0.75 + BAR_HEIGHT * len(line.bars) for line in lines]
+    with style():
+        figure = Figure(figsize=(DOUBLE, sum(heights) + 0.35), layout="constrained")
+        head(figure, filled.title)
+        grid = figure.add_gridspec(len(lines), across, height_ratios=heights)
+        for place, line in enumerate(lines):
+            _draw_line(figure, [grid[place, i] for i in range(across)], line)
     return figure
 
 
-def _draw_panel(axis: Axes, filled: Filled, column: Column, own: bool, panel: int) -> None:
-    rows = filled.table.rows
-    names = [" ".join((row.label, *row.info)) if filled.table.number == 2 else row.label for row in rows]
-    bars = [filled.values.get((row, column), []) if own else _published(row.values[panel]) for row in rows]
-    if any(filled.untrained.values()):
-        names.append("untrained")
-        bars.append(filled.untrained[column] if own else [])
-    for place, (row, values) in enumerate(zip((*rows, None), bars, strict=False)):
-        if not values:
-            continue
-        mean = statistics.fmean(values)
-        ours = row is None or row.variant is not None
-        axis.barh(place, mean, height=0.7, color=OURS if own else PAPER, alpha=0.9 if ours else 0.5)
-        axis.plot(values, [place] * len(values), "k|", markersize=5) if len(values) > 1 else None
-        where: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 6.5}
-        axis.annotate(f"{mean:.1f}", (max(values), place), **where)
-    axis.set_yticks(range(len(names)), names, fontsize=7)
-    if not axis.yaxis_inverted():
-        axis.invert_yaxis()
-    axis.set_xlim(0, 118)  # room for the number of the longest bar
-    axis.set_xticks((0, 25, 50, 75, 100))
-    axis.tick_params(axis="x", labelsize=6.5)
-    axis.set_xlabel("top-1 accuracy (%)", fontsize=7)
-    axis.set_title(f"{column.title}\n{'fastmc, mean and seeds' if own else 'paper'}", fontsize=7.5)
-    axis.spines[["top", "right"]].set_visible(False)
+@dataclass(frozen=True)
+class _Line:
+    """Panels side by side, with the same bars: by name of the row, percent of each column, by seed where it is ours."""
+
+    titles: tuple[str, ...]
+    bars: dict[str, list[Sequence[float]]]
+    own: bool
+    emphasised: frozenset[str]
+
+
+def _lines(filled: Filled, across: int, *, own: bool) -> list[_Line]:
+    """The panels of the paper's columns or of ours, ``across`` side by side."""
+    rows = [row for row in filled.table.rows if not own or row.variant]
+    columns = filled.columns if own else filled.table.columns
+    names = {row: " ".join((row.label, *row.info)) if filled.table.number == 2 else row.label for row in rows}
+    found = []
+    for start in range(0, len(columns), across):
+        some = columns[start : start + across]
+        bars: dict[str, list[Sequence[float]]] = {
+            names[row]: [filled.values.get((row, column), []) for column in some]
+            if own
+            else [_published(value) for value in row.values[start : start + across]]
+            for row in rows
+        }
+        if own and any(filled.untrained.values()):
+            bars["untrained"] = [filled.untrained[column] for column in some]
+        titles = tuple(f"{column.title}\n{'fastmc, mean and seeds' if own else 'paper'}" for column in some)
+        ours = frozenset(bars) if own else frozenset(names[row] for row in rows if row.variant)
+        found.append(_Line(titles, bars, own, ours))
+    return found
+
+
+def _draw_line(figure: Figure, cells: Sequence[Any], line: _Line) -> None:
+    for panel, title in enumerate(line.titles):
+        axis = figure.add_subplot(cells[panel])
+        for place, (name, columns) in enumerate(line.bars.items()):
+            _draw_bar(axis, place, columns[panel], line.own, emphasised=name in line.emphasised)
+        axis.set_yticks(range(len(line.bars)), list(line.bars) if panel == 0 else [""] * len(line.bars))
+        axis.set_ylim(len(line.bars) - 0.4, -0.6)
+        axis.set_xlim(0, 118)  # room for the number of the longest bar
+        axis.set_xticks((0, 25, 50, 75, 100))
+        axis.set_xlabel("top-1 accuracy (%)")
+        axis.set_title(title)
+
+
+def _draw_bar(axis: Axes, place: int, values: Sequence[float], own: bool, *, emphasised: bool) -> None:
+    if not values:
+        return
+    mean = statistics.fmean(values)
+    axis.barh(place, mean, height=0.7, color=OURS if own else PAPER, alpha=0.9 if emphasised else 0.5)
+    if len(values) > 1:
+        axis.plot(values, [place] * len(values), "k|", markersize=5)
+    where: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 6.5}
+    axis.annotate(f"{mean:.1f}", (max(values), place), **where)
 
 
 def _published(value: float | None) -> list[float]:
