@@ -5,9 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import statistics
+import subprocess
+import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,7 +27,8 @@ from train.tables.plan import Plan
 from train.tables.published import TABLES, Column
 from train.tables.render import Filled, draw, to_markdown, write_csv
 
-PAPER = Path(__file__).resolve().parents[2] / "shared" / "paper" / "a2mc.txt"
+ROOT = Path(__file__).resolve().parents[1]
+PAPER = ROOT.parent / "shared" / "paper" / "a2mc.txt"
 TINY = (
     *("--preset", "tiny", "--frames", "8", "--encoder", "1x8", "--batch-size", "8", "--bank-size", "16"),
     *("--epochs", "1", "--milestones", "1", "--linear-epochs", "2", "--train-crops", "1", "--probe-every", "0"),
@@ -267,3 +273,46 @@ def test_a_figure_of_other_settings_does_not_enter_a_table(data_root, tmp_path):
     assert value_of(evaluation=to_plain(FinetuneConfig(test_crop=0.9))) == [40.0]
     os.utime(path, ns=(0, 0))
     assert p.values(row, column) == [], "it is of an earlier run"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_ends_what_runs(number, tmp_path):
+    """The command that runs and its worker are gone, and the jobs that wait are not started."""
+    code = f"""
+import os, pathlib
+from train.jobs import Job, run_jobs
+started = pathlib.Path({str(tmp_path)!r})
+def job(n):
+    sleep = f"import os, time; open({{str(started / str(n))!r}}, 'w').write(str(os.getpid())); time.sleep(600)"
+    return Job(str(n), "timeit", ("-n1", "-r1", sleep), started / f"{{n}}.log", lambda: False)
+run_jobs([job(n) for n in range(3)], parallel=2)
+"""
+    hears = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=hears
+    )
+    deadline = time.monotonic() + 60
+    while not all((tmp_path / str(n)).exists() and (tmp_path / str(n)).read_text() for n in range(2)):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)  # returns when no one holds the pipe any more
+    assert "KeyboardInterrupt" in errors
+    for n in range(2):
+        assert not Path(f"/proc/{(tmp_path / str(n)).read_text()}").exists()
+        assert "KeyboardInterrupt" in (tmp_path / f"{n}.log").read_text()
+    assert not (tmp_path / "2").exists()
+
+
+def test_nothing_asks_for_cuda_before_a_fork():
+    """CUDA that was asked for does not survive a fork, so what a worker imports must not ask for it."""
+    code = """
+import importlib, torch
+def refuse(*_): raise AssertionError("CUDA was asked for")
+torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = refuse
+from train.worker import PRELOADED
+for module in PRELOADED: importlib.import_module(module)
+import sys; print("train.run" in sys.modules, "train.evaluate" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["False", "False"], done.stderr

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 from tqdm import tqdm
 
@@ -40,7 +43,7 @@ def run_jobs(jobs: Sequence[Job], parallel: int = 1) -> int:
     """Run the jobs that are not done, ``parallel`` at a time, each with an equal share of the cores (OMP_NUM_THREADS is
     set to it); how many ran.
 
-    A failed job does not keep the others from running. Ctrl-C stops all of them.
+    A failed job does not keep the others from running. Ctrl-C and SIGTERM stop all of them.
 
     Raises:
         ValueError: ``parallel`` is no number of processes.
@@ -51,50 +54,101 @@ def run_jobs(jobs: Sequence[Job], parallel: int = 1) -> int:
     todo = [job for job in jobs if not job.done()]
     if not todo:
         return 0
-    running = _Running(threads=max(1, usable_cores() // min(parallel, len(todo))))
+    parallel = min(parallel, len(todo))
+    workers = _Workers(parallel, threads=max(1, usable_cores() // parallel))
     failures: list[str] = []
-    with ThreadPoolExecutor(parallel) as pool:
+    with ThreadPoolExecutor(parallel) as pool, _ended_by_sigterm():
         try:
-            for failure in tqdm(pool.map(running.run, todo), total=len(todo), **progress_bar("run", "runs")):
+            for failure in tqdm(pool.map(workers.run, todo), total=len(todo), **progress_bar("run", "runs")):
                 failures += [failure] if failure else []
         except BaseException:
-            running.stop()
+            pool.shutdown(wait=False, cancel_futures=True)
+            workers.stop()
             raise
+        finally:
+            workers.close()
     if failures:
         raise JobFailed("\n".join(failures))
     return len(todo)
 
 
-class _Running:
-    """The processes that are at work."""
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Within: SIGTERM ends this process as Ctrl-C does, so that what it started is ended too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
-    def __init__(self, threads: int) -> None:
-        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        self.processes: set[subprocess.Popen] = set()
-        self.lock, self.stopped = threading.Lock(), False
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Workers:
+    """Processes that run jobs, one at a time each (`train.worker`), in sessions of their own: Ctrl-C in the terminal
+    does not reach them, and `stop` passes it on once."""
+
+    def __init__(self, count: int, threads: int) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self.all = [
+            subprocess.Popen(
+                [sys.executable, "-m", "train.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment,
+                start_new_session=True,
+            )
+            for _ in range(count)
+        ]
+        self.idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
+        for worker in self.all:
+            self.idle.put(worker)
 
     def run(self, job: Job) -> str | None:
         """Run a job to its end; what went wrong, if anything did."""
-        command = [sys.executable, "-m", job.module, *job.arguments]
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        with open(job.log, "w", encoding="utf-8") as output:
-            with self.lock:
-                if self.stopped:
-                    return None
-                process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=self.environment)
-                self.processes.add(process)
-            code = process.wait()
-            with self.lock:
-                self.processes.discard(process)
+        job.log.write_text("", encoding="utf-8")
+        worker = self.idle.get()
+        code = self._tell(worker, job)
+        self.idle.put(worker)
         if code == 0 and job.done():
             log.info("%s: done", job.name)
             return None
         end = job.log.read_text(encoding="utf-8", errors="replace")[-TAIL:]
-        return f"{job.name} failed ({' '.join(command[1:])}; all of its output is in {job.log}):\n{end}"
+        command = " ".join(("-m", job.module, *job.arguments))
+        return f"{job.name} failed ({command}; all of its output is in {job.log}):\n{end}"
+
+    @staticmethod
+    def _tell(worker: subprocess.Popen[str], job: Job) -> int:
+        """The exit code of a job; 1 where the worker has died."""
+        assert worker.stdin is not None and worker.stdout is not None
+        command = {"module": job.module, "arguments": job.arguments, "log": str(job.log.resolve())}
+        try:
+            worker.stdin.write(json.dumps(command) + "\n")
+            worker.stdin.flush()
+        except (BrokenPipeError, ValueError):  # it was stopped
+            return 1
+        return int(worker.stdout.readline() or 1)
 
     def stop(self) -> None:
         """End what runs, as Ctrl-C in its own terminal would; start nothing more."""
-        with self.lock:
-            self.stopped = True
-            for process in self.processes:
-                process.send_signal(signal.SIGINT)
+        for worker in self.all:
+            assert worker.stdin is not None
+            with suppress(BrokenPipeError):
+                worker.stdin.close()
+            with suppress(ProcessLookupError):
+                os.killpg(worker.pid, signal.SIGINT)
+
+    def close(self) -> None:
+        """Wait until all have ended."""
+        for worker in self.all:
+            assert worker.stdin is not None
+            with suppress(BrokenPipeError):
+                worker.stdin.close()
+            worker.wait()

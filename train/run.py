@@ -19,6 +19,7 @@ from train.config import Config, parse, to_plain
 from train.datasets import open_dataset
 from train.errors import run_command
 from train.folder import RunFolder, default_folder
+from train.host_memory import keep_freed_memory
 from train.loop import Pretraining, build_model
 from train.record import duration, log, start_logging
 from train.report import environment, evaluate_encoder, plot_curves, report_table
@@ -113,14 +114,15 @@ def untrained_accuracy(config: Config, store: PackedStore, placed: PlacedStore) 
 
 
 def choose_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The device of this name, ready for work; ValueError if there is none."""
     try:
-        device = torch.device(name)
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         remedy = "try --device cpu, or python -m fastmc.doctor"
         raise ValueError(f"device = {name!r} cannot be used: {error}; {remedy}") from None
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
 
 
