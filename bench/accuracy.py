@@ -62,8 +62,9 @@ def _measure(settings: Accuracy, flags: Sequence[str]) -> int:
     config = parse(flags)
     store = open_dataset(config.dataset, config.data_root)  # made once, before the runs ask for it side by side
     config = replace(config, protocol=config.protocol or store.protocols[0])
+    data = store.split_digest(config.protocol or "")
     pairs = [(method, seed) for seed in settings.seeds for method in settings.methods]
-    run_jobs([_job(settings, flags, config.protocol, *pair) for pair in pairs], settings.parallel)
+    run_jobs([_job(settings, flags, config.protocol, data, *pair) for pair in pairs], settings.parallel)
     reports = {
         pair: json.loads((_folder(settings, *pair) / "report.json").read_text(encoding="utf-8")) for pair in pairs
     }
@@ -77,11 +78,11 @@ def _folder(settings: Accuracy, method: str, seed: int) -> Path:
     return settings.out / f"{method}-seed{seed}"
 
 
-def _job(settings: Accuracy, flags: Sequence[str], protocol: str | None, method: str, seed: int) -> Job:
+def _job(settings: Accuracy, flags: Sequence[str], protocol: str | None, data: str, method: str, seed: int) -> Job:
     folder = _folder(settings, method, seed)
     arguments = (*flags, "--method", method, "--seed", str(seed), "--out", str(folder))
     config = replace(parse(arguments), protocol=protocol)
-    return Job(folder.name, "train.run", arguments, folder.with_suffix(".log"), lambda: is_finished(config))
+    return Job(folder.name, "train.run", arguments, folder.with_suffix(".log"), lambda: is_finished(config, data))
 
 
 class Coordinates(nn.Module):

@@ -106,7 +106,7 @@ class Encoder(nn.Module):
         """Whether the input norm's weight and bias go into the first layer's weights: on a CPU, for inputs that need no
         gradient. Theirs then follow from that of the weights, and a tenth of a small encoder's step is saved."""
         assert self.norm is not None
-        return x.device.type == "cpu" and not x.requires_grad and self.dtype == self.norm.weight.dtype
+        return x.device.type == "cpu" and not x.requires_grad and x.dtype == self.dtype == self.norm.weight.dtype
 
     @contextmanager
     def fixed(self) -> Iterator[None]:

@@ -118,3 +118,10 @@ def test_the_benchmark_refuses_different_predictions(monkeypatch):
     monkeypatch.setitem(bench_knn.WAYS, "tiles", lambda train, labels, test, k: torch.full((len(test),), -1))
     with pytest.raises(RuntimeError, match="90 of 90 predictions differ"):
         bench_knn.measure(bench_knn.Knn(train=300, test=90, dim=16))
+
+
+def test_memory_does_not_grow_with_the_square_of_k():
+    x, labels, y = features(600, 40, dim=4)
+    with LargestResult() as seen:
+        knn_predict(x, labels, y, 500)
+    assert seen.bytes <= 40 * (500 + 600) * 8, "scores of the tile, and 500 neighbours each"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 import shutil
 import statistics
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +21,19 @@ from test_train import FAST, errors
 
 from fastmc import checkpoint
 from fastmc.data.store import PackedStore, StoreWriter
-from fastmc.evaluation import EvalConfig, FinetuneConfig, frozen_features, labelled_sample, represent, weights_digest
+from fastmc.evaluation import (
+    EvalConfig,
+    FinetuneConfig,
+    features,
+    frozen_features,
+    labelled_sample,
+    represent,
+    weights_digest,
+)
 from fastmc.evaluation import finetune as finetune_encoder
 from fastmc.skeleton import KINECT20, NTU25
 from fastmc.trained import Classifier
-from train import evaluate, run
+from train import evaluate, protocols, run
 from train.evaluate import load_run
 from train.load import Run
 from train.results import save_classifier, saved_classifier
@@ -102,8 +112,31 @@ def test_knn_and_linear_encode_once_and_leave_their_files(finished, capsys):
 
 
 def test_without_the_cache_nothing_is_read_or_kept(finished):
+    shutil.rmtree(finished / "features")
     assert evaluate.main(["knn", "--run", str(finished), "--device", "cpu", "--no-cache"]) == 0
     assert not (finished / "features").exists()
+
+
+def test_features_of_a_training_run_are_not_computed_again(finished, caplog, monkeypatch):
+    computed = []
+    represent = features.represent
+
+    def counted(encoder, *arguments, **options):
+        computed.append(encoder)
+        return represent(encoder, *arguments, **options)
+
+    monkeypatch.setattr(features, "represent", counted)
+    assert evaluate.main(["linear", "--run", str(finished), "--device", "cpu"]) == 0
+    assert len({id(encoder) for encoder in computed}) == 1, "only those of the untrained encoder"
+    computed.clear()
+    assert evaluate.main(["knn", "--run", str(finished), "--device", "cpu"]) == 0
+    assert not computed
+
+
+def test_a_training_run_keeps_no_features_when_told(data_root, tmp_path):
+    folder = train(data_root, tmp_path / "run", "--epochs", "1", "--milestones", "1", "--no-keep-features")
+    assert not (folder / "features").exists()
+    assert (folder / "classifier.pt").exists()
 
 
 def test_a_training_run_leaves_its_classifier(finished):
@@ -379,6 +412,8 @@ def test_ensemble_refuses_runs_that_do_not_fit(streams, separable, tmp_path, cap
     assert "of the streams joint, joint; name one run of each" in refused("--run", joint, joint)
     assert "weights are 3, one for each of the 2 runs" in refused("--run", joint, motion, "--weights", "1", "1", "1")
     assert "weights are all 0" in refused("--run", joint, motion, "--weights", "0", "0")
+    assert "weights must be a finite number, got nan" in refused("--run", joint, motion, "--weights", "1", "nan")
+    assert "of the streams joint, joint" in refused(f"--run={joint}", f"--run={joint}")
     plain = json.loads((streams["motion"] / "config.json").read_text())
     for setting, value in (("dataset", "lifted"), ("protocol", "xview")):
         (streams["motion"] / "config.json").write_text(json.dumps({**plain, setting: value}))
@@ -438,13 +473,12 @@ def test_help_says_which_part_of_the_target_is_learnt(capsys):
     assert "its training part is learnt from here and its test part tested on" in out
 
 
-@pytest.mark.parametrize("changed", ["clips", "protocol", "weights", "dataset_checksum", "seed", "settings"])
+@pytest.mark.parametrize("changed", ["data", "protocol", "weights", "seed", "settings"])
 def test_a_classifier_is_used_again_only_where_all_of_its_making_is_the_same(tmp_path, changed):
     """A split may be changed without a change of the frames: clips that trained a classifier would then test it."""
     made = {
-        "dataset_checksum": "d",
         "protocol": "xsub",
-        "clips": "c",
+        "data": "d",
         "weights": "w",
         "settings": EvalConfig(),
         "seed": 0,
@@ -456,3 +490,53 @@ def test_a_classifier_is_used_again_only_where_all_of_its_making_is_the_same(tmp
     assert saved_classifier(tmp_path, **{**made, "settings": EvalConfig(knn_k=7)}) is not None, "it has no neighbours"
     other = {"seed": 1, "settings": EvalConfig(linear_epochs=3)}.get(changed, "other")
     assert saved_classifier(tmp_path, **{**made, changed: other}) is None
+
+
+def test_what_cannot_be_is_said_before_anything_is_computed(finished, monkeypatch, capsys):
+    monkeypatch.setattr(features, "represent", None)
+    for arguments, message in (
+        (["knn", "--knn-k", "1000"], "knn_k must be >= 1 and <= 24, got 1000"),
+        (["linear", "--linear-lr", "-1"], "linear_lr must be > 0, got -1.0"),
+    ):
+        try:
+            code = evaluate.main([*arguments, "--run", str(finished), "--device", "cpu"])
+        except SystemExit as error:  # of tyro, for what a dataclass refuses
+            code = error.code
+        assert code
+        assert message in errors(capsys)
+
+
+def test_fine_tuning_that_diverges_is_an_error(finished, capsys):
+    arguments = ["finetune", "--run", str(finished), "--epochs", "3", "--lr", "1e30", "--device", "cpu"]
+    assert evaluate.main(arguments) == 1
+    assert re.search(r"finetune: the loss is (nan|inf) after epoch \d; a smaller lr may help", errors(capsys))
+    assert not (finished / "evaluate" / "finetune-xsub.json").exists()
+
+
+def test_no_two_seeds_share_a_draw_of_labelled_clips(finished, monkeypatch):
+    there, keys = query_of(finished), []
+
+    def sample(*_, key, **__):
+        keys.append(key)
+        return np.arange(8)
+
+    monkeypatch.setattr(protocols, "labelled_sample", sample)
+    monkeypatch.setattr(protocols, "finetune", lambda *_, **__: (there.model.query, torch.nn.Linear(16, 3)))
+    for seed in (0, 1, 2):
+        run_of_seed = replace(there, config=replace(there.config, protocol="xsub", seed=seed))
+        protocols.evaluate_semi(run_of_seed, FinetuneConfig(), 0.1, draws=5)
+    assert len(keys) == len(set(keys)) == 15
+
+
+def test_split_digest_is_of_what_is_learnt_and_tested(tmp_path):
+    store = write_small_store(tmp_path / "small")
+    digests = [store.split_digest(protocol) for protocol in ("xsub", "xview")]
+    label, num_frames = store.label.copy(), store.num_frames.copy()
+    label[[0, 1]] = label[[1, 0]]
+    num_frames[0] -= 1
+    names = {**store.meta, "class_names": ["a", *store.class_names[1:]]}
+    for change in ({"label": label}, {"num_frames": num_frames}, {"meta": names}, {"subject": store.subject + 1}):
+        digests.append(replace(store, **change).split_digest("xsub"))
+    assert len(set(digests)) == len(digests)
+    assert replace(store, camera=store.camera + 1).split_digest("xsub") == digests[0]
+    assert write_small_store(tmp_path / "again").split_digest("xsub") == digests[0]

@@ -15,6 +15,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import write_small_store
@@ -543,6 +544,44 @@ def test_a_finished_run_is_told_and_left_alone(data_root, tmp_path, capsys):
     assert run.main(command(data_root, out, "--knn-k", "3")) == 0, "another evaluation is made, without training"
     assert load_config(out).evaluation.knn_k == 3
     assert "epoch 1/4" not in errors(capsys).split("resuming")[1]
+
+
+def test_an_evaluation_that_was_stopped_is_made_by_the_same_command(data_root, tmp_path, monkeypatch):
+    """The report of the earlier settings must not pass for that of the new ones."""
+    out = tmp_path / "run"
+    assert run.main(command(data_root, out)) == 0
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "evaluate_encoder", stop)
+        assert run.main(command(data_root, out, "--knn-k", "3")) == 130
+    assert json.loads((out / "report.json").read_text())["evaluation"]["knn_k"] == 1
+    assert run.main(command(data_root, out, "--knn-k", "3")) == 0
+    assert json.loads((out / "report.json").read_text())["evaluation"]["knn_k"] == 3
+
+
+def test_other_labels_are_another_evaluation(data_root, tmp_path, capsys):
+    """Pre-training has not seen them, so the run goes on; its figures are made anew."""
+    root, out = tmp_path / "root", tmp_path / "run"
+    shutil.copytree(data_root / "small", root / "small")
+    assert run.main(command(root, out)) == 0
+    before = json.loads((out / "report.json").read_text())
+    np.save(root / "small" / "label.npy", np.roll(np.load(root / "small" / "label.npy"), 1))
+    assert run.main(command(root, out)) == 0
+    assert "finished; --restart" not in errors(capsys)
+    after = json.loads((out / "report.json").read_text())
+    assert after["data"] != before["data"]
+    assert after["steps"] == before["steps"]
+
+
+def test_a_damaged_report_is_named(data_root, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run.main(command(data_root, out)) == 0
+    (out / "report.json").write_text("")
+    assert run.main(command(data_root, out)) == 1
+    assert f"{out / 'report.json'} is damaged" in errors(capsys)
 
 
 def test_other_data_under_the_same_name_are_noticed(data_root, tmp_path, capsys):

@@ -86,6 +86,9 @@ class LogConfig:
     """A long epoch is interrupted for a checkpoint after this many minutes."""
     checkpoints_kept: int = 2
     """How many checkpoints stay on disk, at least two."""
+    keep_features: bool = True
+    """Keep the frozen features of the last evaluation in the run folder, so that train.evaluate, train.figures and
+    ensembles need not compute them again: 8 crops of NTU-60 are 3 GB."""
 
     def __post_init__(self) -> None:
         if self.checkpoints_kept < 2:

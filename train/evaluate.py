@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from fastmc.checks import check_number
 from fastmc.evaluation import EvalConfig
 from train.errors import run_command
 from train.evaluation_settings import (
@@ -74,9 +75,10 @@ def parse(args: Sequence[str] | None = None) -> Settings:
 
 
 def _gather_runs(args: Sequence[str]) -> list[str]:
-    """``--run A --run B`` as ``--run A B``, where there are several."""
-    if list(args).count("--run") < 2:
-        return list(args)
+    """``--run A --run B``, or ``--run=A --run=B``, as ``--run A B``, where there are several."""
+    args = [part for each in args for part in (each.split("=", 1) if each.startswith("--run=") else [each])]
+    if args.count("--run") < 2:
+        return args
     rest: list[str] = []
     runs, into = ["--run"], rest
     for argument in args:
@@ -139,7 +141,9 @@ def _load(folder: Path, settings: Settings, device: torch.device) -> Run:
         chosen = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name in names}
         config = replace(config, evaluation=replace(config.evaluation, **chosen))
     run = replace(run, config=config)
-    run.split()  # an error now, and not after hours
+    train, _ = run.split()  # an error now, and not after hours
+    if isinstance(settings, Knn):
+        check_number("knn_k", settings.knn_k, at_least=1, at_most=len(train))
     log.info("%s: %s stream, %s %s", folder, config.stream, config.dataset, config.protocol)
     return run
 

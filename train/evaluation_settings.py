@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastmc.checks import check_number
 from fastmc.data.placement import Placement
-from fastmc.evaluation import EvalConfig, FinetuneConfig
+from fastmc.evaluation import EvalConfig, FinetuneConfig, check_weights
 from train.folder import load_config
 
 DEFAULTS, TUNING = EvalConfig(), FinetuneConfig()
@@ -169,8 +169,8 @@ def check_ensemble(settings: Ensemble) -> None:
     """ValueError if the runs are fewer than two, or not of one data set and protocol, or of one stream."""
     if len(settings.run) < 2:
         raise ValueError("an ensemble needs two or more runs: --run A B C")
-    if settings.weights and len(settings.weights) != len(settings.run):
-        raise ValueError(f"weights are {len(settings.weights)}, one for each of the {len(settings.run)} runs is needed")
+    if settings.weights:
+        check_weights(settings.weights, len(settings.run))
     configs = [load_config(folder) for folder in settings.run]
     for what in ("dataset", "protocol"):
         values = {getattr(config, what) for config in configs}

@@ -46,6 +46,18 @@ def default_folder(config: Config) -> Path:
     return Path("runs") / f"{config.dataset}-{config.protocol}-{method}-{config.stream}-{config.preset}-{seed}"
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The content of a file that a run or an evaluation has written, None if it is not there; RunFolderError if it is
+    damaged."""
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunFolderError(f"{path} is damaged ({error}); delete it, and the same command makes it anew") from None
+    return found
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The plain values of a run's config.json, checked to be one.
 
@@ -77,14 +89,14 @@ def _run_settings(config: Config) -> dict[str, Any]:
     return {key: value for key, value in to_plain(config).items() if key not in CALL_SETTINGS}
 
 
-def is_finished(config: Config) -> bool:
-    """Whether the folder that a config names holds this run, trained, and evaluated in this way.
+def is_finished(config: Config, data: str) -> bool:
+    """Whether the folder that a config names holds this run, trained, and evaluated in this way on these clips and
+    labels (`PackedStore.split_digest`).
 
     Raises:
         RunFolderError: it holds something else.
     """
-    folder = RunFolder(config)
-    return folder.report() is not None and folder.same_evaluation()
+    return RunFolder(config).finished_report(data) is not None
 
 
 class RunFolder:
@@ -117,14 +129,11 @@ class RunFolder:
                 "its config.json, name another folder with --out, or replace it with --restart"
             )
 
-    def same_evaluation(self) -> bool:
-        """Whether the run in the folder was to be evaluated in the same way."""
-        return self.saved is not None and self.saved["evaluation"] == self.plain["evaluation"]
-
-    def report(self) -> dict[str, Any] | None:
-        """The content of report.json, if the run has got that far."""
-        path = self.path / "report.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    def finished_report(self, data: str) -> dict[str, Any] | None:
+        """The content of report.json, if it is of the evaluation that is asked for, on these clips and labels."""
+        report = read_json(self.path / "report.json")
+        asked = {"evaluation": self.plain["evaluation"], "data": data}
+        return report if report is not None and asked.items() <= report.items() else None
 
     @contextmanager
     def begin(self, environment: dict[str, Any]) -> Iterator[None]:

@@ -31,13 +31,14 @@ from fastmc.evaluation import (
     train_linear,
     weights_digest,
 )
-from fastmc.evaluation.cache import clips_digest
 from fastmc.evaluation.features import compute_features
 from fastmc.model import A2MC
 from train.config import Config, to_plain
 from train.load import Run
 from train.record import log
 from train.results import Outcome, save_classifier, saved_classifier
+
+DRAWS_APART = 1_000_003
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,8 @@ class Frozen:
             classifier,
             class_names=self.store.class_names,
             dataset=self.config.dataset,
-            dataset_checksum=self.store.content_checksum,
             protocol=self.config.protocol,
-            clips=clips_digest(self.source),
+            data=self.store.split_digest(self.config.protocol),
             top1=top1,
             weights=weights_digest(self.model.query),
             settings=self.config.evaluation,
@@ -170,7 +170,7 @@ def evaluate_semi(run: Run, settings: FinetuneConfig, share: float, draws: int, 
     labels, names = run.store.label[ids], run.store.names[ids].tolist()
     each = []
     for draw in range(draws):
-        seed = run.config.seed + draw
+        seed = run.config.seed * DRAWS_APART + draw  # no two seeds share a draw
         chosen = labelled_sample(labels, names, share, run.store.num_classes, key=str(seed))
         says = f"{100 * share:g} % of the labels, draw {draw + 1}/{draws}"
         found = _finetune(run, train[torch.from_numpy(chosen).to(train.device)], settings, seed, says, progress)
@@ -226,7 +226,7 @@ def evaluate_ensemble(
     digests: list[str] = []
     seen: list[Run] = []
     for run in runs:
-        if seen and run.store.content_checksum != seen[0].store.content_checksum:
+        if seen and run.store.split_digest(run.protocol) != seen[0].store.split_digest(run.protocol):
             raise ValueError(f"{seen[0].folder} and {run.folder} are of different data; their scores cannot be summed")
         stream = run.config.stream
         scores[stream] = _linear_scores(run, cache, progress).cpu()
@@ -253,9 +253,8 @@ def _linear_scores(run: Run, cache: bool, progress: bool) -> Tensor:
     frozen = Frozen.of(run.model, run.store, run.placed, run.config, cache_in=where, progress=progress)
     classifier = saved_classifier(
         run.folder,
-        dataset_checksum=run.store.content_checksum,
         protocol=run.protocol,
-        clips=clips_digest(frozen.source),
+        data=run.store.split_digest(run.protocol),
         weights=weights_digest(run.model.query),
         settings=run.config.evaluation,
         seed=run.config.seed,
@@ -286,6 +285,7 @@ def _outcome(
         protocol=run.protocol,
         seed=run.config.seed,
         predictions=predictions,
+        data=run.store.split_digest(run.protocol),
         weights=digest,
         settings=to_plain(settings),
         more=more or {},

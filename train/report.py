@@ -39,12 +39,14 @@ def evaluate_encoder(
     config: Config,
     *,
     classifiers: tuple[str, ...] = ("knn", "linear"),
-    keep_in: Path | None = None,
+    run_folder: Path | None = None,
     progress: bool = False,
 ) -> dict[str, float]:
     """Accuracies in percent of the query encoder, frozen, under the config's protocol: knn_top1, linear_top1 and
-    linear_top5. ``keep_in``: run folder in which the linear classifier is kept as classifier.pt."""
-    frozen = Frozen.of(model, store, placed, config, progress=progress)
+    linear_top5. ``run_folder`` keeps the linear classifier as classifier.pt, and the features for further evaluations
+    unless the config says otherwise."""
+    cache_in = run_folder if config.log.keep_features else None
+    frozen = Frozen.of(model, store, placed, config, cache_in=cache_in, progress=progress)
     features = frozen.features(config.evaluation.train_crops if "linear" in classifiers else 0)
     result: dict[str, float] = {}
     if "knn" in classifiers:
@@ -52,8 +54,8 @@ def evaluate_encoder(
     if "linear" in classifiers:
         found, classifier = frozen.linear(features)
         result |= {"linear_top1": found.top(1), "linear_top5": found.top(5)}
-        if keep_in is not None:
-            frozen.save_classifier(keep_in, classifier, found.top1)
+        if run_folder is not None:
+            frozen.save_classifier(run_folder, classifier, found.top1)
     return result
 
 

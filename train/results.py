@@ -28,7 +28,7 @@ class Outcome:
 
     Attributes:
         name: of its files. kind: knn, linear, semi, finetune, transfer or ensemble.
-        weights: digest of the query encoder's weights.
+        data: digest of the clips and labels. weights: of the query encoder's weights.
         settings: that were used, plain.
         more: further entries of the JSON.
     """
@@ -39,6 +39,7 @@ class Outcome:
     protocol: str
     seed: int
     predictions: Predictions
+    data: str
     weights: str | list[str]
     settings: dict[str, Any]
     more: dict[str, Any] = field(default_factory=dict)
@@ -56,6 +57,7 @@ class Outcome:
             **self.more,
             "per_class": self.predictions.per_class,
             "evaluation": self.settings,
+            "data": self.data,
             "weights": self.weights,
         }
 
@@ -91,9 +93,8 @@ def save_classifier(
     *,
     class_names: tuple[str, ...],
     dataset: str,
-    dataset_checksum: str,
     protocol: str,
-    clips: str,
+    data: str,
     top1: float,
     weights: str,
     settings: EvalConfig,
@@ -102,8 +103,8 @@ def save_classifier(
     """Write the linear classifier to classifier.pt in the run folder, beside and renamed.
 
     Args:
-        clips: digest of which clips train and test. top1: percent of the test clips. weights: digest of the query
-            encoder's.
+        data: digest of the clips and labels (`PackedStore.split_digest`). top1: percent of the test clips. weights:
+            digest of the query encoder's.
     """
     content = {
         "weight": classifier.weight.detach().float().cpu(),
@@ -113,14 +114,14 @@ def save_classifier(
         "protocol": protocol,
         "top1": top1,
         "weights": weights,
-        "made": _made(dataset_checksum, clips, settings, seed),
+        "made": _made(data, settings, seed),
     }
     with whole_file(folder / CLASSIFIER) as unfinished:
         torch.save(content, unfinished)
 
 
 def saved_classifier(
-    folder: Path, *, dataset_checksum: str, protocol: str, clips: str, weights: str, settings: EvalConfig, seed: int
+    folder: Path, *, protocol: str, data: str, weights: str, settings: EvalConfig, seed: int
 ) -> nn.Linear | None:
     """The classifier of the folder, if it is the one that these arguments would give; else None."""
     path = folder / CLASSIFIER
@@ -128,7 +129,7 @@ def saved_classifier(
         return None
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        wanted = (protocol, weights, _made(dataset_checksum, clips, settings, seed))
+        wanted = (protocol, weights, _made(data, settings, seed))
         if (saved["protocol"], saved["weights"], saved.get("made")) != wanted:
             return None
         classifier = nn.utils.skip_init(nn.Linear, *reversed(saved["weight"].shape))
@@ -139,8 +140,8 @@ def saved_classifier(
     return classifier
 
 
-def _made(dataset_checksum: str, clips: str, settings: EvalConfig, seed: int) -> dict[str, Any]:
+def _made(data: str, settings: EvalConfig, seed: int) -> dict[str, Any]:
     """What a classifier depends on beside weights and protocol."""
     plain = to_plain(settings)
     used = {f.name: plain[f.name] for f in dataclasses.fields(settings) if f.name not in UNUSED}
-    return {"dataset_checksum": dataset_checksum, "clips": clips, "seed": seed, "settings": used}
+    return {"data": data, "seed": seed, "settings": used}

@@ -48,13 +48,14 @@ def run(config: Config) -> dict[str, Any]:
     if reason is not None:
         raise ValueError(f"impl = {config.contrast.impl!r} cannot run on {device}: {reason}")
     store = open_dataset(config.dataset, config.data_root)
-    config = replace(config, protocol=config.protocol or store.protocols[0])
+    protocol = config.protocol or store.protocols[0]
+    config = replace(config, protocol=protocol)
     config = replace(config, out=config.out or default_folder(config))
 
     folder = RunFolder(config)
     pretraining = Pretraining(config, store, folder.path, device)
     view_maker(pretraining)  # an error before anything is written
-    finished_report = None if config.restart else _resume(pretraining, folder)
+    finished_report = None if config.restart else _resume(pretraining, folder, store.split_digest(protocol))
     if finished_report is not None:
         return finished_report
     with folder.begin(environment(device)):
@@ -62,14 +63,15 @@ def run(config: Config) -> dict[str, Any]:
         return _train_and_report(config, store, pretraining)
 
 
-def _resume(pretraining: Pretraining, folder: RunFolder) -> dict[str, Any] | None:
-    """Load the newest checkpoint, if there is one. The report, if the run is finished and evaluated as asked."""
+def _resume(pretraining: Pretraining, folder: RunFolder, data: str) -> dict[str, Any] | None:
+    """Load the newest checkpoint, if there is one. The report, if the run is finished and evaluated as asked, on these
+    data (their digest)."""
     if not checkpoint.complete(pretraining.checkpoints):
         return None
     path, state = checkpoint.load_latest(pretraining.checkpoints)
     pretraining.load(state, path)
-    report = folder.report()
-    if pretraining.finished and report is not None and folder.same_evaluation():
+    report = folder.finished_report(data)
+    if pretraining.finished and report is not None:
         log.info("%s holds this run, finished; --restart runs it again\n%s", folder.path, report_table(report))
         return report
     log.info("resuming from %s (epoch %d, step %d)", path, pretraining.epoch + 1, pretraining.step)
@@ -78,6 +80,7 @@ def _resume(pretraining: Pretraining, folder: RunFolder) -> dict[str, Any] | Non
 
 def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraining) -> dict[str, Any]:
     folder = pretraining.folder
+    assert config.protocol is not None
     log.info(start_line(config, store, pretraining))
     log.info(pretraining.placement)
     log.info(pretraining.computed)
@@ -89,6 +92,7 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     report = {
         "dataset": config.dataset,
         "dataset_checksum": store.checksum,
+        "data": store.split_digest(config.protocol),
         "protocol": config.protocol,
         "method": config.contrast.method,
         "stream": config.stream,
@@ -96,8 +100,9 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
         "seed": config.seed,
         "epochs": config.optim.epochs,
         "steps": pretraining.step,
+        "evaluation": to_plain(config.evaluation),
         **evaluate_encoder(
-            pretraining.model, store, pretraining.data, config, keep_in=folder, progress=sys.stderr.isatty()
+            pretraining.model, store, pretraining.data, config, run_folder=folder, progress=sys.stderr.isatty()
         ),
         "random_init": untrained_accuracy(config, store, pretraining.data),
     }

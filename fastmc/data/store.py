@@ -160,6 +160,15 @@ class PackedStore:
         train = np.isin(getattr(self, rule["field"]), rule["train"])
         return np.flatnonzero(train).astype(np.int64), np.flatnonzero(~train).astype(np.int64)
 
+    def split_digest(self, protocol: str) -> str:
+        """Hexdigest (32 digits) of what an evaluation under a protocol depends on: frames, lengths, labels and names of
+        the classes, and which clips train and test. ValueError for an unknown protocol."""
+        digest = hashlib.blake2b(json.dumps([self.content_checksum, *self.class_names]).encode(), digest_size=16)
+        for numbers in (self.num_frames, self.num_bodies, self.label, *self.split(protocol)):
+            digest.update(np.ascontiguousarray(numbers, dtype="<i8").data)
+            digest.update(b";")
+        return digest.hexdigest()
+
     def skipped(self) -> list[dict[str, str]]:
         """What the preparation left out: ``name``, ``reason`` (a category) and ``detail`` of each source file."""
         try:

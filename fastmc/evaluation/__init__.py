@@ -6,7 +6,7 @@ from fastmc.evaluation.config import EvalConfig, FinetuneConfig
 from fastmc.evaluation.digest import weights_digest
 from fastmc.evaluation.features import FeatureSource, FrozenFeatures, Represents, frozen_features, represent
 from fastmc.evaluation.finetune import finetune, finetuned_scores, labelled_sample
-from fastmc.evaluation.fusion import fuse
+from fastmc.evaluation.fusion import check_weights, fuse
 from fastmc.evaluation.knn import knn_evaluate, knn_predict
 from fastmc.evaluation.linear import linear_evaluate, linear_scores, train_linear
 from fastmc.evaluation.scores import Predictions
@@ -19,6 +19,7 @@ __all__ = [
     "FrozenFeatures",
     "Predictions",
     "Represents",
+    "check_weights",
     "finetune",
     "finetuned_scores",
     "frozen_features",

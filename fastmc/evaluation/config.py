@@ -31,6 +31,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         for name in ("knn_k", "linear_epochs", "linear_batch_size", "train_crops"):
             check_number(name, getattr(self, name), at_least=1)
+        check_number("linear_lr", self.linear_lr, above=0)
         for name in ("train_crop_min", "test_crop"):
             check_number(name, getattr(self, name), above=0, at_most=1)
 

@@ -52,6 +52,9 @@ def finetune(
         frames: T.
         seed: of the classifier's initial weights, the order of the clips, and their crops.
         what: says on the progress bar what is done.
+
+    Raises:
+        ValueError: the loss is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     device = store.device
@@ -68,7 +71,7 @@ def finetune(
     size = -(-len(train_ids) // batches_per_epoch)
     steps = config.epochs * batches_per_epoch
     with tqdm(total=steps, disable=not progress, **progress_bar("step", what)) as bar:
-        for _ in range(config.epochs):
+        for epoch in range(config.epochs):
             order = train_ids[torch.randperm(len(train_ids), generator=generator).to(device)]
             u = torch.rand(2, len(order), generator=generator).to(device)
             ratio = config.train_crop_min + (1 - config.train_crop_min) * u[0]
@@ -82,6 +85,8 @@ def finetune(
                     loss.backward()
                     optimizer.step()
                     bar.update()
+            if not torch.isfinite(loss):
+                raise ValueError(f"{what}: the loss is {loss.item()} after epoch {epoch + 1}; a smaller lr may help")
             schedule.step()
     return encoder.eval(), classifier
 

@@ -24,14 +24,18 @@ def fuse(scores: Sequence[Tensor], weights: Sequence[float] | None = None) -> Te
     Raises:
         ValueError: the weights are not S such numbers, or the shapes differ.
     """
-    if weights is None:
-        weights = [1.0] * len(scores)
-    if len(weights) != len(scores):
-        raise ValueError(f"weights are {len(weights)}, one for each of the {len(scores)} runs is needed")
+    weights = [1.0] * len(scores) if weights is None else weights
+    check_weights(weights, len(scores))
+    if len({tuple(s.shape) for s in scores}) != 1:
+        raise ValueError(f"scores differ in shape: {[tuple(s.shape) for s in scores]}")
+    return torch.stack([w * s.softmax(dim=1) for w, s in zip(weights, scores, strict=True)]).sum(dim=0)
+
+
+def check_weights(weights: Sequence[float], runs: int) -> None:
+    """ValueError unless there is a weight from 0 for each of the runs, and one above."""
+    if len(weights) != runs:
+        raise ValueError(f"weights are {len(weights)}, one for each of the {runs} runs is needed")
     for weight in weights:
         check_number("weights", weight, at_least=0)
     if not any(weights):
         raise ValueError("weights are all 0, which leaves nothing of any run")
-    if len({tuple(s.shape) for s in scores}) != 1:
-        raise ValueError(f"scores differ in shape: {[tuple(s.shape) for s in scores]}")
-    return torch.stack([w * s.softmax(dim=1) for w, s in zip(weights, scores, strict=True)]).sum(dim=0)

@@ -22,7 +22,8 @@ def knn_predict(
     the nearest among those tied, and of equally similar features the first in the set is the nearer.
 
     Beside its arguments and the k neighbours of each test clip it needs memory for ``tile`` x ``train_tile``
-    similarities and for ``tile`` + ``train_tile`` normalised features, whatever the sizes of the sets.
+    similarities, for ``tile`` x (k + classes) votes and for ``tile`` + ``train_tile`` normalised features, whatever the
+    sizes of the sets.
 
     Args:
         train: (N_train, H), tensor or numpy array, which may be memory-mapped. labels: (N_train,) int64. test:
@@ -34,7 +35,8 @@ def knn_predict(
     if not 1 <= k <= len(train):
         raise ValueError(f"k must be in 1..{len(train)}, the number of training clips, got {k}")
     nearest = nearest_neighbours(train, test, k, tile, train_tile, labels.device)
-    return torch.cat([_majority(labels[some]) for some in nearest.split(tile)])
+    classes = int(labels.max()) + 1
+    return torch.cat([_majority(labels[some], classes) for some in nearest.split(tile)])
 
 
 def nearest_neighbours(
@@ -80,9 +82,10 @@ def _largest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return similarity.gather(1, place), place
 
 
-def _majority(nearest: Tensor) -> Tensor:
+def _majority(nearest: Tensor, classes: int) -> Tensor:
     """The most frequent label of each row (n, k), nearest first; of equally frequent ones that of the nearest."""
-    votes = (nearest[:, :, None] == nearest[:, None, :]).sum(dim=2)
+    counts = nearest.new_zeros(len(nearest), classes).scatter_add_(1, nearest, torch.ones_like(nearest))
+    votes = counts.gather(1, nearest)
     return nearest.gather(1, votes.argmax(dim=1, keepdim=True))[:, 0]
 
 

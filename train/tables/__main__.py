@@ -14,11 +14,12 @@ from fastmc.data.parallel import usable_cores
 from fastmc.files import whole_file
 from train.config import Config, differences, parse, preset_config, to_plain
 from train.errors import run_command
+from train.evaluation_settings import Semi
 from train.jobs import run_jobs
 from train.record import duration, log
 from train.run import choose_device
 from train.tables.plan import Cell, Plan
-from train.tables.published import DATASETS, PRETRAINING, TABLES, Column, Table
+from train.tables.published import DATASETS, OURS, PRETRAINING, TABLES, Column, Table, Variant
 from train.tables.render import Filled, draw, to_markdown, write_csv
 
 
@@ -79,6 +80,9 @@ def make_tables(settings: Settings, flags: tuple[str, ...] = ()) -> list[Filled]
     unknown = [number for number in settings.table if number not in TABLES]
     if unknown or not settings.table:
         raise ValueError(f"table = {', '.join(map(str, unknown)) or 'none'}: choose from {', '.join(map(str, TABLES))}")
+    for name, values in (("table", settings.table), ("dataset", settings.dataset), ("protocols", settings.protocols)):
+        if len(set(values)) < len(values):
+            raise ValueError(f"{name} = {', '.join(map(str, values))}: name each once")
     plan = Plan(flags, settings.seeds, settings.runs, settings.target, settings.out / "logs")
     tables = [TABLES[number] for number in settings.table]
     columns = {table.number: plan.columns(table, settings.dataset, settings.protocols) for table in tables}
@@ -122,28 +126,18 @@ def fill(plan: Plan, table: Table, columns: tuple[Column, ...]) -> Filled:
     values = {(row, column): found for row, column in own if (found := plan.values(row, column))}
     missing = len(own) * len(plan.seeds) - sum(map(len, values.values()))
     untrained = {column: plan.untrained(column) for column in columns}
-    return Filled(table, columns, values, untrained, missing, _fine_print(plan, table, columns))
+    return Filled(table, columns, values, untrained, missing, len(plan.seeds), _fine_print(plan, table, columns))
 
 
 def _fine_print(plan: Plan, table: Table, columns: tuple[Column, ...]) -> tuple[str, ...]:
-    column, first = columns[0], next(row.variant for row in table.rows if row.variant is not None)
-    config = plan.config(column, first, first.streams[0], plan.seeds[0])
-    optim, contrast = config.optim, config.contrast
-    ours = (
-        f"Ours: preset {config.preset}: BiGRU {config.encoder.encoder}, {config.frames} frames, {optim.optimizer} at "
-        f"{optim.lr:g}, batches of {optim.batch_size}, K = {contrast.bank_size:,}, {optim.epochs} epochs, times 0.1 at "
-        f"{', '.join(map(str, optim.milestones))}. Seeds {', '.join(map(str, plan.seeds))}; mean ± standard deviation."
-    )
-    paper = preset_config("paper", column.dataset)
-    groups = ("frames", "augment", "attack", "contrast", "encoder", "optim", "evaluation")
-    changed = [
-        name
-        for name in differences(to_plain(paper), to_plain(config))
-        if name.split(".")[0] in groups and name not in ("contrast.method", "contrast.impl")
-    ]
-    lines = [f"Paper: {table.fine_print} {PRETRAINING}", ours]
-    if changed:
-        lines.append(f"Settings that are not those of preset paper: {', '.join(changed)}.")
+    lines = [f"Paper: {table.fine_print} {PRETRAINING}"]
+    variant = next(row.variant for row in table.rows if row.variant is not None)
+    ours = {column.dataset: _our_settings(plan, column, variant) for column in columns}
+    for settings in dict.fromkeys(ours.values()):  # as many paragraphs as there are settings
+        names = ", ".join(name for name, of_it in ours.items() if of_it == settings)
+        lines.append(f"Ours ({names}): {settings}")
+    seeds = ", ".join(map(str, plan.seeds))
+    lines.append(f"Seeds {seeds}; mean ± standard deviation.{_measured(plan, table, columns)}")
     foreign = [c.dataset for c in columns if c.dataset not in DATASETS]
     if foreign:
         names = ", ".join(dict.fromkeys(foreign))
@@ -151,8 +145,48 @@ def _fine_print(plan: Plan, table: Table, columns: tuple[Column, ...]) -> tuple[
     if table.number == 5:
         lines.append(f"Target of ours: {plan.target}, its training part to fine-tune, its test part to test.")
     runs, seconds = plan.wall_seconds(list(plan.cells(table, columns)))
-    lines.append(f"{runs} runs, their wall time added up: {duration(seconds)}.")
+    lines.append(
+        f"{runs} pre-training runs, each with its kNN and linear evaluation; their wall time added up: "
+        f"{duration(seconds)}."
+    )
     return tuple(lines)
+
+
+def _our_settings(plan: Plan, column: Column, variant: Variant) -> str:
+    config = plan.config(column, variant, variant.streams[0], plan.seeds[0])
+    optim, contrast = config.optim, config.contrast
+    paper = preset_config("paper", column.dataset)
+    groups = ("frames", "augment", "attack", "contrast", "encoder", "optim", "evaluation")
+    changed = [
+        name
+        for name in differences(to_plain(paper), to_plain(config))
+        if name.split(".")[0] in groups and name not in ("contrast.method", "contrast.impl")
+    ]
+    return (
+        f"preset {config.preset}: BiGRU {config.encoder.encoder}, {config.frames} frames, {optim.optimizer} at "
+        f"{optim.lr:g}, batches of {optim.batch_size}, K = {contrast.bank_size:,}, {optim.epochs} epochs, times 0.1 at "
+        f"{', '.join(map(str, optim.milestones))}."
+        + (f" Settings that are not those of preset paper: {', '.join(changed)}." if changed else "")
+    )
+
+
+def _measured(plan: Plan, table: Table, columns: tuple[Column, ...]) -> str:
+    """What of our evaluation the title does not say."""
+    config = plan.config(columns[0], OURS, "joint", plan.seeds[0])
+    if table.number == 3:
+        return f" K = {config.evaluation.knn_k}, by cosine."
+    if table.number != 4:
+        return ""
+    counts = []
+    for column in columns:
+        found = plan.outcome(column, OURS, plan.seeds[0])
+        if found:
+            train, _ = plan.store(column.dataset).split(column.protocol)
+            counts.append(f"{column.title}: {found['labelled']} of {len(train)} clips")
+    of_each = (
+        f" Labelled: as many clips of each class, one at least; {Semi.draws} draws a seed, whose mean is that seed's."
+    )
+    return of_each + (f" {'; '.join(counts)}." if counts else "")
 
 
 def _write(settings: Settings, filled: Filled) -> None:

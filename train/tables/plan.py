@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -15,7 +14,7 @@ from fastmc.evaluation import FinetuneConfig
 from train.config import Config, parse, to_plain
 from train.datasets import open_dataset
 from train.evaluation_settings import Semi
-from train.folder import RunFolder, default_folder, is_finished
+from train.folder import RunFolder, RunFolderError, default_folder, is_finished, read_json
 from train.jobs import Job
 from train.tables.published import DATASETS, OURS, Column, Row, Table, Variant
 
@@ -52,22 +51,30 @@ class Plan:
     runs: Path
     target: str
     logs: Path
+    _data: dict[tuple[str, str], str] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for flag in self.flags:
             name = flag.partition("=")[0]
             if name in VARYING:
                 raise ValueError(f"{name} differs from run to run; here it is said by {VARYING[name]}")
-        if not self.seeds:
-            raise ValueError("seeds must hold one seed at least")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds = {', '.join(map(str, self.seeds)) or 'none'}: give one or more different seeds")
 
     def store(self, dataset: str) -> PackedStore:
         """The packed store, made if it can be; DatasetError says how to get one that is not there."""
         return open_dataset(dataset, _parsed((*self.flags, "--dataset", dataset)).data_root)
 
+    def data(self, dataset: str, protocol: str) -> str:
+        """Digest of the clips and labels that results must be of: a store may have been made anew since."""
+        if (dataset, protocol) not in self._data:
+            self._data[dataset, protocol] = self.store(dataset).split_digest(protocol)
+        return self._data[dataset, protocol]
+
     def columns(self, table: Table, datasets: Sequence[str], protocols: Sequence[str] = ()) -> tuple[Column, ...]:
         """Columns of our own beside the published ones: for a published set those protocols that were published, for
-        another one all that the store has, or just its first where the table has one protocol only."""
+        another one all that the store has, or just its first where the table has one protocol only. A published set
+        that the table has not is passed over; ValueError if it has none of them."""
         published = [(column.dataset, column.protocol) for column in table.columns]
         several = len({protocol for _, protocol in published}) > 1
         measures = dict.fromkeys(column.measure for column in table.columns)
@@ -79,9 +86,10 @@ class Plan:
             absent = [protocol for protocol in chosen if protocol not in there]
             if absent:
                 raise ValueError(f"{dataset} has no protocol {', '.join(absent)}; there are: {', '.join(there)}")
-            if not chosen:
-                raise ValueError(f"table {table.number} has no column for {dataset}; name its --protocols")
             found += [Column(dataset, protocol, measure) for protocol in chosen for measure in measures]
+        if not found:
+            names = ", ".join(datasets)
+            raise ValueError(f"table {table.number} has no column for {names}; name another --dataset, or --protocols")
         return tuple(found)
 
     def config(self, column: Column, variant: Variant, stream: str, seed: int) -> Config:
@@ -114,16 +122,23 @@ class Plan:
                 configs[config.out] = config
         return [self._training_job(config) for config in configs.values()]
 
+    def _is_finished(self, config: Config) -> bool:
+        assert config.protocol is not None
+        return is_finished(config, self.data(config.dataset, config.protocol))
+
     def _training_job(self, config: Config) -> Job:
         assert config.out is not None
-        RunFolder(config)  # an error now, not after hours
+        try:
+            RunFolder(config)  # an error now, not after hours
+        except RunFolderError as error:
+            raise RunFolderError(f"{error}. Here: name another folder with --runs, or delete {config.out}") from None
         arguments = (
             *self.flags,
             *("--dataset", config.dataset, "--protocol", str(config.protocol), "--method", config.contrast.method),
             *("--stream", config.stream, "--seed", str(config.seed), "--out", str(config.out)),
         )
         name = config.out.name
-        return Job(name, "train.run", arguments, self.logs / f"{name}.log", lambda: is_finished(config))
+        return Job(name, "train.run", arguments, self.logs / f"{name}.log", lambda: self._is_finished(config))
 
     def evaluation_jobs(self, cells: Sequence[Cell]) -> list[Job]:
         """The evaluations that a training run does not make itself, each once."""
@@ -174,15 +189,22 @@ class Plan:
         return config.out / "report.json"
 
     def outcome(self, column: Column, variant: Variant, seed: int) -> dict[str, Any] | None:
-        """The content of that file; None if it is not there, older than the runs, or of other settings than a table's.
+        """The content of that file; None if it is not there, older than the runs, or of other data or settings than a
+        table's.
 
         Raises:
             RunFolderError: a folder holds a run with other settings.
         """
         configs, path = self.configs(column, variant, seed), self.result(column, variant, seed)
-        found = _read(path) if all(is_finished(config) for config in configs) else None
+        found = read_json(path) if all(map(self._is_finished, configs)) else None
         if found is None or path.name == "report.json":
             return found
+        if column.measure == "transfer":
+            data = self.data(self.target, self.store(self.target).protocols[0])
+        else:
+            data = self.data(column.dataset, column.protocol)
+        if found.get("data") != data:
+            return None
         reports = [config.out / "report.json" for config in configs if config.out]
         if any(path.stat().st_mtime_ns <= report.stat().st_mtime_ns for report in reports):
             return None
@@ -216,7 +238,7 @@ class Plan:
     def wall_seconds(self, cells: Sequence[Cell]) -> tuple[int, float]:
         """How many runs there are, and their wall time as they report it, added up."""
         folders = {config.out for row, c, seed in cells if row.variant for config in self.configs(c, row.variant, seed)}
-        reports = [report for folder in folders if folder and (report := _read(folder / "report.json"))]
+        reports = [report for folder in folders if folder and (report := read_json(folder / "report.json"))]
         return len(reports), sum(report["wall_seconds"] for report in reports)
 
 
@@ -224,7 +246,3 @@ class Plan:
 def _parsed(flags: tuple[str, ...]) -> Config:
     """Every cell is asked for its settings several times, and a command line takes 25 ms to read."""
     return parse(flags)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

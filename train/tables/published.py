@@ -79,7 +79,8 @@ FINETUNING = (
     "Fine-tuned with a linear classifier, 80 epochs, learning rate 0.01, times 0.1 at epochs 50 and 70 (section 4.2)."
 )
 NEAREST = (
-    "A test clip takes the class of its nearest training clip in the query encoder's representation (section 4.2)."
+    "A test clip takes the class of its K nearest training clips in the query encoder's representation (section 4.2, "
+    "which does not say K)."
 )
 
 
@@ -154,7 +155,7 @@ TABLES = {table.number: table for table in (
         Row("CrosSCLR-B", (), (54.0, 52.8)),
         Row("CMD", (), (56.0, 57.0)),
         Row("A²MC", (), (58.1, 58.9), OURS),
-    ), "Pre-trained on the column's set, published for PKU-II as target. " + FINETUNING),
+    ), "Pre-trained on the column's set; the target is \"the testing set from PKU-II\". " + FINETUNING),
     Table(6, "Ablation, linear evaluation", ("Att-Aug", "PNM", "MC"), _columns("linear", "ntu60 xsub", "ntu60 xview"), (
         Row("B1", ("", "", ""), (75.6, 82.8), Variant("b1")),
         Row("B2", ("✓", "", ""), (78.5, 85.6), Variant("b2")),

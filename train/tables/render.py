@@ -27,7 +27,7 @@ class Filled:
     Attributes:
         columns: of ours. values: percent by seed, of each (row, column) of ours that is there.
         untrained: the same for the encoder before training, by column; empty where a protocol trains it.
-        missing: how many figures of ours are not there yet.
+        missing: how many figures of ours are not there yet. seeds: how many each cell is to have.
         fine_print: paragraphs: the published protocol, ours, and how they differ.
     """
 
@@ -36,6 +36,7 @@ class Filled:
     values: dict[tuple[Row, Column], list[float]]
     untrained: dict[Column, list[float]]
     missing: int
+    seeds: int
     fine_print: tuple[str, ...]
 
     @property
@@ -52,24 +53,32 @@ def to_markdown(filled: Filled) -> str:
     lines = []
     for row in table.rows:
         published = ["–" if value is None else f"{value:.1f}" for value in row.values]
-        own = [_cell(filled.values.get((row, column), []), row) for column in filled.columns]
+        own = [_cell(filled.values.get((row, column), []), row, filled.seeds) for column in filled.columns]
         lines.append([row.label, *row.info, *published, *own])
     if any(filled.untrained.values()):
-        blank = [""] * (len(table.info) + len(table.columns))
-        lines.append(["untrained encoder", *blank, *(_spread(filled.untrained[column]) for column in filled.columns)])
+        info, gap = _untrained_info(table), [""] * len(table.columns)
+        own = [_spread(filled.untrained[column], filled.seeds) for column in filled.columns]
+        lines.append(["untrained encoder", *info, *gap, *own])
     paragraphs = [f"# {filled.title}", markdown(head, lines), *filled.fine_print]
     return "\n\n".join(paragraphs) + "\n"
 
 
-def _cell(values: Sequence[float], row: Row) -> str:
-    return "" if row.variant is None else _spread(values) if values else "not run"
+def _cell(values: Sequence[float], row: Row, seeds: int) -> str:
+    return "" if row.variant is None else _spread(values, seeds) if values else "not run"
 
 
-def _spread(values: Sequence[float]) -> str:
+def _spread(values: Sequence[float], seeds: int) -> str:
+    """Mean and standard deviation, and how many seeds they are of where that is not all."""
     if not values:
         return ""
     mean = f"{statistics.fmean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean}{spread}" + (f" ({len(values)} of {seeds} seeds)" if len(values) < seeds else "")
+
+
+def _untrained_info(table: Table) -> Sequence[str]:
+    """Of the row of the untrained encoder: table 2 says streams, and the encoder is that of the joint stream."""
+    return ("joint",) if table.number == 2 else ("",) * len(table.info)
 
 
 def write_csv(filled: Filled, path: Path) -> None:
@@ -86,9 +95,9 @@ def write_csv(filled: Filled, path: Path) -> None:
                 _write_own(
                     writer, _keys(filled, "fastmc", row.label, row.info, column), filled.values.get((row, column))
                 )
-        blank = ("",) * len(filled.table.info)
+        info = _untrained_info(filled.table)
         for column, values in filled.untrained.items():
-            _write_own(writer, _keys(filled, "fastmc", "untrained encoder", blank, column), values)
+            _write_own(writer, _keys(filled, "fastmc", "untrained encoder", info, column), values)
 
 
 def _keys(filled: Filled, source: str, label: str, info: Sequence[str], column: Column) -> tuple[object, ...]:
@@ -146,7 +155,9 @@ def _lines(filled: Filled, across: int, *, own: bool) -> list[_Line]:
             for row in rows
         }
         if own and any(filled.untrained.values()):
-            bars["untrained"] = [filled.untrained[column] for column in some]
+            bars[" ".join(("untrained", *_untrained_info(filled.table))).strip()] = [
+                filled.untrained[column] for column in some
+            ]
         titles = tuple(f"{column.title}\n{'fastmc, mean and seeds' if own else 'paper'}" for column in some)
         ours = frozenset(bars) if own else frozenset(names[row] for row in rows if row.variant)
         found.append(_Line(titles, bars, own, ours))
