@@ -99,7 +99,7 @@ def test_published_and_foreign_clips_are_left_out(raw, tmp_path, capsys):
 def test_folder_without_files_says_what_to_get(tmp_path, capsys):
     assert prepare(tmp_path, tmp_path / "out") == 1
     message = capsys.readouterr().err
-    assert "holds no .skeleton file" in message
+    assert "holds no file *.skeleton" in message
     assert "nturgbd_skeletons_s018_to_s032.zip" in message
     assert "114,480 of them in both" in message
 

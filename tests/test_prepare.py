@@ -355,7 +355,7 @@ def test_command_line(raw, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["ntu60", "--raw", "nowhere"], "56,880 of them"),
-        (["ntu60", "--raw", "."], "holds no .skeleton file"),
+        (["ntu60", "--raw", "."], "holds no file *.skeleton"),
         (["ntu60", "--raw", "raw", "--workers", "0"], "workers must be at least 1"),
         (["info", "nowhere"], "there is no packed store at nowhere"),
         (["info", "out", "--clip", "8"], "--plot"),

@@ -148,6 +148,9 @@ def _report(store: PackedStore, published: int | None = None) -> None:
     repeats = store.meta.get("repeats_cut", 0)
     if repeats:
         print(f"  note: {repeats:,} clips were padded by repetition; each is cut to its first period")
+    copies = store.meta.get("copied_bodies_cut", 0)
+    if copies:
+        print(f"  note: in {copies:,} clips the second body was the first again; it is left out")
     if published not in (None, len(store)):
         print(f"  note: the complete set has {published:,} clips")
     width = _shoulder_width(store)

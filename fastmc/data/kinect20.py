@@ -17,17 +17,16 @@ from fastmc.data.packing import (
     NO_BODY,
     OTHER_SET,
     Clip,
-    PrepareError,
     Read,
     Skipped,
     Source,
     digest_of,
     malformed,
     packing,
+    source_files,
 )
 from fastmc.data.protocols import Protocols
 from fastmc.data.store import NOT_NORMALISED, PackedStore
-from fastmc.files import find_files
 from fastmc.skeleton import KINECT20
 
 FPS = 30.0
@@ -84,8 +83,7 @@ def prepare_clip_files(
         PrepareError: no usable file, or a faulty one in a strict preparation.
         StoreError: ``out`` exists (without ``overwrite``), or another process is writing it.
     """
-    raw = Path(raw)
-    paths = _find(raw, files)
+    paths = source_files(Path(raw), files.pattern, files.how_to_get)
     with packing(
         out,
         strict=strict,
@@ -102,14 +100,6 @@ def prepare_clip_files(
         target.read_all(partial(_read, files.load, tuple(files.order), normalise), sources)
         target.check_usable(len(paths), raw)
     return PackedStore.open(out)
-
-
-def _find(raw: Path, files: ClipFiles) -> list[Path]:
-    paths = find_files(raw, files.pattern)
-    if not paths:
-        fault = f"holds no file {files.pattern}" if raw.is_dir() else "is not a folder"
-        raise PrepareError(f"{raw} {fault}.\n{files.how_to_get}")
-    return paths
 
 
 def _sources(paths: Iterable[Path], files: ClipFiles, skip: Callable[[str, str, str], None]) -> list[Source]:

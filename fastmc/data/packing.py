@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from fastmc.data.parallel import ordered_map, usable_cores
 from fastmc.data.store import StoreWriter
+from fastmc.files import find_files
 from fastmc.progress import progress_bar
 
 NORMALISATION = "one rigid motion a clip: first frame's spine at the origin, hip to spine +z, right to left shoulder +x"
@@ -73,6 +74,15 @@ class Read:
     digest: bytes
     clips: Sequence[Clip] = ()
     skipped: Sequence[Skipped] = ()
+
+
+def source_files(raw: Path, pattern: str, how_to_get: str) -> list[Path]:
+    """The files of this name below ``raw``, by name; PrepareError with ``how_to_get`` where there is none."""
+    paths = find_files(raw, pattern)
+    if not paths:
+        fault = f"holds no file {pattern}" if raw.is_dir() else "is not a folder"
+        raise PrepareError(f"{raw} {fault}.\n{how_to_get}")
+    return paths
 
 
 def digest_of(content: bytes) -> bytes:

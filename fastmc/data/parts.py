@@ -130,10 +130,13 @@ def read_class_names(file: str | Path, classes: int) -> list[str]:
 
 
 def checksum(files: Iterable[Path]) -> str:
-    """Of the bytes of the files, in this order."""
-    digest = hashlib.blake2b(digest_size=16)
-    for file in files:
-        with open(file, "rb") as content:
-            while block := content.read(1 << 20):
-                digest.update(block)
+    """Of the bytes of the files, in this order. They may be tens of gigabytes: a bar tells how far it is."""
+    digest, files = hashlib.blake2b(digest_size=16), list(files)
+    size = sum(file.stat().st_size for file in files)
+    with tqdm(total=size, unit_scale=True, **progress_bar("B", "checksum of the source")) as bar:
+        for file in files:
+            with open(file, "rb") as content:
+                while block := content.read(1 << 20):
+                    digest.update(block)
+                    bar.update(len(block))
     return digest.hexdigest()

@@ -24,6 +24,7 @@ from fastmc.data.packing import (
     digest_of,
     malformed,
     packing,
+    source_files,
 )
 from fastmc.data.protocols import (
     NTU60_CLASS_NAMES,
@@ -35,7 +36,6 @@ from fastmc.data.protocols import (
     read_missing_list,
 )
 from fastmc.data.store import PackedStore, check_target
-from fastmc.files import find_files
 from fastmc.skeleton import NTU25
 
 FPS = 30.0
@@ -89,7 +89,7 @@ def prepare_ntu(
         StoreError: ``out`` exists (without ``overwrite``), or another process is writing it.
     """
     left_out = _left_out(missing)
-    paths = _find(Path(raw), how_to_get)
+    paths = source_files(Path(raw), "*.skeleton", how_to_get)
     with packing(
         out,
         strict=strict,
@@ -159,14 +159,6 @@ def _left_out(missing: str | Path | None) -> frozenset[str]:
         return read_missing_list(missing)
     except (OSError, ValueError) as error:
         raise PrepareError(f"cannot use the list of missing skeletons: {error}") from error
-
-
-def _find(raw: Path, how_to_get: str) -> list[Path]:
-    paths = find_files(raw, "*.skeleton")
-    if not paths:
-        fault = "holds no .skeleton file" if raw.is_dir() else "is not a folder"
-        raise PrepareError(f"{raw} {fault}.\n{how_to_get}")
-    return paths
 
 
 def _sources(

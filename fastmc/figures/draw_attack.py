@@ -35,7 +35,7 @@ GREY = "0.65"
 COLUMN = 1.5  # inches across each of the four
 ANIMATION_DPI = 120
 SHORTEST_FRAME = 0.02  # seconds; players slow a GIF down whose frames are shorter
-LOW_ROW = 1.1  # inches; skeletons that would be drawn lower than this get more room, by fewer poses
+LOW_ROW = 0.9  # inches; skeletons that would be drawn lower than this get more room, by fewer poses
 BARS = 1.05  # inches
 
 
