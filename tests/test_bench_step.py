@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import headlines, machine, step, step_log, stepwise, summary
+from bench import cpu_step, headlines, machine, step, step_log, stepwise, summary
 from bench.measure import Measurement, Method
 from bench.numpy_views import STYLES, crop_resize
 from bench.parity import ParityError
@@ -398,3 +398,18 @@ def test_the_log_s_rate_beside_that_of_timed_steps(tmp_path, capsys):
     assert all(float(row["l2"]) > 0 for row in rows), "no step that fills the bank"
     assert step_log.main(["--out", str(tmp_path / "run")]) == 1
     assert "is not empty" in capsys.readouterr().err
+
+
+def test_the_choices_of_a_cpu_are_measured_in_turns_and_against_one_another(capsys):
+    assert cpu_step.main(["--rounds", "2", "--steps", "1", "--threads", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "a step of preset tiny, 2 turns of 1 steps"
+    assert [line.split("  ")[0] for line in lines[2:5]] == list(cpu_step.WAYS)
+    assert "1.00 [1.00-1.00]" in lines[2]
+
+
+def test_no_choice_is_measured_where_the_losses_differ(monkeypatch):
+    answers = itertools.cycle([(1.0, 3.0), (1.0, 3.0), (1.0, 3.1)])
+    monkeypatch.setattr(cpu_step, "_ask", lambda server: next(answers))
+    with pytest.raises(RuntimeError, match=r"the losses are \[3\.0, 3\.0, 3\.1\], so there are no numbers"):
+        cpu_step.measure(cpu_step.CpuStep(rounds=1))
