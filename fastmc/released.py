@@ -113,7 +113,9 @@ def read_released(path: Path) -> ReleasedFile:
 def _why_unreadable(path: Path, error: Exception) -> str:
     forbidden = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
     if forbidden is None:
-        kind = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'the file ends too early'}"
+        # The first sentence: in the others PyTorch advises to read it in a way that could run any program.
+        says = str(error).splitlines()[0].partition(". ")[0] if str(error) else "the file ends too early"
+        kind = f"{type(error).__name__}: {says}"
         return f"{path} is damaged, or no checkpoint ({kind}); get the file again"
     return (
         f"{path} holds {forbidden[1]}, and reading that could run any program, so it is not read. If you trust its "

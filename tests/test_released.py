@@ -355,6 +355,14 @@ def test_a_file_that_is_no_checkpoint_is_named(kind, says, tmp_path):
     assert str(path) in str(caught.value)
 
 
+def test_no_error_advises_to_read_a_file_unsafely(tmp_path):
+    """PyTorch's own message does."""
+    (tmp_path / "notes.md").write_text("# Notes\n")
+    with pytest.raises(CheckpointError, match="Weights only load failed") as caught:
+        read_released(tmp_path / "notes.md")
+    assert "weights_only" not in str(caught.value)
+
+
 def test_a_checkpoint_of_something_else_is_told_by_what_it_has(tmp_path):
     torch.save({"epoch": 3, "net": {"conv.weight": torch.zeros(2)}}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="no 'state_dict' of tensors, but epoch, net"):

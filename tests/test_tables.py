@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
 import os
 import re
@@ -26,6 +28,7 @@ from fastmc.data.store import StoreWriter
 from fastmc.evaluation import FinetuneConfig
 from fastmc.files import write_json
 from fastmc.skeleton import NTU25
+from train import run
 from train.config import to_plain
 from train.folder import RunFolderError
 from train.jobs import Job, JobFailed, run_jobs
@@ -100,6 +103,15 @@ def test_columns_of_a_published_set_are_the_published_protocols(data_root, tmp_p
     ]
     with pytest.raises(ValueError, match="no protocol xset; there are: xsub, xview"):
         p.columns(TABLES[6], ["small"], ["xset"])
+
+
+def test_no_flag_of_the_trainer_is_taken_for_a_misspelt_one():
+    helptext = io.StringIO()
+    with contextlib.redirect_stdout(helptext), pytest.raises(SystemExit):
+        run.main(["--help"])
+    flags = set(re.findall(r"--[a-z][a-z-]+", helptext.getvalue()))
+    assert len(flags) > 60
+    tables.check_flags(sorted(flags))
 
 
 def test_a_run_that_several_rows_need_is_trained_once(data_root, tmp_path):
@@ -180,6 +192,8 @@ def test_other_settings_in_a_run_s_folder_stop_before_anything_runs(data_root, t
         (["--table", "6", "--seeds", "0", "0"], "seeds = 0, 0: give one or more different seeds"),
         (["--table", "3", "--dataset", "pku2"], "there is no dataset 'pku2'"),
         (["--table", "6", "--epochz", "3"], "epochz"),
+        (["--table", "6", "--sedes", "3"], "there is no flag --sedes; did you mean --seeds?"),
+        (["--table", "6", "--paralel=2"], "there is no flag --paralel; did you mean --parallel?"),
     ],
 )
 def test_wrong_arguments_are_named(data_root, tmp_path, capsys, flags, message):
@@ -298,7 +312,7 @@ def test_a_figure_of_other_settings_does_not_enter_a_table(data_root, tmp_path):
     assert p.values(row, column) == [], "it is of an earlier run"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopping_ends_what_runs(number, tmp_path):
     """The command that runs and its worker are gone, and the jobs that wait are not started."""
     code = f"""

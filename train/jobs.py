@@ -43,7 +43,7 @@ def run_jobs(jobs: Sequence[Job], parallel: int = 1) -> int:
     """Run the jobs that are not done, ``parallel`` at a time, each with an equal share of the cores (OMP_NUM_THREADS is
     set to it); how many ran.
 
-    A failed job does not keep the others from running. Ctrl-C and SIGTERM stop all of them.
+    A failed job does not keep the others from running. Ctrl-C, SIGTERM and SIGHUP stop all of them.
 
     Raises:
         ValueError: ``parallel`` is no number of processes.
@@ -57,7 +57,7 @@ def run_jobs(jobs: Sequence[Job], parallel: int = 1) -> int:
     parallel = min(parallel, len(todo))
     workers = _Workers(parallel, threads=max(1, usable_cores() // parallel))
     failures: list[str] = []
-    with ThreadPoolExecutor(parallel) as pool, _ended_by_sigterm():
+    with ThreadPoolExecutor(parallel) as pool, _ended_as_by_ctrl_c():
         try:
             for failure in tqdm(pool.map(workers.run, todo), total=len(todo), **progress_bar("run", "runs")):
                 failures += [failure] if failure else []
@@ -73,8 +73,9 @@ def run_jobs(jobs: Sequence[Job], parallel: int = 1) -> int:
 
 
 @contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Within: SIGTERM ends this process as Ctrl-C does, so that what it started is ended too."""
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """Within: SIGTERM, and SIGHUP of a terminal that is closed, end this process as Ctrl-C does, and so what it started.
+    What is ignored stays ignored: nohup goes on."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -82,11 +83,14 @@ def _ended_by_sigterm() -> Iterator[None]:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
+    for number in heard:
+        signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number in heard:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class _Workers:

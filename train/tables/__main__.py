@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 
 import tyro
@@ -18,7 +19,7 @@ from train.evaluation_settings import Semi
 from train.jobs import run_jobs
 from train.record import duration, log
 from train.run import choose_device
-from train.tables.plan import Cell, Plan
+from train.tables.plan import VARYING, Cell, Plan
 from train.tables.published import DATASETS, OURS, PRETRAINING, TABLES, Column, Table, Variant
 from train.tables.render import Filled, draw, to_markdown, write_csv
 
@@ -83,6 +84,7 @@ def make_tables(settings: Settings, flags: tuple[str, ...] = ()) -> list[Filled]
     for name, values in (("table", settings.table), ("dataset", settings.dataset), ("protocols", settings.protocols)):
         if len(set(values)) < len(values):
             raise ValueError(f"{name} = {', '.join(map(str, values))}: name each once")
+    check_flags(flags)
     plan = Plan(flags, settings.seeds, settings.runs, settings.target, settings.out / "logs")
     tables = [TABLES[number] for number in settings.table]
     columns = {table.number: plan.columns(table, settings.dataset, settings.protocols) for table in tables}
@@ -100,6 +102,16 @@ def make_tables(settings: Settings, flags: tuple[str, ...] = ()) -> list[Filled]
     if not settings.collect:
         log.info("all of it took %s", duration(time.monotonic() - started))
     return filled
+
+
+def check_flags(flags: Sequence[str]) -> None:
+    """ValueError for a flag that is nearly one of ours: train.run, which reads the rest, would not know of them."""
+    ours = [f"--{field.name}" for field in fields(Settings)]
+    for flag in flags:
+        name = flag.partition("=")[0]
+        nearest = get_close_matches(name, ours, 1, cutoff=0.75) if name.startswith("--") and name not in VARYING else []
+        if nearest:
+            raise ValueError(f"there is no flag {name}; did you mean {nearest[0]}?")
 
 
 def _run_missing(settings: Settings, plan: Plan, cells: Sequence[Cell]) -> None:
