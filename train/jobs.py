@@ -74,7 +74,7 @@ def run_jobs(jobs: Sequence[Job], parallel: int = 1) -> int:
 
 @contextmanager
 def _ended_as_by_ctrl_c() -> Iterator[None]:
-    """Within: SIGTERM, and SIGHUP of a terminal that is closed, end this process as Ctrl-C does, and so what it started.
+    """Within: SIGTERM, and SIGHUP of a terminal that is closed, end this process and what it started, as Ctrl-C does.
     What is ignored stays ignored: nohup goes on."""
     if threading.current_thread() is not threading.main_thread():
         yield
