@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+from fastmc.files import whole_file
 
 log = logging.getLogger("fastmc")
 
@@ -62,12 +63,11 @@ class Metrics:
         """Rows of later epochs, left by a run that was stopped after its last checkpoint, are dropped."""
         self.path = folder / "metrics.csv"
         rows = [row for row in read_metrics(self.path) if row["epoch"] <= epochs_done] if self.path.exists() else []
-        kept = folder / ".metrics.csv.tmp"  # beside, then renamed: a crash here must not lose the history
-        with open(kept, "w", newline="", encoding="utf-8") as file:
+        # A crash here must not lose the history.
+        with whole_file(self.path) as kept, open(kept, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(kept, self.path)
         self._file = open(self.path, "a", newline="", encoding="utf-8")  # noqa: SIM115  closed by close()
         self._writer = csv.DictWriter(self._file, COLUMNS)
         purge = int(rows[-1]["step"]) + 1 if rows else 0
