@@ -46,9 +46,12 @@ class CudaRecorder:
         here.wait_stream(side)
 
     def record(self, body: Callable[[], None]) -> Graph:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            body()
+        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph):
+                body()
+        finally:  # torch.cuda.graph ends the capture before it puts the stream back, and that may raise
+            torch.cuda.set_stream(here)
         return graph
 
 
@@ -106,10 +109,17 @@ class GraphedStep:
             self._graph = self._recorder.record(self._body)
         except RuntimeError as error:
             self._failed = True
-            reason = str(error).strip().splitlines()[0]
+            reason = str(_root(error)).strip().splitlines()[0]
             log.warning("the step cannot be captured as a CUDA graph and runs launch by launch: %s", reason)
         _restore(state, before)
         self.captures += self._graph is not None
+
+
+def _root(error: BaseException) -> BaseException:
+    """What went wrong first: ending a broken capture raises an error of its own over it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from fastmc.model import A2MC
 from fastmc.progress import progress_bar
 from fastmc.skeleton import Skeleton
 from fastmc.views import PackedClips
-from train.choices import DTYPES, allow_tf32, choose_amp, choose_compile, choose_graph
+from train.choices import choose_amp, choose_compile, choose_graph
 from train.config import Config, to_plain
 from train.graph import GraphedStep, Recorder
 from train.profiling import StepProfiler
@@ -58,8 +58,8 @@ def build_model(config: Config, store: ClipLayout, device: torch.device) -> A2MC
 
 
 def build_step(config: Config, model: A2MC, amp: str = "fp32") -> PretrainStep:
-    """The step of this model; ``amp`` is a key of `train.choices.DTYPES`."""
-    return PretrainStep(model, config.optim, config.optim.batch_size, dtype=DTYPES[amp])
+    """The step of this model; ``amp`` is a key of `fastmc.amp.AMP`."""
+    return PretrainStep(model, config.optim, config.optim.batch_size, amp=amp)
 
 
 def graph_step(stepper: PretrainStep, store: PlacedStore, recorder: Recorder | None = None) -> GraphedStep:
@@ -100,7 +100,6 @@ class Pretraining:
         self.model = build_model(config, self.data, device)
         self.amp, self.compiled = choose_amp(config.step, device), choose_compile(config.step, device)
         self.graph = choose_graph(config, self.data, device)
-        allow_tf32(self.amp.value == "tf32")
         self.stepper = build_step(config, self.model, self.amp.value)
         if self.compiled.value == "on":
             self.stepper.compile_around()

@@ -14,7 +14,6 @@ from test_train import command
 
 from fastmc.data.resident import ResidentStore
 from fastmc.data.store import PackedStore
-from train.choices import allow_tf32
 from train.config import Config, parse
 from train.graph import CudaRecorder, GraphedStep
 from train.loop import Pretraining, build_model, build_step, graph_step
@@ -32,12 +31,6 @@ def store(data_root) -> ResidentStore:
     return ResidentStore(PackedStore.open(data_root / "small"), on_gpu.DEVICE)
 
 
-@pytest.fixture(autouse=True)
-def tf32():
-    yield
-    allow_tf32(True)
-
-
 def config_of(impl: str = "triton", method: str = "a2mc", optimizer: str = "sgd", **others) -> Config:
     """Wide enough for the algorithm of cuDNN that the paper's size gets."""
     config = settings(method, optimizer, encoder="2x256", impl=impl, **others)
@@ -45,7 +38,6 @@ def config_of(impl: str = "triton", method: str = "a2mc", optimizer: str = "sgd"
 
 
 def make(config: Config, store: ResidentStore, amp: str = "fp32") -> PretrainStep:
-    allow_tf32(amp == "tf32")
     return build_step(config, build_model(config, store, on_gpu.DEVICE), amp)
 
 
@@ -205,7 +197,6 @@ def test_replays_allocate_nothing(store):
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_forty_steps_in_half_precision_are_near_those_in_float32(amp, store):
     """By the budget of tests/test_step.py; wide enough for the algorithm of cuDNN that the paper's size gets."""
-    allow_tf32(False)
     found, want = (forty(one, store, impl="triton", encoder="2x256") for one in (amp, "fp32"))
     loss, cosine = apart(found, want)
     assert loss < 2 * 2.0**-8 and cosine > 0.999
