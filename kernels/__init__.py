@@ -14,13 +14,15 @@ from __future__ import annotations
 import math
 import os
 import sysconfig
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
 
 import torch
+from torch.autograd import profiler
 
 OLDEST_TRITON = (3, 4)
 """The first with triton.knobs."""
@@ -86,6 +88,17 @@ def no_launcher_reason() -> str | None:
     return None
 
 
-def launching_on(device: torch.device) -> AbstractContextManager[object]:
-    """Within, Triton launches on ``device``: it takes the current device, which need not be the tensors'."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+def launching_on(device: torch.device, what: str) -> AbstractContextManager[object]:
+    """Within, Triton launches on ``device``: it takes the current device, which need not be the tensors'.
+
+    PyTorch's profiler counts a kernel to the operator that launched it, and Triton's launches are none: while it
+    records, the operator ``what`` stands around them, as around those of torch.compile.
+    """
+    there: AbstractContextManager[object] = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    return _as_operator(f"fastmc::{what}", there) if profiler._is_profiler_enabled else there
+
+
+@contextmanager
+def _as_operator(name: str, within: AbstractContextManager[object]) -> Iterator[None]:
+    with torch._C._profiler._RecordFunctionFast(name), within:
+        yield

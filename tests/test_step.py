@@ -326,7 +326,7 @@ def test_a_first_step_that_is_called_off_leaves_the_optimizer_clean(store):
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16", "tf32", "fp32"])
 def test_tensor_cores_are_allowed_for_the_whole_step_and_for_it_alone(amp, store, monkeypatch):
-    """Without it cuDNN computes bfloat16 by plain multiply-adds. Backward passes read the flag too, from their thread."""
+    """Without it cuDNN multiplies bfloat16 without them. Backward passes read the flag too, from their thread."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     step, seen = make(settings(), store, amp), []
 
