@@ -136,7 +136,7 @@ class Encoder(nn.Module):
     def before(self, x: Tensor, views: int) -> Tensor:
         """x normalised by each view's own statistics, in the recurrent net's dtype."""
         assert self.norm is not None
-        return self.norm(x, views).to(self.dtype)
+        return self._for_recurrent(self.norm(x, views))
 
     def standardised(self, x: Tensor, views: int) -> Tensor:
         """x as `before` gives it, without the input norm's weight and bias."""
@@ -147,15 +147,21 @@ class Encoder(nn.Module):
         """x normalised by the running statistics, whose layer gets no gradient, in the recurrent net's dtype."""
         norm = self.norm
         if norm is None:
-            return x.to(self.dtype)
+            return self._for_recurrent(x)
         weight, bias = norm.weight.detach(), norm.bias.detach()
         x = F.batch_norm(x.flatten(0, 1), norm.running_mean, norm.running_var, weight, bias, eps=norm.eps).view_as(x)
-        return x.to(self.dtype)
+        return self._for_recurrent(x)
 
     def after(self, h: Tensor) -> Tensor:
         """Representations (n, 2 * hidden) to unit features (n, D); lengths are taken in float32 at least."""
         f = self.head(h)
         return F.normalize(f.to(working_dtype(f)), dim=-1)
+
+    def _for_recurrent(self, x: Tensor) -> Tensor:
+        """x (B, T, F) in the recurrent net's dtype; for cuDNN its memory holds frames first, in the same pass."""
+        if x.device.type == "cpu":
+            return x.to(self.dtype)
+        return x.transpose(0, 1).to(self.dtype, memory_format=torch.contiguous_format).contiguous().transpose(0, 1)
 
     @property
     def dtype(self) -> torch.dtype:

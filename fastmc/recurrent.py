@@ -67,7 +67,7 @@ class StepwiseGRU(nn.Module):
     def __init__(self, input_size: int, hidden: int, layers: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.ModuleList(nn.GRU(input_size if layer == 0 else 2 * hidden, hidden, batch_first=True) for _ in range(2))
+            nn.ModuleList(nn.GRU(input_size if layer == 0 else 2 * hidden, hidden) for _ in range(2))
             for layer in range(layers)
         )
 
@@ -78,10 +78,10 @@ class StepwiseGRU(nn.Module):
             return _final_states(
                 x, [[gru.all_weights[0] for gru in pair] for pair in pairs], reverse=False, affine=affine
             )
-        x = _applied(x, affine)
+        x = _applied(x, affine).transpose(0, 1)
         for pair in pairs:
             x = torch.cat([gru(x)[0] for gru in pair], dim=-1)
-        return x[:, -1]
+        return x[-1]
 
     def flatten_(self) -> None:
         """As `SequenceGRU.flatten_`, each GRU for itself."""
@@ -91,10 +91,14 @@ class StepwiseGRU(nn.Module):
 
 
 class SequenceGRU(nn.GRU):
-    """A bidirectional GRU whose output is the final states of both directions."""
+    """A bidirectional GRU whose output is the final states of both directions.
+
+    nn.GRU is given frames first, as cuDNN takes them: of batches first it would copy the input for each of its calls
+    and, backwards, a gradient of the outputs' size.
+    """
 
     def __init__(self, input_size: int, hidden: int, layers: int) -> None:
-        super().__init__(input_size, hidden, layers, batch_first=True, bidirectional=True)
+        super().__init__(input_size, hidden, layers, bidirectional=True)
 
     def forward(self, x: Tensor, affine: tuple[Tensor, Tensor] | None = None) -> Tensor:  # type: ignore[override]
         """(B, T, F) to (B, 2 * hidden).
@@ -105,7 +109,7 @@ class SequenceGRU(nn.GRU):
         if _for_cpu(x):
             weights = self.all_weights
             return _final_states(x, list(zip(weights[::2], weights[1::2], strict=True)), reverse=True, affine=affine)
-        _, final = super().forward(_applied(x, affine))
+        _, final = super().forward(_applied(x, affine).transpose(0, 1))
         return torch.cat((final[-2], final[-1]), dim=-1)
 
     def flatten_(self) -> None:

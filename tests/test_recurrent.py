@@ -32,11 +32,12 @@ def make(reading: str, size: tuple[int, int, int, int], layers: int = 1, dtype: 
 def by_nn_gru(net: nn.Module, x: Tensor) -> Tensor:
     """What the net computes where nn.GRU is one cuDNN call, here by PyTorch's loop."""
     if isinstance(net, SequenceGRU):
-        final = nn.GRU.forward(net, x)[1]
+        final = nn.GRU.forward(net, x.transpose(0, 1))[1]
         return torch.cat((final[-2], final[-1]), dim=-1)
+    x = x.transpose(0, 1)
     for pair in net.layers:
         x = torch.cat([gru(x)[0] for gru in pair], dim=-1)
-    return x[:, -1]
+    return x[-1]
 
 
 def directions(net: nn.Module) -> list[list[list[Tensor]]]:

@@ -65,7 +65,7 @@ def test_on_a_gpu_cudnn_s_own_order_is_asked_for(monkeypatch):
     monkeypatch.setattr("fastmc.recurrent.on_gpu", lambda tensor: True)
     flatten_(gru)
     # weights, dtype; weights of a layer and direction, input, kind, hidden, projection, layers, batch first, both ways
-    assert asked == [(24, torch.bfloat16, 4, 6, CUDNN_GRU, 8, 0, 3, True, True)]
+    assert asked == [(24, torch.bfloat16, 4, 6, CUDNN_GRU, 8, 0, 3, False, True)]
 
 
 def test_pytorch_s_number_of_the_gru_is_cudnn_s():
