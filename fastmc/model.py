@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -17,6 +18,7 @@ from fastmc.encoder import Encoder, EncoderConfig
 from fastmc.random import keyed_generator
 from fastmc.skeleton import Skeleton
 from fastmc.step import MCStep
+from fastmc.streams import Beside
 from fastmc.views import DenseClips, PackedClips, Stream, ViewImpl, make_views, to_stream, whole_clips
 from kernels.ranges import part
 
@@ -69,6 +71,11 @@ class ContrastConfig:
             mixing_coefficients(1, self.mixing, generator=torch.Generator())
         except ValueError as error:
             raise ValueError(f"mixing: {error}") from None
+
+    @property
+    def attacks(self) -> bool:
+        """Whether there are views x1 and x2, of attacked clips."""
+        return self.method != "b1"
 
     @property
     def learns_bank(self) -> bool:
@@ -187,6 +194,7 @@ class A2MC(nn.Module):
         hard_positives: bool,
         encoders: tuple[Encoder, Encoder] | None = None,
         out: Tensor | None = None,
+        beside: Beside | None = None,
     ) -> Features:
         """f0..f3 of a batch; f1 and f2 (attack-augmentation, section 3.2) only with ``hard_positives``.
 
@@ -195,19 +203,22 @@ class A2MC(nn.Module):
             step: its number, which keys the random choices; an int, or () int64.
             encoders: what computes in place of query and key encoder, see `fastmc.amp`.
             out: `room_for_views`, where the views are written.
+            beside: where the key encoder computes while the clips are attacked; it does not depend on that.
         """
         query, key = encoders or (self.query, self.key)
         x = self.room_for_views(len(sample)) if out is None else out
         queries = x[1:] if hard_positives else x[1:2]
         with part("augment"):
             self.views(clips, sample, step, OF_CLIPS, out=x[:2])
+        with beside or nullcontext(), part("key"), torch.no_grad():
+            f0 = key(x[0])
         if hard_positives:
             with part("attack"):
                 attacked = self.attacked(clips, query)
             with part("augment"):
                 self.views(clips, sample, step, OF_ATTACKED, attacked=attacked, out=x[2:])
-        with part("key"), torch.no_grad():
-            f0 = key(x[0])
+        if beside is not None:
+            beside.join()
         with part("query"):
             f3, *hard = query(queries.flatten(0, 1), views=len(queries)).chunk(len(queries))
         f1, f2 = hard if hard_positives else (None, None)

@@ -57,3 +57,10 @@ def data_root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
     write_small_store(root / "small")
     return root
+
+
+@pytest.fixture
+def nothing_compiled():
+    """Afterwards: torch.compile gives up after some versions of one function in one process."""
+    yield
+    torch._dynamo.reset()

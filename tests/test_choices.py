@@ -12,7 +12,7 @@ import kernels
 from fastmc.data.resident import ResidentStore
 from fastmc.data.store import PackedStore
 from fastmc.data.streamed import StreamedStore
-from train.choices import choose_amp, choose_compile, choose_graph
+from train.choices import choose_amp, choose_compile, choose_graph, choose_overlap
 from train.config import Config, StepConfig
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -102,3 +102,16 @@ def test_cuda_graph(data_root):
     assert choose_graph(on, resident, CUDA).value == "on"
     with pytest.raises(ValueError, match="cuda_graph = 'on' is impossible: streamed frames"):
         choose_graph(on, streamed, CUDA)
+
+
+def test_overlap(gpu):
+    def of(asked: str, method: str = "a2mc") -> Config:
+        config = Config(step=StepConfig(overlap=asked))
+        return replace(config, contrast=replace(config.contrast, method=method))
+
+    assert choose_overlap(of("auto"), CUDA) == ("on", "the key encoder beside the attack")
+    assert choose_overlap(of("off"), CUDA) == ("off", "--overlap off")
+    assert choose_overlap(of("auto"), CPU) == ("off", "a second stream needs a GPU, not cpu")
+    assert choose_overlap(of("auto", "b1"), CUDA) == ("off", "--method b1 has no attack")
+    with pytest.raises(ValueError, match="overlap = 'on' is impossible: a second stream needs a GPU"):
+        choose_overlap(of("on"), CPU)

@@ -97,5 +97,23 @@ def no_graph_reason(config: Config, store: PlacedStore, device: torch.device) ->
     return None
 
 
+def choose_overlap(config: Config, device: torch.device) -> Choice:
+    """on or off.
+
+    Raises:
+        ValueError: it was asked for and is impossible.
+    """
+    asked, reason = config.step.overlap, None
+    if asked == "off":
+        return Choice("off", "--overlap off")
+    if device.type != "cuda":
+        reason = f"a second stream needs a GPU, not {device.type}"
+    elif not config.contrast.attacks:
+        reason = f"--method {config.contrast.method} has no attack"
+    if reason is not None and asked == "on":
+        raise ValueError(f"overlap = 'on' is impossible: {reason}. Give --overlap auto")
+    return Choice("on", "the key encoder beside the attack") if reason is None else Choice("off", reason)
+
+
 def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device)

@@ -67,6 +67,8 @@ class StepConfig:
     cuda_graph: Literal["auto", "on", "off"] = "auto"
     """Launch each step as one CUDA graph, once the bank is full. auto: on a GPU that holds all frames; what cannot be
     captured runs launch by launch, and the log says why."""
+    overlap: Literal["auto", "on", "off"] = "auto"
+    """The key encoder beside the attack, on a second stream; changes no bit. auto: on a GPU."""
     profile: int = 0
     """Record so many steps once the bank is full, and write them to profile/ in the run folder: docs/profiling.md."""
 

@@ -23,7 +23,7 @@ from fastmc.model import A2MC
 from fastmc.progress import progress_bar
 from fastmc.skeleton import Skeleton
 from fastmc.views import PackedClips
-from train.choices import choose_amp, choose_compile, choose_graph
+from train.choices import choose_amp, choose_compile, choose_graph, choose_overlap
 from train.config import Config, to_plain
 from train.graph import GraphedStep, Recorder
 from train.profiling import StepProfiler
@@ -57,9 +57,9 @@ def build_model(config: Config, store: ClipLayout, device: torch.device) -> A2MC
     ).to(device)
 
 
-def build_step(config: Config, model: A2MC, amp: str = "fp32") -> PretrainStep:
-    """The step of this model; ``amp`` is a key of `fastmc.amp.AMP`."""
-    return PretrainStep(model, config.optim, config.optim.batch_size, amp=amp)
+def build_step(config: Config, model: A2MC, amp: str = "fp32", overlap: str = "off") -> PretrainStep:
+    """The step of this model; ``amp`` and ``overlap`` as `train.choices` chooses them."""
+    return PretrainStep(model, config.optim, config.optim.batch_size, amp=amp, overlap=overlap == "on")
 
 
 def graph_step(stepper: PretrainStep, store: PlacedStore, recorder: Recorder | None = None) -> GraphedStep:
@@ -76,8 +76,8 @@ class Pretraining:
 
     Attributes:
         data: the clips; ``placement`` says in one line where their frames are and why.
-        stepper: makes the steps; ``amp``, ``compiled`` and ``graph`` say how, and why. Its sums of the metrics since
-            the epoch began make the epoch's row of metrics.csv, with ``seconds``.
+        stepper: makes the steps; ``amp``, ``compiled``, ``graph`` and ``overlap`` say how, and why. Its sums of the
+            metrics since the epoch began make the epoch's row of metrics.csv, with ``seconds``.
         epoch, batch: position; ``step`` counts all batches since the start.
     """
 
@@ -100,7 +100,8 @@ class Pretraining:
         self.model = build_model(config, self.data, device)
         self.amp, self.compiled = choose_amp(config.step, device), choose_compile(config.step, device)
         self.graph = choose_graph(config, self.data, device)
-        self.stepper = build_step(config, self.model, self.amp.value)
+        self.overlap = choose_overlap(config, device)
+        self.stepper = build_step(config, self.model, self.amp.value, self.overlap.value)
         if self.compiled.value == "on":
             self.stepper.compile_around()
         self._graphed = graph_step(self.stepper, self.data) if self.graph.value == "on" else None
@@ -118,7 +119,7 @@ class Pretraining:
     @property
     def computed(self) -> str:
         """How steps are computed, and why, in one line."""
-        made = {"amp": self.amp, "compile": self.compiled, "CUDA graph": self.graph}
+        made = {"amp": self.amp, "compile": self.compiled, "CUDA graph": self.graph, "overlap": self.overlap}
         choices = ", ".join(f"{name} {choice.value} ({choice.why})" for name, choice in made.items())
         return f"step: {choices}; {self.stepper.query_update.says}"
 

@@ -17,6 +17,7 @@ from fastmc.amp import AMP, WorkingCopy, tensor_cores
 from fastmc.model import A2MC, Features
 from fastmc.step import MCStep
 from fastmc.storage import share_storage
+from fastmc.streams import Beside
 from fastmc.views import PackedClips
 from kernels.ranges import part
 from train.config import OptimConfig
@@ -72,12 +73,19 @@ class PretrainStep:
         query_update, key_update: what changes the encoders' weights.
     """
 
-    def __init__(self, model: A2MC, optim: OptimConfig, batch_size: int, *, amp: str = "fp32") -> None:
-        """Allocates all that outlives a step. ``amp``: what recurrent nets and heads compute in, a key of
-        `fastmc.amp.AMP`; gradients of float16 are scaled."""
+    def __init__(
+        self, model: A2MC, optim: OptimConfig, batch_size: int, *, amp: str = "fp32", overlap: bool = False
+    ) -> None:
+        """Allocates all that outlives a step.
+
+        Args:
+            amp: what recurrent nets and heads compute in, a key of `fastmc.amp.AMP`; gradients of float16 are scaled.
+            overlap: the key encoder computes beside the attack, on a second stream of the GPU.
+        """
         self.model = model
         dtype, self._tensor_cores = AMP[amp]
         device = model.coefficients.device
+        self._beside = Beside(device) if overlap else None
         self.sample = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.counter = torch.zeros((), dtype=torch.int64, device=device)
         self.metrics = torch.zeros(len(StepMetrics._fields), device=device)
@@ -135,13 +143,15 @@ class PretrainStep:
         self._query.refresh()
         self._key.refresh()
 
+        attacks = model.contrast.attacks and not filling
         f = model.features(
             clips,
             self.sample,
             self.counter,
-            hard_positives=model.contrast.method != "b1" and not filling,
+            hard_positives=attacks,
             encoders=(self._query.encoder, self._key.encoder),
             out=self._views,
+            beside=self._beside if attacks else None,
         )
         # After a fault nothing may change: this makes the loss NaN, and what is NaN changes nothing.
         stopped = self.fault[0] > 0

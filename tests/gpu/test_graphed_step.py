@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from train.graph import CudaRecorder, GraphedStep
 from train.loop import Pretraining, build_model, build_step, graph_step
 from train.step import FaultWatch, PretrainStep
 
-pytestmark = needs_gpu
+pytestmark = [needs_gpu, pytest.mark.usefixtures("nothing_compiled")]
 RECORDER: Callable[[], CudaRecorder] = CudaRecorder
 FILL, STEPS = 2, 20
 IMPLS = ["triton", "torch"]  # the reference reads numbers back, and is never captured
@@ -37,8 +38,8 @@ def config_of(impl: str = "triton", method: str = "a2mc", optimizer: str = "sgd"
     return replace(config, data=replace(config.data, view_impl=impl))
 
 
-def make(config: Config, store: ResidentStore, amp: str = "fp32") -> PretrainStep:
-    return build_step(config, build_model(config, store, on_gpu.DEVICE), amp)
+def make(config: Config, store: ResidentStore, amp: str = "fp32", overlap: str = "on") -> PretrainStep:
+    return build_step(config, build_model(config, store, on_gpu.DEVICE), amp, overlap)
 
 
 def prepare(step: PretrainStep, i: int) -> None:
@@ -94,6 +95,34 @@ def test_a_replayed_step_is_the_step(impl, amp, store):
     assert_same(ours, want)
     assert graph.captures == 1
     ours.check()
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp32"])
+def test_the_key_encoder_beside_the_attack_changes_no_bit(amp, store):
+    """Launch by launch and as a graph, which then has two branches."""
+    alone, beside, graphed = (make(config_of(), store, amp, overlap) for overlap in ("off", "on", "on"))
+    for step in (alone, beside, graphed):
+        eager(step, store, range(FILL))
+    steps = range(FILL, FILL + STEPS)
+    want = eager(alone, store, steps)
+    assert eager(beside, store, steps) == want
+    assert replayed(graphed, store, graph_of(graphed, store), steps) == want
+    assert_same(beside, alone)
+    assert_same(graphed, alone)
+
+
+@pytest.mark.parametrize("reading", ["sequence", "stepwise"])
+@pytest.mark.parametrize("amp", ["bf16", "fp16", "fp32"])
+def test_cudnn_finds_the_weights_of_every_call_in_one_piece(amp, reading, store):
+    """Else it warns and packs them at each call."""
+    config = config_of()
+    step = make(replace(config, encoder=replace(config.encoder, reading=reading)), store, amp)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        eager(step, store, range(FILL + 1))
+    for encoder in (step._query.encoder, step._key.encoder):
+        for gru in (module for module in encoder.recurrent.modules() if isinstance(module, torch.nn.GRU)):
+            assert len({weight.untyped_storage().data_ptr() for weight in gru.parameters()}) == 1
 
 
 @pytest.mark.parametrize(
