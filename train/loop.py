@@ -149,7 +149,7 @@ class Pretraining:
                     eta = row["seconds"] * (self.config.optim.epochs - self.epoch - 1)
                     log.info(epoch_line(row, self.config.optim.epochs, eta, self.config.encoder.feature_dim))
                     self._start_epoch(self.epoch + 1)
-                    if self.finished or self.epoch % self.config.log.checkpoint_every == 0:
+                    if self.finished or self.epoch % self.config.log.checkpoint_every == 0 or self._is_late:
                         self.save()
         finally:
             metrics.close()
@@ -161,13 +161,19 @@ class Pretraining:
                 if not self._advance(ids, clips):
                     profiler.step()
                 bar.update()
-                if time.monotonic() - self._saved_at > 60 * self.config.log.checkpoint_minutes:
+                # Not after the epoch's last batch: what comes next is its row of the metrics.
+                if self.batch < self.batches and self._is_late:
                     self._check()
                     self.seconds += time.perf_counter() - started
                     self.save()
                     started = time.perf_counter()
         self._check()  # waits for the device, so that the time is that of the steps
         self.seconds += time.perf_counter() - started
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether the last checkpoint is older than it may be."""
+        return time.monotonic() - self._saved_at > 60 * self.config.log.checkpoint_minutes
 
     def _remaining_batches(self) -> Generator[tuple[Tensor, PackedClips]]:
         """What is left of the epoch, without its last short batch."""
