@@ -168,7 +168,7 @@ class Killed(BaseException):
 def test_a_run_that_is_killed_after_any_of_its_checkpoints_resumes(
     placement, batch_size, data_root, tmp_path, monkeypatch
 ):
-    """At every batch of an epoch, the last included; rows of the metrics are there once, and weights have the same bits."""
+    """At every batch of an epoch, the last included; weights have the same bits, and the metrics a row an epoch."""
     settings = ("--placement", placement, "--batch-size", str(batch_size), "--bank-size", "24", "--epochs", "2")
     settings += ("--milestones", "--warmup-epochs", "0", "--checkpoint-minutes", "0", "--checkpoint-every", "100")
     assert run.main(command(data_root, tmp_path / "whole", *settings)) == 0
