@@ -767,9 +767,11 @@ def test_evaluate_refuses_what_is_no_run(tmp_path, finished, capsys):
     assert "no complete checkpoint" in errors(capsys)
     assert evaluate.main(["knn", "--run", str(finished), "--data-root", str(tmp_path)]) == 1
     assert "there is no dataset 'small'" in errors(capsys)
-    for wrong in ("0", "10000"):
-        assert evaluate.main(["knn", "--run", str(finished), "--knn-k", wrong]) == 1
-        assert "k must be" in errors(capsys)
+    assert evaluate.main(["knn", "--run", str(finished), "--knn-k", "10000"]) == 1
+    assert "k must be" in errors(capsys)
+    with pytest.raises(SystemExit):
+        evaluate.main(["knn", "--run", str(finished), "--knn-k", "0"])
+    assert "knn_k must be >= 1, got 0" in errors(capsys)
 
 
 def test_ctrl_c_leaves_a_run_that_resumes(data_root, tmp_path):
