@@ -170,7 +170,7 @@ class UpdateGroup:
         of them in one storage; others are copied to one of our own."""
         starts = starts_in_one_storage(gradients)
         # A table is uploaded, which must not be captured into a CUDA graph; so is only what the steps before have seen.
-        if starts is not None and starts not in self._tables and not torch.cuda.is_current_stream_capturing():
+        if starts is not None and starts not in self._tables and not is_being_captured(gradients[0]):
             self._make_table(starts)
         if starts is None or starts not in self._tables:
             if self._collected is None:
@@ -195,6 +195,11 @@ class UpdateGroup:
             ]
         is_wide = all(number % WIDE == 0 for row in rows for number in row)
         self._tables[gradient] = Table(torch.tensor(rows, device=self._query.device), is_wide)
+
+
+def is_being_captured(tensor: Tensor) -> bool:
+    """Whether work on the tensor's device goes into a CUDA graph now."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def starts_in_one_storage(tensors: Sequence[Tensor]) -> tuple[int, ...] | None:
