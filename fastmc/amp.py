@@ -93,8 +93,8 @@ class WorkingCopy:
             self.encoder.recurrent.flatten_()
             self.encoder.head.to(dtype)
         self.pairs = list(zip(master.parameters(), self.encoder.parameters(), strict=True))
-        self._masters = [theirs for theirs, mine in self.pairs if mine is not theirs]
-        self._copies = [mine for theirs, mine in self.pairs if mine is not theirs]
+        self._masters: list[Tensor] = [theirs for theirs, mine in self.pairs if mine is not theirs]
+        self._copies: list[Tensor] = [mine for theirs, mine in self.pairs if mine is not theirs]
         self._gradients: list[Tensor] = []
         self._versions = self._versions_now()
 
@@ -107,8 +107,8 @@ class WorkingCopy:
 
     @property
     def is_stale(self) -> bool:
-        """Whether an operator of PyTorch has changed a weight of the master since the last `refresh`. Kernels of our own
-        are not seen, nor is a replayed graph."""
+        """Whether an operator of PyTorch has changed a weight of the master since the last `refresh`. Our own kernels'
+        changes are not seen, nor are those of a replayed graph."""
         return self._versions != self._versions_now()
 
     @torch.no_grad()

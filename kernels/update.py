@@ -3,8 +3,8 @@
     g = unscale * gradient + weight_decay * query      query    -= lr * velocity
     velocity = momentum * velocity + g                 key      -= (1 - alpha) * (key - query)
 
-A weight is read and written once, 30 bytes with copies in half precision. Tensors of one group lie, in each role, in one
-storage, in any order; a table on the device says where in each of them a program's chunk begins, so that nothing is
+A weight is read and written once, 30 bytes with copies in half precision. Tensors of one group lie, in each role, in
+one storage, in any order; a table on the device says where in each of them a program's chunk begins, so that nothing is
 uploaded at a step.
 
 The order of operations is that of PyTorch's float32 SGD and of `train.optimizer.KeyUpdate` on a CPU, bit for bit: each
@@ -30,9 +30,9 @@ if triton.knobs.runtime.interpret:
 BLOCK = 2048
 """Weights of a program: 8 in a thread."""
 WIDE = 4
-"""Weights of an access where chunks begin at multiples of it in every storage: 16 bytes in float32, 8 in half precision.
-Either way a warp takes whole lines. With 16 bytes in half precision too, float32 goes through shared memory, since a thread
-then holds other weights of the one than of the other."""
+"""Weights of an access where chunks begin at multiples of it in every storage: 16 bytes in float32, 8 in half
+precision. A warp takes whole lines of either. With 16 bytes in half precision too, float32 has to go through shared
+memory, since a thread then holds other weights of the one than of the other."""
 
 
 @triton.jit
@@ -166,15 +166,15 @@ class UpdateGroup:
         )  # fmt: skip
 
     def _reached(self, gradients: Sequence[Tensor]) -> tuple[Sequence[Tensor], Table]:
-        """The gradients where the kernel reaches them, and the table that leads to them. cuDNN's backward pass gives all
-        of them in one storage; others are copied to one of our own."""
+        """The gradients where the kernel reaches them, and the table that leads to them. cuDNN's backward pass gives
+        all of them in one storage; others are copied to one of our own."""
         starts = starts_in_one_storage(gradients)
         # A table is uploaded, which must not be captured into a CUDA graph; so is only what the steps before have seen.
         if starts is not None and starts not in self._tables and not is_being_captured(gradients[0]):
             self._make_table(starts)
         if starts is None or starts not in self._tables:
             if self._collected is None:
-                self._collected = torch.zeros_like(self._query, dtype=self.gradient_dtype)
+                self._collected = torch.empty(self._query.shape, dtype=self.gradient_dtype, device=self._query.device)
             collected, starts = self._pieces(self._collected), self._starts[0]
             torch._foreach_copy_(collected, list(gradients))
             gradients = collected

@@ -1,4 +1,4 @@
-"""What the update of both encoders is held against, whoever runs the kernel: weights, PyTorch's optimizer, truth, budget."""
+"""What the update of both encoders is held against, whoever runs the kernel: weights, PyTorch's optimizer, a budget."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ U = 2.0**-24
 
 @dataclass
 class Weights:
-    """By tensor: of the query encoder, their velocities, of the key encoder; gradients of the working weights; copies."""
+    """By tensor: of the query encoder, their velocities, of the key encoder; gradients; copies in half precision."""
 
     query: list[Tensor]
     velocity: list[Tensor]
@@ -35,9 +35,7 @@ class Weights:
         """``dtype``: of gradients and, unless it is float32, of copies. Storages have gaps of so many elements, and
         roles lie in different orders."""
         generator = torch.Generator().manual_seed(len(sizes))
-        query, velocity, key, gradient = (
-            [torch.randn(size, generator=generator) for size in sizes] for _ in range(4)
-        )
+        query, velocity, key, gradient = ([torch.randn(size, generator=generator) for size in sizes] for _ in range(4))
         copies = None if dtype == torch.float32 else [weight.to(dtype) for weight in query]
         return Weights(
             laid_out(query, gap),

@@ -1,16 +1,16 @@
-"""Updates of the two encoders' weights, which a flag on the device can call off: SGD, eq. 4 and the working copies in one
-pass by a kernel of our own, or one multi-tensor call for the query encoder and one for the key encoder."""
+"""Updates of the two encoders' weights, which a flag on the device can call off: SGD, eq. 4 and the working copies in
+one pass by a kernel of our own, or a multi-tensor call for the query encoder and one for the key encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-import kernels
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+import kernels
 from fastmc.amp import WorkingCopy, gradient_of
 from fastmc.storage import share_storage
 from train.config import OptimConfig
@@ -73,7 +73,9 @@ def build_optimizer(config: OptimConfig, parameters: Iterable[Parameter]) -> tor
     weights = list(parameters)
     optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
-        optimizer = torch.optim.SGD(weights, lr=config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay, fused=True)
+        optimizer = torch.optim.SGD(
+            weights, lr=config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay, fused=True
+        )
         allocate_state(optimizer, "momentum_buffer")
     else:
         on_gpu = weights[0].device.type == "cuda"  # where AdamW refuses to be captured unless it was told before
@@ -211,7 +213,7 @@ class KeyUpdate:
 
 
 class WholeUpdate:
-    """SGD of the query encoder, eq. 4, and the working copies of both, by `kernels.update`: one launch for each group of
+    """SGD of the query encoder, eq. 4, and the working copies of both, by `kernels.update`: a launch for each group of
     weights that lie in the same storages.
 
     In float32 its bits are those of torch.optim.SGD, which rounds after every operator. Its fused kernel for GPUs keeps
@@ -239,8 +241,11 @@ class WholeUpdate:
         """As of `encoder_updates`. Moves weights that have a storage of their own together."""
         from kernels.update import WIDE, UpdateGroup
 
-        pairs = zip(query.pairs, key.pairs, strict=True)
-        rows = [(mine, theirs) if mine is low else (mine, theirs, low, their) for (mine, low), (theirs, their) in pairs]
+        # Of each weight: query, key, and where there are any their copies
+        rows: list[tuple[Parameter, ...]] = [
+            (master, follower) if working is master else (master, follower, working, computing)
+            for (master, working), (follower, computing) in zip(query.pairs, key.pairs, strict=True)
+        ]
         self._move_together(rows)
         by_place: dict[Any, list[tuple[Parameter, ...]]] = {}
         for row in rows:
@@ -276,7 +281,7 @@ class WholeUpdate:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Update weights and copies by the working weights' gradients, if they are not to be skipped, and drop these."""
+        """Update weights and copies by the gradients, unless they are to be skipped, and drop these."""
         unscale = None if self._scale is None else self._scale.reciprocal()
         with kernels.launching_on(self._device):
             for group, working in zip(self.groups, self._working, strict=True):
