@@ -121,6 +121,7 @@ class UpdateGroup:
             raise ValueError("the tensors of a role must be contiguous and share a storage")
         self._starts = [found for found in starts if found is not None]
         self._query, self._key, *self._copies = (flat(tensors) for tensors in self._lists)
+        self._made_at = self._addresses()
         self._velocity = torch.zeros_like(self._query)
         self.velocity = self._pieces(self._velocity)
         self._collected: Tensor | None = None
@@ -155,7 +156,12 @@ class UpdateGroup:
             lr: () float32.
             unscale: () float32 that multiplies the gradients; None for 1.
             alpha: of eq. 4.
+
+        Raises:
+            RuntimeError: a weight or copy lies elsewhere than when the group was made.
         """
+        if self._addresses() != self._made_at:
+            raise RuntimeError("weights have moved since their update was made (by .to() or the like): make a new step")
         gradients, table = self._reached(gradients)
         query_copy, key_copy = self._copies or (None, None)
         _update_kernel[(len(table.chunks),)](
@@ -179,6 +185,9 @@ class UpdateGroup:
             torch._foreach_copy_(collected, list(gradients))
             gradients = collected
         return gradients, self._tables[starts]
+
+    def _addresses(self) -> list[int]:
+        return [tensor.data_ptr() for tensors in self._lists for tensor in tensors]
 
     def _pieces(self, storage: Tensor) -> list[Tensor]:
         """Of a flat tensor laid out as the query's weights."""

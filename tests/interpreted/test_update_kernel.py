@@ -128,6 +128,17 @@ def test_weights_that_share_no_storage_are_an_error():
         UpdateGroup([torch.zeros(3, 4).t()], [torch.zeros(4, 3)])
 
 
+def test_weights_that_have_moved_are_an_error():
+    """Otherwise what they have left would be updated."""
+    weights = Weights.draw(SIZES)
+    parameters = [torch.nn.Parameter(weight) for weight in weights.key]
+    weights.key = parameters
+    group = weights.group()
+    parameters[1].data = parameters[1].data.clone()
+    with pytest.raises(RuntimeError, match="moved since"):
+        cases.run(weights, group)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_weight_is_read_and_written_once(dtype):
     """30 bytes with copies, else 28, and a program's share of the table, the flag and the rate."""
