@@ -222,7 +222,7 @@ class WholeUpdate:
     Attributes:
         optimizer: holds the velocities under the names that a checkpoint has them by; does nothing itself.
         groups: what one launch each updates.
-        lr, says: as of `QueryUpdate`.
+        lr, scale, says: as of `QueryUpdate`.
     """
 
     baked: tuple[float, ...] = ()
@@ -258,7 +258,7 @@ class WholeUpdate:
         weights = [weight for weight, _ in query.pairs]
         self._device = weights[0].device
         self.lr = torch.full((), config.lr, device=self._device)
-        self._skip, self._scale = skip, scale
+        self.skip, self.scale = skip, scale
         self._settings = {"momentum": MOMENTUM, "weight_decay": config.weight_decay, "alpha": alpha}
         self.optimizer = torch.optim.SGD(weights, lr=config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay)
         for same, group in zip(by_place.values(), self.groups, strict=True):
@@ -282,11 +282,11 @@ class WholeUpdate:
     @torch.no_grad()
     def step(self) -> None:
         """Update weights and copies by the gradients, unless they are to be skipped, and drop these."""
-        unscale = None if self._scale is None else self._scale.reciprocal()
-        with kernels.launching_on(self._device):
+        unscale = None if self.scale is None else self.scale.reciprocal()
+        with kernels.launching_on(self._device, "update"):
             for group, working in zip(self.groups, self._working, strict=True):
                 gradients = [gradient_of(weight) for weight in working]
-                group.step(gradients, skip=self._skip, lr=self.lr, unscale=unscale, **self._settings)
+                group.step(gradients, skip=self.skip, lr=self.lr, unscale=unscale, **self._settings)
         for weight in (weight for working in self._working for weight in working):
             weight.grad = None
 

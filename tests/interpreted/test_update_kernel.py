@@ -13,6 +13,7 @@ import update_cases as cases
 from gpu_less import kernels_on_cpu
 from update_cases import ALIGNED, SIZES, Weights
 
+from bench.ledger_step import update_row
 from bench.watch import watch
 from kernels import update
 from kernels.update import UpdateGroup
@@ -154,3 +155,7 @@ def test_a_weight_is_read_and_written_once(dtype):
     table = row * group.programs + settings
     assert seen.total.memory_load_bytes + seen.total.memory_store_bytes == (read + written) * numbers + table
     assert group.programs == sum(-(-count // update.BLOCK) for count in group.counts)
+    row = update_row(group, scaled=True)
+    assert (row["load_bytes"], row["store_bytes"]) == (seen.total.load_bytes, seen.total.store_bytes)
+    assert row["first_touch_bytes"] == seen.total.memory_load_bytes + seen.total.memory_store_bytes
+    assert [row["kernel"]] == [launch.kernel for launch in seen.launches]
