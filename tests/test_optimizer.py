@@ -132,7 +132,7 @@ def test_the_kernel_is_taken_where_it_serves(monkeypatch):
     assert choose_impl(adamw, CUDA, scaled=False) == ("torch", "our kernel is for sgd, not adamw")
     for impl in ("triton", "torch"):
         assert choose_impl(asked(impl), CUDA, scaled=False) == (impl, f"--optimizer-impl {impl}")
-    with pytest.raises(ValueError, match="'triton' is impossible: no GPU here. Give --optimizer-impl auto"):
+    with pytest.raises(ValueError, match=r"'triton' is impossible: no GPU here\. Give --optimizer-impl auto"):
         choose_impl(asked("triton"), CPU, scaled=False)
     with pytest.raises(ValueError, match="'triton' is impossible: our kernel is for sgd, not adamw"):
         choose_impl(asked("triton", optimizer="adamw"), CUDA, scaled=False)

@@ -496,6 +496,19 @@ def test_the_gradient_scale_halves_and_grows_as_torch_does():
         assert ours.scale.item() == theirs.get_scale()
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_gradients_are_divided_by_the_scale_that_they_have(optimizer, store):
+    """Also in the step after which the scale doubles."""
+    first, second = (make(settings(optimizer=optimizer), store, "fp16") for _ in range(2))
+    first.scaling.state.copy_(torch.tensor([2.0**8, 0.0]))
+    second.scaling.state.copy_(torch.tensor([2.0**8, GradientScale.GROWTH_INTERVAL - 1]))
+    for step in (first, second):
+        advance(step, store, range(1), filling=True)
+    assert (first.scaling.scale.item(), second.scaling.scale.item()) == (2.0**8, 2.0**9)
+    for ours, theirs in zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 def test_an_overflow_in_float16_costs_one_step(store):
     """Weights and key encoder stay, the scale halves, the run goes on; at its smallest the scale can help no more."""
     step = make(settings(), store, "fp16")

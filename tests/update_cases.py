@@ -30,12 +30,19 @@ class Weights:
 
     @staticmethod
     def draw(
-        sizes: Sequence[tuple[int, ...]], dtype: torch.dtype = torch.float32, *, gap: int = 32, gradient_gap: int = 64
+        sizes: Sequence[tuple[int, ...]],
+        dtype: torch.dtype = torch.float32,
+        *,
+        gap: int = 32,
+        gradient_gap: int = 64,
+        device: torch.device | str = "cpu",
     ) -> Weights:
         """``dtype``: of gradients and, unless it is float32, of copies. Storages have gaps of so many elements, and
         roles lie in different orders."""
         generator = torch.Generator().manual_seed(len(sizes))
-        query, velocity, key, gradient = ([torch.randn(size, generator=generator) for size in sizes] for _ in range(4))
+        query, velocity, key, gradient = (
+            [torch.randn(size, generator=generator).to(device) for size in sizes] for _ in range(4)
+        )
         copies = None if dtype == torch.float32 else [weight.to(dtype) for weight in query]
         return Weights(
             laid_out(query, gap),
@@ -55,7 +62,8 @@ class Weights:
         return group
 
     def clone(self) -> Weights:
-        return Weights(*([t.clone() for t in role] if role else None for role in vars(self).values()))
+        """On the CPU."""
+        return Weights(*([t.cpu().clone() for t in role] if role else None for role in vars(self).values()))
 
     def copies_of(self, dtype: torch.dtype) -> Weights:
         """Query, key, velocities and gradients in another dtype, without copies in half precision."""
@@ -70,24 +78,21 @@ def laid_out(tensors: Sequence[Tensor], gap: int, *, backwards: bool = False) ->
     for i in order:
         starts[i] = end + gap
         end = starts[i] + -(-tensors[i].numel() // gap) * gap
-    storage = torch.full((end,), 9.0, dtype=tensors[0].dtype)
+    storage = torch.full((end,), 9.0, dtype=tensors[0].dtype, device=tensors[0].device)
     pieces = [storage[starts[i] : starts[i] + t.numel()].view(t.shape) for i, t in enumerate(tensors)]
     for piece, tensor in zip(pieces, tensors, strict=True):
         piece.copy_(tensor)
     return pieces
 
 
-def number(value: float) -> Tensor:
-    return torch.tensor(value, dtype=torch.float32)
-
-
 def run(weights: Weights, group: UpdateGroup, *, skip: float = 0.0, scale: float | None = None) -> None:
     """A step of ours, in place."""
+    number = weights.gradient[0].new_tensor
     group.step(
         weights.gradient,
-        skip=number(skip),
-        lr=number(LR),
-        unscale=None if scale is None else number(scale).reciprocal(),
+        skip=number(skip, dtype=torch.float32),
+        lr=number(LR, dtype=torch.float32),
+        unscale=None if scale is None else number(scale, dtype=torch.float32).reciprocal(),
         momentum=MOMENTUM,
         weight_decay=WEIGHT_DECAY,
         alpha=ALPHA,

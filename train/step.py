@@ -169,6 +169,8 @@ class PretrainStep:
         with part("optimizer"):
             self._conclude(f, found, norm)
             self.query_update.step()
+            if self.scaling is not None:  # not before: the gradients of this step have the scale of before
+                self.scaling.update_(self._skip)
         if self.key_update is not None:
             with part("ema"):
                 self.key_update.step()
@@ -226,8 +228,6 @@ class PretrainStep:
         self.sums.add_(metrics)
         for before, now in zip(self._before, self._statistics, strict=True):
             torch.where(skip, before, now, out=now)
-        if self.scaling is not None:
-            self.scaling.update_(self._skip)
 
 
 def norm_of(gradients: list[Tensor]) -> Tensor:
