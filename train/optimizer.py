@@ -216,8 +216,8 @@ class WholeUpdate:
     """SGD of the query encoder, eq. 4, and the working copies of both, by `kernels.update`: a launch for each group of
     weights that lie in the same storages.
 
-    In float32 its bits are those of torch.optim.SGD, which rounds after every operator. Its fused kernel for GPUs keeps
-    double precision from one to the next, and so differs in the last bit.
+    Its bits are those of torch.optim.SGD in float32, operator by operator. PyTorch's fused kernel for GPUs keeps double
+    precision within a statement, and so differs in the last one.
 
     Attributes:
         optimizer: holds the velocities under the names that a checkpoint has them by; does nothing itself.
