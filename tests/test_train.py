@@ -231,7 +231,7 @@ def test_the_log_says_how_steps_are_computed_and_profile_writes_its_files(finish
     line = (
         "step: amp fp32 (half precision is slower on cpu), compile off (on cpu it costs more than it saves), "
         "CUDA graph off (CUDA graphs need an NVIDIA GPU, not cpu), overlap off (a second stream needs a GPU, not cpu); "
-        "AdamW of torch, fused (apex is for sgd, not adamw)"
+        "AdamW of torch, fused (our kernel is for sgd, not adamw)"
     )
     assert line in (finished / "run.log").read_text()
     out = tmp_path / "run"
