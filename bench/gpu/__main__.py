@@ -39,8 +39,8 @@ class Command:
     minutes: float = 8.0
     """All sections together."""
     only: tuple[str, ...] = ()
-    """Letters of sections: a versions and smoke tests, b tests/gpu, c ceilings, d kernels, e loss and bank step, f whole
-    step, g views, h training, i trace. By default all."""
+    """Letters of sections: a versions and smoke tests, b tests/gpu, c ceilings, d kernels, e loss and bank step,
+    f whole step, g views, h training, i trace. By default all."""
     again: bool = False
     """Run again what is done."""
     rehearse: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from bench.gpu.clock import Clock, Timing
+from bench.gpu.runner import nvidia_smi
 from bench.gpu.section import Bench
 from bench.ledger_rows import H100
 
@@ -27,6 +28,8 @@ def run(bench: Bench) -> None:
             **{"% of an H100 SXM's data sheet": 100 * rate / sheet},
         )
         bench.found.number(name, rate)
+    if clocks := nvidia_smi():
+        bench.found.note(f"right after: {', '.join(f'{n} {v}' for n, v in clocks.items() if n.startswith('clocks'))}")
 
 
 def of(bench: Bench) -> dict[str, float]:
@@ -39,15 +42,20 @@ def of(bench: Bench) -> dict[str, float]:
 
 def measured(bench: Bench, seconds: float) -> list[tuple[str, float, Timing]]:
     """Name, rate and time of either."""
-    clock, sizes = Clock(bench.device), bench.sizes
-    generator = torch.Generator(bench.device).manual_seed(0)
-    source = torch.empty(sizes.copied // 4, dtype=torch.float32, device=bench.device).normal_(generator=generator)
-    target = torch.empty_like(source)
-    copy = clock.launched([lambda: target.copy_(source)], seconds)
-    moved = 2 * source.nbytes
-    del source, target
+    copy, moved = time_copy(bench, seconds)
+    product, operations = time_product(bench, seconds)
+    return [(COPY, moved / copy.median, copy), (PRODUCT, operations / product.median, product)]
 
-    n = sizes.product
-    a, b = (torch.randn(n, n, generator=generator, device=bench.device).bfloat16() for _ in range(2))
-    product = clock.launched([lambda: torch.mm(a, b)], seconds)
-    return [(COPY, moved / copy.median, copy), (PRODUCT, 2 * n**3 / product.median, product)]
+
+def time_copy(bench: Bench, seconds: float) -> tuple[Timing, int]:
+    """And the bytes read and written."""
+    source = torch.empty(bench.sizes.copied // 4, device=bench.device).normal_()
+    target = torch.empty_like(source)
+    return Clock(bench.device).launched([lambda: target.copy_(source)], seconds), 2 * source.nbytes
+
+
+def time_product(bench: Bench, seconds: float) -> tuple[Timing, int]:
+    """And its operations. On zeros it could be faster."""
+    n = bench.sizes.product
+    a, b = (torch.randn(n, n, device=bench.device).bfloat16() for _ in range(2))
+    return Clock(bench.device).launched([lambda: torch.mm(a, b)], seconds), 2 * n**3

@@ -96,8 +96,8 @@ class Clock:
         if repeats > 1:
             graph = captured(list(calls) * repeats)
         replays = self.launched([graph.replay], seconds)
-        each = [x / (repeats * len(calls)) for x in (replays.median, replays.low, replays.high)]
-        return Timing(*each, samples=replays.samples, how="graph")
+        held = repeats * len(calls)
+        return Timing(replays.median / held, replays.low / held, replays.high / held, replays.samples, "graph")
 
     def _elapsed(self, call: Call) -> float:
         if self.on_gpu:
@@ -114,7 +114,7 @@ def _between(value: float, low: int, high: int) -> int:
 
 
 def warm_up(call: Call, times: int = 2) -> None:
-    """Run on a stream of its own what will be captured: autograd remembers streams, and libraries make their handles."""
+    """Run on a stream of its own what will be captured: autograd remembers streams, and libraries make handles."""
     side, here = torch.cuda.Stream(), torch.cuda.current_stream()
     side.wait_stream(here)
     with torch.cuda.stream(side):

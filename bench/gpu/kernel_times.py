@@ -1,9 +1,9 @@
 """Section d: time of every kernel at the product's size, what share of its ceiling that is, and other sizes of tiles.
 
 A kernel's own time comes from PyTorch's profiler, over launches that go through sets of inputs which together exceed
-the L2. Loss and bank step as a whole are timed as replays of a graph, on one set of inputs (warm) and on all (cold: what
-a training step meets, whose recurrent nets have moved gigabytes since the last one). Bytes and operations are those of
-the ledger, counted on a host's core meanwhile.
+the L2. Loss and bank step as a whole are timed as replays of a graph, on one set of inputs (warm) and on all (cold:
+what a training step meets, whose recurrent nets have moved gigabytes since the last one). Bytes and operations are
+those of the ledger, counted on a core of the host meanwhile.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def run(bench: Bench) -> None:
         counts = host.submit(count_rows, Counted(McStep(sizes.case(), PRECISION), data), PRECISION)
         measured: dict[str, tuple[float, float]] = {}
         for mix in MIXES:
-            bench.attempt(f"loss and bank step, {mix}", lambda mix=mix: measured.update(time_step(bench, clock, mix)))
-        bench.attempt("data", lambda: measured.update(time_data(bench, clock, data)))
-        bench.attempt("candidates", lambda: candidates.run(bench, clock, PRECISION))
-        bench.attempt("ceilings", lambda: shares(bench, counts, measured))
+            measured |= bench.attempt(f"loss and bank step, {mix} mixing", time_step, bench, clock, mix) or {}
+        measured |= bench.attempt(DATA, time_data, bench, clock, data) or {}
+        bench.attempt("other tiles", candidates.run, bench, clock, PRECISION)
+        bench.attempt(CEILING, shares, bench, counts, measured)
 
 
 def step_calls(case: Case, device: torch.device, sets: int) -> list[Call]:

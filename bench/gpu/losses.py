@@ -15,13 +15,12 @@ from bench.gpu.clock import Call, Clock, Timing
 from bench.gpu.section import Bench
 from bench.memory import extra_device_bytes
 from bench.parity import by_name, compare
-from bench.providers import MIXES, PROVIDERS, Case, Inputs, Provider, draw
+from bench.providers import MIXES, PROVIDERS, Case, Inputs, Mix, Provider, draw
 
 TABLE = "Loss and bank step"
-NAMES = ("triton", "algebraic", "torch", "reference", "compiled")
-"""In this order; compiled, whose first call takes half a minute, only for the product's bank."""
+NAMES, COMPILED = ("triton", "algebraic", "torch", "reference"), "compiled"
 COMPILING = 40.0
-"""Seconds that it is given for that."""
+"""Seconds that the first call of the compiled one is given: it comes last, and only for the product's bank."""
 
 
 def run(bench: Bench) -> None:
@@ -30,24 +29,18 @@ def run(bench: Bench) -> None:
         times: dict[tuple[str, str], float] = {}
         for mix in MIXES:
             for name in NAMES:
-                provider = PROVIDERS[name]
-                if provider.compiles:
-                    continue
-                if bench.has(3, f"{provider.says}, {mix} mixing, K = {bank:,}"):
-                    what = f"{name}, {mix} mixing, K = {bank}"
-                    bench.attempt(
-                        what, lambda p=provider, mix=mix, t=times, k=bank: t.update(measure(bench, clock, p, mix, k))
-                    )
+                if bench.has(3, what := f"{PROVIDERS[name].says}, {mix} mixing, K = {bank:,}"):
+                    times |= bench.attempt(what, measure, bench, clock, PROVIDERS[name], mix, bank) or {}
         if bank == sizes.bank and {("triton", "own"), ("reference", "own")} <= times.keys():
             bench.found.number("mc_vs_reference", times["reference", "own"] / times["triton", "own"])
     for mix in MIXES if not bench.rehearsal else ():
-        if bench.has(COMPILING, f"compiled, {mix} mixing"):
-            bench.attempt(f"compiled, {mix}", lambda mix=mix: measure(bench, clock, PROVIDERS["compiled"], mix, sizes.bank))
+        if bench.has(COMPILING, what := f"{PROVIDERS[COMPILED].says}, {mix} mixing"):
+            bench.attempt(what, measure, bench, clock, PROVIDERS[COMPILED], mix, sizes.bank)
 
 
-def measure(bench: Bench, clock: Clock, provider: Provider, mix: str, bank: int) -> dict[tuple[str, str], float]:
+def measure(bench: Bench, clock: Clock, provider: Provider, mix: Mix, bank: int) -> dict[tuple[str, str], float]:
     """A row of the table; seconds by (provider, mixing)."""
-    case = Case("step", mix, bench.sizes.batch, bank, bench.sizes.dim)  # type: ignore[arg-type]
+    case = bench.sizes.case(mix, bank)
     row: dict[str, Any] = {"K": f"{bank:,}", "mixing": mix, "provider": provider.says}
     free = torch.cuda.mem_get_info()[0] / 1e9 if clock.on_gpu else 4.0
     # The kernels are interpreted in a rehearsal, which a provider refuses on a CPU.

@@ -18,7 +18,7 @@ HEADLINES = {
     "step_vs_reference": ("the plain reference's step over ours", 1, "x"),
     "training_steps_per_second": ("steps of the training run, by its log", 1, "a second"),
     "hours_for_750_epochs": ("750 epochs at that rate", 1, "hours"),
-    "hours_of_wall_clock": ("750 epochs by wall clock, checkpoints and probes in it", 1, "hours"),
+    "hours_of_wall_clock": ("750 epochs by wall clock, with a checkpoint an epoch", 1, "hours"),
     "training_memory": ("GPU memory of the training run", 1e-9, "GB"),
     "mc_seconds": ("loss and bank step, own mixing, cold, as a graph", 1e6, "us"),
     "mc_vs_reference": ("the plain reference's loss and bank step over that", 1, "x"),
@@ -51,7 +51,9 @@ def lines(state: Mapping[str, Any]) -> Iterator[str]:
 
 def _conditions(state: Mapping[str, Any]) -> Iterator[str]:
     identity, c = state["identity"], state["conditions"]
-    device = next((s["found"]["device"] for s in state["sections"].values() if s.get("found", {}).get("device")), {})
+    device: dict[str, Any] = next(
+        (s["found"]["device"] for s in state["sections"].values() if s.get("found", {}).get("device")), {}
+    )
     changed = " with changes" if identity["dirty"] else ""
     rows = {
         "card": identity["card"] or "none",

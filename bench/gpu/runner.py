@@ -193,7 +193,9 @@ def environment(rehearsal: bool) -> dict[str, str]:
     """Of a section: a rehearsal interprets the kernels and sees no GPU; otherwise they are compiled."""
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     path = os.pathsep.join(filter(None, (str(ROOT), inherited.get("PYTHONPATH"))))
-    chosen = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""} if rehearsal else {}
+    # What is as small as that gains nothing from threads and from a compiler, and would pay for them.
+    small = {"OMP_NUM_THREADS": "1", "NUMBA_DISABLE_JIT": "1"}
+    chosen = {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", **small} if rehearsal else {}
     return inherited | chosen | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 

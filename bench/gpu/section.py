@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastmc.files import write_json
 
+Result = TypeVar("Result")
 MARGIN = 0.85
 """The share of its time after which a section begins nothing new; after all of it, it is ended."""
 
@@ -108,6 +110,8 @@ class Bench:
         self.found = Findings(Path(settings.result))
         if self.rehearsal:
             torch.set_num_threads(1)  # interpreted kernels are too small for more
+        self.failures: list[str] = []
+        """What `attempt` has seen fail."""
         self._ends = time.monotonic() + MARGIN * settings.seconds
 
     def left(self) -> float:
@@ -121,20 +125,14 @@ class Bench:
         self.found.note(f"left out for want of time: {what}")
         return False
 
-    def attempt(self, what: str, action: Callable[[], object]) -> bool:
-        """Do it; a failure is noted with its traceback, and counts when the section ends. Returns whether it worked."""
+    def attempt(self, what: str, action: Callable[..., Result], *arguments: Any) -> Result | None:
+        """What the action returns, or None if it fails. A failure is written down, and counts when the section ends."""
         try:
-            action()
+            return action(*arguments)
         except Exception:
             self.found.listing(f"{what} failed", traceback.format_exc())
             self.failures.append(what)
-            return False
-        return True
-
-    @property
-    def failures(self) -> list[str]:
-        """What `attempt` has seen fail."""
-        return self.__dict__.setdefault("_failures", [])
+            return None
 
     def numbers_of(self, letter: str) -> Mapping[str, float]:
         """Numbers of an earlier section; empty if there are none."""
@@ -164,6 +162,9 @@ def device_facts() -> dict[str, Any]:
 
 
 def main(words: str) -> int:
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background jobs ignore it, children inherit that
     settings = Settings(**json.loads(words))
     bench = Bench(settings)
     try:

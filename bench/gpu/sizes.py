@@ -47,10 +47,10 @@ class Sizes:
 
 PRODUCT = Sizes()
 REHEARSAL = Sizes(
-    batch=3,
+    batch=2,
     bank=40,
     dim=16,
-    frames=8,
+    frames=4,
     encoder="2x8",
     banks=(40, 70),
     clips=24,
@@ -59,10 +59,10 @@ REHEARSAL = Sizes(
     copied=2**20,
     product=64,
     input_sets=2,
-    recurrent_batches=(3,),
+    recurrent_batches=(2,),
     profiled=1,
     training_flags=(
         *("--preset", "tiny", "--device", "cpu", "--encoder", "1x8", "--bank-size", "32", "--batch-size", "8"),
-        *("--frames", "8", "--epochs", "1000000"),
+        *("--frames", "8", "--epochs", "1000000", "--checkpoint-every", "1"),
     ),
 )

@@ -21,8 +21,8 @@ from fastmc.skeleton import NTU25
 from fastmc.views import DenseClips, make_views
 
 SIMILARITY = {"bf16x3": 3 * 2.0**-18, "ieee": 0.0, "bf16": 2.0**-8}
-"""Error of a similarity of unit rows by the kernels' products. bf16x3: either operand is off by at most 2^-18 of itself,
-and the product that is left out is no larger. bf16: either operand is off by 2^-9."""
+"""Error of a similarity of unit rows by the kernels' products. bf16x3: either operand is off by at most 2^-18 of
+itself, and the product that is left out is no larger. bf16: either operand is off by 2^-9."""
 EPS = torch.finfo(torch.float32).eps
 TABLE = "Largest error of each against float64, and its budget"
 ANGULAR = ("pose", "jitter", "filter_sigma")
@@ -30,14 +30,19 @@ ANGULAR = ("pose", "jitter", "filter_sigma")
 
 
 def run(bench: Bench) -> None:
-    for precision, mixes in (("bf16x3", MIXES), (None, ()), ("ieee", MIXES), ("bf16", MIXES)):
-        if precision is None:
-            for what in (check_choices, check_views, check_attack):
-                bench.attempt(what.__name__.removeprefix("check_"), lambda what=what: what(bench))
-        for mix in mixes:
-            what = f"loss and bank step, {precision} products, {mix} mixing"
-            if bench.has(12, what):
-                bench.attempt(what, lambda mix=mix, precision=precision: check_step(bench, mix, precision))
+    check_products(bench, "bf16x3")  # the default
+    bench.attempt("choices", check_choices, bench)
+    bench.attempt("views", check_views, bench)
+    bench.attempt("attack", check_attack, bench)
+    check_products(bench, "ieee")
+    check_products(bench, "bf16")
+
+
+def check_products(bench: Bench, precision: str) -> None:
+    """Loss and bank step with these products of the kernels, for both mixings."""
+    for mix in MIXES:
+        if bench.has(12, what := f"loss and bank step, {precision} products, {mix} mixing"):
+            bench.attempt(what, check_step, bench, mix, precision)
 
 
 def judge(bench: Bench, what: str, errors: Mapping[str, float], budgets: Mapping[str, float]) -> None:
@@ -167,5 +172,3 @@ def check_attack(bench: Bench) -> None:
     found = kernel.limited_step(x.to(bench.device), gradient.to(bench.device), *settings)
     budget = BUDGET * EPS * float(truth.abs().max())
     judge(bench, "attacked clips", {"metres": off(found, truth)}, {"metres": budget})
-
-
