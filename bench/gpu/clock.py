@@ -58,19 +58,20 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self.on_gpu = device.type == "cuda"
 
-    def launched(self, calls: Sequence[Call], seconds: float) -> Timing:
+    def launched(self, calls: Sequence[Call], seconds: float, fewest: int = FEWEST) -> Timing:
         """As a program launches them.
 
         Args:
             calls: the same work, on inputs of their own if those are to be cold; taken in turns.
             seconds: to spend, about, after a first round that compiles.
+            fewest: samples to take in any case.
         """
         if not self.on_gpu:
             return Timing.of([self._elapsed(calls[i % len(calls)]) for i in range(REHEARSED)], "host clock")
         for call in calls:
             call()
         estimate = max(1e-6, self._elapsed(calls[0]))
-        count = _between(seconds / estimate, FEWEST, MOST)
+        count = _between(seconds / estimate, fewest, MOST)
         pairs = []
         for i in range(count):
             pairs.append([torch.cuda.Event(enable_timing=True) for _ in range(2)])
@@ -98,6 +99,13 @@ class Clock:
         replays = self.launched([graph.replay], seconds)
         held = repeats * len(calls)
         return Timing(replays.median / held, replays.low / held, replays.high / held, replays.samples, "graph")
+
+    def best(self, calls: Sequence[Call], seconds: float) -> Timing:
+        """As replays, or as launched if they cannot be captured."""
+        try:
+            return self.replayed(calls, seconds)
+        except RuntimeError:
+            return self.launched(calls, seconds)
 
     def _elapsed(self, call: Call) -> float:
         if self.on_gpu:

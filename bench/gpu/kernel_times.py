@@ -8,10 +8,11 @@ those of the ledger, counted on a core of the host meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
+from threading import Thread
 from typing import Any
 
 import torch
@@ -19,11 +20,11 @@ import torch
 from bench.counting import step_arguments
 from bench.gpu import candidates, ceilings
 from bench.gpu.clock import Call, Clock, Timing, kernel_seconds
-from bench.gpu.section import Bench
+from bench.gpu.section import Bench, Result
 from bench.gpu.smoke import check_step
 from bench.ledger_data import THINGS, DataStep
 from bench.ledger_mc import McStep, compulsory
-from bench.ledger_rows import H100, count_rows, least_seconds
+from bench.ledger_rows import H100, count_rows
 from bench.providers import MIXES, Case, Mix, draw
 
 PRECISION = "bf16x3"
@@ -46,14 +47,40 @@ class Counted:
 def run(bench: Bench) -> None:
     clock, sizes = Clock(bench.device), bench.sizes
     data = DataStep(sizes.batch, sizes.frames, sizes.bodies, "float32", "joint")
-    with ThreadPoolExecutor(1) as host:
-        counts = host.submit(count_rows, Counted(McStep(sizes.case(), PRECISION), data), PRECISION)
-        measured: dict[str, tuple[float, float]] = {}
-        for mix in MIXES:
-            measured |= bench.attempt(f"loss and bank step, {mix} mixing", time_step, bench, clock, mix) or {}
-        measured |= bench.attempt(DATA, time_data, bench, clock, data) or {}
-        bench.attempt("other tiles", candidates.run, bench, clock, PRECISION)
-        bench.attempt(CEILING, shares, bench, counts, measured)
+    counts = in_background(count_rows, Counted(McStep(sizes.case(), PRECISION), data), PRECISION)
+    ahead = candidates.Ahead(sizes, PRECISION) if clock.on_gpu else None
+    most = ceilings.of(bench)
+    measured: dict[str, tuple[float, float]] = {}
+    for mix in MIXES:
+        measured |= bench.attempt(f"loss and bank step, {mix} mixing", time_step, bench, clock, mix, most) or {}
+    measured |= bench.attempt(DATA, time_data, bench, clock, data) or {}
+    bench.attempt("other tiles", candidates.run, bench, clock, PRECISION, ahead)
+    bench.attempt(CEILING, shares, bench, counts, measured, most)
+
+
+def in_background(action: Callable[..., Result], *arguments: Any) -> Future[Result]:
+    """In a thread that nobody waits for, not even the end of the process."""
+    future: Future[Result] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(action(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+
+    Thread(target=work, daemon=True).start()
+    return future
+
+
+def least(moved: float, flops: float, exponentials: float, most: Mapping[str, float]) -> tuple[float, str]:
+    """Seconds that so much takes on this card at least, and what bounds it."""
+    bounds = {
+        "copy": moved / most[ceilings.COPY],
+        "bf16 product": flops / most[ceilings.PRODUCT],
+        "exponentials, 16 a clock and multiprocessor of an H100": exponentials / H100.exponentials,
+    }
+    bound = max(bounds, key=lambda kind: bounds[kind])
+    return bounds[bound], bound
 
 
 def step_calls(case: Case, device: torch.device, sets: int) -> list[Call]:
@@ -67,7 +94,7 @@ def step_calls(case: Case, device: torch.device, sets: int) -> list[Call]:
     return [call_on(seed) for seed in range(sets)]
 
 
-def time_step(bench: Bench, clock: Clock, mix: Mix) -> dict[str, tuple[float, float]]:
+def time_step(bench: Bench, clock: Clock, mix: Mix, most: Mapping[str, float]) -> dict[str, tuple[float, float]]:
     """Seconds and launches of its kernels; of own mixing only, which is what the ledger counts here."""
     case, seconds = bench.sizes.case(mix), min(2.0, bench.left() / 20)
     check_step(bench, mix, PRECISION)  # no parity, no numbers
@@ -83,7 +110,7 @@ def time_step(bench: Bench, clock: Clock, mix: Mix) -> dict[str, tuple[float, fl
         if way.endswith("(cold)") and mix == "own":
             bench.found.number("mc_seconds", timing.median)
             needed = compulsory(case)
-            floor = least_seconds(needed["bytes"], 3 * needed["flops"], needed["exponentials"], PRECISION)
+            floor, _ = least(needed["bytes"], 3 * needed["flops"], needed["exponentials"], most)
             bench.found.number("mc_of_ceiling", floor / timing.median)
     return kernels_of(bench, calls, mix) if clock.on_gpu else {}
 
@@ -104,7 +131,7 @@ def time_data(bench: Bench, clock: Clock, data: DataStep) -> dict[str, tuple[flo
     def each(call: Call) -> Any:
         made, needed = next(things)
         result = call()
-        timing = clock.replayed([call], min(0.5, bench.left() / 40))
+        timing = clock.best([call], min(0.5, bench.left() / 40))
         own = kernel_seconds([call], rounds=20) if clock.on_gpu else {}
         alone = sum(seconds * launches for seconds, launches in own.values()) or timing.median
         cells = {"kernel": ", ".join(own), "us_of_the_kernel_alone": 1e6 * alone, "MB_it_must_move": needed / 1e6}
@@ -116,23 +143,21 @@ def time_data(bench: Bench, clock: Clock, data: DataStep) -> dict[str, tuple[flo
     return measured
 
 
-def shares(bench: Bench, counts: Future[list[dict[str, Any]]], measured: dict[str, tuple[float, float]]) -> None:
+def shares(
+    bench: Bench,
+    counts: Future[list[dict[str, Any]]],
+    measured: Mapping[str, tuple[float, float]],
+    most: Mapping[str, float],
+) -> None:
     """Each launch beside the least time that its counted bytes, products and exponentials leave it on this card."""
     try:
         rows = counts.result(timeout=max(1.0, bench.left()))
     except NotYet:
         bench.found.note("left out for want of time: counting bytes and operations, hence shares of the ceilings")
         return
-    most = ceilings.of(bench)
-    memory, products = most[ceilings.COPY], most[ceilings.PRODUCT]
     names = [row["kernel"] for row in rows[: len(rows) - len(THINGS)]] + list(THINGS)
     for row, name in zip(rows, names, strict=True):
-        bounds = {
-            "copy": row["first_touch_bytes"] / memory,
-            "bf16 product": row["flops"] / products,
-            "exponentials, 16 a clock and multiprocessor": row["exponentials"] / H100.exponentials,
-        }
-        bound = max(bounds, key=lambda kind: bounds[kind])
+        floor, bound = least(row["first_touch_bytes"], row["flops"], row["exponentials"], most)
         seconds = measured.get(name, (None, 0))[0]
         bench.found.row(
             CEILING,
@@ -140,8 +165,8 @@ def shares(bench: Bench, counts: Future[list[dict[str, Any]]], measured: dict[st
             programs=row["programs"],
             MB=row["first_touch_bytes"] / 1e6,
             GFLOP=row["flops"] / 1e9,
-            us_at_least=1e6 * bounds[bound],
+            us_at_least=1e6 * floor,
             bound_by=bound,
             us=None if seconds is None else 1e6 * seconds,
-            **{"% of the ceiling": None if seconds is None else 100 * bounds[bound] / seconds},
+            **{"% of the ceiling": None if seconds is None else 100 * floor / seconds},
         )

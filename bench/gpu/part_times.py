@@ -72,6 +72,7 @@ def replayed(step: Callable[[], object], steps: int) -> Seconds:
     watch = PartWatch(on_gpu=True, captured=True)
     with observe(watch):
         step()
+    assert watch.spans, "the step was not captured"
     seconds: dict[str, list[float]] = defaultdict(list)
     for _ in range(steps):
         step()

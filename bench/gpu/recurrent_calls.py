@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from bench.gpu.clock import Call, Clock, Timing
+from bench.gpu.clock import Call, Clock
 from bench.gpu.section import Bench
 from bench.recurrent import passes
 from fastmc.encoder import EncoderConfig
@@ -42,14 +42,6 @@ def tf32(allowed: bool) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
-
-
-def best(clock: Clock, call: Call, seconds: float) -> Timing:
-    """As a graph, or launch by launch if it cannot be captured."""
-    try:
-        return clock.replayed([call], seconds)
-    except RuntimeError:
-        return clock.launched([call], seconds)
 
 
 # --- Split
@@ -130,7 +122,7 @@ def compare_split(bench: Bench, clock: Clock) -> None:
                 seconds = min(1.0, bench.left() / 40)
                 cells = {"B": batch, "precision": amp, "as": says}
                 for what, call in (("forward", forward), ("forward and backward", both)):
-                    timing = best(clock, call, seconds)
+                    timing = clock.best([call], seconds)
                     bench.found.row(SPLIT, **cells, passes=what, **timing.cells("ms"), how=timing.how)
 
 

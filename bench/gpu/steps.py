@@ -16,6 +16,7 @@ from bench.gpu.section import Bench
 from bench.step import BATCHES, Ours, Plain, State, StepCase, start_state
 from bench.views import Clips, ViewsCase
 from fastmc.amp import WorkingCopy
+from fastmc.views import ViewImpl
 from train.choices import DTYPES
 from train.config import Config, StepConfig
 from train.loop import build_model
@@ -60,10 +61,12 @@ class Steps:
         self.bench, self.clock = bench, Clock(bench.device)
         case = StepCase("own", sizes.batch, sizes.bank, sizes.dim, sizes.encoder, sizes.frames)
         config = case.config()
+        # The interpreter takes half a second for the views of a step.
+        views: ViewImpl = "torch" if bench.rehearsal else "triton"
         self.config: Config = replace(
             config,
             contrast=replace(config.contrast, impl="triton"),
-            data=replace(config.data, view_impl="triton"),
+            data=replace(config.data, view_impl=views),
         )
         self.clips = Clips(ViewsCase(sizes.batch, sizes.frames, sizes.clips), bench.device)
         self.store = self.clips.packed
@@ -96,7 +99,7 @@ def run(bench: Bench) -> None:
     product, *others = REHEARSED if bench.rehearsal else WAYS
     bench.attempt(str(product), time_way, steps, product)
     bench.attempt("recurrent calls", time_recurrent, steps, PRODUCT.amp)
-    if bench.has(5, "the plain reference's step"):
+    if bench.has(15, "the plain reference's step"):
         bench.attempt("the plain reference's step", time_plain, steps, plain_step)
     del plain_step
     forget(bench)
@@ -122,8 +125,9 @@ def time_way(steps: Steps, way: Way) -> None:
     bench, on_gpu = steps.bench, steps.clock.on_gpu
     forget(bench)
     with recurrent_calls.tf32(way.amp != "fp32"):
-        step = steps.numbered(steps.make(way))
+        step = steps.numbered(ours := steps.make(way))
         loss = float(step()["loss"])
+        assert ours.captured == (way.graph == "on"), "the step was not captured, and the log says why"
         apart = abs(loss / steps.loss - 1)
         assert apart <= LOSS[way.amp], f"the loss is {loss:.6f}, the plain reference's {steps.loss:.6f}"
         timing = steps.clock.launched([step], max(0.1, min(4.0, bench.left() / 15)))
@@ -144,7 +148,7 @@ def time_way(steps: Steps, way: Way) -> None:
 def time_plain(steps: Steps, step: Callable[[], Any]) -> None:
     """The plain reference, float32, launch by launch; few rounds, since one may take seconds."""
     with recurrent_calls.tf32(False):
-        timing = steps.clock.launched([step], max(0.1, min(6.0, steps.bench.left() / 10)))
+        timing = steps.clock.launched([step], max(0.1, min(6.0, steps.bench.left() / 10)), fewest=2)
     cells = timing.cells("ms")
     steps.bench.found.row(TABLE, way="plain reference, float32", **cells, steps_per_second=1 / timing.median)
     steps.bench.found.number("plain_step_seconds", timing.median)
@@ -161,7 +165,7 @@ def time_recurrent(steps: Steps, amp: str) -> None:
         copy = WorkingCopy(build_model(steps.config, steps.store, bench.device).query, dtype)
         copy.refresh()
         call = recurrent_calls.step_calls(copy.encoder.recurrent, bench, dtype)
-        timing = recurrent_calls.best(steps.clock, call, max(0.1, min(3.0, bench.left() / 15)))
+        timing = steps.clock.best([call], max(0.1, min(3.0, bench.left() / 15)))
     bench.found.row(ALONE, precision=amp, **timing.cells("ms"), how=timing.how)
     if amp == PRODUCT.amp or bench.rehearsal:
         bench.found.number("recurrent_seconds", timing.median)
@@ -193,7 +197,7 @@ def time_parts(steps: Steps) -> None:
         step = steps.numbered(steps.make(Way(PRODUCT.amp, "off", "off")))
         for _ in range(2):
             step()
-        rows["ms launch by launch"] = part_times.launched(step, 2 if bench.rehearsal else STEPS, on_gpu)
+        rows["ms launch by launch"] = part_times.launched(step, 1 if bench.rehearsal else STEPS, on_gpu)
     names = list(dict.fromkeys(name for seconds in rows.values() for name in seconds))
     cells = [
         {"part": name} | {way: 1e3 * seconds[name] for way, seconds in rows.items() if name in seconds}
