@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -23,6 +24,7 @@ from bench.gpu.recurrent_calls import Split, check_same
 from bench.gpu.runner import CUT, DONE, FAILED, INTERRUPTED, LEFT_OUT, PAGE, REPORT, Runner
 from bench.gpu.section import Settings
 from bench.gpu.sections import SECTIONS, Section
+from bench.gpu.sizes import Sizes
 from kernels.ranges import observe, part
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -315,7 +317,7 @@ class FakeEvent:
 
     now = 0.0
 
-    def __init__(self, enable_timing: bool, external: bool) -> None:
+    def __init__(self, enable_timing: bool, external: bool = False) -> None:
         assert enable_timing
         self.external = external
 
@@ -327,13 +329,83 @@ class FakeEvent:
         return other.at - self.at
 
 
+class FakeGraph:
+    """Replays for as long as a millisecond for each call that it holds."""
+
+    held: FakeGraph | None = None
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def replay(self) -> None:
+        FakeEvent.now += self.calls
+        time.sleep(1e-4)
+
+
+@contextlib.contextmanager
+def fake_capture(graph: FakeGraph):
+    FakeGraph.held = graph
+    yield
+    FakeGraph.held = None
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """As much of torch.cuda as a clock asks for; gives the streams that were made the current one again."""
+    restored: list[str] = []
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    fakes = {
+        "Event": FakeEvent,
+        "CUDAGraph": FakeGraph,
+        "graph": fake_capture,
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": lambda _: contextlib.nullcontext(),
+        "set_stream": restored.append,
+        "synchronize": lambda: None,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    return restored
+
+
+def captured_call() -> None:
+    if FakeGraph.held is not None:
+        FakeGraph.held.calls += 1
+
+
+def test_a_replay_is_divided_by_the_calls_it_holds(fake_gpu):
+    clock = Clock(torch.device("cuda"))
+    timing = clock.replayed([captured_call] * 3, seconds=0.01)
+    assert timing.how == "graph" and timing.samples >= 5
+    # Between the two events of a replay lie its own calls and one record.
+    assert timing.median == pytest.approx(1e-3, rel=0.1)
+    assert fake_gpu, "the stream is put back after a capture"
+
+
+def test_launches_are_timed_one_by_one(fake_gpu):
+    timing = Clock(torch.device("cuda")).launched([captured_call], seconds=0.0, fewest=3)
+    assert timing == Timing(1e-3, 1e-3, 1e-3, 3, "events")
+
+
+def test_what_cannot_be_captured_is_timed_as_launched(fake_gpu):
+    def refuses() -> None:
+        if FakeGraph.held is not None:
+            FakeGraph.held = None
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    clock = Clock(torch.device("cuda"))
+    with pytest.raises(RuntimeError, match="not permitted"):
+        clock.replayed([refuses], 0.0)
+    assert len(fake_gpu) == 1, "the stream is put back after a capture that failed"
+    assert clock.best([refuses], 0.0).how == "events"
+
+
 @pytest.mark.parametrize("captured", [False, True])
-def test_parts_are_timed_where_they_run_or_where_they_are_captured(captured, monkeypatch):
+def test_parts_are_timed_where_they_run_or_where_they_are_captured(captured, monkeypatch, fake_gpu):
     capturing = iter([False, True] if captured else [True, False])
     state = SimpleNamespace(capturing=False)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state.capturing)
-    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     watch = part_times.PartWatch(on_gpu=True, captured=captured)
     with observe(watch):
         for state.capturing in capturing:
@@ -356,6 +428,12 @@ def test_candidates_are_other_tiles_of_todays_fields(changes):
 
     today = tiles("hopper", 128, "bf16x3", "own")
     assert replace(today, **changes) != today
+
+
+def test_candidates_are_compiled_ahead():
+    sizes = Sizes(batch=16, bank=256, dim=16)
+    tried = [("own", {}), ("own", {"no_such_field": 1})]
+    assert candidates.main(candidates.job(sizes, "bf16x3", "cuda:90", tried)) >= 4, "launches of one of them"
 
 
 def test_candidates_that_nobody_asks_for_are_an_error():
