@@ -21,6 +21,12 @@ RUNTIME = [
 CPU = [
     "numba>=0.63",  # compiles the making of views; without it PyTorch makes them, at a sixth of the speed
 ]
+GPU = [
+    # The first whose recurrent nets are cuDNN's in bfloat16, given cuDNN 9.13 or later; its CUDA build brings Triton
+    # 3.6. Older ones run too: from 2.8 on with our kernels, before that with PyTorch's operators alone. Tested: 2.11
+    # with Triton 3.6, 2.13 with 3.7.
+    "torch>=2.10",
+]
 DEV = [
     *CPU,
     "pytest>=8",
@@ -45,5 +51,5 @@ setup(
     packages=find_packages(include=["fastmc", "fastmc.*", "kernels", "kernels.*", "train", "train.*"]),
     package_data={"fastmc": ["py.typed"]},
     install_requires=RUNTIME,
-    extras_require={"cpu": CPU, "dev": DEV},
+    extras_require={"cpu": CPU, "gpu": GPU, "dev": DEV},
 )

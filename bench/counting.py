@@ -209,6 +209,13 @@ class PartOperators(TorchDispatchMode):
         else:
             self.running.pop()
 
+    def add(self, name: str, read: Sequence[Tensor], written: Sequence[Tensor]) -> None:
+        """A kernel that runs here within another operator."""
+        work = self.here
+        work.operators[name] += 1
+        work.load_bytes += sum(_bytes(t) for t in read)
+        work.store_bytes += sum(_bytes(t) for t in written)
+
     @contextmanager
     def opaque(self) -> Iterator[list[int]]:
         """Within: one call of a library's. The list's number becomes the operations of its products."""
@@ -318,7 +325,9 @@ def opaque_recurrent_nets(seen: PartOperators) -> Iterator[None]:
 
 
 class _OpaqueGRU(torch.autograd.Function):
-    """torch.gru whose passes are counted as a `RecurrentCall` each."""
+    """torch.gru whose passes are counted as a `RecurrentCall` each, and beside them what PyTorch's node of autograd
+    does around cuDNN (ATen/native/cudnn/RNN.cpp): copies to frames first, zeros for the gradient of the outputs, which
+    nobody gives, and for those of the weights, which cuDNN adds to."""
 
     @staticmethod
     def forward(
@@ -345,16 +354,32 @@ class _OpaqueGRU(torch.autograd.Function):
             flops=flops[0],
         )
         seen.here.recurrent.append(ctx.call)
+        ctx.batch_first = batch_first
+        ctx.copied = not (x.transpose(0, 1) if batch_first else x).is_contiguous()
+        ctx.set_materialize_grads(False)
+        if ctx.copied:
+            seen.add("_cudnn_rnn: input copied", [x], [x])
         return out.detach(), final.detach()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         # Of a call for some gradients only, autograd asks a library's operator for those alone.
         asked = [node is not None and torch._C._will_engine_execute_node(node) for node, _ in ctx.next_functions]
-        seen = ctx.seen
+        seen, x = ctx.seen, ctx.inside[0]
+        there = [i for i, gradient in enumerate(gradients) if gradient is not None]
         with seen.opaque() as flops:
             wanted = [t for t, wants in zip(ctx.inside, asked, strict=True) if wants]
-            found = iter(torch.autograd.grad(ctx.outside, wanted, gradients))
+            upstream = [gradients[i] for i in there]
+            found = iter(torch.autograd.grad([ctx.outside[i] for i in there], wanted, upstream))
+        outputs, passes = ctx.outside[0], 2 if any(asked[2:]) else 1
+        if gradients[0] is None:
+            seen.add("_cudnn_rnn_backward: zeros", [], [outputs])
+        if ctx.batch_first:
+            seen.add("_cudnn_rnn_backward: zeros copied", [outputs], [outputs])
+        if any(asked[2:]):
+            seen.add("_cudnn_rnn_backward: zeros", [], ctx.inside[2:])
+        for _ in range(passes * ctx.copied):
+            seen.add("_cudnn_rnn_backward: input copied", [x], [x])
         changes = {"part": seen.part, "backward": True, "keeps": False, "weights": any(asked[2:]), "flops": flops[0]}
         seen.here.recurrent.append(replace(ctx.call, **changes))
         return None, None, None, *(next(found) if wants else None for wants in asked)

@@ -21,6 +21,7 @@ from bench.ledger_data import JOINTS, THINGS, DataStep, ntu_like_clips
 from bench.ledger_mc import McStep
 from bench.ledger_rows import H100, MB, count_rows, table
 from bench.providers import Case
+from fastmc.amp import AMP
 from fastmc.arguments import check_choice
 from fastmc.attack import AttackConfig
 from fastmc.augment import AugmentConfig, draw_params
@@ -29,7 +30,6 @@ from fastmc.model import A2MC, OF_ATTACKED, OF_CLIPS, ContrastConfig
 from fastmc.reference import step as reference
 from fastmc.skeleton import NTU25
 from kernels.ranges import PARTS, part
-from train.choices import DTYPES
 from train.config import OptimConfig
 from train.step import PretrainStep
 
@@ -120,7 +120,7 @@ class TrainingStep:
             frames=self.frames,
             view_impl="triton",
         ).to("meta")
-        return PretrainStep(model, OptimConfig(), c.batch, dtype=DTYPES[self.amp])
+        return PretrainStep(model, OptimConfig(), c.batch, amp=self.amp)
 
     def count_plain(self) -> dict[str, PartWork]:
         """The step of `fastmc.reference.step`, in float32."""
@@ -320,7 +320,7 @@ def frame_flops(call: RecurrentCall) -> int:
 
 def frame_weights(call: RecurrentCall, amp: str) -> int:
     """Bytes of the recurrent weights of one layer, which every frame reads again."""
-    return call.directions * 3 * call.hidden * call.hidden * DTYPES[amp].itemsize
+    return call.directions * 3 * call.hidden * call.hidden * AMP[amp].dtype.itemsize
 
 
 def kept_bytes(call: RecurrentCall, amp: str) -> int:
@@ -335,7 +335,7 @@ def kept_bytes(call: RecurrentCall, amp: str) -> int:
         numbers += weights + rows * (inputs + wide) + gates
         if call.backward:  # the gradients of inputs and outputs beside them, and of the weights
             numbers += rows * (inputs + wide) + weights * call.weights
-    return numbers * DTYPES[amp].itemsize
+    return numbers * AMP[amp].dtype.itemsize
 
 
 def whole(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -31,7 +31,7 @@ from fastmc.encoder import EncoderConfig, Reading
 from fastmc.model import OF_ATTACKED, OF_CLIPS, ContrastConfig
 from fastmc.reference import step as reference
 from fastmc.views import PackedClips, whole_clips
-from train.choices import choose_amp, choose_compile, choose_graph
+from train.choices import choose_amp, choose_compile, choose_graph, choose_overlap
 from train.config import Config, OptimConfig, StepConfig, preset_config
 from train.graph import GraphedStep
 from train.loop import build_model, build_step, graph_step
@@ -150,7 +150,8 @@ class Ours:
         """``start``: by default that of a fresh run."""
         self.config, self.store, device = config, store, store.device
         self.model = build_model(config, store, device)
-        self.stepper = build_step(config, self.model, choose_amp(config.step, device).value)
+        choices = choose_amp(config.step, device), choose_overlap(config, device)
+        self.stepper = build_step(config, self.model, *(choice.value for choice in choices))
         if choose_compile(config.step, device).value == "on":
             self.stepper.compile_around()
         self._graphed: GraphedStep | None = None

@@ -8,11 +8,69 @@ update stay in float32.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from fastmc.encoder import Encoder
+
+
+class Amp(NamedTuple):
+    """What recurrent nets and heads compute in."""
+
+    dtype: torch.dtype
+    tensor_cores: bool
+    """Whether cuDNN's recurrent nets may use them, see `tensor_cores`."""
+
+
+AMP = {
+    "bf16": Amp(torch.bfloat16, tensor_cores=True),
+    "fp16": Amp(torch.float16, tensor_cores=True),
+    "tf32": Amp(torch.float32, tensor_cores=True),
+    "fp32": Amp(torch.float32, tensor_cores=False),
+}
+"""By the names of ``--amp``."""
+
+
+@contextmanager
+def tensor_cores(allowed: bool) -> Iterator[None]:
+    """Within: cuDNN's recurrent nets use tensor cores, or do not.
+
+    PyTorch asks cuDNN for plain multiply-adds in every dtype but float16 unless TF32 is allowed: bfloat16 needs that as
+    much as float32 that may be rounded (RNNDescriptor::set in ATen/cudnn/Descriptors.h). The flag is the process's,
+    which autograd's threads read too: a backward pass has to run within as well. Other products are not concerned.
+    """
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+BF16_CUDNN, BF16_TORCH = 91300, "2.10"
+"""The first versions whose recurrent nets are cuDNN's in bfloat16 (pytorch/pytorch#164411)."""
+
+
+def no_bf16_reason() -> str | None:
+    """Why cuDNN has no recurrent nets in bfloat16 here, as a sentence; None if it has. PyTorch then takes a loop over
+    frames of its own, without a word."""
+    if (cudnn := torch.backends.cudnn.version()) is None:
+        return "PyTorch finds no cuDNN"
+    if cudnn < BF16_CUDNN:
+        return f"cuDNN {cudnn_text(cudnn)} has no recurrent nets in bfloat16, {cudnn_text(BF16_CUDNN)} has"
+    if TorchVersion(torch.__version__) < BF16_TORCH:
+        return f"PyTorch {torch.__version__} does not use cuDNN for recurrent nets in bfloat16, 2.10 does"
+    return None
+
+
+def cudnn_text(number: int) -> str:
+    """Such as 9.13.0 for 91300."""
+    return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 
 
 class WorkingCopy:
@@ -34,6 +92,7 @@ class WorkingCopy:
         self.encoder = copy.deepcopy(master)
         self.encoder.norm = master.norm
         self.encoder.recurrent.to(dtype)
+        self.encoder.recurrent.flatten_()
         self.encoder.head.to(dtype)
         for part in ("recurrent", "head"):
             self._masters += getattr(master, part).parameters()

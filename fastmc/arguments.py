@@ -86,16 +86,17 @@ def call(modules: Mapping[str, str], impl: str, name: str, device: torch.device,
     """Call function ``name`` of the module that ``modules`` names for ``impl``, as in `plainly`. The module is imported
     here: Triton and numba need not be installed."""
     function = getattr(importlib.import_module(modules[impl]), name)
-    with plainly(device):
+    with plainly(device, name):
         return function(*arguments)
 
 
 @contextmanager
-def plainly(device: torch.device) -> Iterator[None]:
-    """Within: no gradient is recorded, dtypes are those that are written, and Triton launches on ``device``."""
+def plainly(device: torch.device, what: str) -> Iterator[None]:
+    """Within: no gradient is recorded, dtypes are those that are written, and Triton launches on ``device``, for a
+    profiler as the operator ``what``."""
     autocast = torch.amp.is_autocast_available(device.type)
     written = torch.autocast(device.type, enabled=False) if autocast else nullcontext()
-    with torch.no_grad(), written, kernels.launching_on(device):
+    with torch.no_grad(), written, kernels.launching_on(device, what):
         yield
 
 

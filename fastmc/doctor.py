@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import kernels
 from fastmc import bank_step_, foreign_package, mc_loss, mc_step_
+from fastmc.amp import cudnn_text, no_bf16_reason
 from fastmc.arguments import no_views_reason, unavailable_reason
 from fastmc.augment import AugmentConfig, draw_params
 from fastmc.skeleton import NTU25
@@ -33,6 +35,8 @@ def main() -> int:
     print("devices")
     _line("cpu", f"{platform.machine()}, torch uses {torch.get_num_threads()} threads")
     _line("gpu", _gpu())
+    for name, text, good in gpu_lines():
+        _line(name, text, good)
     print("packages of this clone")
     healthy = True
     for name in ("fastmc", "kernels", "train"):
@@ -149,6 +153,18 @@ def _gpu() -> str:
         p = torch.cuda.get_device_properties(index)
         names.append(f"{p.name}, {p.total_memory / 2**30:.0f} GiB, sm_{p.major}{p.minor}")
     return "; ".join(names)
+
+
+def gpu_lines() -> list[tuple[str, str, bool]]:
+    """What recurrent nets and kernels need on a GPU beside it: name, finding, whether it is there."""
+    if not torch.cuda.is_available():
+        return []
+    number, bf16, launcher = torch.backends.cudnn.version(), no_bf16_reason(), kernels.no_launcher_reason()
+    cudnn = "none" if number is None else cudnn_text(number)
+    return [
+        ("cudnn", f"{cudnn}, recurrent nets in bfloat16" if bf16 is None else f"{cudnn}: {bf16}", bf16 is None),
+        ("launcher of kernels", "a C compiler and Python.h are there" if launcher is None else launcher, not launcher),
+    ]
 
 
 def _line(name: str, text: str, good: bool = True) -> None:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from fastmc import checkpoint
+from fastmc.amp import tensor_cores
 from fastmc.augment import identity_params
 from fastmc.checkpoint import CheckpointError
 from fastmc.checks import check_number
@@ -188,6 +189,7 @@ class Embedder:
         return PackedClips(frames, start, num_frames, num_bodies, self.max_bodies)
 
     @torch.no_grad()
+    @tensor_cores(False)
     def _represent(self, clips: PackedClips, crop: float) -> Tensor:
         share, middle = (torch.full((len(clips),), value, device=self.device) for value in (crop, 0.5))
         params = identity_params(*crop_span(clips.num_frames, share, middle), self.skeleton.num_joints)

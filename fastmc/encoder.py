@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmc.arguments import working_dtype
-from fastmc.checks import check_number
+from fastmc.checks import Count, check_ranges
 from fastmc.recurrent import SequenceGRU, StepwiseGRU
 
 Reading = Literal["sequence", "stepwise"]
@@ -30,11 +30,11 @@ class EncoderConfig:
     codes compute it, two GRUs per layer that both run forward in time."""
     input_norm: bool = True
     """Batch normalisation of the input channels, with statistics per view."""
-    feature_dim: int = 128
+    feature_dim: Count = 128
     """D, the size of the contrastive features."""
 
     def __post_init__(self) -> None:
-        check_number("feature_dim", self.feature_dim, at_least=1)
+        check_ranges(self)
         _ = self.size
 
     @property
@@ -136,7 +136,7 @@ class Encoder(nn.Module):
     def before(self, x: Tensor, views: int) -> Tensor:
         """x normalised by each view's own statistics, in the recurrent net's dtype."""
         assert self.norm is not None
-        return self.norm(x, views).to(self.dtype)
+        return self._for_recurrent(self.norm(x, views))
 
     def standardised(self, x: Tensor, views: int) -> Tensor:
         """x as `before` gives it, without the input norm's weight and bias."""
@@ -147,15 +147,21 @@ class Encoder(nn.Module):
         """x normalised by the running statistics, whose layer gets no gradient, in the recurrent net's dtype."""
         norm = self.norm
         if norm is None:
-            return x.to(self.dtype)
+            return self._for_recurrent(x)
         weight, bias = norm.weight.detach(), norm.bias.detach()
         x = F.batch_norm(x.flatten(0, 1), norm.running_mean, norm.running_var, weight, bias, eps=norm.eps).view_as(x)
-        return x.to(self.dtype)
+        return self._for_recurrent(x)
 
     def after(self, h: Tensor) -> Tensor:
         """Representations (n, 2 * hidden) to unit features (n, D); lengths are taken in float32 at least."""
         f = self.head(h)
         return F.normalize(f.to(working_dtype(f)), dim=-1)
+
+    def _for_recurrent(self, x: Tensor) -> Tensor:
+        """x (B, T, F) in the recurrent net's dtype; for cuDNN its memory holds frames first, in the same pass."""
+        if x.device.type == "cpu":
+            return x.to(self.dtype)
+        return x.transpose(0, 1).to(self.dtype, memory_format=torch.contiguous_format).contiguous().transpose(0, 1)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -12,11 +13,12 @@ from torch import Tensor, nn
 from fastmc.attack import AttackConfig, AttackHead, attack
 from fastmc.augment import BASIC_KEY, BASIC_QUERY, STRONG, WEAK, AugmentConfig, draw_params
 from fastmc.bank import MemoryBank, mixing_coefficients
-from fastmc.checks import check_number
+from fastmc.checks import Count, NotNegative, Positive, Probability, check_ranges
 from fastmc.encoder import Encoder, EncoderConfig
 from fastmc.random import keyed_generator
 from fastmc.skeleton import Skeleton
 from fastmc.step import MCStep
+from fastmc.streams import Beside
 from fastmc.views import DenseClips, PackedClips, Stream, ViewImpl, make_views, to_stream, whole_clips
 from kernels.ranges import part
 
@@ -31,17 +33,17 @@ class ContrastConfig:
     method: Method = "a2mc"
     """Row of table 6. b1: x0, x3, InfoNCE, FIFO bank; b2: + attack and views x1, x2; b3: + MC loss; a2mc: + mixing
     and the learned bank."""
-    bank_size: int = 16384
+    bank_size: Count = 16384
     """K, entries of the bank."""
-    temperature: float = 0.07
+    temperature: Positive = 0.07
     """tau of the loss."""
-    bank_temperature: float = 0.03
+    bank_temperature: Positive = 0.03
     """The lower temperature of the bank's own gradient."""
-    bank_lr: float = 3.0
+    bank_lr: NotNegative = 3.0
     """beta, the learning rate of the bank (eq. 7)."""
-    bank_momentum: float = 0.9
+    bank_momentum: Probability = 0.9
     """Momentum of the bank's ascent."""
-    bank_weight_decay: float = 1e-4
+    bank_weight_decay: NotNegative = 1e-4
     """Weight decay of the bank."""
     mixing: str = "cycle"
     """Mixing coefficients lambda of eq. 8. cycle: a quarter of the entries each at 0.4, 0.3, 0.2, 0.1; fixed:0.3, say;
@@ -49,7 +51,7 @@ class ContrastConfig:
     mix: Literal["own", "tiled"] = "own"
     """own: each sample's bank is mixed with its own feature, as eq. 8 reads; tiled: entry i with that of sample
     i mod B, as released codes of this family do."""
-    ema: float = 0.999
+    ema: Probability = 0.999
     """alpha of eq. 4: the key encoder follows the query encoder."""
     impl: Literal["auto", "triton", "torch", "reference"] = "auto"
     """Implementation of loss, bank step and attack. auto: triton where it can run, torch elsewhere."""
@@ -58,17 +60,16 @@ class ContrastConfig:
     float32, slower; bf16: rounded to bfloat16, which moves probabilities by percents."""
 
     def __post_init__(self) -> None:
-        check_number("bank_size", self.bank_size, at_least=1)
-        for name in ("temperature", "bank_temperature"):
-            check_number(name, getattr(self, name), above=0)
-        for name in ("bank_lr", "bank_weight_decay"):
-            check_number(name, getattr(self, name), at_least=0)
-        for name in ("bank_momentum", "ema"):
-            check_number(name, getattr(self, name), at_least=0, at_most=1)
+        check_ranges(self)
         try:
             mixing_coefficients(1, self.mixing, generator=torch.Generator())
         except ValueError as error:
             raise ValueError(f"mixing: {error}") from None
+
+    @property
+    def attacks(self) -> bool:
+        """Whether there are views x1 and x2, of attacked clips."""
+        return self.method != "b1"
 
     @property
     def learns_bank(self) -> bool:
@@ -187,6 +188,7 @@ class A2MC(nn.Module):
         hard_positives: bool,
         encoders: tuple[Encoder, Encoder] | None = None,
         out: Tensor | None = None,
+        beside: Beside | None = None,
     ) -> Features:
         """f0..f3 of a batch; f1 and f2 (attack-augmentation, section 3.2) only with ``hard_positives``.
 
@@ -195,19 +197,22 @@ class A2MC(nn.Module):
             step: its number, which keys the random choices; an int, or () int64.
             encoders: what computes in place of query and key encoder, see `fastmc.amp`.
             out: `room_for_views`, where the views are written.
+            beside: where the key encoder computes while the clips are attacked; it does not depend on that.
         """
         query, key = encoders or (self.query, self.key)
         x = self.room_for_views(len(sample)) if out is None else out
         queries = x[1:] if hard_positives else x[1:2]
         with part("augment"):
             self.views(clips, sample, step, OF_CLIPS, out=x[:2])
+        with beside or nullcontext(), part("key"), torch.no_grad():
+            f0 = key(x[0])
         if hard_positives:
             with part("attack"):
                 attacked = self.attacked(clips, query)
             with part("augment"):
                 self.views(clips, sample, step, OF_ATTACKED, attacked=attacked, out=x[2:])
-        with part("key"), torch.no_grad():
-            f0 = key(x[0])
+        if beside is not None:
+            beside.join()
         with part("query"):
             f3, *hard = query(queries.flatten(0, 1), views=len(queries)).chunk(len(queries))
         f1, f2 = hard if hard_positives else (None, None)

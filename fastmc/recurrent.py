@@ -26,20 +26,38 @@ T - 1 - s of the second, or frame s of both in the stepwise reading. The da are 
 first three, da_x the last three, and the rows of W_h are rolled by one gate to match.
 
 float16 and bfloat16: operands of products are rounded to that dtype; sums, states and gates are float32, and so are the
-products themselves, since PyTorch's own in these dtypes are slow on many CPUs and round each sum.
+products themselves, since PyTorch's own in these dtypes are slow on many CPUs and round each sum. cuDNN keeps states in
+the dtype of its input: `rounded_states` does the same, to find out what that costs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fastmc.storage import share_storage
+
 BLOCK_ROWS = 1024
 """Rows (steps * B) of a block of steps: enough for products at full speed, few enough for the cache."""
+
+
+_rounds_states = False
+
+
+@contextmanager
+def rounded_states() -> Iterator[None]:
+    """Within: nets on a CPU round each frame's state, and its gradient, to the input's dtype, as cuDNN keeps them."""
+    global _rounds_states
+    _rounds_states = True
+    try:
+        yield
+    finally:
+        _rounds_states = False
 
 
 class StepwiseGRU(nn.Module):
@@ -49,7 +67,7 @@ class StepwiseGRU(nn.Module):
     def __init__(self, input_size: int, hidden: int, layers: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.ModuleList(nn.GRU(input_size if layer == 0 else 2 * hidden, hidden, batch_first=True) for _ in range(2))
+            nn.ModuleList(nn.GRU(input_size if layer == 0 else 2 * hidden, hidden) for _ in range(2))
             for layer in range(layers)
         )
 
@@ -60,17 +78,27 @@ class StepwiseGRU(nn.Module):
             return _final_states(
                 x, [[gru.all_weights[0] for gru in pair] for pair in pairs], reverse=False, affine=affine
             )
-        x = _applied(x, affine)
+        x = _applied(x, affine).transpose(0, 1)
         for pair in pairs:
             x = torch.cat([gru(x)[0] for gru in pair], dim=-1)
-        return x[:, -1]
+        return x[-1]
+
+    def flatten_(self) -> None:
+        """As `SequenceGRU.flatten_`, each GRU for itself."""
+        for gru in self.modules():
+            if isinstance(gru, nn.GRU):
+                flatten_(gru)
 
 
 class SequenceGRU(nn.GRU):
-    """A bidirectional GRU whose output is the final states of both directions."""
+    """A bidirectional GRU whose output is the final states of both directions.
+
+    nn.GRU is given frames first, as cuDNN takes them: of batches first it would copy the input for each of its calls
+    and, backwards, a gradient of the outputs' size.
+    """
 
     def __init__(self, input_size: int, hidden: int, layers: int) -> None:
-        super().__init__(input_size, hidden, layers, batch_first=True, bidirectional=True)
+        super().__init__(input_size, hidden, layers, bidirectional=True)
 
     def forward(self, x: Tensor, affine: tuple[Tensor, Tensor] | None = None) -> Tensor:  # type: ignore[override]
         """(B, T, F) to (B, 2 * hidden).
@@ -81,8 +109,34 @@ class SequenceGRU(nn.GRU):
         if _for_cpu(x):
             weights = self.all_weights
             return _final_states(x, list(zip(weights[::2], weights[1::2], strict=True)), reverse=True, affine=affine)
-        _, final = super().forward(_applied(x, affine))
+        _, final = super().forward(_applied(x, affine).transpose(0, 1))
         return torch.cat((final[-2], final[-1]), dim=-1)
+
+    def flatten_(self) -> None:
+        """Move the weights into one storage, in cuDNN's order where it computes: it packs others anew at every call."""
+        flatten_(self)
+
+
+@torch.no_grad()
+def flatten_(gru: nn.GRU) -> None:
+    """Move a GRU's weights into one storage; they keep names and values.
+
+    nn.GRU does so when it is moved, on a GPU alone, and not in bfloat16, which `flatten_parameters` refuses.
+    """
+    weights: list[Tensor] = [weight for directions in gru.all_weights for weight in directions]
+    if not on_gpu(weights[0]):
+        share_storage(weights)
+        return
+    sizes = (gru.input_size, CUDNN_GRU, gru.hidden_size, gru.proj_size, gru.num_layers)
+    torch._cudnn_rnn_flatten_weight(weights, 4 if gru.bias else 2, *sizes, gru.batch_first, gru.bidirectional)
+
+
+CUDNN_GRU = 3
+"""CUDNN_GRU of cudnnRNNMode_t."""
+
+
+def on_gpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cuda"
 
 
 def _for_cpu(x: Tensor) -> bool:
@@ -186,6 +240,8 @@ class _Layer(torch.autograd.Function):
                 if s:  # no one asks for the gradient of the zero state
                     dh = dh.mul_(z[s]) if last else torch.addcmul(arriving[s - 1], z[s], dh, out=dh)
                     torch.baddbmm(dh, da_h_step[i], w_step, out=dh)
+                    if _rounds_states:
+                        dh.copy_(_rounded(dh, low))
             for d, window in enumerate(windows):
                 da_x, da_h = (a.flatten(0, 1) for a in (da[d, ..., hidden:], da[d, ..., : 3 * hidden]))
                 dw_x, dw_h, db_x, db_h = sums[4 * d : 4 * d + 4]
@@ -263,6 +319,8 @@ def _forward(
             torch.add(q_h, b_q, out=q[s])
             torch.addcmul(n_x[i], r[s], q[s], out=n[s]).tanh_()
             h = torch.lerp(n[s], h, z[s], out=after_step[s])
+            if _rounds_states:
+                h.copy_(_rounded(h, low))
     result = torch.cat((h[0], h[1]), dim=-1) if last else after
     return result.to(low), gates, states
 

@@ -115,7 +115,7 @@ def make_views(
 
     frames = source.frames if isinstance(source, PackedClips) else source.x
     impl = choose_for_views(impl, device, frames.dtype, (size, source.max_bodies, skeleton.num_joints))
-    with plainly(device):
+    with plainly(device, "make_views"):
         _MAKERS[impl](source, params, skeleton, stream, out)
     return out
 

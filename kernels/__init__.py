@@ -13,11 +13,19 @@ from __future__ import annotations
 
 import math
 import os
-from contextlib import AbstractContextManager, nullcontext
+import sysconfig
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
+from shutil import which
 
 import torch
+from torch.autograd import profiler
 
+OLDEST_TRITON = (3, 4)
+"""The first with triton.knobs."""
 MAX_DIM = 512
 """The widest features whose blocks fit a program."""
 
@@ -39,6 +47,8 @@ def unavailable_reason(device: torch.device) -> str | None:
     """Why the kernels cannot run for tensors on ``device``, as the end of a sentence; None if they can."""
     if find_spec("triton") is None:
         return "Triton is not importable (on Linux with an NVIDIA GPU: pip install triton)"
+    if (reason := too_old_reason()) is not None:
+        return reason
     if device.type == "cpu":
         if os.environ.get("TRITON_INTERPRET") == "1":
             return None
@@ -51,9 +61,44 @@ def unavailable_reason(device: torch.device) -> str | None:
         return (
             f"{torch.cuda.get_device_name(device)} has no bfloat16 tensor cores (compute capability 8.0 or later has)"
         )
+    return no_launcher_reason()
+
+
+@cache
+def too_old_reason() -> str | None:
+    """Why this Triton cannot take the kernels, as the end of a sentence; None if it can."""
+    import triton
+
+    release = tuple(int(number) for number in triton.__version__.split(".")[:2])
+    if release < OLDEST_TRITON:
+        return f"Triton {triton.__version__} is too old (3.4 or later is needed; PyTorch 2.8 and later bring it)"
     return None
 
 
-def launching_on(device: torch.device) -> AbstractContextManager[object]:
-    """Within, Triton launches on ``device``: it takes the current device, which need not be the tensors'."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+@cache
+def no_launcher_reason() -> str | None:
+    """Why Triton cannot build what launches a kernel, as the end of a sentence; None if it can. It is a C file that
+    Triton compiles on the machine itself."""
+    if not (os.environ.get("CC") or which("clang") or which("gcc")):
+        return "Triton finds no C compiler (on Debian: apt-get install gcc; or name one in CC)"
+    scheme = sysconfig.get_default_scheme().replace("posix_local", "posix_prefix")  # as Triton looks for it
+    header = Path(sysconfig.get_paths(scheme)["include"], "Python.h")
+    if not header.exists():
+        return f"Triton needs {header}, which is not there (on Debian: apt-get install python3-dev)"
+    return None
+
+
+def launching_on(device: torch.device, what: str) -> AbstractContextManager[object]:
+    """Within, Triton launches on ``device``: it takes the current device, which need not be the tensors'.
+
+    PyTorch's profiler counts a kernel to the operator that launched it, and Triton's launches are none: while it
+    records, the operator ``what`` stands around them, as around those of torch.compile.
+    """
+    there: AbstractContextManager[object] = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    return _as_operator(f"fastmc::{what}", there) if profiler._is_profiler_enabled else there
+
+
+@contextmanager
+def _as_operator(name: str, within: AbstractContextManager[object]) -> Iterator[None]:
+    with torch._C._profiler._RecordFunctionFast(name), within:
+        yield

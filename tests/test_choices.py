@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 import kernels
 from fastmc.data.resident import ResidentStore
 from fastmc.data.store import PackedStore
 from fastmc.data.streamed import StreamedStore
-from train.choices import choose_amp, choose_compile, choose_graph
+from train.choices import choose_amp, choose_compile, choose_graph, choose_overlap
 from train.config import Config, StepConfig
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -20,10 +21,12 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 @pytest.fixture
 def gpu(monkeypatch):
     """A machine that says it has one; returns what it says of bfloat16."""
-    has = {"bf16": True}
+    has = {"bf16": True, "cudnn": 91900}
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an H100")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has["bf16"])
     monkeypatch.setattr(kernels, "unavailable_reason", lambda device: None)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: has["cudnn"])
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.11.0+cu130"))
     return has
 
 
@@ -35,6 +38,31 @@ def test_precision(gpu):
     assert choose_amp(StepConfig(amp="bf16"), CPU) == ("bf16", "--amp bf16")
     with pytest.raises(ValueError, match="amp = 'tf32' needs an NVIDIA GPU"):
         choose_amp(StepConfig(amp="tf32"), CPU)
+
+
+@pytest.mark.parametrize(
+    ("cudnn", "pytorch", "reason"),
+    [
+        (91002, "2.11.0", "cuDNN 9.10.2 has no recurrent nets in bfloat16, 9.13.0 has"),
+        (None, "2.11.0", "PyTorch finds no cuDNN"),
+        (91300, "2.9.1+cu128", "PyTorch 2.9.1+cu128 does not use cuDNN for recurrent nets in bfloat16, 2.10 does"),
+    ],
+)
+def test_bfloat16_is_not_taken_where_cudnn_has_no_recurrent_nets_in_it(gpu, monkeypatch, cudnn, pytorch, reason):
+    """PyTorch would go through the frames by itself, without a word."""
+    gpu["cudnn"] = cudnn
+    monkeypatch.setattr(torch, "__version__", TorchVersion(pytorch))
+    assert choose_amp(StepConfig(), CUDA) == ("fp16", reason)
+    with pytest.raises(ValueError, match=r"amp = 'bf16' would be slower than fp32: .* Give --amp fp16, or upgrade"):
+        choose_amp(StepConfig(amp="bf16"), CUDA)
+    assert choose_amp(StepConfig(amp="bf16"), CPU).value == "bf16", "a check of arithmetic, not a speed"
+    assert choose_amp(StepConfig(amp="tf32"), CUDA).value == "tf32"
+
+
+def test_the_first_versions_that_have_it(gpu, monkeypatch):
+    gpu["cudnn"] = 91300
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.10.0"))
+    assert choose_amp(StepConfig(), CUDA).value == "bf16"
 
 
 def test_compile(gpu, monkeypatch):
@@ -74,3 +102,16 @@ def test_cuda_graph(data_root):
     assert choose_graph(on, resident, CUDA).value == "on"
     with pytest.raises(ValueError, match="cuda_graph = 'on' is impossible: streamed frames"):
         choose_graph(on, streamed, CUDA)
+
+
+def test_overlap(gpu):
+    def of(asked: str, method: str = "a2mc") -> Config:
+        config = Config(step=StepConfig(overlap=asked))
+        return replace(config, contrast=replace(config.contrast, method=method))
+
+    assert choose_overlap(of("auto"), CUDA) == ("on", "the key encoder beside the attack")
+    assert choose_overlap(of("off"), CUDA) == ("off", "--overlap off")
+    assert choose_overlap(of("auto"), CPU) == ("off", "a second stream needs a GPU, not cpu")
+    assert choose_overlap(of("auto", "b1"), CUDA) == ("off", "--method b1 has no attack")
+    with pytest.raises(ValueError, match="overlap = 'on' is impossible: a second stream needs a GPU"):
+        choose_overlap(of("on"), CPU)

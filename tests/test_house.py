@@ -87,6 +87,38 @@ def test_without_triton_everything_works_and_asking_for_it_says_why():
     assert "impl='triton' cannot run" in done.stderr
 
 
+@pytest.mark.parametrize(("version", "old"), [("3.3.1", True), ("3.4.0+git1a2b", False), ("10.0", False)])
+def test_a_triton_without_knobs_is_too_old(version, old, monkeypatch):
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(triton, "__version__", version)
+    reason = kernels.too_old_reason.__wrapped__()
+    assert (reason is not None) == old
+    assert reason is None or reason.startswith("Triton 3.3.1 is too old (3.4 or later is needed")
+
+
+def test_a_gpu_without_what_triton_builds_its_launchers_with_says_so(monkeypatch, tmp_path):
+    no_launcher_reason = kernels.no_launcher_reason.__wrapped__
+    assert no_launcher_reason() is None, "here both are there"
+    monkeypatch.setattr(kernels.sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
+    assert no_launcher_reason() == (
+        f"Triton needs {tmp_path / 'Python.h'}, which is not there (on Debian: apt-get install python3-dev)"
+    )
+    monkeypatch.setattr(kernels, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    assert no_launcher_reason().startswith("Triton finds no C compiler")
+    monkeypatch.setenv("CC", "tcc")
+    assert "Python.h" in no_launcher_reason()
+
+
+def test_the_doctor_says_what_a_gpu_needs_beside_it(monkeypatch):
+    assert doctor.gpu_lines() == []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    (cudnn, launcher) = doctor.gpu_lines()
+    assert cudnn == ("cudnn", "9.10.2: cuDNN 9.10.2 has no recurrent nets in bfloat16, 9.13.0 has", False)
+    assert launcher == ("launcher of kernels", "a C compiler and Python.h are there", True)
+
+
 def test_importing_fastmc_does_not_import_torch():
     """The workers that read skeleton files start fast."""
     done = run_python("import fastmc.data.ntu, fastmc.data.normalise; print('torch' in sys.modules)", ROOT)

@@ -170,6 +170,34 @@ def test_passes_through_a_recurrent_net_against_counts_by_hand():
     assert backward.flops == gru_input_gradient(B) + gru_forward(B)
 
 
+@pytest.mark.parametrize("frames_first", [True, False])
+@pytest.mark.parametrize("weights", [True, False])
+def test_what_pytorch_does_around_cudnn_s_passes(frames_first, weights):
+    """By hand, from ATen/native/cudnn/RNN.cpp. Frames first, the zeros remain and the copies go."""
+    gru = torch.nn.GRU(F, H, LAYERS, batch_first=not frames_first, bidirectional=True, device="meta")
+    gru.requires_grad_(weights)
+    x = torch.zeros(*((T, B) if frames_first else (B, T)), F, device="meta", requires_grad=True)
+
+    def call():
+        with part("query"):
+            final = gru(x)[1]
+        with part("backward"):
+            torch.autograd.grad(final, [x, *gru.parameters()] if weights else x, torch.empty_like(final))
+
+    works = count_parts(call)
+    counted = {
+        name: {kind: n for kind, n in works[name].operators.items() if kind.startswith("_cudnn")} for name in works
+    }
+    outputs, numbers = T * B * 2 * H, sum(p.numel() for p in gru.parameters()) * weights
+    back, bytes_ = {"zeros": 1 + weights}, 4 * (outputs + numbers)
+    if not frames_first:
+        back |= {"zeros copied": 1, "input copied": 1 + weights}
+        bytes_ += 4 * (outputs + (1 + weights) * T * B * F)
+    assert counted["query"] == ({} if frames_first else {"_cudnn_rnn: input copied": 1})
+    assert counted["backward"] == {f"_cudnn_rnn_backward: {kind}": n for kind, n in back.items()}
+    assert works["backward"].store_bytes == bytes_
+
+
 def test_counts_by_hand_tell_another_net():
     (forward,) = gru_passes(weights=False, inputs=False, layers=LAYERS + 1)
     assert forward.flops != gru_forward(B)

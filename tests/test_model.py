@@ -18,7 +18,9 @@ from fastmc.model import A2MC, ContrastConfig, Features
 from fastmc.reference import bank as reference_bank
 from fastmc.reference import contrast as reference
 from fastmc.skeleton import NTU25
+from fastmc.streams import Beside
 from fastmc.views import DenseClips, make_views, to_stream, whole_clips
+from kernels.ranges import observe
 
 SMALL = ContrastConfig(bank_size=20)
 
@@ -124,6 +126,58 @@ def test_features_are_those_of_separate_calls(batch, stream):
     plain = make(stream=stream).features(clips, ids, 2, hard_positives=False)
     assert plain.f1 is None and plain.f2 is None
     torch.testing.assert_close(plain.f3, want3)
+
+
+def test_the_key_encoder_beside_the_attack(batch, monkeypatch):
+    """With stand-ins for two streams: it begins after its view is there, the attack does not wait for it, the queries
+    do, and the features have the same bits."""
+    streams, done = ["main"], []
+
+    class Stream:
+        device = None
+
+        def __init__(self, device: object) -> None:
+            self.name = "second"
+
+        def wait_stream(self, other: Stream) -> None:
+            done.append((self.name, "waits for", other.name))
+
+    class Main(Stream):
+        def __init__(self) -> None:
+            self.name = streams[-1]
+
+    class Within:
+        def __init__(self, stream: Stream) -> None:
+            self.stream = stream
+
+        def __enter__(self) -> None:
+            streams.append(self.stream.name)
+
+        def __exit__(self, *_: object) -> None:
+            streams.pop()
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", Within)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Main())
+    beside, plain, ours = Beside(torch.device("cuda")), make(), make()
+    with observe(lambda name, begins: done.append((streams[-1], name)) if begins else None):
+        got = ours.features(*batch, 2, hard_positives=True, beside=beside)
+    assert done == [
+        ("main", "augment"),
+        ("second", "waits for", "main"),
+        ("second", "key"),
+        ("main", "attack"),
+        ("main", "augment"),
+        ("main", "waits for", "second"),
+        ("main", "query"),
+    ]
+    want = plain.features(*batch, 2, hard_positives=True)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    for mine, theirs in zip(ours.state_dict().values(), plain.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
+    with pytest.raises(ZeroDivisionError), beside:
+        1 / 0  # noqa: B018
+    assert streams == ["main"]
 
 
 @pytest.mark.parametrize("filling", [False, True])

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import fastmc
+import kernels
 from kernels.ranges import part
 from train import profiling
 from train.profiling import MEMORY, OPERATORS, SNAPSHOT, TRACE, WARM_UP, StepProfiler
@@ -207,3 +209,27 @@ def test_a_replay_without_parts_is_explained(tmp_path):
         torch.zeros(3)
         profiler.step()
     assert "--cuda-graph off names them" in (tmp_path / OPERATORS).read_text()
+
+
+def test_what_triton_launches_counts_to_its_part(tmp_path):
+    """A GPU's kernels belong to the innermost operator that was running, and a part is none: it is an annotation of the
+    user's. So every launch stands in an operator, and the part has the time of that."""
+    rows = torch.nn.functional.normalize(torch.randn(4, 6, 8), dim=2)
+    bank = torch.randn(20, 8)
+    with torch.profiler.profile() as recorded, part("mc"):
+        fastmc.mc_step_(bank, torch.zeros_like(bank), *rows, 0.3)
+    (mc,) = [event for event in recorded.events() if event.name == "mc"]
+    (launches,) = [event for event in recorded.events() if event.name == "fastmc::mc_step_"]
+    function, annotation = 0, 7  # of c10's RecordScope
+    assert (mc.scope, launches.scope) == (annotation, function)
+    assert mc.time_range.start <= launches.time_range.start <= launches.time_range.end <= mc.time_range.end
+    mc.use_device = launches.use_device = "cuda"
+    launches.append_kernel("_sweep_kernel", 0, 70)
+    assert mc.device_time_total == 70
+
+
+@pytest.mark.parametrize("device", [torch.device("cpu"), torch.device("meta")])
+def test_without_a_profiler_no_operator_stands_around_a_launch(device, monkeypatch):
+    monkeypatch.setattr(torch._C._profiler, "_RecordFunctionFast", lambda *_: pytest.fail("something is recorded"))
+    with kernels.launching_on(device, "mc_step_"):
+        pass

@@ -32,11 +32,12 @@ def make(reading: str, size: tuple[int, int, int, int], layers: int = 1, dtype: 
 def by_nn_gru(net: nn.Module, x: Tensor) -> Tensor:
     """What the net computes where nn.GRU is one cuDNN call, here by PyTorch's loop."""
     if isinstance(net, SequenceGRU):
-        final = nn.GRU.forward(net, x)[1]
+        final = nn.GRU.forward(net, x.transpose(0, 1))[1]
         return torch.cat((final[-2], final[-1]), dim=-1)
+    x = x.transpose(0, 1)
     for pair in net.layers:
         x = torch.cat([gru(x)[0] for gru in pair], dim=-1)
-    return x[:, -1]
+    return x[-1]
 
 
 def directions(net: nn.Module) -> list[list[list[Tensor]]]:
@@ -404,3 +405,28 @@ def test_elsewhere_nn_gru_remains(reading, monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert torch.equal(net(x), by_nn_gru(net, x))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounded_states(reading, dtype):
+    """Every state is a number of the dtype, and only then; the gradient differs no more than the roundings."""
+    net, x, upstream = make(reading, (3, 5, 4, 8), layers=2, dtype=dtype)
+    kept = []
+    forward = recurrent._forward
+
+    def watched(*arguments: Any, **settings: Any) -> Any:
+        found = forward(*arguments, **settings)
+        kept.append(found[2].clone())
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recurrent, "_forward", watched)
+        wide = everything(ours, net, x, upstream)
+        with recurrent.rounded_states():
+            rounded = everything(ours, net, x, upstream)
+    of_dtype = [torch.equal(states, states.to(dtype).float()) for states in kept]
+    assert of_dtype == [False, False, True, True]
+    for a, b in zip(rounded, wide, strict=True):
+        assert (a.float() - b.float()).abs().max() <= 8 * torch.finfo(dtype).eps * b.float().abs().max()
+    assert any(not torch.equal(a, b) for a, b in zip(rounded, wide, strict=True))

@@ -159,6 +159,56 @@ def test_resume_equals_an_uninterrupted_run_bit_for_bit(method, optimizer, steps
     assert reports[0]["linear_top1"] == reports[1]["linear_top1"]
 
 
+class Killed(BaseException):
+    """As a signal that nobody can catch."""
+
+
+@pytest.mark.parametrize("placement", ["device", "mapped"])
+@pytest.mark.parametrize("batch_size", [8, 24])  # three batches an epoch, and one
+def test_a_run_that_is_killed_after_any_of_its_checkpoints_resumes(
+    placement, batch_size, data_root, tmp_path, monkeypatch
+):
+    """At every batch of an epoch, the last included; weights have the same bits, and the metrics a row an epoch."""
+    settings = ("--placement", placement, "--batch-size", str(batch_size), "--bank-size", "24", "--epochs", "2")
+    settings += ("--milestones", "--warmup-epochs", "0", "--checkpoint-minutes", "0", "--checkpoint-every", "100")
+    assert run.main(command(data_root, tmp_path / "whole", *settings)) == 0
+    save, positions = Pretraining.save, []
+
+    def save_and_die(self: Pretraining) -> None:
+        save(self)
+        positions.append((self.epoch, self.batch))
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Pretraining, "save", save_and_die)
+        while not positions or positions[-1][0] < 2:
+            with pytest.raises(Killed):
+                run.main(command(data_root, tmp_path / "killed", *settings))
+    batches = 24 // batch_size
+    assert positions == [divmod(step, batches) for step in range(1, 2 * batches + 1)], (
+        "never after an epoch's last batch"
+    )
+    assert run.main(command(data_root, tmp_path / "killed", *settings)) == 0
+    whole, killed = state_of(tmp_path / "whole"), state_of(tmp_path / "killed")
+    assert_same_state(whole["model"], killed["model"])
+    rows = [read_metrics(tmp_path / name / "metrics.csv") for name in ("whole", "killed")]
+    assert [row["epoch"] for row in rows[1]] == [1, 2]
+    assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]]
+
+
+def test_a_checkpoint_of_an_older_version_after_an_epoch_s_last_batch_resumes(data_root, tmp_path):
+    """It says batch == batches: the epoch's row is still to be written."""
+    assert run.main(command(data_root, tmp_path / "whole")) == 0
+    first = start(data_root, tmp_path / "parts")
+    advance(first, 3)
+    assert first.batch == first.batches
+    first.save()
+    assert run.main(command(data_root, tmp_path / "parts")) == 0
+    assert_same_state(state_of(tmp_path / "whole")["model"], state_of(tmp_path / "parts")["model"])
+    rows = [read_metrics(tmp_path / name / "metrics.csv") for name in ("whole", "parts")]
+    assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]]
+
+
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_resume_in_half_precision_is_bit_for_bit_too(amp, data_root, tmp_path):
     """The gradient scale of float16 included, which falls in the first steps."""
@@ -179,7 +229,8 @@ def test_resume_in_half_precision_is_bit_for_bit_too(amp, data_root, tmp_path):
 def test_the_log_says_how_steps_are_computed_and_profile_writes_its_files(finished, data_root, tmp_path):
     line = (
         "step: amp fp32 (half precision is slower on cpu), compile off (on cpu it costs more than it saves), "
-        "CUDA graph off (CUDA graphs need an NVIDIA GPU, not cpu); AdamW of torch, fused (apex is for sgd, not adamw)"
+        "CUDA graph off (CUDA graphs need an NVIDIA GPU, not cpu), overlap off (a second stream needs a GPU, not cpu); "
+        "AdamW of torch, fused (apex is for sgd, not adamw)"
     )
     assert line in (finished / "run.log").read_text()
     out = tmp_path / "run"
@@ -716,9 +767,11 @@ def test_evaluate_refuses_what_is_no_run(tmp_path, finished, capsys):
     assert "no complete checkpoint" in errors(capsys)
     assert evaluate.main(["knn", "--run", str(finished), "--data-root", str(tmp_path)]) == 1
     assert "there is no dataset 'small'" in errors(capsys)
-    for wrong in ("0", "10000"):
-        assert evaluate.main(["knn", "--run", str(finished), "--knn-k", wrong]) == 1
-        assert "k must be" in errors(capsys)
+    assert evaluate.main(["knn", "--run", str(finished), "--knn-k", "10000"]) == 1
+    assert "k must be" in errors(capsys)
+    with pytest.raises(SystemExit):
+        evaluate.main(["knn", "--run", str(finished), "--knn-k", "0"])
+    assert "knn_k must be >= 1, got 0" in errors(capsys)
 
 
 def test_ctrl_c_leaves_a_run_that_resumes(data_root, tmp_path):

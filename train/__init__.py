@@ -1,6 +1,12 @@
 """The program: configuration, the training step, the loop, checkpoints and the command lines."""
 
+import os
+
 from fastmc import foreign_package
+
+# Without it cuBLAS and cuDNN may sum in another order at every call, and no run repeats another bit for bit. It is read
+# when a process first uses the GPU.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 if (_place := foreign_package("train")) is not None:
     raise ImportError(

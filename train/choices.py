@@ -7,10 +7,9 @@ from typing import NamedTuple
 import torch
 
 import kernels
+from fastmc.amp import no_bf16_reason
 from fastmc.data.resident import PlacedStore, ResidentStore
 from train.config import Config, StepConfig
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
 
 
 class Choice(NamedTuple):
@@ -21,7 +20,7 @@ class Choice(NamedTuple):
 
 
 def choose_amp(settings: StepConfig, device: torch.device) -> Choice:
-    """Key of ``DTYPES``.
+    """Key of `fastmc.amp.AMP`.
 
     Raises:
         ValueError: the GPU has not what was asked for.
@@ -30,11 +29,14 @@ def choose_amp(settings: StepConfig, device: torch.device) -> Choice:
     if asked == "auto":
         if device.type != "cuda":
             return Choice("fp32", f"half precision is slower on {device.type}")
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return Choice("bf16", f"{_name(device)} has it")
-        return Choice("fp32", f"{_name(device)} has no bfloat16")
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            return Choice("fp32", f"{_name(device)} has no bfloat16")
+        reason = no_bf16_reason()
+        return Choice("bf16", f"{_name(device)} has it") if reason is None else Choice("fp16", reason)
     if asked == "tf32" and device.type != "cuda":
         raise ValueError(f"amp = 'tf32' needs an NVIDIA GPU, not {device.type}; give --amp fp32")
+    if asked == "bf16" and device.type == "cuda" and (reason := no_bf16_reason()) is not None:
+        raise ValueError(f"amp = 'bf16' would be slower than fp32: {reason}. Give --amp fp16, or upgrade PyTorch")
     return Choice(asked, f"--amp {asked}")
 
 
@@ -95,9 +97,22 @@ def no_graph_reason(config: Config, store: PlacedStore, device: torch.device) ->
     return None
 
 
-def allow_tf32(allowed: bool) -> None:
-    """In this process, of cuDNN's recurrent nets. PyTorch allows it by default. Other products are float32."""
-    torch.backends.cudnn.allow_tf32 = allowed
+def choose_overlap(config: Config, device: torch.device) -> Choice:
+    """on or off.
+
+    Raises:
+        ValueError: it was asked for and is impossible.
+    """
+    asked, reason = config.step.overlap, None
+    if asked == "off":
+        return Choice("off", "--overlap off")
+    if device.type != "cuda":
+        reason = f"a second stream needs a GPU, not {device.type}"
+    elif not config.contrast.attacks:
+        reason = f"--method {config.contrast.method} has no attack"
+    if reason is not None and asked == "on":
+        raise ValueError(f"overlap = 'on' is impossible: {reason}. Give --overlap auto")
+    return Choice("on", "the key encoder beside the attack") if reason is None else Choice("off", reason)
 
 
 def _name(device: torch.device) -> str:

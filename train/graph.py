@@ -35,20 +35,35 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Captures on the current CUDA device."""
+    """Captures on the current CUDA device, on a stream of its own.
+
+    It warms up there too, as PyTorch asks for what is captured afterwards: autograd remembers streams, and memory and
+    workspaces of libraries are kept by stream.
+    """
+
+    def __init__(self) -> None:
+        self._stream: torch.cuda.Stream | None = None
+
+    @property
+    def stream(self) -> torch.cuda.Stream:
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()
+        return self._stream
 
     def warm_up(self, body: Callable[[], None]) -> None:
-        # On a stream of its own, as PyTorch asks for what is captured afterwards: autograd remembers streams.
-        side, here = torch.cuda.Stream(), torch.cuda.current_stream()
-        side.wait_stream(here)
-        with torch.cuda.stream(side):
+        here = torch.cuda.current_stream()
+        self.stream.wait_stream(here)
+        with torch.cuda.stream(self.stream):
             body()
-        here.wait_stream(side)
+        here.wait_stream(self.stream)
 
     def record(self, body: Callable[[], None]) -> Graph:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            body()
+        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                body()
+        finally:  # torch.cuda.graph ends the capture before it puts the stream back, and that may raise
+            torch.cuda.set_stream(here)
         return graph
 
 
@@ -106,10 +121,17 @@ class GraphedStep:
             self._graph = self._recorder.record(self._body)
         except RuntimeError as error:
             self._failed = True
-            reason = str(error).strip().splitlines()[0]
+            reason = str(_root(error)).strip().splitlines()[0]
             log.warning("the step cannot be captured as a CUDA graph and runs launch by launch: %s", reason)
         _restore(state, before)
         self.captures += self._graph is not None
+
+
+def _root(error: BaseException) -> BaseException:
+    """What went wrong first: ending a broken capture raises an error of its own over it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from fastmc.model import A2MC
 from fastmc.progress import progress_bar
 from fastmc.skeleton import Skeleton
 from fastmc.views import PackedClips
-from train.choices import DTYPES, allow_tf32, choose_amp, choose_compile, choose_graph
+from train.choices import choose_amp, choose_compile, choose_graph, choose_overlap
 from train.config import Config, to_plain
 from train.graph import GraphedStep, Recorder
 from train.profiling import StepProfiler
@@ -57,9 +57,9 @@ def build_model(config: Config, store: ClipLayout, device: torch.device) -> A2MC
     ).to(device)
 
 
-def build_step(config: Config, model: A2MC, amp: str = "fp32") -> PretrainStep:
-    """The step of this model; ``amp`` is a key of `train.choices.DTYPES`."""
-    return PretrainStep(model, config.optim, config.optim.batch_size, dtype=DTYPES[amp])
+def build_step(config: Config, model: A2MC, amp: str = "fp32", overlap: str = "off") -> PretrainStep:
+    """The step of this model; ``amp`` and ``overlap`` as `train.choices` chooses them."""
+    return PretrainStep(model, config.optim, config.optim.batch_size, amp=amp, overlap=overlap == "on")
 
 
 def graph_step(stepper: PretrainStep, store: PlacedStore, recorder: Recorder | None = None) -> GraphedStep:
@@ -76,8 +76,8 @@ class Pretraining:
 
     Attributes:
         data: the clips; ``placement`` says in one line where their frames are and why.
-        stepper: makes the steps; ``amp``, ``compiled`` and ``graph`` say how, and why. Its sums of the metrics since
-            the epoch began make the epoch's row of metrics.csv, with ``seconds``.
+        stepper: makes the steps; ``amp``, ``compiled``, ``graph`` and ``overlap`` say how, and why. Its sums of the
+            metrics since the epoch began make the epoch's row of metrics.csv, with ``seconds``.
         epoch, batch: position; ``step`` counts all batches since the start.
     """
 
@@ -100,8 +100,8 @@ class Pretraining:
         self.model = build_model(config, self.data, device)
         self.amp, self.compiled = choose_amp(config.step, device), choose_compile(config.step, device)
         self.graph = choose_graph(config, self.data, device)
-        allow_tf32(self.amp.value == "tf32")
-        self.stepper = build_step(config, self.model, self.amp.value)
+        self.overlap = choose_overlap(config, device)
+        self.stepper = build_step(config, self.model, self.amp.value, self.overlap.value)
         if self.compiled.value == "on":
             self.stepper.compile_around()
         self._graphed = graph_step(self.stepper, self.data) if self.graph.value == "on" else None
@@ -119,7 +119,7 @@ class Pretraining:
     @property
     def computed(self) -> str:
         """How steps are computed, and why, in one line."""
-        made = {"amp": self.amp, "compile": self.compiled, "CUDA graph": self.graph}
+        made = {"amp": self.amp, "compile": self.compiled, "CUDA graph": self.graph, "overlap": self.overlap}
         choices = ", ".join(f"{name} {choice.value} ({choice.why})" for name, choice in made.items())
         return f"step: {choices}; {self.stepper.query_update.says}"
 
@@ -149,7 +149,7 @@ class Pretraining:
                     eta = row["seconds"] * (self.config.optim.epochs - self.epoch - 1)
                     log.info(epoch_line(row, self.config.optim.epochs, eta, self.config.encoder.feature_dim))
                     self._start_epoch(self.epoch + 1)
-                    if self.finished or self.epoch % self.config.log.checkpoint_every == 0:
+                    if self.finished or self.epoch % self.config.log.checkpoint_every == 0 or self._is_late:
                         self.save()
         finally:
             metrics.close()
@@ -161,13 +161,19 @@ class Pretraining:
                 if not self._advance(ids, clips):
                     profiler.step()
                 bar.update()
-                if time.monotonic() - self._saved_at > 60 * self.config.log.checkpoint_minutes:
+                # Not after the epoch's last batch: what comes next is its row of the metrics.
+                if self.batch < self.batches and self._is_late:
                     self._check()
                     self.seconds += time.perf_counter() - started
                     self.save()
                     started = time.perf_counter()
         self._check()  # waits for the device, so that the time is that of the steps
         self.seconds += time.perf_counter() - started
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether the last checkpoint is older than it may be."""
+        return time.monotonic() - self._saved_at > 60 * self.config.log.checkpoint_minutes
 
     def _remaining_batches(self) -> Generator[tuple[Tensor, PackedClips]]:
         """What is left of the epoch, without its last short batch."""

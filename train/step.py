@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastmc.amp import WorkingCopy
+from fastmc.amp import AMP, WorkingCopy, tensor_cores
 from fastmc.model import A2MC, Features
 from fastmc.step import MCStep
+from fastmc.storage import share_storage
+from fastmc.streams import Beside
 from fastmc.views import PackedClips
 from kernels.ranges import part
 from train.config import OptimConfig
@@ -71,10 +73,19 @@ class PretrainStep:
         query_update, key_update: what changes the encoders' weights.
     """
 
-    def __init__(self, model: A2MC, optim: OptimConfig, batch_size: int, *, dtype: torch.dtype = torch.float32) -> None:
-        """Allocates all that outlives a step. ``dtype``: of the recurrent nets and heads; float16 is scaled."""
+    def __init__(
+        self, model: A2MC, optim: OptimConfig, batch_size: int, *, amp: str = "fp32", overlap: bool = False
+    ) -> None:
+        """Allocates all that outlives a step.
+
+        Args:
+            amp: what recurrent nets and heads compute in, a key of `fastmc.amp.AMP`; gradients of float16 are scaled.
+            overlap: the key encoder computes beside the attack, on a second stream of the GPU.
+        """
         self.model = model
+        dtype, self._tensor_cores = AMP[amp]
         device = model.coefficients.device
+        self._beside = Beside(device) if overlap else None
         self.sample = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.counter = torch.zeros((), dtype=torch.int64, device=device)
         self.metrics = torch.zeros(len(StepMetrics._fields), device=device)
@@ -121,6 +132,10 @@ class PretrainStep:
 
         ``filling``: the bank is not yet full of f0, so this is a plain InfoNCE step that writes f0 to it.
         """
+        with tensor_cores(self._tensor_cores):
+            self._advance(clips, filling)
+
+    def _advance(self, clips: PackedClips, filling: bool) -> None:
         model = self.model
         model.train()
         for before, now in zip(self._before, self._statistics, strict=True):
@@ -128,13 +143,15 @@ class PretrainStep:
         self._query.refresh()
         self._key.refresh()
 
+        attacks = model.contrast.attacks and not filling
         f = model.features(
             clips,
             self.sample,
             self.counter,
-            hard_positives=model.contrast.method != "b1" and not filling,
+            hard_positives=attacks,
             encoders=(self._query.encoder, self._key.encoder),
             out=self._views,
+            beside=self._beside if attacks else None,
         )
         # After a fault nothing may change: this makes the loss NaN, and what is NaN changes nothing.
         stopped = self.fault[0] > 0
@@ -280,14 +297,6 @@ class FaultWatch:
         self._copy.copy_(self._fault[0], non_blocking=True)
         self._copied.record()
         return seen
-
-
-def share_storage(tensors: list[Tensor]) -> Tensor:
-    """Move tensors of one dtype into one flat tensor, whose parts they become; they keep names and values."""
-    flat = torch.cat([tensor.flatten() for tensor in tensors])
-    for tensor, part_of_it in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.data = part_of_it.view_as(tensor)
-    return flat
 
 
 def _norm_statistics(model: A2MC) -> list[list[Tensor]]:

@@ -22,3 +22,8 @@ def epoch_order(ids: Tensor, seed: int, epoch: int) -> Tensor:
     words = philox(seed, torch.arange(len(ids), device=ids.device), epoch, 0, ORDER_STREAM)
     keys = (words[:, 0] << 31) | (words[:, 1] >> 1)
     return ids[keys.argsort(stable=True)]
+
+
+def batches_of(order: Tensor, size: int) -> tuple[Tensor, ...]:
+    """The order in pieces of ``size``, the last one perhaps shorter. An empty order has none; split would make one."""
+    return order.split(size) if len(order) else ()

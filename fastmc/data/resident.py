@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastmc.data.order import batches_of
 from fastmc.data.store import PackedStore
 from fastmc.views import PackedClips
 
@@ -78,7 +79,7 @@ class ResidentStore(PlacedStore):
         return PackedClips(self.frames, self.start[ids], self.num_frames[ids], self.num_bodies[ids], self.max_bodies)
 
     def batches(self, order: Tensor, size: int) -> Generator[tuple[Tensor, PackedClips]]:
-        for ids in order.split(size):
+        for ids in batches_of(order, size):
             yield ids, self.select(ids)
 
 

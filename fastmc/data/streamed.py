@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from fastmc.data.order import batches_of
 from fastmc.data.resident import PlacedStore, copy_frames, map_frames, rounding_error
 from fastmc.data.store import PackedStore
 from fastmc.views import PackedClips
@@ -60,8 +61,8 @@ class StreamedStore(PlacedStore):
 
     def batches(self, order: Tensor, size: int) -> Generator[tuple[Tensor, PackedClips]]:
         """As in the base class. Waits for the device once, for the order. What fails in the thread is raised here."""
-        with closing(run_ahead(self._fetch, order.cpu().split(size), AHEAD)) as fetched:
-            for ids, batch in zip(order.split(size), fetched, strict=True):
+        with closing(run_ahead(self._fetch, batches_of(order.cpu(), size), AHEAD)) as fetched:
+            for ids, batch in zip(batches_of(order, size), fetched, strict=True):
                 yield ids, self._clips(ids, batch)
 
     def _fetch(self, ids: Tensor) -> _Fetched:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastmc.amp import tensor_cores
 from fastmc.augment import identity_params
 from fastmc.data.resident import PlacedStore
 from fastmc.evaluation.config import EvalConfig
@@ -33,6 +34,7 @@ class Represents(Protocol):
 
 
 @torch.no_grad()
+@tensor_cores(False)
 def represent(
     encoder: Represents,
     store: PlacedStore,

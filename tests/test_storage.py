@@ -1,0 +1,75 @@
+"""Tensors in one storage: values, names and alignment; weights of working copies."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastmc.amp import AMP, WorkingCopy
+from fastmc.encoder import Encoder, EncoderConfig
+from fastmc.recurrent import CUDNN_GRU, SequenceGRU, flatten_
+from fastmc.storage import ALIGNMENT, share_storage
+
+
+def test_tensors_that_share_a_storage_keep_their_values():
+    norm = torch.nn.BatchNorm1d(3)
+    norm.running_mean.copy_(torch.arange(3.0))
+    flat = share_storage([norm.running_mean, norm.running_var])
+    other = ALIGNMENT // 4
+    assert flat.nonzero().flatten().tolist() == [1, 2, other, other + 1, other + 2]
+    norm(torch.randn(4, 3))
+    assert torch.equal(flat[:3], norm.running_mean)
+    assert torch.equal(flat[other : other + 3], norm.running_var)
+    norm.load_state_dict(torch.nn.BatchNorm1d(3).state_dict())
+    assert flat.nonzero().flatten().tolist() == [other, other + 1, other + 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_each_begins_at_a_multiple_of_128_bytes(dtype):
+    tensors = [
+        torch.arange(n).to(dtype).reshape(shape) for n, shape in ((1, ()), (70, (7, 10)), (64, (64,)), (3, (3,)))
+    ]
+    before = [tensor.clone() for tensor in tensors]
+    flat = share_storage(tensors)
+    assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
+    starts = [tensor.storage_offset() * tensor.element_size() for tensor in tensors]
+    assert starts == sorted(starts) and all(start % ALIGNMENT == 0 for start in starts)
+    assert len({tensor.untyped_storage().data_ptr() for tensor in (flat, *tensors)}) == 1
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+@pytest.mark.parametrize("reading", ["sequence", "stepwise"])
+def test_weights_of_a_working_copy_lie_in_one_storage_for_each_call(reading, amp):
+    """cuDNN packs weights that do not, at every call. nn.GRU's own flatten_parameters refuses bfloat16."""
+    master = Encoder(EncoderConfig("2x8", reading=reading, feature_dim=16), input_size=6)
+    copy = WorkingCopy(master, AMP[amp].dtype)
+    copy.refresh()
+    grus = [m for m in copy.encoder.recurrent.modules() if isinstance(m, torch.nn.GRU)]
+    assert len(grus) == (1 if reading == "sequence" else 4)
+    for gru in grus:
+        assert len({weight.untyped_storage().data_ptr() for weight in gru.parameters()}) == 1
+    for (name, mine), theirs in zip(copy.encoder.named_parameters(), master.parameters(), strict=True):
+        assert torch.equal(mine, theirs.to(mine.dtype)), name
+
+
+def test_on_a_gpu_cudnn_s_own_order_is_asked_for(monkeypatch):
+    """As nn.GRU.flatten_parameters would, were it not for the dtype."""
+    asked = []
+
+    def stand_in(weights, *sizes):
+        assert not torch.is_grad_enabled(), "it writes to the weights"
+        asked.append((len(weights), weights[0].dtype, *sizes))
+
+    monkeypatch.setattr(torch, "_cudnn_rnn_flatten_weight", stand_in, raising=False)
+    gru = SequenceGRU(6, 8, 3).to(torch.bfloat16)
+    monkeypatch.setattr("fastmc.recurrent.on_gpu", lambda tensor: True)
+    flatten_(gru)
+    # weights, dtype; weights of a layer and direction, input, kind, hidden, projection, layers, batch first, both ways
+    assert asked == [(24, torch.bfloat16, 4, 6, CUDNN_GRU, 8, 0, 3, False, True)]
+
+
+def test_pytorch_s_number_of_the_gru_is_cudnn_s():
+    rnn = pytest.importorskip("torch.backends.cudnn.rnn")
+    if rnn._cudnn is None:
+        pytest.skip("this PyTorch is built without cuDNN")
+    assert rnn.get_cudnn_mode("GRU") == CUDNN_GRU
