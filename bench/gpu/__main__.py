@@ -15,7 +15,7 @@ import tyro
 from bench.gpu.keep import keep
 from bench.gpu.runner import LOG, PAGE, REPORT, Runner
 from bench.gpu.sections import SECTIONS
-from fastmc.checks import check_number
+from fastmc.checks import Positive, check_ranges
 
 LETTERS = "".join(section.letter for section in SECTIONS)
 
@@ -36,7 +36,7 @@ class Command:
 
     out: Path = Path("runs/gpu")
     """Folder of the report."""
-    minutes: float = 8.0
+    minutes: Positive = 8.0
     """All sections together."""
     only: tuple[str, ...] = ()
     """Letters of sections: a versions and smoke tests, b tests/gpu, c ceilings, d kernels, e loss and bank step,
@@ -51,7 +51,7 @@ class Command:
     """Run nothing; copy the report of --out to this folder, named by card, versions and commit: docs/gpu."""
 
     def __post_init__(self) -> None:
-        check_number("minutes", self.minutes, above=0)
+        check_ranges(self)
         unknown = [letter for letter in self.only if letter not in LETTERS or len(letter) != 1]
         if unknown:
             raise ValueError(f"only: there is no section {', '.join(unknown)}; there are {', '.join(LETTERS)}")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +10,12 @@ from torch import Tensor, nn
 from bench.gpu.clock import Call, Clock
 from bench.gpu.section import Bench
 from bench.recurrent import passes
+from fastmc.amp import AMP, tensor_cores
 from fastmc.encoder import EncoderConfig
 from fastmc.skeleton import NTU25
 
 SPLIT = "One bidirectional call of all layers against a call a layer and direction"
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+HALF = ("bf16", "fp16")
 
 
 def step_calls(net: nn.Module, bench: Bench, dtype: torch.dtype) -> Call:
@@ -32,16 +32,6 @@ def step_calls(net: nn.Module, bench: Bench, dtype: torch.dtype) -> Call:
             one()
 
     return call
-
-
-@contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Within: whether cuDNN may use the tensor cores in whatever is not float16."""
-    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, allowed
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 # --- Split
@@ -106,7 +96,7 @@ def compare_split(bench: Bench, clock: Clock) -> None:
     layers, hidden = EncoderConfig(bench.sizes.encoder).size
     width = NTU25.num_joints * bench.sizes.bodies * 3
     for batch in bench.sizes.recurrent_batches:
-        for amp, dtype in DTYPES.items():
+        for amp in HALF:
             if not bench.has(4, f"cuDNN split, B = {batch}, {amp}"):
                 return
             nets = {
@@ -115,21 +105,23 @@ def compare_split(bench: Bench, clock: Clock) -> None:
             }
             x = torch.randn(batch, bench.sizes.frames, width, device=bench.device)
             check_same(nets, x)
-            dtype = torch.float32 if bench.rehearsal else dtype  # a CPU takes its own, slow way in half precision
+            # A CPU takes its own, slow way in half precision.
+            dtype = torch.float32 if bench.rehearsal else AMP[amp].dtype
             for says, net in nets.items():
                 flatten(net.to(dtype))
                 forward, both = calls(net, x.to(dtype))
                 seconds = min(1.0, bench.left() / 40)
                 cells = {"B": batch, "precision": amp, "as": says}
                 for what, call in (("forward", forward), ("forward and backward", both)):
-                    timing = clock.best([call], seconds)
+                    with tensor_cores(AMP[amp].tensor_cores):
+                        timing = clock.best([call], seconds)
                     bench.found.row(SPLIT, **cells, passes=what, **timing.cells("ms"), how=timing.how)
 
 
 def check_same(nets: Mapping[str, nn.Module], x: Tensor) -> None:
     """Give all the weights of the first, on the device of x. AssertionError if they compute different things."""
     first = next(iter(nets.values()))
-    with tf32(False):
+    with tensor_cores(False):
         outputs = []
         for net in nets.values():
             copy_weights(first, net.to(x.device))

@@ -16,6 +16,7 @@ from bench.providers import ASCENT, MIXES, TEMPERATURE, Case, Mix, draw
 from fastmc import attack, chunked
 from fastmc.attack import AttackConfig
 from fastmc.augment import COLUMNS, AugmentConfig, ViewParams, draw_params
+from fastmc.doctor import gpu_lines
 from fastmc.model import OF_ATTACKED, OF_CLIPS
 from fastmc.skeleton import NTU25
 from fastmc.views import DenseClips, make_views
@@ -30,6 +31,8 @@ ANGULAR = ("pose", "jitter", "filter_sigma")
 
 
 def run(bench: Bench) -> None:
+    for name, text, _ in gpu_lines():
+        bench.found.note(f"{name}: {text}")
     check_products(bench, "bf16x3")  # the default
     bench.attempt("choices", check_choices, bench)
     bench.attempt("views", check_views, bench)

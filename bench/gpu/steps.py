@@ -11,17 +11,17 @@ from typing import Any
 import torch
 
 from bench.gpu import part_times, recurrent_calls
-from bench.gpu.clock import Clock
+from bench.gpu.clock import Clock, kernel_seconds
 from bench.gpu.section import Bench
 from bench.step import BATCHES, Ours, Plain, State, StepCase, start_state
 from bench.views import Clips, ViewsCase
-from fastmc.amp import WorkingCopy
+from fastmc.amp import AMP, WorkingCopy, tensor_cores
 from fastmc.views import ViewImpl
-from train.choices import DTYPES
 from train.config import Config, StepConfig
 from train.loop import build_model
 
 TABLE, PARTS, ALONE = "A training step", "Its parts", "The recurrent calls of a step alone"
+KERNELS = "This project's kernels within a step"
 LOSS = {"bf16": 2 * 2.0**-8, "fp16": 2 * 2.0**-8, "tf32": 2 * 2.0**-8, "fp32": 1e-4}
 """How far the loss of the first step may be from the plain reference's, relative."""
 STEPS = 20
@@ -34,17 +34,20 @@ class Way:
     amp: str
     compile: str
     graph: str
+    overlap: str = "auto"
 
     def __str__(self) -> str:
         compiled = ", compiled around the recurrent calls" if self.compile == "on" else ""
-        return f"{self.amp}{compiled}, {'one CUDA graph' if self.graph == 'on' else 'launch by launch'}"
+        alone = ", nothing beside the attack" if self.overlap == "off" else ""
+        return f"{self.amp}{compiled}{alone}, {'one CUDA graph' if self.graph == 'on' else 'launch by launch'}"
 
 
 PRODUCT = Way("bf16", "on", "on")
 WAYS = (
     PRODUCT,
-    Way("bf16", "off", "on"),
+    Way("bf16", "on", "on", overlap="off"),
     Way("fp16", "on", "on"),
+    Way("bf16", "off", "on"),
     Way("bf16", "on", "off"),
     Way("bf16", "off", "off"),
     Way("tf32", "on", "on"),
@@ -76,7 +79,7 @@ class Steps:
         """Of the plain reference's first step."""
 
     def make(self, way: Way) -> Ours:
-        step = StepConfig(amp=way.amp, compile=way.compile, cuda_graph=way.graph)  # type: ignore[arg-type]
+        step = StepConfig(amp=way.amp, compile=way.compile, cuda_graph=way.graph, overlap=way.overlap)  # type: ignore[arg-type]
         return Ours(replace(self.config, step=step), self.store, self.start)
 
     def numbered(self, side: Callable[..., Any]) -> Callable[[], Any]:
@@ -94,7 +97,7 @@ def run(bench: Bench) -> None:
     """The product's way first, then what its ratios need, then the other ways."""
     steps = Steps(bench)
     plain_step = steps.numbered(Plain(steps.config, steps.store, steps.start))
-    with recurrent_calls.tf32(False):
+    with tensor_cores(False):
         steps.loss = float(plain_step()["loss"])
     product, *others = REHEARSED if bench.rehearsal else WAYS
     bench.attempt(str(product), time_way, steps, product)
@@ -124,13 +127,12 @@ def time_way(steps: Steps, way: Way) -> None:
     """A row of the table. AssertionError if the first step's loss is not the reference's."""
     bench, on_gpu = steps.bench, steps.clock.on_gpu
     forget(bench)
-    with recurrent_calls.tf32(way.amp != "fp32"):
-        step = steps.numbered(ours := steps.make(way))
-        loss = float(step()["loss"])
-        assert ours.captured == (way.graph == "on"), "the step was not captured, and the log says why"
-        apart = abs(loss / steps.loss - 1)
-        assert apart <= LOSS[way.amp], f"the loss is {loss:.6f}, the plain reference's {steps.loss:.6f}"
-        timing = steps.clock.launched([step], max(0.1, min(4.0, bench.left() / 15)))
+    step = steps.numbered(ours := steps.make(way))
+    loss = float(step()["loss"])
+    assert ours.captured == (way.graph == "on"), "the step was not captured, and the log says why"
+    apart = abs(loss / steps.loss - 1)
+    assert apart <= LOSS[way.amp], f"the loss is {loss:.6f}, the plain reference's {steps.loss:.6f}"
+    timing = steps.clock.launched([step], max(0.1, min(4.0, bench.left() / 15)))
     seconds = timing.median
     bench.found.row(
         TABLE,
@@ -147,7 +149,7 @@ def time_way(steps: Steps, way: Way) -> None:
 
 def time_plain(steps: Steps, step: Callable[[], Any]) -> None:
     """The plain reference, float32, launch by launch; few rounds, since one may take seconds."""
-    with recurrent_calls.tf32(False):
+    with tensor_cores(False):
         timing = steps.clock.launched([step], max(0.1, min(6.0, steps.bench.left() / 10)), fewest=2)
     cells = timing.cells("ms")
     steps.bench.found.row(TABLE, way="plain reference, float32", **cells, steps_per_second=1 / timing.median)
@@ -160,8 +162,8 @@ def time_recurrent(steps: Steps, amp: str) -> None:
     bench = steps.bench
     if bench.rehearsal:
         amp = "fp32"
-    dtype = DTYPES[amp]
-    with recurrent_calls.tf32(amp != "fp32"):
+    dtype = AMP[amp].dtype
+    with tensor_cores(AMP[amp].tensor_cores):
         copy = WorkingCopy(build_model(steps.config, steps.store, bench.device).query, dtype)
         copy.refresh()
         call = recurrent_calls.step_calls(copy.encoder.recurrent, bench, dtype)
@@ -198,6 +200,8 @@ def time_parts(steps: Steps) -> None:
         for _ in range(2):
             step()
         rows["ms launch by launch"] = part_times.launched(step, 1 if bench.rehearsal else STEPS, on_gpu)
+        for name, (seconds, launches) in (kernel_seconds([step], rounds=5) if on_gpu else {}).items():
+            bench.found.row(KERNELS, kernel=name, launches=launches, us_a_launch=1e6 * seconds)
     names = list(dict.fromkeys(name for seconds in rows.values() for name in seconds))
     cells = [
         {"part": name} | {way: 1e3 * seconds[name] for way, seconds in rows.items() if name in seconds}
