@@ -13,7 +13,8 @@ import torch
 from bench.gpu import part_times, recurrent_calls
 from bench.gpu.clock import Clock, kernel_seconds
 from bench.gpu.section import Bench
-from bench.step import BATCHES, Ours, Plain, State, StepCase, start_state
+from bench.step import BATCHES, Ours, Plain, State, StepCase, after, start_state
+from bench.step import compare as compare_states
 from bench.views import Clips, ViewsCase
 from fastmc.amp import AMP, WorkingCopy, tensor_cores
 from fastmc.views import ViewImpl
@@ -62,8 +63,8 @@ class Steps:
     def __init__(self, bench: Bench) -> None:
         sizes = bench.sizes
         self.bench, self.clock = bench, Clock(bench.device)
-        case = StepCase("own", sizes.batch, sizes.bank, sizes.dim, sizes.encoder, sizes.frames)
-        config = case.config()
+        self.case = StepCase("own", sizes.batch, sizes.bank, sizes.dim, sizes.encoder, sizes.frames)
+        config = self.case.config()
         # The interpreter takes half a second for the views of a step.
         views: ViewImpl = "torch" if bench.rehearsal else "triton"
         self.config: Config = replace(
@@ -75,8 +76,8 @@ class Steps:
         self.store = self.clips.packed
         self.batches = torch.arange(len(self.store), device=bench.device).split(sizes.batch)[:BATCHES]
         self.start: State = start_state(self.config, self.store, bench.device)
-        self.loss = 0.0
-        """Of the plain reference's first step."""
+        self.truth: State = {}
+        """What the plain reference's first step has come to, in float32."""
 
     def make(self, way: Way) -> Ours:
         step = StepConfig(amp=way.amp, compile=way.compile, cuda_graph=way.graph, overlap=way.overlap)  # type: ignore[arg-type]
@@ -96,15 +97,16 @@ class Steps:
 def run(bench: Bench) -> None:
     """The product's way first, then what its ratios need, then the other ways."""
     steps = Steps(bench)
-    plain_step = steps.numbered(Plain(steps.config, steps.store, steps.start))
+    plain = Plain(steps.config, steps.store, steps.start)
+    plain_step = steps.numbered(plain)
     with tensor_cores(False):
-        steps.loss = float(plain_step()["loss"])
+        steps.truth = after(plain.live_state(), plain_step())
     product, *others = REHEARSED if bench.rehearsal else WAYS
     bench.attempt(str(product), time_way, steps, product)
     bench.attempt("recurrent calls", time_recurrent, steps, PRODUCT.amp)
     if bench.has(15, "the plain reference's step"):
         bench.attempt("the plain reference's step", time_plain, steps, plain_step)
-    del plain_step
+    del plain, plain_step
     forget(bench)
     bench.attempt("parts", time_parts, steps)
     bench.attempt(recurrent_calls.SPLIT, recurrent_calls.compare_split, bench, steps.clock)
@@ -124,14 +126,20 @@ def forget(bench: Bench) -> None:
 
 
 def time_way(steps: Steps, way: Way) -> None:
-    """A row of the table. AssertionError if the first step's loss is not the reference's."""
+    """A row of the table. AssertionError if the first step's loss, or in float32 any of its results, is not the
+    reference's."""
     bench, on_gpu = steps.bench, steps.clock.on_gpu
     forget(bench)
+    before = torch.cuda.memory_allocated() if on_gpu else 0
     step = steps.numbered(ours := steps.make(way))
-    loss = float(step()["loss"])
+    metrics = step()
     assert ours.captured == (way.graph == "on"), "the step was not captured, and the log says why"
-    apart = abs(loss / steps.loss - 1)
-    assert apart <= LOSS[way.amp], f"the loss is {loss:.6f}, the plain reference's {steps.loss:.6f}"
+    loss, truth = float(metrics["loss"]), float(steps.truth["loss"])
+    apart = abs(loss / truth - 1)
+    assert apart <= LOSS[way.amp], f"the loss is {loss:.6f}, the plain reference's {truth:.6f}"
+    share = None
+    if way.amp == "fp32":
+        share = 100 * compare_states(str(way), steps.case, steps.start, after(ours.live_state(), metrics), steps.truth)
     timing = steps.clock.launched([step], max(0.1, min(4.0, bench.left() / 15)))
     seconds = timing.median
     bench.found.row(
@@ -139,8 +147,9 @@ def time_way(steps: Steps, way: Way) -> None:
         way=str(way),
         **timing.cells("ms"),
         steps_per_second=1 / seconds,
-        peak_GB=torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None,
+        peak_GB=(torch.cuda.max_memory_allocated() - before) / 1e9 if on_gpu else None,
         loss_off_by=apart,
+        **{"% of the error budget of all results": share},
     )
     if way == PRODUCT or bench.rehearsal:
         bench.found.number("step_seconds", seconds)
