@@ -24,6 +24,7 @@ from bench.gpu.runner import CUT, DONE, FAILED, INTERRUPTED, LEFT_OUT, PAGE, REP
 from bench.gpu.section import Settings
 from bench.gpu.sections import SECTIONS, Section
 from bench.gpu.sizes import Sizes
+from bench.gpu.suite import verdict_of
 from kernels.ranges import observe, part
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -272,6 +273,25 @@ def test_results_are_kept_by_card_versions_and_commit(make, tmp_path, rehearsed)
     (run.out / REPORT).write_text(json.dumps(state))
     name = "nvidia-h100-80gb-hbm3_torch2.11.0-triton3.6.0_0123456789ab"
     assert [path.name for path in keep(run.out, tmp_path / "docs")] == [f"{name}.md", f"{name}.json"]
+
+
+# --- What pytest says
+
+
+@pytest.mark.parametrize(
+    ("line", "verdict"),
+    [
+        ("tests/gpu/test_a.py::test_b[zero in one clip] PASSED [  3%]", ("test_b[zero in one clip]", "PASSED")),
+        ("tests/gpu/test_a.py::test_b SKIPPED (needs an NVIDIA GPU) [100%]", ("test_b", "SKIPPED")),
+        ("[gw3] [  7%] FAILED tests/gpu/test_a.py::test_b[a b] ", ("test_b[a b]", "FAILED")),
+        ("FAILED tests/gpu/test_a.py::test_b - AssertionError", None),
+        ("tests/gpu/test_a.py::test_b[zero] ", None),
+        ("==== 5 skipped in 3.20s ====", None),
+    ],
+)
+def test_verdicts_are_read_once(line, verdict):
+    found = verdict_of(line + "\n")
+    assert found == (None if verdict is None else (f"tests/gpu/test_a.py::{verdict[0]}", verdict[1]))
 
 
 # --- Clocks

@@ -13,8 +13,10 @@ import torch
 import tyro
 
 from bench.gpu.keep import keep
+from bench.gpu.report import REHEARSED, headlines
 from bench.gpu.runner import LOG, PAGE, REPORT, Runner
 from bench.gpu.sections import SECTIONS
+from bench.machine import provenance
 from fastmc.checks import Positive, check_ranges
 
 LETTERS = "".join(section.letter for section in SECTIONS)
@@ -75,6 +77,8 @@ def run(command: Command) -> int:
     if not command.rehearse and not torch.cuda.is_available():
         raise ValueError("PyTorch sees no NVIDIA GPU, and nothing else can be measured; --rehearse tries the code here")
     chosen = [section for section in SECTIONS if not command.only or section.letter in command.only]
+    if command.commit is None and provenance()["commit"] is None:
+        print("git cannot tell which commit this is; --commit HASH puts it into the report", file=sys.stderr)
     runner = Runner(
         command.out, chosen, rehearsal=command.rehearse, again=command.again, commit=command.commit, say=_say
     )
@@ -83,7 +87,9 @@ def run(command: Command) -> int:
     except KeyboardInterrupt:
         print(f"stopped; {command.out / PAGE} has what was found, and the same command goes on", file=sys.stderr)
         return 130
-    print(f"\n{command.out / PAGE}, {REPORT} and {LOG} in {command.out}")
+    print(f"\n{REHEARSED}\n" if command.rehearse else "")
+    print("\n".join(f"{what}: {value}" for what, value in headlines(runner.state["sections"])))
+    print(f"{PAGE}, {REPORT} and {LOG} are in {command.out}")
     return code
 
 

@@ -69,16 +69,20 @@ def _conditions(state: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _headlines(sections: Mapping[str, Any]) -> Iterator[str]:
+    if found := headlines(sections):
+        yield from ("", "## Headlines", "", markdown(("", ""), found))
+
+
+def headlines(sections: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What each is, and its value with its unit."""
     numbers: dict[str, float] = {}
     for section in sections.values():
         numbers |= section.get("found", {}).get("numbers", {})
-    found = [
+    return [
         (what, f"{shown(numbers[key] * factor)} {unit}")
         for key, (what, factor, unit) in HEADLINES.items()
         if key in numbers
     ]
-    if found:
-        yield from ("", "## Headlines", "", markdown(("", ""), found))
 
 
 def _states(sections: Mapping[str, Any]) -> Iterator[str]:
