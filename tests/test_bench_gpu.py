@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,14 +17,15 @@ import torch
 from torch.autograd import DeviceType
 
 from bench.gpu import __main__ as command
-from bench.gpu import candidates, part_times, report, runner
+from bench.gpu import candidates, part_times, report, runner, smoke, training
 from bench.gpu.clock import Clock, Timing, by_kernel
 from bench.gpu.keep import keep
 from bench.gpu.recurrent_calls import Split, check_same
 from bench.gpu.runner import CUT, DONE, FAILED, INTERRUPTED, LEFT_OUT, PAGE, REPORT, Runner
-from bench.gpu.section import Settings
+from bench.gpu.section import Findings, Settings
 from bench.gpu.sections import SECTIONS, Section
 from bench.gpu.sizes import Sizes
+from bench.gpu.smoke import judge
 from bench.gpu.suite import verdict_of
 from kernels.ranges import observe, part
 
@@ -112,7 +114,8 @@ def test_what_is_done_is_not_run_again(rehearsed, monkeypatch, capsys):
 # --- Wrong arguments
 
 
-def test_without_a_gpu_nothing_is_measured(tmp_path, capsys):
+def test_without_a_gpu_nothing_is_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert command.main(["--out", str(tmp_path / "out")]) == 1
     assert "sees no NVIDIA GPU" in (said := capsys.readouterr().err) and "--rehearse" in said
     assert not (tmp_path / "out").exists()
@@ -150,9 +153,10 @@ BODIES = {
     "wrong": FINDS + "raise ValueError('it is broken')",
     "part": FINDS + "bench.attempt('the first half', lambda: 1 / 0)\n    bench.found.note('the second half')",
     "dead": FINDS + "import os; print('last words', flush=True); os.kill(os.getpid(), 9)",
-    "hangs": FINDS
-    + "import subprocess, time\n    child = subprocess.Popen(['sleep', '600'])\n    "
-    + "bench.found.number('child', child.pid)\n    time.sleep(600)",
+    "hangs": "import subprocess, time\n    child = subprocess.Popen(['sleep', '600'])\n    "
+    + "bench.found.number('child', child.pid)\n    "
+    + FINDS
+    + "time.sleep(600)",
 }
 
 
@@ -184,13 +188,21 @@ def test_a_failure_leaves_its_traceback_and_the_next_one_runs(make):
     assert "all well" in page
 
 
-def test_a_section_that_hangs_is_cut_with_all_that_it_started(make):
-    run = make("hangs", "good")
-    run.sections[0].__dict__["share"] = 1
-    assert run.run(minutes=0.4) == 1
+def test_a_section_that_hangs_is_cut_with_all_that_it_started(make, monkeypatch):
+    """Its time is up as soon as it has found something: the clock is put forward."""
+    run, late = make("hangs", "good"), SimpleNamespace(by=0.0)
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + late.by, sleep=time.sleep)
+    monkeypatch.setattr(runner, "time", clock)
+
+    def put_forward(text: str) -> None:
+        if "Rows" in text and not late.by:
+            late.by = 300.0
+
+    run._say = put_forward
+    assert run.run(minutes=10) == 1
     hung, good = state_of(run.out)["sections"].values()
     assert (hung["status"], good["status"]) == (CUT, DONE)
-    assert hung["budget"] <= hung["seconds"] < hung["budget"] + 10
+    assert hung["seconds"] >= hung["budget"] == 300 > good["seconds"]
     assert gone(int(hung["found"]["numbers"]["child"]))
 
 
@@ -249,6 +261,39 @@ def test_rehearsals_see_no_gpu_and_measurements_compile(monkeypatch):
     assert "TRITON_INTERPRET" not in runner.environment(rehearsal=False)
     rehearsal = runner.environment(rehearsal=True)
     assert rehearsal["TRITON_INTERPRET"] == "1" and rehearsal["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "budget", "fits"), [(1.0, 2.0, True), (3.0, 2.0, False), (float("nan"), 2.0, False), (1e-9, 0.0, False)]
+)
+def test_an_error_over_its_budget_fails_and_is_in_the_table(error, budget, fits, tmp_path):
+    found = Findings(tmp_path / "found.json")
+    errors, budgets = {"loss": 0.1, "bank": error}, {"loss": 1.0, "bank": budget}
+    if fits:
+        judge(SimpleNamespace(found=found), "a step", errors, budgets)
+    else:
+        with pytest.raises(AssertionError, match="a step: bank is off by"):
+            judge(SimpleNamespace(found=found), "a step", errors, budgets)
+    (row,) = found.tables[smoke.TABLE]
+    assert row["worst"] == "bank" and row["budget"] == budget
+
+
+def test_a_run_that_ends_by_itself_is_an_error_with_its_words(tmp_path, monkeypatch):
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho out of luck\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(training.sys, "executable", str(script))
+    run = training.Run(SimpleNamespace(work=tmp_path, sizes=Sizes()))
+    with pytest.raises(RuntimeError, match=r"train\.run ended with 3:\n.*\nout of luck"):
+        run.wait_until(lambda: False, 30.0)
+    run.close()
+
+
+def test_a_bare_machine_gets_the_versions_that_are_tested():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (names,) = re.findall(r"^BARE +:= (.*)$", makefile, re.MULTILINE)
+    pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    assert "tyro" in names.split() and set(names.split()) <= pinned
 
 
 # --- What is kept

@@ -114,7 +114,7 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # with its own children it can be ended as a whole
+                process_group=0,  # with its own children it can be ended as a whole
             )
             status = INTERRUPTED
             try:

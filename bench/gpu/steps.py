@@ -140,7 +140,7 @@ def time_way(steps: Steps, way: Way) -> None:
     share = None
     if way.amp == "fp32":
         share = 100 * compare_states(str(way), steps.case, steps.start, after(ours.live_state(), metrics), steps.truth)
-    timing = steps.clock.launched([step], max(0.1, min(4.0, bench.left() / 15)))
+    timing = steps.clock.launched([step], max(0.1, min(2.5, bench.left() / 20)))
     seconds = timing.median
     bench.found.row(
         TABLE,
