@@ -7,15 +7,16 @@ STAMP  := $(VENV)/.installed
 PIP_FLAGS ?=
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-
 # What a bare machine with PyTorch for Python 3.12 may lack: brought there in this folder, where there is no network.
 WHEELS ?= wheels
 BARE   := tyro docstring_parser typeguard typing_extensions nvtx
 PLATFORMS := manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
 # For bench.gpu: --minutes 8, --only a d, --rehearse, --help.
 GPU_FLAGS ?=
+# Of the soak.
+MINUTES ?= 10
 
-.PHONY: help demo test test-gpu gpu wheels lint types check bench summary ledger doctor clean
+.PHONY: help demo test test-gpu gpu wheels lint types check bench summary ledger doctor soak clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -70,6 +71,9 @@ ledger: $(STAMP) ## what the kernels cost a GPU: bytes, operations, registers, a
 
 doctor: $(STAMP) ## versions, devices, what can run and why not
 	$(BIN)/python -m fastmc.doctor
+
+soak: $(STAMP) ## kill the program at random moments and compare what it ends with; MINUTES=10
+	$(BIN)/python tests/soak.py --minutes $(MINUTES)
 
 clean: ## the virtual environment and caches; runs/ and data/ stay
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

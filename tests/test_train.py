@@ -30,6 +30,7 @@ from train.folder import RunFolder, load_config
 from train.loop import Pretraining
 from train.record import read_metrics
 from train.step import NonFiniteError
+from train.stopping import asked_to_stop
 
 ROOT = Path(__file__).resolve().parents[1]
 FAST = [
@@ -774,10 +775,12 @@ def test_evaluate_refuses_what_is_no_run(tmp_path, finished, capsys):
     assert "knn_k must be >= 1, got 0" in errors(capsys)
 
 
-def test_ctrl_c_leaves_a_run_that_resumes(data_root, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint_of_that_moment(number, data_root, tmp_path):
     out = tmp_path / "run"
+    flags = ("--epochs", "100000", "--probe-every", "0", "--checkpoint-every", "100000")
     process = subprocess.Popen(
-        [sys.executable, "-m", "train.run", *command(data_root, out, "--epochs", "100000", "--probe-every", "0")],
+        [sys.executable, "-m", "train.run", *command(data_root, out, *flags)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -788,8 +791,42 @@ def test_ctrl_c_leaves_a_run_that_resumes(data_root, tmp_path):
     for line in process.stdout:
         if line.startswith("epoch 3/"):
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert f"{number.name}: stopping after this step, with a checkpoint" in err
     assert "resumes" in err
-    assert checkpoint.load_latest(out / "checkpoints")[1]["position"]["step"] >= 6
+    assert checkpoint.load_latest(out / "checkpoints")[1]["position"]["step"] >= 9
+
+
+def test_asked_twice_it_stops_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    with asked_to_stop() as asked:
+        assert not asked()
+        signal.raise_signal(signal.SIGINT)
+        assert asked()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_stopped_in_the_middle_or_at_the_end_of_an_epoch_the_run_ends_as_if_it_had_not_been(last, data_root, tmp_path):
+    assert run.main(command(data_root, tmp_path / "whole")) == 0
+    advanced, when = Pretraining._advance, 3 if last else 2
+
+    def advance_and_ask(self: Pretraining, *batch: object) -> bool:
+        found = advanced(self, *batch)
+        if self.step == when:
+            signal.raise_signal(signal.SIGTERM)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pretraining, "_advance", advance_and_ask)
+        assert run.main(command(data_root, tmp_path / "parts", "--checkpoint-every", "100")) == 130
+    position = state_of(tmp_path / "parts")["position"]
+    assert (position["epoch"], position["batch"], position["step"]) == ((1, 0, 3) if last else (0, 2, 2))
+    assert run.main(command(data_root, tmp_path / "parts")) == 0
+    assert_same_state(state_of(tmp_path / "whole")["model"], state_of(tmp_path / "parts")["model"])
+    rows = [read_metrics(tmp_path / name / "metrics.csv") for name in ("whole", "parts")]
+    assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]]
