@@ -219,6 +219,23 @@ def gone(pid: int) -> bool:
     return False
 
 
+def test_nothing_outlives_who_started_it(make, tmp_path):
+    words = (
+        "from pathlib import Path; from bench.gpu.runner import Runner; from bench.gpu.sections import Section; "
+        f"Runner(Path({str(make('hangs').out)!r}), [Section('p', 'Hangs', 'section_hangs', 1)], rehearsal=True)"
+        ".run(minutes=20)"
+    )
+    path = os.pathsep.join((str(ROOT), os.environ["PYTHONPATH"]))
+    words = [sys.executable, "-u", "-c", words]
+    with subprocess.Popen(words, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert any(b"Rows" in line for line in parent.stdout), "the section runs"
+        parent.kill()
+    found = state_of(tmp_path / "out")["sections"]["p"]
+    assert found["status"] == INTERRUPTED, "and the report is readable"
+    assert gone(int(found["found"]["numbers"]["child"]))
+
+
 def test_what_does_not_fit_is_named(make):
     run = make("good", "good")
     run.sections[1].__dict__["least"] = 1000.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import signal
 import sys
 import time
@@ -15,6 +16,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any, TypeVar
 
 from fastmc.files import write_json
@@ -161,7 +163,22 @@ def device_facts() -> dict[str, Any]:
     }
 
 
+def end_with_parent() -> None:
+    """Once the process that started this one has died, however that came about, end this one and all that it has
+    started: else they would hold a GPU that nobody waits for."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.killpg(os.getpid(), signal.SIGKILL)
+
+    if os.getpgrp() == os.getpid():
+        Thread(target=watch, daemon=True).start()
+
+
 def main(words: str) -> int:
+    end_with_parent()
     signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # a shell's background jobs ignore it, children inherit that
