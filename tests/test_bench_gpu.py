@@ -522,13 +522,13 @@ def test_candidates_that_nobody_asks_for_are_an_error():
 
 
 def test_the_split_net_is_the_net():
-    nets = {"one": torch.nn.GRU(5, 7, 2, batch_first=True, bidirectional=True), "split": Split(5, 7, 2)}
-    x = torch.randn(3, 6, 5)
+    nets = {"one": torch.nn.GRU(5, 7, 2, bidirectional=True), "split": Split(5, 7, 2)}
+    x = torch.randn(6, 3, 5)
     check_same(nets, x)
 
     class Wrong(Split):
         def forward(self, x):
-            return super().forward(x.flip(1))
+            return super().forward(x.flip(0))
 
     with pytest.raises(AssertionError, match="something else"):
         check_same(nets | {"split": Wrong(5, 7, 2)}, x)

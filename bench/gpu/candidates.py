@@ -106,7 +106,8 @@ def attempt(bench: Bench, clock: Clock, mix: Mix, precision: str, part: str, cha
     try:
         with chosen(changes):
             check(bench, mix, precision)
-            timing = clock.replayed(_calls(bench, mix, precision), min(0.4, max(0.05, bench.left() / 60)))
+            calls = step_calls(bench.sizes, mix, precision, bench.device, bench.sizes.input_sets)
+            timing = clock.replayed(calls, min(0.4, max(0.05, bench.left() / 60)))
     except Exception as error:
         words = (str(error) or repr(error)).splitlines()[0][:160]
         bench.found.row(TABLE, **row, us=None, quartiles=f"{type(error).__name__}: {words}")
@@ -115,21 +116,21 @@ def attempt(bench: Bench, clock: Clock, mix: Mix, precision: str, part: str, cha
     return timing.median
 
 
+def step_calls(sizes: Sizes, mix: Mix, precision: str, device: torch.device, sets: int) -> list[Call]:
+    """The same step on so many sets of inputs: each is cold, if together they exceed the L2."""
+    case, step = sizes.case(mix), _step()
+
+    def call_on(seed: int) -> Call:
+        arguments: dict[str, Any] = step_arguments(draw(case, seed).to(device, torch.float32), case, precision)
+        return lambda: step(**arguments)
+
+    return [call_on(seed) for seed in range(sets)]
+
+
 def _step() -> Callable[..., Any]:
     from kernels.mc import mc_step_  # here, since importing it decides how Triton runs
 
     return mc_step_
-
-
-def _calls(bench: Bench, mix: Mix, precision: str) -> list[Call]:
-    """Steps on sets of inputs of their own: cold."""
-    case, step = bench.sizes.case(mix), _step()
-
-    def call_on(seed: int) -> Call:
-        arguments: dict[str, Any] = step_arguments(draw(case, seed).to(bench.device, torch.float32), case, precision)
-        return lambda: step(**arguments)
-
-    return [call_on(seed) for seed in range(bench.sizes.input_sets)]
 
 
 def check(bench: Bench, mix: Mix, precision: str) -> None:

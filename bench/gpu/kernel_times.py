@@ -15,9 +15,6 @@ from dataclasses import dataclass
 from threading import Thread
 from typing import Any
 
-import torch
-
-from bench.counting import step_arguments
 from bench.gpu import candidates, ceilings
 from bench.gpu.clock import Call, Clock, Timing, kernel_seconds
 from bench.gpu.section import Bench, Result
@@ -25,7 +22,7 @@ from bench.gpu.smoke import check_step
 from bench.ledger_data import THINGS, DataStep
 from bench.ledger_mc import McStep, compulsory
 from bench.ledger_rows import H100, count_rows
-from bench.providers import MIXES, Case, Mix, draw
+from bench.providers import MIXES, Mix
 
 PRECISION = "bf16x3"
 STEP, DATA = "Loss and bank step, all launches", "Views, choices and attack"
@@ -83,22 +80,11 @@ def least(moved: float, flops: float, exponentials: float, most: Mapping[str, fl
     return bounds[bound], bound
 
 
-def step_calls(case: Case, device: torch.device, sets: int) -> list[Call]:
-    """The same step on so many sets of inputs."""
-    from kernels.mc import mc_step_  # here, since importing it decides how Triton runs
-
-    def call_on(seed: int) -> Call:
-        arguments: dict[str, Any] = step_arguments(draw(case, seed).to(device, torch.float32), case, PRECISION)
-        return lambda: mc_step_(**arguments)
-
-    return [call_on(seed) for seed in range(sets)]
-
-
 def time_step(bench: Bench, clock: Clock, mix: Mix, most: Mapping[str, float]) -> dict[str, tuple[float, float]]:
     """Seconds and launches of its kernels; of own mixing only, which is what the ledger counts here."""
     case, seconds = bench.sizes.case(mix), min(2.0, bench.left() / 20)
     check_step(bench, mix, PRECISION)  # no parity, no numbers
-    calls = step_calls(case, bench.device, bench.sizes.input_sets)
+    calls = candidates.step_calls(bench.sizes, mix, PRECISION, bench.device, bench.sizes.input_sets)
     ways: tuple[tuple[str, Callable[..., Timing], Sequence[Call]], ...] = (
         (f"as a graph, {len(calls)} sets of inputs (cold)", clock.replayed, calls),
         ("as a graph, one set (warm)", clock.replayed, calls[:1]),

@@ -12,6 +12,7 @@ from bench.gpu.section import Bench
 from bench.recurrent import passes
 from fastmc.amp import AMP, tensor_cores
 from fastmc.encoder import EncoderConfig
+from fastmc.recurrent import flatten_
 from fastmc.skeleton import NTU25
 
 SPLIT = "One bidirectional call of all layers against a call a layer and direction"
@@ -24,8 +25,9 @@ def step_calls(net: nn.Module, bench: Bench, dtype: torch.dtype) -> Call:
     sizes = bench.sizes
     generator = torch.Generator(bench.device).manual_seed(0)
     width = NTU25.num_joints * sizes.bodies * 3
-    x = torch.randn(3 * sizes.batch, sizes.frames, width, generator=generator, device=bench.device).to(dtype)
-    calls = passes(net, x)
+    # In memory, frames come first: cuDNN takes them so.
+    x = torch.randn(sizes.frames, 3 * sizes.batch, width, generator=generator, device=bench.device).to(dtype)
+    calls = passes(net, x.transpose(0, 1))
 
     def call() -> None:
         for one in calls.values():
@@ -38,7 +40,8 @@ def step_calls(net: nn.Module, bench: Bench, dtype: torch.dtype) -> Call:
 
 
 class Split(nn.Module):
-    """A bidirectional GRU as single-layer one-directional ones; the second of a layer reads the frames backwards.
+    """A bidirectional GRU as single-layer one-directional ones, frames first; the second of a layer reads the frames
+    backwards.
 
     On a GPU the two directions of a layer run on streams of their own.
     """
@@ -46,49 +49,28 @@ class Split(nn.Module):
     def __init__(self, inputs: int, hidden: int, layers: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.ModuleList(nn.GRU(inputs if layer == 0 else 2 * hidden, hidden, batch_first=True) for _ in range(2))
+            nn.ModuleList(nn.GRU(inputs if layer == 0 else 2 * hidden, hidden) for _ in range(2))
             for layer in range(layers)
         )
         self._side: torch.cuda.Stream | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, F) to the outputs of the last layer (B, T, 2 * hidden)."""
+        """(T, B, F) to the outputs of the last layer (T, B, 2 * hidden)."""
         for pair in self.layers:
             assert isinstance(pair, nn.ModuleList)
             forwards, backwards = pair
             if not x.is_cuda:
-                x = torch.cat([forwards(x)[0], backwards(x.flip(1))[0].flip(1)], dim=-1)
+                x = torch.cat([forwards(x)[0], backwards(x.flip(0))[0].flip(0)], dim=-1)
                 continue
             self._side = self._side or torch.cuda.Stream()
             here = torch.cuda.current_stream()
             self._side.wait_stream(here)
             with torch.cuda.stream(self._side):
-                second = backwards(x.flip(1))[0].flip(1)
+                second = backwards(x.flip(0))[0].flip(0)
             first = forwards(x)[0]
             here.wait_stream(self._side)
             x = torch.cat([first, second], dim=-1)
         return x
-
-
-def flatten(net: nn.Module) -> None:
-    """One block of memory for the weights of every GRU, as cuDNN wants them: `nn.GRU.flatten_parameters` leaves
-    bfloat16 out."""
-    for gru in (module for module in net.modules() if isinstance(module, nn.GRU)):
-        weights: list[Tensor] = [w for layer in gru.all_weights for w in layer]
-        if not weights[0].is_cuda:
-            continue
-        with torch.no_grad():
-            torch._cudnn_rnn_flatten_weight(
-                weights,
-                len(gru.all_weights[0]),
-                gru.input_size,
-                torch.backends.cudnn.rnn.get_cudnn_mode("GRU"),
-                gru.hidden_size,
-                0,
-                gru.num_layers,
-                gru.batch_first,
-                gru.bidirectional,
-            )
 
 
 def compare_split(bench: Bench, clock: Clock) -> None:
@@ -100,15 +82,17 @@ def compare_split(bench: Bench, clock: Clock) -> None:
             if not bench.has(4, f"cuDNN split, B = {batch}, {amp}"):
                 return
             nets = {
-                "one call": nn.GRU(width, hidden, layers, batch_first=True, bidirectional=True),
+                "one call": nn.GRU(width, hidden, layers, bidirectional=True),
                 "a call a layer and direction": Split(width, hidden, layers),
             }
-            x = torch.randn(batch, bench.sizes.frames, width, device=bench.device)
+            x = torch.randn(bench.sizes.frames, batch, width, device=bench.device)
             check_same(nets, x)
             # A CPU takes its own, slow way in half precision.
             dtype = torch.float32 if bench.rehearsal else AMP[amp].dtype
             for says, net in nets.items():
-                flatten(net.to(dtype))
+                net.to(dtype)
+                for gru in (module for module in net.modules() if isinstance(module, nn.GRU)):
+                    flatten_(gru)
                 forward, both = calls(net, x.to(dtype))
                 seconds = min(1.0, bench.left() / 40)
                 cells = {"B": batch, "precision": amp, "as": says}
