@@ -166,6 +166,11 @@ class Ours:
         optimizer = self.stepper.query_update.optimizer
         return live_state(model.query, model.key, bank.entries, bank.momentum, optimizer)
 
+    @property
+    def captured(self) -> bool:
+        """Whether the last step was the replay of a graph."""
+        return self._graphed is not None and self._graphed.captures > 0
+
     def __call__(self, ids: Tensor, number: int) -> reference.Metrics:
         self.stepper.prepare(ids, number, self.config.optim.lr)
         if self._graphed is None:
