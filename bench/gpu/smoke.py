@@ -17,8 +17,10 @@ from fastmc import attack, chunked
 from fastmc.attack import AttackConfig
 from fastmc.augment import COLUMNS, AugmentConfig, ViewParams, draw_params
 from fastmc.doctor import gpu_lines
+from fastmc.encoder import EncoderConfig
 from fastmc.model import OF_ATTACKED, OF_CLIPS
 from fastmc.skeleton import NTU25
+from fastmc.storage import share_storage
 from fastmc.views import DenseClips, make_views
 
 SIMILARITY = {"bf16x3": 3 * 2.0**-18, "ieee": 0.0, "bf16": 2.0**-8}
@@ -37,6 +39,7 @@ def run(bench: Bench) -> None:
     bench.attempt("choices", check_choices, bench)
     bench.attempt("views", check_views, bench)
     bench.attempt("attack", check_attack, bench)
+    bench.attempt("update of the weights", check_update, bench)
     check_products(bench, "ieee")
     check_products(bench, "bf16")
 
@@ -175,3 +178,42 @@ def check_attack(bench: Bench) -> None:
     found = kernel.limited_step(x.to(bench.device), gradient.to(bench.device), *settings)
     budget = BUDGET * EPS * float(truth.abs().max())
     judge(bench, "attacked clips", {"metres": off(found, truth)}, {"metres": budget})
+
+
+# --- Update of the weights
+
+
+def check_update(bench: Bench) -> None:
+    """SGD, eq. 4 and the copies in half precision, of weights in the shapes of the recurrent net's largest layer."""
+    from kernels.update import UpdateGroup  # here, since importing it decides how Triton runs
+
+    _, hidden = EncoderConfig(bench.sizes.encoder).size
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3 * hidden, 2 * hidden), (3 * hidden, hidden), (3 * hidden,), (3 * hidden,)]
+    query, key, velocity, gradient = ([torch.randn(shape, generator=generator) for shape in shapes] for _ in range(4))
+    gradient = [g.bfloat16() for g in gradient]
+    there: dict[str, list[Tensor]] = {"query": query, "key": key}
+    there |= {f"{name}'s copy": [w.bfloat16() for w in there[name]] for name in ("query", "key")}
+    there = {name: [w.to(bench.device, copy=True) for w in weights] for name, weights in there.items()}
+    for weights in there.values():
+        share_storage(weights)
+    group = UpdateGroup(*there.values())
+    for ours, value in zip(group.velocity, velocity, strict=True):
+        ours.copy_(value)
+    settings = {"momentum": 0.9, "weight_decay": 1e-4, "alpha": 0.999}
+    skip, lr = torch.zeros((), device=bench.device), torch.full((), 0.01, device=bench.device)
+    group.step([g.to(bench.device) for g in gradient], skip=skip, lr=lr, unscale=None, **settings)
+    there["velocity"] = group.velocity
+
+    errors, budgets = dict.fromkeys(there, 0.0), dict.fromkeys(there, 0.0)
+    for i in range(len(shapes)):
+        q, k, v, g = (each[i].double() for each in (query, key, velocity, gradient))
+        v = 0.9 * v + g + 1e-4 * q
+        q = q - float(lr) * v
+        k = k - 0.001 * (k - q)
+        truth = {"query": q, "key": k, "query's copy": q, "key's copy": k, "velocity": v}
+        for name, exact in truth.items():
+            rounding = 2.0**-8 if name.endswith("copy") else 4 * EPS
+            errors[name] = max(errors[name], off(there[name][i], exact))
+            budgets[name] = max(budgets[name], rounding * float(exact.abs().max()))
+    judge(bench, "update of the weights, both encoders and their copies", errors, budgets)
