@@ -231,7 +231,7 @@ def test_the_log_says_how_steps_are_computed_and_profile_writes_its_files(finish
     line = (
         "step: amp fp32 (half precision is slower on cpu), compile off (on cpu it costs more than it saves), "
         "CUDA graph off (CUDA graphs need an NVIDIA GPU, not cpu), overlap off (a second stream needs a GPU, not cpu); "
-        "AdamW of torch, fused (apex is for sgd, not adamw)"
+        "AdamW of torch, fused (our kernel is for sgd, not adamw)"
     )
     assert line in (finished / "run.log").read_text()
     out = tmp_path / "run"
@@ -312,7 +312,13 @@ def test_the_log_says_where_the_frames_are(finished, data_root, tmp_path):
 def test_a_run_may_change_its_placement_and_not_its_numbers(finished, data_root, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(finished, out)
-    for free in (("--placement", "mapped"), ("--view-impl", "torch"), ("--cuda-graph", "off"), ("--profile", "2")):
+    for free in (
+        ("--placement", "mapped"),
+        ("--view-impl", "torch"),
+        ("--cuda-graph", "off"),
+        ("--profile", "2"),
+        ("--optimizer-impl", "torch"),
+    ):
         assert run.main(command(data_root, out, *free)) == 0
         assert "finished" in errors(capsys)
     assert run.main(command(data_root, out, "--frames-dtype", "float16")) == 1
@@ -667,6 +673,8 @@ def test_two_processes_do_not_share_a_folder(data_root, tmp_path, capsys):
         ),
         (["--stream", "bone", "--dataset", "nowhere"], "there is no dataset 'nowhere'"),
         (["--amp", "tf32"], "amp = 'tf32' needs an NVIDIA GPU, not cpu; give --amp fp32"),
+        (["--optimizer-impl", "triton"], "optimizer_impl = 'triton' is impossible: our kernel is for sgd, not adamw"),
+        (["--optimizer-impl", "apex"], "optimizer_impl = 'apex' is impossible: apex is for sgd, not adamw"),
         (["--cuda-graph", "on"], "cuda_graph = 'on' is impossible: CUDA graphs need an NVIDIA GPU"),
     ],
 )

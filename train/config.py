@@ -33,6 +33,10 @@ class OptimConfig:
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd has momentum 0.9, as in paper section 4.2."""
+    optimizer_impl: Literal["auto", "triton", "torch", "apex"] = "auto"
+    """Who updates the weights. triton: sgd, the key encoder and both copies in half precision, in one pass over the
+    weights. torch: its fused optimizers. apex: FusedSGD of NVIDIA's apex. auto: triton for sgd where Triton can run,
+    else torch."""
     lr: Positive = 0.01
     """Initial learning rate."""
     weight_decay: NotNegative = 1e-4

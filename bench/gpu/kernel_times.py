@@ -15,14 +15,18 @@ from dataclasses import dataclass
 from threading import Thread
 from typing import Any
 
+import torch
+
 from bench.gpu import candidates, ceilings
 from bench.gpu.clock import Call, Clock, Timing, kernel_seconds
 from bench.gpu.section import Bench, Result
-from bench.gpu.smoke import check_step
+from bench.gpu.smoke import check_step, update_of
 from bench.ledger_data import THINGS, DataStep
 from bench.ledger_mc import McStep, compulsory
 from bench.ledger_rows import H100, count_rows
 from bench.providers import MIXES, Mix
+from fastmc.encoder import Encoder, EncoderConfig
+from fastmc.skeleton import NTU25
 
 PRECISION = "bf16x3"
 STEP, DATA = "Loss and bank step, all launches", "Views, choices and attack"
@@ -51,6 +55,7 @@ def run(bench: Bench) -> None:
     for mix in MIXES:
         measured |= bench.attempt(f"loss and bank step, {mix} mixing", time_step, bench, clock, mix, most) or {}
     measured |= bench.attempt(DATA, time_data, bench, clock, data) or {}
+    bench.attempt("update of the weights", time_update, bench, clock, most)
     bench.attempt("other tiles", candidates.run, bench, clock, PRECISION, ahead)
     bench.attempt(CEILING, shares, bench, counts, measured, most)
 
@@ -127,6 +132,27 @@ def time_data(bench: Bench, clock: Clock, data: DataStep) -> dict[str, tuple[flo
 
     data.make(bench.device.type, "triton", each)
     return measured
+
+
+def time_update(bench: Bench, clock: Clock, most: Mapping[str, float]) -> None:
+    """SGD, eq. 4 and the copies, of all weights of the recurrent nets: they are read and written once."""
+    config, width = EncoderConfig(bench.sizes.encoder), NTU25.num_joints * bench.sizes.bodies * 3
+    with torch.device("meta"):
+        shapes = [weight.shape for weight in Encoder(config, width).recurrent.parameters()]
+    call, tensors = update_of(shapes, bench.device)
+    timing = clock.best([call], min(1.0, bench.left() / 40))
+    read = sum(w.nbytes for name, same in tensors.items() if not name.endswith("copy") for w in same)
+    written = sum(w.nbytes for name, same in tensors.items() if name != "gradient" for w in same)
+    floor, bound = least(read + written, 0.0, 0.0, most)
+    bench.found.row(
+        CEILING,
+        what="_update_kernel",
+        MB=(read + written) / 1e6,
+        us_at_least=1e6 * floor,
+        bound_by=bound,
+        us=1e6 * timing.median,
+        **{"% of the ceiling": 100 * floor / timing.median},
+    )
 
 
 def shares(

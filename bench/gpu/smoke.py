@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,10 @@ from fastmc import attack, chunked
 from fastmc.attack import AttackConfig
 from fastmc.augment import COLUMNS, AugmentConfig, ViewParams, draw_params
 from fastmc.doctor import gpu_lines
+from fastmc.encoder import EncoderConfig
 from fastmc.model import OF_ATTACKED, OF_CLIPS
 from fastmc.skeleton import NTU25
+from fastmc.storage import share_storage
 from fastmc.views import DenseClips, make_views
 
 SIMILARITY = {"bf16x3": 3 * 2.0**-18, "ieee": 0.0, "bf16": 2.0**-8}
@@ -37,6 +39,7 @@ def run(bench: Bench) -> None:
     bench.attempt("choices", check_choices, bench)
     bench.attempt("views", check_views, bench)
     bench.attempt("attack", check_attack, bench)
+    bench.attempt("update of the weights", check_update, bench)
     check_products(bench, "ieee")
     check_products(bench, "bf16")
 
@@ -175,3 +178,58 @@ def check_attack(bench: Bench) -> None:
     found = kernel.limited_step(x.to(bench.device), gradient.to(bench.device), *settings)
     budget = BUDGET * EPS * float(truth.abs().max())
     judge(bench, "attacked clips", {"metres": off(found, truth)}, {"metres": budget})
+
+
+# --- Update of the weights
+
+
+def update_of(
+    shapes: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Callable[[], None], dict[str, list[Tensor]]]:
+    """A call that makes one update of weights in these shapes, and all tensors that it changes or reads, by name."""
+    from kernels.update import UpdateGroup  # here, since importing it decides how Triton runs
+
+    generator = torch.Generator(device).manual_seed(0)
+
+    def drawn_ones() -> list[Tensor]:
+        return [torch.randn(tuple(shape), generator=generator, device=device) for shape in shapes]
+
+    weights = {"query": drawn_ones(), "key": drawn_ones()}
+    weights |= {f"{name}'s copy": [w.bfloat16() for w in weights[name]] for name in ("query", "key")}
+    gradient = [w.bfloat16() for w in drawn_ones()]
+    for same in (*weights.values(), gradient):
+        share_storage(same)
+    group = UpdateGroup(*weights.values())
+    for velocity, value in zip(group.velocity, drawn_ones(), strict=True):
+        velocity.copy_(value)
+    skip, lr = torch.zeros((), device=device), torch.full((), LR, device=device)
+
+    def call() -> None:
+        group.step(gradient, skip=skip, lr=lr, unscale=None, momentum=0.9, weight_decay=1e-4, alpha=0.999)
+
+    return call, weights | {"velocity": group.velocity, "gradient": gradient}
+
+
+LR = 0.01
+
+
+def check_update(bench: Bench) -> None:
+    """SGD, eq. 4 and the copies in half precision, of weights in the shapes of the recurrent net's largest layer."""
+    _, hidden = EncoderConfig(bench.sizes.encoder).size
+    shapes = [(3 * hidden, 2 * hidden), (3 * hidden, hidden), (3 * hidden,), (3 * hidden,)]
+    call, there = update_of(shapes, bench.device)
+    before = {name: [w.detach().cpu().double() for w in weights] for name, weights in there.items()}
+    call()
+    errors, budgets = dict.fromkeys(there, 0.0), dict.fromkeys(there, 0.0)
+    lr = float(torch.tensor(LR))
+    for i in range(len(shapes)):
+        q, k, v, g = (before[name][i] for name in ("query", "key", "velocity", "gradient"))
+        v = 0.9 * v + g + 1e-4 * q
+        q = q - lr * v
+        k = k - 0.001 * (k - q)
+        truth = {"query": q, "key": k, "query's copy": q, "key's copy": k, "velocity": v, "gradient": g}
+        for name, exact in truth.items():
+            rounding = 2.0**-8 if name.endswith("copy") else 4 * EPS
+            errors[name] = max(errors[name], off(there[name][i], exact))
+            budgets[name] = max(budgets[name], rounding * float(exact.abs().max()))
+    judge(bench, "update of the weights, both encoders and their copies", errors, budgets)
