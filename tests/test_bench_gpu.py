@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def rehearsed(tmp_path_factory):
     """The folder of a rehearsal of all sections, and what the command has said."""
     out = tmp_path_factory.mktemp("gpu") / "report"
-    words = [sys.executable, "-m", "bench.gpu", "--rehearse", "--out", str(out), "--minutes", "20"]
+    words = [sys.executable, "-m", "bench.gpu", "--rehearse", "--out", str(out), "--minutes", "60"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{(out / runner.LOG).read_text()[-5000:]}"
     return out, done.stdout
@@ -177,7 +177,7 @@ def make(tmp_path, monkeypatch):
 
 def test_a_failure_leaves_its_traceback_and_the_next_one_runs(make):
     run = make("wrong", "part", "dead", "good")
-    assert run.run(minutes=2) == 1
+    assert run.run(minutes=30) == 1
     sections = state_of(run.out)["sections"]
     assert [s["status"] for s in sections.values()] == [FAILED, FAILED, FAILED, DONE]
     assert all(s["found"]["tables"] == {"Rows": [{"us": 1.5}]} for s in sections.values()), "what it had found stays"
@@ -202,7 +202,7 @@ def test_a_section_that_hangs_is_cut_with_all_that_it_started(make, monkeypatch)
     assert run.run(minutes=10) == 1
     hung, good = state_of(run.out)["sections"].values()
     assert (hung["status"], good["status"]) == (CUT, DONE)
-    assert hung["seconds"] >= hung["budget"] == 300 > good["seconds"]
+    assert hung["seconds"] >= hung["budget"] > 290 > good["seconds"]
     assert gone(int(hung["found"]["numbers"]["child"]))
 
 
@@ -223,7 +223,7 @@ def test_nothing_outlives_who_started_it(make, tmp_path):
     words = (
         "from pathlib import Path; from bench.gpu.runner import Runner; from bench.gpu.sections import Section; "
         f"Runner(Path({str(make('hangs').out)!r}), [Section('p', 'Hangs', 'section_hangs', 1)], rehearsal=True)"
-        ".run(minutes=20)"
+        ".run(minutes=30)"
     )
     path = os.pathsep.join((str(ROOT), os.environ["PYTHONPATH"]))
     words = [sys.executable, "-u", "-c", words]
@@ -239,7 +239,7 @@ def test_nothing_outlives_who_started_it(make, tmp_path):
 def test_what_does_not_fit_is_named(make):
     run = make("good", "good")
     run.sections[1].__dict__["least"] = 1000.0
-    assert run.run(minutes=1) == 0
+    assert run.run(minutes=30) == 0
     assert [s["status"] for s in state_of(run.out)["sections"].values()] == [DONE, LEFT_OUT]
     assert "and it takes 1000 at least" in (run.out / PAGE).read_text(encoding="utf-8")
 
@@ -254,13 +254,13 @@ def test_an_interrupted_report_is_readable_and_goes_on(make):
 
     run._say = interrupt
     with pytest.raises(KeyboardInterrupt):
-        run.run(minutes=5)
+        run.run(minutes=30)
     (section,) = state_of(run.out)["sections"].values()
     assert section["status"] == INTERRUPTED and section["found"]["tables"] == {"Rows": [{"us": 1.5}]}
     assert "**interrupted**" in (run.out / PAGE).read_text(encoding="utf-8")
 
     again = make("good", "good")
-    assert again.run(minutes=2) == 0
+    assert again.run(minutes=30) == 0
     assert [s["status"] for s in state_of(run.out)["sections"].values()] == [DONE, DONE]
 
 
@@ -322,7 +322,7 @@ def test_results_are_kept_by_card_versions_and_commit(make, tmp_path, rehearsed)
     with pytest.raises(ValueError, match=f"holds no {REPORT}"):
         keep(tmp_path / "nothing", tmp_path / "docs")
     run = make("good")
-    run.run(minutes=1)
+    run.run(minutes=30)
     state = state_of(run.out)
     state["identity"] |= {
         "rehearsal": False,

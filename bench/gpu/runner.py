@@ -57,6 +57,7 @@ class Runner:
         if out.exists() and not out.is_dir():
             raise ValueError(f"out: {out} is a file, and a folder is needed")
         identity = identify(rehearsal, commit)
+        self._dirty = identity["dirty"]
         self.state: dict[str, Any] = {"identity": identity, "conditions": {}, "sections": {}}
         if (out / REPORT).exists():
             self.state = read(out)
@@ -70,6 +71,7 @@ class Runner:
         for done in (s for s in self.sections if s not in todo):
             self._say(f"({done.letter}) {done.title}: is done; --again runs it again")
         if todo:
+            self.state["identity"]["dirty"] |= self._dirty
             self.state["conditions"] = conditions()
             self._write()
         work = Path(tempfile.mkdtemp(prefix="fastmc-gpu-"))
@@ -214,7 +216,7 @@ def identify(rehearsal: bool, commit: str | None) -> dict[str, Any]:
 
 def check_same(held: dict[str, Any], ours: dict[str, Any], out: Path) -> None:
     """ValueError if numbers of ``ours`` may not stand beside those that a folder holds."""
-    different = [name for name in ours if ours[name] != held.get(name)]
+    different = [name for name in ours if name != "dirty" and ours[name] != held.get(name)]
     if different:
         what = ", ".join(f"{name} {held.get(name)}, now {ours[name]}" for name in different)
         raise ValueError(f"out: {out} holds a report of other conditions ({what}); name another folder")
