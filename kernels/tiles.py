@@ -8,7 +8,9 @@ bits differ between targets, never between runs.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 
+import torch
 import triton
 
 
@@ -23,8 +25,8 @@ class Tiles:
     sweep_warps: int
     sweep_stages: int
     """Tiles in flight: 1 loads a tile when it is wanted, more load ahead into shared memory."""
-    programs: int
-    """Programs of the sweep that run at the same time on the chip that the target stands for."""
+    sweep_programs: int
+    """Programs of the sweep that run at the same time on a multiprocessor."""
     bank_samples: int
     """Samples that a tile of the bank's step meets at a time."""
     bank_entries: int
@@ -38,20 +40,30 @@ def tiles(target: str, block_d: int, precision: str, mix: str) -> Tiles:
     """For a target as :func:`current_target` names it."""
     # sweep: queries, entries, warps, stages, programs; bank: samples, entries, warps, stages
     if precision == "ieee":  # multiply-adds instead of tensor cores: what is held in registers must be small
-        return Tiles(16, 16, 4, 1, 1024, 16, 16, 4, 1)
+        return Tiles(16, 16, 4, 1, 8, 16, 16, 4, 1)
     if block_d > 256:
-        return Tiles(16, 16, 8, 1, 128, 16, 16, 8, 1)
+        return Tiles(16, 16, 8, 1, 1, 16, 16, 8, 1)
     if block_d > 128:
-        return Tiles(32, 32, 8, 1, 128, 32, 16, 8, 1)
+        return Tiles(32, 32, 8, 1, 1, 32, 16, 8, 1)
     chosen = {
-        "hopper": Tiles(128, 32, 8, 3, 128, 32, 64, 8, 3),
-        "blackwell": Tiles(64, 64, 8, 1, 128, 32, 64, 8, 3),
-        "ampere": Tiles(64, 64, 8, 2, 104, 64, 32, 8, 2),
-        "consumer": Tiles(64, 32, 8, 1, 128, 64, 32, 8, 2),
-        "amd": Tiles(64, 32, 8, 1, 256, 16, 64, 8, 1),
+        "hopper": Tiles(64, 32, 4, 2, 2, 32, 64, 4, 2),
+        "blackwell": Tiles(64, 64, 8, 1, 1, 32, 64, 8, 3),
+        "ampere": Tiles(64, 64, 8, 2, 1, 64, 32, 8, 2),
+        "consumer": Tiles(64, 32, 8, 1, 1, 64, 32, 8, 2),
+        "amd": Tiles(64, 32, 8, 1, 1, 16, 64, 8, 1),
     }[target]
     # Under tiled mixing, loading ahead beside the tiles of c would spill.
     return replace(chosen, bank_stages=1) if mix == "tiled" else chosen
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU, rounded down to a multiple of 8, so that bits repeat between its variants; an H100's 132 elsewhere."""
+    return _count(device.index or 0) if device.type == "cuda" else 132 // 8 * 8
+
+
+@cache
+def _count(index: int) -> int:
+    return max(8, torch.cuda.get_device_properties(index).multi_processor_count // 8 * 8)
 
 
 def current_target() -> str:

@@ -40,13 +40,13 @@ def assert_step(case: Case, update: str, precision: str, cc: int, launches: int)
 @pytest.mark.parametrize("precision", ["bf16x3", "ieee"])
 @pytest.mark.parametrize("cc", [80, 90])
 def test_step(cc, precision, tiled):
-    assert_step(Case.draw(33, 130, 40, tiled=tiled, dtype=torch.float32), "ascent", precision, cc, launches=5)
+    assert_step(Case.draw(33, 130, 40, tiled=tiled, dtype=torch.float32), "ascent", precision, cc, launches=4)
 
 
 @needs_ttsem
 @pytest.mark.parametrize(
     ("kind", "update", "launches"),
-    [("unmixed", "fifo", 5), ("one-hot", "fifo", 5), ("alone", "fifo", 5), ("mc", "none", 4)],
+    [("unmixed", "fifo", 4), ("one-hot", "fifo", 4), ("alone", "fifo", 4), ("mc", "none", 3)],
 )
 def test_other_calls_of_the_trainer(kind, update, launches):
     assert_step(Case.draw(7, 45, 24, kind=kind, dtype=torch.float32), update, "bf16x3", 90, launches)
@@ -59,7 +59,7 @@ def test_forward_and_bank_gradient(tiled):
     truth, plain = (forward_truth(c, WEIGHTS) for c in (case.to(torch.float64), case))
     with ttsem_session() as session:
         ours = forward_of(mc, case, WEIGHTS, "bf16x3")
-    assert session.launches == 6  # prepare, sweep, combine, reduce; prepare, bank
+    assert session.launches == 5  # prepare, sweep, combine; prepare, bank
     verdict = within(ours, truth, kernel_budget(plain, truth, case, "bf16x3"))
     assert all(verdict.values()), verdict
 
@@ -74,7 +74,7 @@ def test_step_at_the_size_of_the_paper(tiled):
     truth, plain = (step_of(chunked, c, "ascent", velocity(c), 7) for c in (wide, case))
     with ttsem_session() as session:
         ours = step_of(mc, case, "ascent", velocity(case), 7, "bf16x3")
-    assert session.launches == 5
+    assert session.launches == 4
     verdict = within(ours, truth, kernel_budget(plain, truth, case, "bf16x3"))
     assert all(verdict.values()), verdict
 
@@ -82,7 +82,7 @@ def test_step_at_the_size_of_the_paper(tiled):
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("method", ["a2mc", "b3", "b2", "b1"])
-def test_the_trainers_call_is_five_launches_in_all(method, dtype, monkeypatch):
+def test_the_trainers_call_is_four_launches_in_all(method, dtype, monkeypatch):
     launched = []
     monkeypatch.setattr(triton.JITFunction, "run", lambda self, *_, **__: launched.append(self.__name__))
     monkeypatch.setattr(launch, "current_target", lambda: "hopper")
@@ -98,7 +98,7 @@ def test_the_trainers_call_is_five_launches_in_all(method, dtype, monkeypatch):
     call = functools.partial(queue.mc_step_, f0, f1, f2, f3, mixing, objective=objective, update=update, impl="triton")
     beside = count_operators(call)["launches"]
     last = "_bank_kernel" if method == "a2mc" else "_enqueue_kernel"
-    assert launched == ["_prepare_kernel", "_sweep_kernel", "_combine_kernel", "_reduce_kernel", last]
+    assert launched == ["_prepare_kernel", "_sweep_kernel", "_combine_kernel", last]
     assert beside == 0
 
 
