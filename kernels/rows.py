@@ -86,7 +86,7 @@ def _parted(o_row, m_row, D: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def load_parted(p_rows, o_row, m_row, D: tl.constexpr, BLOCK_D: tl.constexpr, AGAIN: tl.constexpr):
-    """The rows ``o_row`` of a float32 matrix in parts; 0 where nothing exists. AGAIN: for the last time, from memory."""
+    """The rows ``o_row`` of a float32 matrix in parts; 0 where nothing exists. AGAIN: for the last time."""
     offsets, mask = _parted(o_row, m_row, D, BLOCK_D)
     # Were the last load like the first, the compiler would take the two for one and keep it.
     if m_row is None and D == BLOCK_D:

@@ -124,9 +124,9 @@ def _sweep_kernel(
         if MIX != "none":
             mixing = load(p_mixing + start + o_k, m_k)[None, :]
             mixed = s + mixing * (c - s)
-            if not EVEN:
+            if m_k is not None:
                 mixed = tl.where(m_k[None, :], mixed, float("-inf"))
-        if not EVEN:
+        if m_k is not None:
             s = tl.where(m_k[None, :], s, float("-inf"))
 
         largest = tl.max(s, axis=1)
