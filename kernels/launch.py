@@ -182,6 +182,7 @@ class Plan:
             BLOCK_K=tile.sweep_entries,
             BLOCK_D=self.block_d,
             EVEN=size % period == 0 and period % tile.sweep_entries == 0,
+            FOLD=tile.sweep_fold,
             STAGES=tile.sweep_stages,
             num_warps=tile.sweep_warps,
         )

@@ -37,10 +37,6 @@ BANK_PLAIN = tl.constexpr(5)  # plain half of the bank's sum, above the largest 
 PLANES = tl.constexpr(6)
 
 
-FOLD = tl.constexpr(8)
-"""Columns that a thread does not add up: in the tensor cores' layout it holds some that lie 8 apart."""
-
-
 @triton.jit
 def _raised(top, largest):
     """The larger of the two, and what sums that refer to ``top`` are multiplied by to refer to that."""
@@ -50,8 +46,9 @@ def _raised(top, largest):
 
 @triton.jit
 def _added(sums, shrink, x):
-    """sums (rows, FOLD) times shrink (rows,), and x (rows, columns) added: the rest is added after the last tile."""
-    folded = tl.reshape(x, (x.shape[0], x.shape[1] // FOLD, FOLD))
+    """sums (rows, fold) times shrink (rows,), and x (rows, columns) added: columns that lie ``fold`` apart."""
+    fold: tl.constexpr = sums.shape[1]
+    folded = tl.reshape(x, (x.shape[0], x.shape[1] // fold, fold))
     return sums * shrink[:, None] + tl.sum(folded, axis=1)
 
 
@@ -81,6 +78,9 @@ def _sweep_kernel(
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
     EVEN: tl.constexpr,  # no tile reaches beyond the period or the bank
+    # Sums that a row is kept in until the last tile. Of 8, a thread holds all columns in the tensor cores' layout, so
+    # that nothing is shuffled; of 1, none costs a register.
+    FOLD: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     i_row, i_part, i_column = tl.program_id(0), tl.program_id(1), tl.program_id(2)

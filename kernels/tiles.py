@@ -27,6 +27,8 @@ class Tiles:
     """Tiles in flight: 1 loads a tile when it is wanted, more load ahead into shared memory."""
     sweep_programs: int
     """Programs of the sweep that run at the same time on a multiprocessor."""
+    sweep_fold: int
+    """Sums that the sweep keeps a row in, at least 1: with more, threads exchange less and hold more."""
     bank_samples: int
     """Samples that a tile of the bank's step meets at a time."""
     bank_entries: int
@@ -38,22 +40,22 @@ class Tiles:
 
 def tiles(target: str, block_d: int, precision: str, mix: str) -> Tiles:
     """For a target as :func:`current_target` names it."""
-    # sweep: queries, entries, warps, stages, programs; bank: samples, entries, warps, stages
+    # sweep: queries, entries, warps, stages, programs, fold; bank: samples, entries, warps, stages
     if precision == "ieee":  # multiply-adds instead of tensor cores: what is held in registers must be small
-        return Tiles(16, 16, 4, 1, 8, 16, 16, 4, 1)
+        return Tiles(16, 16, 4, 1, 8, 1, 16, 16, 4, 1)
     if block_d > 256:
-        return Tiles(16, 16, 8, 1, 1, 16, 16, 8, 1)
+        return Tiles(16, 16, 8, 1, 1, 1, 16, 16, 8, 1)
     if block_d > 128:
-        return Tiles(32, 32, 8, 1, 1, 32, 16, 8, 1)
+        return Tiles(32, 32, 8, 1, 1, 1, 32, 16, 8, 1)
     chosen = {
-        "hopper": Tiles(64, 32, 4, 2, 2, 32, 64, 4, 2),
-        "blackwell": Tiles(64, 64, 8, 1, 1, 32, 64, 8, 3),
-        "ampere": Tiles(64, 64, 8, 2, 1, 64, 32, 8, 2),
-        "consumer": Tiles(64, 32, 8, 1, 1, 64, 32, 8, 2),
-        "amd": Tiles(64, 32, 8, 1, 1, 16, 64, 8, 1),
+        "hopper": Tiles(64, 32, 4, 2, 2, 8, 32, 64, 4, 2),
+        "blackwell": Tiles(64, 64, 8, 1, 1, 1, 32, 64, 8, 3),
+        "ampere": Tiles(64, 64, 8, 2, 1, 1, 64, 32, 8, 2),
+        "consumer": Tiles(64, 32, 8, 2, 1, 1, 64, 32, 8, 2),
+        "amd": Tiles(64, 32, 8, 1, 1, 1, 16, 64, 8, 1),
     }[target]
     # Under tiled mixing, loading ahead beside the tiles of c would spill.
-    return replace(chosen, bank_stages=1) if mix == "tiled" else chosen
+    return replace(chosen, bank_stages=1) if mix == "tiled" and target != "hopper" else chosen
 
 
 def multiprocessors(device: torch.device) -> int:
