@@ -1,8 +1,9 @@
 """Sizes of blocks and launches, by target and width of the features: one fixed choice, so that results repeat.
 
-They were chosen by compiling, not by timing: at D = 128 and the default precision nothing spills on sm_80 and sm_90,
-and 8 warps stay resident (`python -m bench.ledger` shows it). What a launch sums in which order depends on them, so
-bits differ between targets, never between runs.
+They were chosen by compiling, not by timing, at D = 128 and the default precision: 8 warps stay resident, on an H100 as
+two programs; products are made once; loops hold few barriers and next to no local memory (see `python -m
+bench.ledger`). What a launch sums in which order depends on them and on the class of the card (`multiprocessors`), so
+bits differ between targets and classes, never between runs.
 """
 
 from __future__ import annotations
