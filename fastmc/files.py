@@ -29,9 +29,10 @@ class WriteError(OSError):
     """A file could not be written; the message names it and says why. What was there before is as it was."""
 
     def __init__(self, path: Path, error: OSError) -> None:
-        why = f"No space left on {path.parent} for {path.name}"
-        super().__init__(why if error.errno in FULL else f"{path} cannot be written: {error.strerror or error}")
-        self.errno, self.path = error.errno, path
+        self.why = error.why if isinstance(error, WriteError) else error.strerror or str(error)
+        full = f"No space left on {path.parent} for {path.name}"
+        super().__init__(full if error.errno in FULL else f"{path} cannot be written: {self.why}")
+        self.errno = error.errno
 
 
 class Sum(NamedTuple):
@@ -46,11 +47,9 @@ class Sum(NamedTuple):
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within: what keeps ``path`` from being written is a WriteError that names it."""
+    """Within: what keeps ``path`` from being written is a WriteError that names it, and not a file on the way there."""
     try:
         yield
-    except WriteError:
-        raise
     except OSError as error:
         raise WriteError(path, error) from error
 
