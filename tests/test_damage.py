@@ -333,15 +333,3 @@ def test_what_is_no_file_is_refused_at_once(kind, folder, encoder, tmp_path, tol
         read_released(put(tmp_path / "cmd.pth.tar"))
     with pytest.raises(OSError, match="not a file"):
         read_metrics(put(tmp_path / "metrics.csv"))
-
-
-def test_a_last_row_of_the_metrics_without_its_end_is_left_out(tmp_path):
-    """A kill may leave it, and 1 is not 12."""
-    path = tmp_path / "metrics.csv"
-    path.write_text("epoch,step,loss\r\n11,33,2.5\r\n1")
-    assert read_metrics(path) == [{"epoch": 11, "step": 33, "loss": 2.5}]
-    path.write_text("epoch,step,loss\r\n11,33,2.5\r\n12,36,1.2")
-    assert [row["epoch"] for row in read_metrics(path)] == [11]
-    path.write_text("epoch,step,loss\r\n11,x,2.5\r\n")
-    with pytest.raises(ValueError, match=r"metrics\.csv is damaged"):
-        read_metrics(path)
