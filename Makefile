@@ -7,7 +7,9 @@ STAMP  := $(VENV)/.installed
 PIP_FLAGS ?=
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: help demo test test-gpu lint types check bench summary ledger doctor clean
+MINUTES ?= 10
+
+.PHONY: help demo test test-gpu lint types check bench summary ledger doctor soak clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -48,6 +50,9 @@ ledger: $(STAMP) ## what the kernels cost a GPU: bytes, operations, registers, a
 
 doctor: $(STAMP) ## versions, devices, what can run and why not
 	$(BIN)/python -m fastmc.doctor
+
+soak: $(STAMP) ## kill the program at random moments and compare what it ends with; MINUTES=10
+	$(BIN)/python tests/soak.py --minutes $(MINUTES)
 
 clean: ## the virtual environment and caches; runs/ and data/ stay
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
