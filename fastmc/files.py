@@ -29,7 +29,7 @@ class WriteError(OSError):
     """A file could not be written; the message names it and says why. What was there before is as it was."""
 
     def __init__(self, path: Path, error: OSError) -> None:
-        self.why = error.why if isinstance(error, WriteError) else error.strerror or str(error)
+        self.why: str = error.why if isinstance(error, WriteError) else error.strerror or str(error)
         full = f"No space left on {path.parent} for {path.name}"
         super().__init__(full if error.errno in FULL else f"{path} cannot be written: {self.why}")
         self.errno = error.errno
