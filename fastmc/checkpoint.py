@@ -93,7 +93,7 @@ def saying_where_a_run_goes_on(folder: Path) -> Iterator[None]:
             raise
         saved = complete(folder)
         last = saved[-1][1] if saved else "none yet"
-        what = error if isinstance(error, WriteError) else error.strerror
+        what = error if isinstance(error, WriteError) else f"No space left on {error.filename or folder.parent}"
         raise OSError(
             f"{what}; the last good checkpoint is {last}. Free some space, and the same command goes on"
         ) from error
