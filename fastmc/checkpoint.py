@@ -92,11 +92,9 @@ def saying_where_a_run_goes_on(folder: Path) -> Iterator[None]:
         if error.errno not in FULL:
             raise
         saved = complete(folder)
-        last = saved[-1][1] if saved else "none yet"
+        last = f"the last good checkpoint is {saved[-1][1]}" if saved else "there is no checkpoint yet"
         what = error if isinstance(error, WriteError) else f"No space left on {error.filename or folder.parent}"
-        raise OSError(
-            f"{what}; the last good checkpoint is {last}. Free some space, and the same command goes on"
-        ) from error
+        raise OSError(f"{what}; {last}. Free some space, and the same command goes on") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
