@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastmc.files import write_json
+from fastmc.files import read_text, write_json
 from train.config import Config, differences, from_plain, to_plain
 
 # What may differ between a run and its resumption without changing what it computes.
@@ -52,7 +52,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(read_text(path))
     except ValueError as error:
         raise RunFolderError(f"{path} is damaged ({error}); delete it, and the same command makes it anew") from None
     return found
@@ -68,7 +68,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise RunFolderError(f"{folder} is no run folder (it has no config.json); python -m train.run makes one")
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = json.loads(read_text(path))
         from_plain(Config, plain)
         if not {"optim", "contrast"} <= set(plain):
             raise ValueError("settings are missing")
@@ -155,7 +155,7 @@ class RunFolder:
                 self._delete_run()
             write_json(self.path / "config.json", self.plain)
             starts = self.path / "environment.json"
-            before = json.loads(starts.read_text(encoding="utf-8")) if starts.exists() else []
+            before = json.loads(read_text(starts)) if starts.exists() else []
             write_json(starts, [*before, environment])
             yield
 
