@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from fastmc.files import whole_file
+from fastmc.reading import reading
 
 log = logging.getLogger("fastmc")
 
@@ -86,10 +87,27 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of metrics.csv with numbers as numbers; a quantity that was not measured in an epoch is left out."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
-    return [{**row, "epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows]
+    """Rows of metrics.csv with numbers as numbers; a quantity that was not measured in an epoch is left out.
+
+    Raises:
+        ValueError: names the line that is none.
+        OSError: the file cannot be read.
+    """
+    rows: list[dict[str, Any]] = []
+    with open(path, newline="", encoding="utf-8") as file, reading(f"{path} is damaged", ValueError):
+        lines = csv.DictReader(file)
+        while True:
+            with reading(f"after line {lines.line_num}", ValueError, passing=(StopIteration,)):
+                try:
+                    line = next(lines)
+                except StopIteration:
+                    return rows
+                rows.append(_as_numbers(line))
+
+
+def _as_numbers(line: dict[str, str | None]) -> dict[str, Any]:
+    numbers: dict[str, Any] = {name: float(value) for name, value in line.items() if value not in ("", None)}
+    return {**numbers, "epoch": int(numbers["epoch"]), "step": int(numbers["step"])}
 
 
 def epoch_line(row: dict[str, Any], epochs: int, eta_seconds: float, feature_dim: int) -> str:

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fastmc.data.clips import FaultyClip, usable_clip
-from fastmc.data.packing import NORMALISATION, PrepareError
-from fastmc.data.parts import MAX_CLASSES, checksum
-from fastmc.data.store import NOT_NORMALISED, PackedStore, StoreWriter
-from fastmc.files import UNREADABLE_ARRAY
+from fastmc.data.clips import MAX_COORDINATE, FaultyClip, usable_clip
+from fastmc.data.packing import NORMALISATION, PrepareError, check_limit
+from fastmc.data.parts import MAX_CLASSES, check_size, checksum
+from fastmc.data.store import NOT_NORMALISED, PackedStore, StoreWriter, check_name
 from fastmc.progress import progress_bar
+from fastmc.reading import reading, shown
 from fastmc.skeleton import NTU25, SKELETONS, Skeleton
 
 REQUIRED = ("x", "num_frames", "label")
 ID_FIELDS = ("subject", "camera", "setup", "replication")
+MAX_TEXT = 1 << 28  # bytes of a member: all of its texts take the room of the longest
 BAD_LENGTH = "num_frames out of range"
 
 Arrays = Mapping[str, np.ndarray]
@@ -34,6 +35,7 @@ def import_npz(
     skeleton: str | None = None,
     roles: Mapping[str, int | str] | None = None,
     normalise: bool = True,
+    max_coordinate: float = MAX_COORDINATE,
     strict: bool = False,
     overwrite: bool = False,
 ) -> PackedStore:
@@ -52,6 +54,7 @@ def import_npz(
             the file has ``ntu25_index``, else "file".
         roles: joints (index or name) that are ``hip``, ``spine``, ``left_shoulder`` and ``right_shoulder``.
         normalise: bring bodies to the common origin and orientation, which needs the four joints.
+        max_coordinate: metres; a clip beyond it is left out (`fastmc.data.clips.placed_clip`).
         strict: a faulty clip is an error (by default it is reported and left out).
 
     Raises:
@@ -59,21 +62,23 @@ def import_npz(
         StoreError: ``out`` exists (without ``overwrite``) or cannot be written.
     """
     file = Path(file)
+    check_limit(max_coordinate)
     arrays = _read(file)
-    index, layout = _layout(arrays, skeleton, roles or {})
+    with reading(f"{file} does not fit", PrepareError, passing=(PrepareError,)):
+        index, layout = _layout(arrays, skeleton, roles or {})
+        key, rule, part, trains = _protocol(arrays, train)
+        names, class_names = _clip_names(arrays), _class_names(arrays)
     if normalise and not layout.has_frame:
         raise PrepareError(
             "normalisation needs to know four joints: give --hip, --spine, --left-shoulder and "
             "--right-shoulder (names or indices), or --skeleton, or --no-normalise"
         )
-    key, rule, part, trains = _protocol(arrays, train)
-    names = _clip_names(arrays)
     with StoreWriter(
         out,
         name=name or Path(out).name,
         skeleton=layout,
         fps=float(arrays.get("fps", 30.0)),
-        class_names=_class_names(arrays),
+        class_names=class_names,
         protocols={key: rule},
         overwrite=overwrite,
         extra_meta={
@@ -84,7 +89,7 @@ def import_npz(
         kept = []
         for n in tqdm(np.argsort(names, kind="stable"), **progress_bar("clip", "import")):
             try:
-                clip = _clip(arrays, n, index, layout if normalise else None)
+                clip = _clip(arrays, n, index, layout if normalise else None, max_coordinate)
             except FaultyClip as fault:
                 if strict:
                     raise PrepareError(
@@ -109,7 +114,9 @@ def parse_train(text: str) -> tuple[str, list[str]]:
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:
-    try:
+    if not file.exists():
+        raise PrepareError(f"there is no file {file}; give --file the path of a .npz file")
+    with reading(f"{file} is not a readable .npz file", PrepareError, passing=(PrepareError,)):
         content = np.load(file, allow_pickle=False)
         if not isinstance(content, np.lib.npyio.NpzFile):
             raise PrepareError(f"{file} holds one array; expected a .npz file with {', '.join(REQUIRED)}")
@@ -117,26 +124,26 @@ def _read(file: Path) -> dict[str, np.ndarray]:
             if {"x_train", "x_test"} <= set(content.files):
                 raise PrepareError(f"{file} has the layout of CTR-GCN: python -m train.prepare ctrgcn --file {file}")
             arrays = {key: _member(content, key, file) for key in content.files}
-    except FileNotFoundError as error:
-        raise PrepareError(f"there is no file {file}; give --file the path of a .npz file") from error
-    except PrepareError:
-        raise
-    except UNREADABLE_ARRAY as error:
-        raise PrepareError(f"{file} is not a readable .npz file: {error}") from error
-    _check(arrays, file)
+        _check(arrays, file)
     return arrays
 
 
 def _member(content: Mapping[str, np.ndarray], key: str, file: Path) -> np.ndarray:
-    try:
-        array = content[key]
+    """An array of the file; the boundary names the file alone, this one the member."""
+    with reading(f"{file}: {shown(key)}", PrepareError, passing=(PrepareError,)):
+        try:
+            array = content[key]
+        except ValueError as error:
+            if "allow_pickle" not in str(error):
+                raise
+            raise PrepareError(
+                f"{file}: {key!r} is an object array, which is never loaded; save plain numbers or strings"
+            ) from error
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is no .npy file")
+        if array.dtype.kind in "US" and array.size * array.dtype.itemsize > MAX_TEXT:
+            raise ValueError(f"it holds texts of {array.dtype.itemsize:,} bytes each, {array.size:,} of them")
         return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array  # as MATLAB and HDF5 exports have
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise
-        raise PrepareError(
-            f"{file}: {key!r} is an object array, which is never loaded; save plain numbers or strings"
-        ) from error
 
 
 def _check(arrays: Arrays, file: Path) -> None:
@@ -147,6 +154,7 @@ def _check(arrays: Arrays, file: Path) -> None:
     if x.ndim != 5 or x.shape[1] != 3 or x.dtype.kind != "f" or 0 in x.shape:
         raise PrepareError(f"{file}: x is {x.dtype} {x.shape}, expected floats (N, 3, T, V, M)")
     clips, joints = len(x), x.shape[3]
+    check_size(f"{file}: x", clips, x.shape[2])
     lengths = {
         **dict.fromkeys(("num_frames", "label", *ID_FIELDS), (clips, "iu")),
         "name": (clips, "U"),
@@ -240,6 +248,8 @@ def _clip_names(arrays: Arrays) -> np.ndarray:
     unique, count = np.unique(names, return_counts=True)
     if count.max() > 1:
         raise PrepareError(f"name {str(unique[count.argmax()])!r} belongs to {count.max()} clips; names must be unique")
+    for name in names.tolist():
+        check_name(name)
     return names
 
 
@@ -250,12 +260,14 @@ def _class_names(arrays: Arrays) -> Sequence[str]:
     names = [str(name) for name in arrays["class_names"].ravel()]
     if highest >= len(names):
         raise PrepareError(f"label {highest} has no name: class_names holds {len(names)}, for labels from 0")
+    for name in names:
+        check_name(name)
     return names
 
 
-def _clip(arrays: Arrays, n: int, index: np.ndarray, layout: Skeleton | None) -> np.ndarray:
+def _clip(arrays: Arrays, n: int, index: np.ndarray, layout: Skeleton | None, max_coordinate: float) -> np.ndarray:
     """Clip n as (T_n, M_n, V, 3) without padding, normalised where a layout is given."""
     x, frames = arrays["x"][n], int(arrays["num_frames"][n])
     if not 1 <= frames <= x.shape[1]:
         raise FaultyClip(BAD_LENGTH, f"num_frames is {frames}, expected 1 to {x.shape[1]}")
-    return usable_clip(x[:, :frames, index].transpose(1, 3, 2, 0), layout)
+    return usable_clip(x[:, :frames, index].transpose(1, 3, 2, 0), layout, max_coordinate)
