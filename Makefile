@@ -5,9 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # For pip, such as the index of PyTorch's CPU builds: from PyPI, torch on Linux is the CUDA build.
 PIP_FLAGS ?=
+MINUTES ?= 5
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: help demo test test-gpu lint types check bench summary ledger doctor clean
+.PHONY: help demo test test-gpu fuzz lint types check bench summary ledger doctor clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -36,6 +37,9 @@ types: $(STAMP) ## mypy
 	$(BIN)/mypy
 
 check: lint types test ## what CI runs
+
+fuzz: $(STAMP) ## damaged inputs to all readers, for MINUTES=5; what is read wrongly is kept in tests/fuzz/found
+	$(BIN)/python -m tests.fuzz.run --minutes $(MINUTES)
 
 bench: $(STAMP) ## benchmarks, side by side with the plain way
 	$(BIN)/python -m pytest bench/ --benchmark-only

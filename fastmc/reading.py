@@ -43,7 +43,7 @@ def explain(failure: BaseException) -> str:
         text = str(failure)
     except Exception as unprintable:
         text = str(unprintable)
-    text = " ".join(text[: 2 * LONGEST].split())
+    text = " ".join(text[: 2 * LONGEST].split()).encode("utf-8", "backslashreplace").decode()  # half a character
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]}..."
     if isinstance(failure, KeyError):

@@ -90,14 +90,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Rows of metrics.csv with numbers as numbers; a quantity that was not measured in an epoch is left out.
 
     Raises:
-        ValueError: names the line that is none.
+        ValueError: names the row that is none.
         OSError: the file cannot be read.
     """
     rows: list[dict[str, Any]] = []
     with open(path, newline="", encoding="utf-8") as file, reading(f"{path} is damaged", ValueError):
         lines = csv.DictReader(file)
         while True:
-            with reading(f"after line {lines.line_num}", ValueError, passing=(StopIteration,)):
+            with reading(f"row {len(rows) + 1}", ValueError, passing=(StopIteration,)):
                 try:
                     line = next(lines)
                 except StopIteration:

@@ -100,7 +100,7 @@ def import_npz(
             ids = {field: int(arrays[field][n]) for field in ID_FIELDS if field in arrays}
             writer.add(clip, name=str(names[n]), label=int(arrays["label"][n]), split=int(part[n]), **ids)
             kept.append(n)
-        _check_sides(file, trains[kept], writer.skip_counts)
+        _check_sides(file, trains[kept], writer)
     return PackedStore.open(out)
 
 
@@ -234,12 +234,13 @@ def _protocol(arrays: Arrays, train: str) -> tuple[str, dict[str, Any], np.ndarr
     return key, {"field": "part", "train": chosen, "values": texts}, number, trains
 
 
-def _check_sides(file: Path, trains: np.ndarray, skipped: Mapping[str, int]) -> None:
+def _check_sides(file: Path, trains: np.ndarray, writer: StoreWriter) -> None:
     """Faulty clips may have been all of a side."""
     if trains.all() or not trains.any():
         lacking = "train or test" if not len(trains) else "test" if trains.all() else "train"
-        counts = "; ".join(f"{count} {reason}" for reason, count in skipped.items())
-        raise PrepareError(f"{file}: no usable clip is left to {lacking} on ({counts})")
+        counts = "; ".join(f"{count} {reason}" for reason, count in writer.skip_counts.items())
+        first = f"; the first: {writer.first_skip}" if counts else ""
+        raise PrepareError(f"{file}: no usable clip is left to {lacking} on ({counts}){first}")
 
 
 def _clip_names(arrays: Arrays) -> np.ndarray:
