@@ -29,8 +29,8 @@ NUMBERS = {
 }  # by element type
 NUMERIC_CLASSES = range(6, 16)  # double, single, and the integers
 COMPLEX = 0x800
-MAX_SIZE = 1 << 26  # bytes of a variable; a small file may say that it is large
 MAX_NUMBERS = 1 << 22  # of the array, as what it becomes: 32 MB in float64, 70,000 frames of 20 joints
+MAX_SIZE = 9 * MAX_NUMBERS  # bytes of a variable; a small file may say that it is large
 
 
 def read_numbers(content: bytes, name: str) -> np.ndarray:

@@ -32,6 +32,7 @@ MAX_AXES = 32
 COPIES = 16  # bytes made by calls per byte of the file; a sound file makes one
 SMALL = 1 << 20  # bytes that may be made in any case
 _OPCODES = {opcode.code.encode("latin1"): opcode for opcode in pickletools.opcodes}
+SHOWN = 100  # letters of a name
 _SETS = ("EMPTY_SET", "FROZENSET")  # an empty one is one byte of the file, and 216 of memory
 _NUMPY = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
 
@@ -106,7 +107,7 @@ class _PlainUnpickler(pickle.Unpickler):
         make = _NAMES.get(name) if module in _HOMES.get(name, ()) else None
         if make is None:
             raise SafePickleError(
-                f"it holds {module}.{name}, which is not plain data and is never loaded; "
+                f"it holds {module[:SHOWN]}.{name[:SHOWN]}, which is not plain data and is never loaded; "
                 "save lists, strings, numbers and arrays of numbers"
             )
         return _StandIn(partial(make, self._room))

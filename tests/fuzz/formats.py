@@ -25,12 +25,9 @@ from fastmc.data.stgcn import import_stgcn
 from fastmc.data.store import NAME_BYTES, PackedStore, StoreError, StoreWriter
 from fastmc.data.utd_mhad import prepare_utd_mhad
 from fastmc.skeleton import KINECT20, NTU25, Skeleton
-from train.config import Config, to_plain
-from train.folder import RunFolder, RunFolderError, load_config, read_json
-from train.record import COLUMNS, read_metrics
 
 Files = dict[str, bytes]  # path below a folder -> content
-PROJECT_ERRORS = (PrepareError, StoreError, SafePickleError, RunFolderError)
+PROJECT_ERRORS = (PrepareError, StoreError, SafePickleError)
 
 
 @dataclass(frozen=True)
@@ -249,6 +246,9 @@ def _read_store(folder: Path, out: Path) -> None:
 
 
 def _run_seeds() -> list[Files]:
+    from train.config import Config, to_plain  # here, since these take seconds, and no other format needs them
+    from train.record import COLUMNS
+
     rows = ["1,10,9.5,4,3,2.5,0.1,0.2,0.1,0.1,5,500,2,30", "2,20,9.1,4,3,2.1,0.1,0.2,0.1,0.1,5,500,2,"]
     return [
         {
@@ -261,6 +261,10 @@ def _run_seeds() -> list[Files]:
 
 
 def _read_run(folder: Path, out: Path) -> None:
+    from train.config import Config
+    from train.folder import RunFolder, load_config, read_json
+    from train.record import read_metrics
+
     run = folder / "run"
     load_config(run)
     for row in read_metrics(run / "metrics.csv"):

@@ -147,7 +147,7 @@ def _npz(content: bytes, random: Random) -> bytes:
     if what < 0.75:
         members[name] = _npy(members[name], random)
     elif what < 0.8:
-        members[name] = random.choice((b"", b"text", b"\x93NUMPY", pickle.dumps({}), b"0" * (1 << 24)))
+        members[name] = random.choice((b"", b"text", b"\x93NUMPY", pickle.dumps({}), b"0" * (1 << 22)))
     elif what < 0.87:
         del members[name]
     elif what < 0.94:
@@ -185,7 +185,10 @@ def _mat(content: bytes, random: Random) -> bytes:
     kind, size = struct.unpack_from("<II", content, 128)
     if kind != 15:
         return content[:128] + random.choice(_PLAIN)(content[128:], random)
-    element = zlib.decompress(content[136 : 136 + size])
+    inflate = zlib.decompressobj()
+    element = inflate.decompress(content[136 : 136 + size], MAX_BYTES)
+    if not inflate.eof:
+        raise ValueError("it is a small file that says that it is large already")
     packer = zlib.compressobj()
     packed = packer.compress(random.choice(_PLAIN)(element, random))
     zeros = random.choice((0, 0, 0, 0, 0, 0, 0, 0, 200))  # MB; this process must not hold them at once

@@ -15,13 +15,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tests.fuzz.formats import FORMATS
 from tests.fuzz.worker import FOUND, input_of, save
 
 PATIENCE = 60.0  # seconds without an answer; an input takes some hundredths
+MOST_WRONG = 50
 START = 120.0  # seconds until the first
 
 
@@ -42,8 +43,10 @@ class Tally:
         return "\n".join([*lines, f"{'all':12}{sum(total):10,}" + "".join(f"{count:10,}" for count in total)])
 
 
-def fuzz(formats: Sequence[str], seconds: float, first: int, patience: float = PATIENCE) -> Tally:
-    """Read inputs ``first``, first + 1, ... of each format in turn, until the time is over."""
+def fuzz(
+    formats: Sequence[str], seconds: float, first: int, patience: float = PATIENCE, most_wrong: int = MOST_WRONG
+) -> Tally:
+    """Read inputs ``first``, first + 1, ... of each format in turn, until the time is over or so many were wrong."""
     tally, end = Tally(), time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         name, number = "", first - 1
@@ -51,6 +54,8 @@ def fuzz(formats: Sequence[str], seconds: float, first: int, patience: float = P
             tally.counts[name, outcome] += 1
             if outcome == "wrong":
                 tally.wrong.append((name, number, said))
+            if len(tally.wrong) >= most_wrong:
+                return tally
         first = number + 1
     return tally
 
@@ -61,11 +66,12 @@ def _answers(
     """(outcome, format, number, what was said) of one worker, until it ends or has to be ended."""
     command = [sys.executable, "-m", "tests.fuzz.worker", "--formats", *formats]
     command += ["--first", str(first), "--seconds", str(seconds)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as worker:
-        assert worker.stdout is not None and worker.stderr is not None
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0) as worker:
         reading: tuple[str, int] | None = None
         try:
-            while line := _line(worker, patience if reading else max(patience, START)):
+            lines = _lines(worker)
+            next(lines)
+            while line := lines.send(patience if reading else max(patience, START)):
                 what, name, number, *said = json.loads(line)
                 reading = (name, number)
                 if what != "start":
@@ -78,20 +84,31 @@ def _answers(
         except GeneratorExit:
             worker.kill()
             raise
+        assert worker.stderr is not None
+        said_last = worker.stderr.read()[-2000:].decode(errors="replace")
         code = worker.wait()
         if code:
-            assert reading is not None, worker.stderr.read()
-            yield "wrong", *reading, f"the process ended with {code}: {worker.stderr.read()[-2000:]}"
+            assert reading is not None, said_last
+            yield "wrong", *reading, f"the process ended with {code}: {said_last}"
 
 
-def _line(worker: subprocess.Popen[str], patience: float) -> str:
-    """The next line, empty at the end; TimeoutError where there is none in time."""
+def _lines(worker: subprocess.Popen[bytes]) -> Generator[bytes, float, None]:
+    """Is sent how many seconds to wait, and gives the next line, empty at the end; TimeoutError where there is none."""
     assert worker.stdout is not None
+    waiting = b""
     with selectors.DefaultSelector() as selector:
         selector.register(worker.stdout, selectors.EVENT_READ)
-        if not selector.select(patience):
-            raise TimeoutError
-    return worker.stdout.readline()
+        patience = yield b""
+        while True:
+            while b"\n" not in waiting:
+                if not selector.select(patience):
+                    raise TimeoutError
+                block = os.read(worker.stdout.fileno(), 1 << 16)
+                if not block:
+                    yield b""
+                waiting += block
+            line, _, waiting = waiting.partition(b"\n")
+            patience = yield line
 
 
 def keep(tally: Tally) -> list[str]:

@@ -35,7 +35,7 @@ def test_damaged_inputs_are_read_or_refused():
 @pytest.mark.parametrize("name", PLANTED)
 def test_fuzzing_notices(name):
     assert seeds(name)
-    tally = fuzz([name], 1, first=0, patience=3)
+    tally = fuzz([name], 60, first=0, patience=3, most_wrong=1)
     signs = {
         "exception": "KeyError",
         "nameless": "says too little",
