@@ -7,13 +7,14 @@ their own for the faults they know, and this boundary stands for all others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 
+LISTED, LISTED_LETTERS = 20, 60  # names that are listed, and letters of each
 LONGEST = 300  # characters of a fault that are shown: what it quotes may be of any length
 SAYS_ENOUGH = (ValueError, OSError, BadZipFile)  # their messages are sentences
 
@@ -70,6 +71,13 @@ def shown(value: object) -> str:
         return f"an integer of {value.bit_length()} bits"
     text = repr(value[:LONGEST]) if isinstance(value, str | bytes) else _repr(value)
     return f"{text[:LONGEST]}..." if len(text) > LONGEST else text
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names that a file holds, for a message: of bounded length, however many there are."""
+    more = len(names) - LISTED
+    text = ", ".join(name[:LISTED_LETTERS] for name in names[:LISTED]).encode("utf-8", "backslashreplace").decode()
+    return f"{text} and {more:,} more" if more > 0 else text
 
 
 def _repr(value: object) -> str:

@@ -20,7 +20,7 @@ from fastmc.data.packing import PrepareError
 from fastmc.data.parts import MAX_CLASSES, PARTS, PartClip, check_size, layout_of, pack_parts, read_class_names
 from fastmc.data.protocols import NTU60_CLASS_NAMES, NTU120_CLASS_NAMES
 from fastmc.data.store import PackedStore
-from fastmc.reading import reading
+from fastmc.reading import listed, reading
 from fastmc.skeleton import NTU25, Skeleton
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
@@ -144,7 +144,7 @@ def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
         missing = [key for key in KEYS if key not in there]
         if missing:
             raise PrepareError(
-                f"{file} lacks {', '.join(missing)}; it holds {', '.join(there) or 'nothing'} "
+                f"{file} lacks {', '.join(missing)}; it holds {listed(there) or 'nothing'} "
                 "(arrays x, num_frames, label are read by python -m train.prepare npz)"
             )
         yield archive

@@ -15,7 +15,7 @@ from fastmc.data.packing import NORMALISATION, PrepareError, check_limit
 from fastmc.data.parts import MAX_CLASSES, check_size, checksum
 from fastmc.data.store import NOT_NORMALISED, PackedStore, StoreWriter, check_name
 from fastmc.progress import progress_bar
-from fastmc.reading import reading, shown
+from fastmc.reading import listed, reading, shown
 from fastmc.skeleton import NTU25, SKELETONS, Skeleton
 
 REQUIRED = ("x", "num_frames", "label")
@@ -149,7 +149,7 @@ def _member(content: Mapping[str, np.ndarray], key: str, file: Path) -> np.ndarr
 def _check(arrays: Arrays, file: Path) -> None:
     missing = [key for key in REQUIRED if key not in arrays]
     if missing:
-        raise PrepareError(f"{file} lacks {', '.join(missing)}; it holds {', '.join(arrays)}")
+        raise PrepareError(f"{file} lacks {', '.join(missing)}; it holds {listed([*arrays])}")
     x = arrays["x"]
     if x.ndim != 5 or x.shape[1] != 3 or x.dtype.kind != "f" or 0 in x.shape:
         raise PrepareError(f"{file}: x is {x.dtype} {x.shape}, expected floats (N, 3, T, V, M)")
@@ -176,7 +176,7 @@ def _check(arrays: Arrays, file: Path) -> None:
         raise PrepareError(f"{file}: label {arrays['label'].max()} without class_names; number the classes from 0")
     fps = arrays.get("fps", np.float32(30))
     if fps.shape != () or fps.dtype.kind not in "iuf" or not 0 < fps < np.inf:
-        raise PrepareError(f"{file}: fps is {fps}, expected one positive number")
+        raise PrepareError(f"{file}: fps is {shown(fps)}, expected one positive number")
 
 
 def _layout(arrays: Arrays, skeleton: str | None, roles: Mapping[str, int | str]) -> tuple[np.ndarray, Skeleton]:
@@ -219,14 +219,14 @@ def _protocol(arrays: Arrays, train: str) -> tuple[str, dict[str, Any], np.ndarr
     clips = len(arrays["x"])
     keys = [k for k, values in arrays.items() if values.shape == (clips,) and k not in ("num_frames", "name")]
     if key not in keys:
-        raise PrepareError(f"--train: the file has no key {key!r} with one value a clip; there are: {', '.join(keys)}")
+        raise PrepareError(f"--train: the file has no key {key!r} with one value a clip; there are: {listed(keys)}")
     values, number = np.unique(arrays[key], return_inverse=True)
     texts = [str(value) for value in values]
     absent = [value for value in wanted if value not in texts]
     if absent:
-        raise PrepareError(f"--train: {key} is never {', '.join(absent)}; its values are {', '.join(texts)}")
+        raise PrepareError(f"--train: {key} is never {listed(absent)}; its values are {listed(texts)}")
     if len(set(wanted)) == len(texts):
-        raise PrepareError(f"--train {train} leaves no clip to test on; the values of {key} are {', '.join(texts)}")
+        raise PrepareError(f"--train {train} leaves no clip to test on; the values of {key} are {listed(texts)}")
     chosen = sorted({texts.index(value) for value in wanted})
     trains = np.isin(number, chosen)
     if key in ID_FIELDS:
@@ -248,7 +248,9 @@ def _clip_names(arrays: Arrays) -> np.ndarray:
     names = arrays.get("name", np.array([f"{n:0{len(str(clips - 1))}d}" for n in range(clips)]))
     unique, count = np.unique(names, return_counts=True)
     if count.max() > 1:
-        raise PrepareError(f"name {str(unique[count.argmax()])!r} belongs to {count.max()} clips; names must be unique")
+        raise PrepareError(
+            f"name {shown(str(unique[count.argmax()]))} belongs to {count.max()} clips; names must be unique"
+        )
     for name in names.tolist():
         check_name(name)
     return names

@@ -178,7 +178,7 @@ def _unique_names(parts: Sequence[_Part], by_ntu: bool) -> list[str]:
         names, counts = np.unique(part.names, return_counts=True)
         if counts.max() > 1:
             twice = str(names[counts.argmax()])
-            raise PrepareError(f"{part.file}: {counts.max()} clips are named {twice!r}; names must be unique")
+            raise PrepareError(f"{part.file}: {counts.max()} clips are named {shown(twice)}; names must be unique")
     both = set(parts[0].names) & set(parts[1].names)
     if both and by_ntu:
         raise PrepareError(
