@@ -255,7 +255,7 @@ def describe(found: ReleasedEncoder) -> str:
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
 
-    def command() -> None:
+    def command(args: Sequence[str]) -> None:
         tyro.extras.subcommand_cli_from_dict(
             {"load": load, "export": export},
             prog="python -m train.convert",
@@ -264,7 +264,7 @@ def main(args: Sequence[str] | None = None) -> int:
             config=(tyro.conf.FlagCreatePairsOff,),
         )
 
-    return run_command(command, stopped="stopped; nothing was written")
+    return run_command(command, args, stopped="stopped; nothing was written")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 from fastmc.files import GrowingFile, read_text, whole_file
+from fastmc.reading import reading
 
 log = logging.getLogger("fastmc")
 
@@ -137,16 +138,28 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     a last line without its end, of which a kill left a part.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: it is damaged; names the row that is none.
+        OSError: the file cannot be read.
     """
-    lines = read_text(path).splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
-    try:
-        rows = [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(lines)]
-        return [{**row, "epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows]
-    except (ValueError, KeyError, TypeError, OverflowError, csv.Error) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); delete it, and the run goes on without its history") from None
+    rows: list[dict[str, Any]] = []
+    remedy = "delete it, and the run goes on without its history"
+    with reading(f"{path} is damaged", ValueError, remedy=remedy):
+        lines = read_text(path).splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()
+        table = csv.DictReader(lines)
+        while True:
+            with reading(f"row {len(rows) + 1}", ValueError, passing=(StopIteration,)):
+                try:
+                    line = next(table)
+                except StopIteration:
+                    return rows
+                rows.append(_as_numbers(line))
+
+
+def _as_numbers(line: dict[str, str | None]) -> dict[str, Any]:
+    numbers: dict[str, Any] = {name: float(value) for name, value in line.items() if value not in ("", None)}
+    return {**numbers, "epoch": int(numbers["epoch"]), "step": int(numbers["step"])}
 
 
 def epoch_line(row: dict[str, Any], epochs: int, eta_seconds: float, feature_dim: int) -> str:
