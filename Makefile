@@ -5,10 +5,18 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 # For pip, such as the index of PyTorch's CPU builds: from PyPI, torch on Linux is the CUDA build.
 PIP_FLAGS ?=
-MINUTES ?= 5
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
-.PHONY: help demo test test-gpu fuzz lint types check bench summary ledger doctor clean
+# What a bare machine with PyTorch for Python 3.12 may lack: brought there in this folder, where there is no network.
+WHEELS ?= wheels
+BARE   := tyro docstring_parser typeguard typing_extensions nvtx
+PLATFORMS := manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
+# For bench.gpu: --minutes 8, --only a d, --rehearse, --help.
+GPU_FLAGS ?=
+# Of fuzz and soak.
+MINUTES ?= 5
+
+.PHONY: help demo test test-gpu gpu wheels fuzz lint types check bench summary ledger doctor soak clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -28,6 +36,20 @@ test: $(STAMP) ## all tests
 
 test-gpu: $(STAMP) ## what needs an NVIDIA GPU; says what it leaves out, and why
 	$(BIN)/python -m pytest -rs tests/gpu
+
+# Without a virtual environment it takes the machine's own PyTorch, and the wheels beside it.
+gpu: ## check and measure everything on an NVIDIA GPU, also a bare one without a network: docs/gpu/README.md
+ifneq ($(wildcard $(BIN)/python),)
+	$(BIN)/python -m bench.gpu $(GPU_FLAGS)
+else
+	test ! -d $(WHEELS) || $(PYTHON) -m pip install --quiet --disable-pip-version-check --no-index --no-deps --upgrade \
+		--target $(WHEELS)/site $(WHEELS)/*.whl
+	PYTHONPATH=$(abspath $(WHEELS))/site$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m bench.gpu $(GPU_FLAGS)
+endif
+
+wheels: $(STAMP) ## what such a machine lacks, for Python 3.12, into wheels/
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --only-binary=:all: --no-deps -c constraints.txt \
+		--python-version 3.12 --implementation cp $(PLATFORMS:%=--platform %) --dest $(WHEELS) $(BARE)
 
 lint: $(STAMP) ## ruff, rules and format
 	$(BIN)/ruff check .
@@ -52,6 +74,9 @@ ledger: $(STAMP) ## what the kernels cost a GPU: bytes, operations, registers, a
 
 doctor: $(STAMP) ## versions, devices, what can run and why not
 	$(BIN)/python -m fastmc.doctor
+
+soak: $(STAMP) ## kill the program at random moments and compare what it ends with; MINUTES=10
+	$(BIN)/python tests/soak.py --minutes $(MINUTES)
 
 clean: ## the virtual environment and caches; runs/ and data/ stay
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

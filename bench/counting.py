@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from bench.providers import ASCENT, TEMPERATURE, Case, Inputs, Mix
+from fastmc.storage import share_storage
 from kernels.ranges import observe
 
 
@@ -370,7 +371,9 @@ class _OpaqueGRU(torch.autograd.Function):
         with seen.opaque() as flops:
             wanted = [t for t, wants in zip(ctx.inside, asked, strict=True) if wants]
             upstream = [gradients[i] for i in there]
-            found = iter(torch.autograd.grad([ctx.outside[i] for i in there], wanted, upstream))
+            found = list(torch.autograd.grad([ctx.outside[i] for i in there], wanted, upstream))
+            if any(asked[2:]):
+                share_storage(found[-sum(asked[2:]) :])  # as cuDNN's are views of one
         outputs, passes = ctx.outside[0], 2 if any(asked[2:]) else 1
         if gradients[0] is None:
             seen.add("_cudnn_rnn_backward: zeros", [], [outputs])
@@ -382,7 +385,7 @@ class _OpaqueGRU(torch.autograd.Function):
             seen.add("_cudnn_rnn_backward: input copied", [x], [x])
         changes = {"part": seen.part, "backward": True, "keeps": False, "weights": any(asked[2:]), "flops": flops[0]}
         seen.here.recurrent.append(replace(ctx.call, **changes))
-        return None, None, None, *(next(found) if wants else None for wants in asked)
+        return None, None, None, *(found.pop(0) if wants else None for wants in asked)
 
 
 def main() -> None:

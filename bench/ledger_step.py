@@ -30,7 +30,9 @@ from fastmc.model import A2MC, OF_ATTACKED, OF_CLIPS, ContrastConfig
 from fastmc.reference import step as reference
 from fastmc.skeleton import NTU25
 from kernels.ranges import PARTS, part
+from kernels.update import UpdateGroup
 from train.config import OptimConfig
+from train.optimizer import WholeUpdate
 from train.step import PretrainStep
 
 Amp = Literal["bf16", "fp16", "tf32", "fp32"]
@@ -120,6 +122,8 @@ class TrainingStep:
             frames=self.frames,
             view_impl="triton",
         ).to("meta")
+        for encoder in (model.query, model.key):
+            encoder.recurrent.flatten_()  # as nn.GRU does when it is moved to a GPU
         return PretrainStep(model, OptimConfig(), c.batch, amp=self.amp)
 
     def count_plain(self) -> dict[str, PartWork]:
@@ -166,7 +170,16 @@ class TrainingStep:
             rows.setdefault(MADE_IN[made], []).append(row)
         for row in count_rows(McStep(self.case, self.precision), self.precision):
             rows.setdefault("bank" if row["kernel"] in OF_BANK else "mc", []).append(row)
+        rows["optimizer"] = self.update_rows()
         return rows
+
+    def update_rows(self) -> list[dict[str, Any]]:
+        """Of `kernels.update`, if it is what updates the encoders."""
+        with as_on_a_gpu():
+            update = self.stepper().query_update
+        if not isinstance(update, WholeUpdate):
+            return []
+        return [update_row(group, scaled=update.scale is not None) for group in update.groups]
 
     def measure(self, target: str, plain: bool) -> dict[str, Any]:
         """Counts by part, of the plain form too, and the model of either."""
@@ -195,6 +208,26 @@ CHOICES = (
     "filter_sigma",
     "axis_scale",
 )
+
+
+def update_row(group: UpdateGroup, *, scaled: bool) -> dict[str, Any]:
+    """Counts of a launch of `kernels.update`: the interpreter would take hours over the paper's encoder. Of smaller
+    ones it counts the same (tests/interpreted/test_update_kernel.py)."""
+    numbers, half = sum(group.counts), group.gradient_dtype.itemsize
+    copies = 2 if group.gradient_dtype != torch.float32 else 0
+    table, settings = 8 * (4 + copies) * group.programs, 4 * (2 + scaled)
+    load, store = numbers * (3 * 4 + half), numbers * (3 * 4 + copies * half)
+    first_touch = load + store + table + settings
+    return {
+        "kernel": "_update_kernel",
+        "programs": group.programs,
+        "load_bytes": load + table + settings * group.programs,
+        "store_bytes": store,
+        "first_touch_bytes": first_touch,
+        "flops": 0,
+        "exponentials": 0,
+        "seconds_at_least": first_touch / H100.memory,
+    }
 
 
 def ordered(works: Mapping[str, Any]) -> list[str]:

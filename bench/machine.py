@@ -56,7 +56,10 @@ def conditions(machine: dict[str, Any]) -> str:
 
 
 def _git(*arguments: str) -> str | None:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:  # a bare machine has no git
+        return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 

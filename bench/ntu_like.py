@@ -37,8 +37,8 @@ def motion(rng: np.random.Generator, frames: int, bodies: int) -> np.ndarray:
     return clip.astype(np.float32)
 
 
-def write_ntu_like(path: Path, clips: int, seed: int = 0) -> PackedStore:
-    """A store of such clips; all train."""
+def write_ntu_like(path: Path, clips: int, seed: int = 0, *, test: int = 0) -> PackedStore:
+    """A store of such clips; all train but the last ``test``."""
     rng = np.random.default_rng(seed)
     num_frames, num_bodies = lengths(rng, clips)
     num_bodies[0] = 2  # the padded form has two bodies in any case
@@ -52,7 +52,7 @@ def write_ntu_like(path: Path, clips: int, seed: int = 0) -> PackedStore:
     ) as writer:
         for n in range(clips):
             clip = motion(rng, int(num_frames[n]), int(num_bodies[n]))
-            writer.add(clip, name=f"clip{n:06d}", label=0, subject=1)
+            writer.add(clip, name=f"clip{n:06d}", label=0, subject=1 + (n >= clips - test))
     return PackedStore.open(path)
 
 

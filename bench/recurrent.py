@@ -53,7 +53,7 @@ class PlainGRU(nn.GRU):
 def passes(net: nn.Module, x: Tensor) -> dict[str, Callable[[], list[Tensor]]]:
     """By ``PASSES``, on 3B clips (3B, T, F): final states, and gradients of the weights or of the clips."""
     batch = len(x) // 3
-    upstream = torch.ones(len(x), 1)
+    upstream = x.new_ones(len(x), 1)
     weights = list(net.parameters())
 
     def query() -> list[Tensor]:

@@ -80,42 +80,54 @@ class WorkingCopy:
         encoder: to be called. Its input norm is the master's own, statistics and gradients included; its recurrent net
             and head hold the master's weights as they were at the last `refresh`. In float32 all its parts are the
             master's own; it is another object, so that what is compiled for a step serves no call of other shapes.
+        pairs: each weight of the master beside the one that computes in its place, and gets its gradient.
     """
 
     def __init__(self, master: Encoder, dtype: torch.dtype) -> None:
-        """Copies the weights, and allocates the gradients that `collect_` fills. ``dtype``: of net and head."""
+        """Copies the weights. ``dtype``: of net and head."""
         self.encoder = copy.copy(master)
-        self._masters: list[Tensor] = []
-        self._copies: list[Tensor] = []
-        if dtype == master.dtype:
-            return
-        self.encoder = copy.deepcopy(master)
-        self.encoder.norm = master.norm
-        self.encoder.recurrent.to(dtype)
-        self.encoder.recurrent.flatten_()
-        self.encoder.head.to(dtype)
-        for part in ("recurrent", "head"):
-            self._masters += getattr(master, part).parameters()
-            self._copies += getattr(self.encoder, part).parameters()
-        self._gradients = [torch.empty_like(p) for p in self._masters]
+        if dtype != master.dtype:
+            self.encoder = copy.deepcopy(master)
+            self.encoder.norm = master.norm
+            self.encoder.recurrent.to(dtype)
+            self.encoder.recurrent.flatten_()
+            self.encoder.head.to(dtype)
+        self.pairs = list(zip(master.parameters(), self.encoder.parameters(), strict=True))
+        self._masters: list[Tensor] = [theirs for theirs, mine in self.pairs if mine is not theirs]
+        self._copies: list[Tensor] = [mine for theirs, mine in self.pairs if mine is not theirs]
+        self._gradients: list[Tensor] = []
+        self._versions = self._versions_now()
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Begin a step: round the master's weights, in one call for all of them."""
-        self.encoder.train()
+        """Round the master's weights, in one call for all of them."""
         if self._copies:
             torch._foreach_copy_(self._copies, self._masters)
+            self._versions = self._versions_now()
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether an operator of PyTorch has changed a weight of the master since the last `refresh`. Our own kernels'
+        changes are not seen, nor are those of a replayed graph."""
+        return self._versions != self._versions_now()
 
     @torch.no_grad()
     def collect_(self) -> None:
         """Widen the gradients of a backward pass into those of the master, in one call; no master keeps older ones."""
         if not self._copies:
             return
-        torch._foreach_copy_(self._gradients, [_gradient(p) for p in self._copies])
+        if not self._gradients:
+            self._gradients = [torch.empty_like(p) for p in self._masters]
+        torch._foreach_copy_(self._gradients, [gradient_of(p) for p in self._copies])
         for master, gradient, working in zip(self._masters, self._gradients, self._copies, strict=True):
             master.grad, working.grad = gradient, None
 
+    def _versions_now(self) -> list[int]:
+        """Numbers that every operator that works in place counts up."""
+        return [weight._version for weight in self._masters]
 
-def _gradient(weight: Tensor) -> Tensor:
+
+def gradient_of(weight: Tensor) -> Tensor:
+    """That a backward pass has left there."""
     assert weight.grad is not None, "a backward pass has reached every weight"
     return weight.grad

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmc.arguments import call, choose, working_dtype
-from fastmc.checks import check_number
+from fastmc.checks import Count, Positive, check_ranges
 from fastmc.reference import attack as reference
 from fastmc.views import present_bodies
 
@@ -26,16 +26,15 @@ Classify = Callable[[Tensor], Tensor]
 class AttackConfig:
     """Settings of paper section 4.2."""
 
-    attack_lr: float = 0.1
+    attack_lr: Positive = 0.1
     """epsilon, the learning rate of the one Adam step."""
-    attack_norm: float = 0.5
+    attack_norm: Positive = 0.5
     """eta, the largest L2 norm of the perturbation of a clip, metres."""
-    attack_classes: int = 128
+    attack_classes: Count = 128
     """C, the outputs of the fixed random fully-connected layer."""
 
     def __post_init__(self) -> None:
-        for name in ("attack_lr", "attack_norm", "attack_classes"):
-            check_number(name, getattr(self, name), above=0)
+        check_ranges(self)
 
 
 class AttackHead(nn.Linear):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastmc.arguments import call, choose_for_views
-from fastmc.checks import check_number
+from fastmc.checks import Count, NotNegative, Positive, Probability, Share, Whole, check_number, check_ranges
 from fastmc.random import philox, uniform
 
 BASIC_KEY, WEAK, STRONG, BASIC_QUERY = 0, 1, 2, 3
@@ -29,42 +29,37 @@ DRAW = {"triton": "kernels.draw", "numba": "fastmc.views_numba", "torch": __name
 class AugmentConfig:
     """Strength of the augmentations. The defaults are the field's; each says where it comes from."""
 
-    crop_ratio_min: float = 0.1
+    crop_ratio_min: Share = 0.1
     """Shortest temporal crop, as a share of the clip. Source: ISC (Thoker et al. 2021), l_ratio = [0.1, 1]."""
-    crop_frames_min: int = 64
+    crop_frames_min: Count = 64
     """Shortest temporal crop in frames (or the whole clip, if shorter). Source: ISC."""
-    shear: float = 1.0
+    shear: NotNegative = 1.0
     """Amplitude s of the pose augmentation: off-diagonal entries of the shear are uniform in [-s, s]. Source: ISC."""
-    jitter_joints: int = 15
+    jitter_joints: Whole = 15
     """Joints that joint jittering zeroes or maps by a random 3x3 matrix, at most three fifths of them all. Source: ISC,
     15 of 25."""
-    flip_probability: float = 0.5
+    flip_probability: Probability = 0.5
     """Strong only: swap left and right joints. Source: AimCLR (Guo et al. 2022)."""
-    rotation_degrees: float = 30.0
+    rotation_degrees: NotNegative = 30.0
     """Strong only: largest angle about the main axis. Source: AimCLR."""
-    rotation_minor_degrees: float = 1.0
+    rotation_minor_degrees: NotNegative = 1.0
     """Strong only: largest angle about the two other axes. Source: AimCLR."""
-    noise_std: float = 0.01
+    noise_std: NotNegative = 0.01
     """Strong only: standard deviation of the Gaussian noise, metres. Source: AimCLR."""
-    noise_probability: float = 0.5
+    noise_probability: Probability = 0.5
     """Strong only. Source: AimCLR."""
-    filter_sigma_min: float = 0.1
+    filter_sigma_min: Positive = 0.1
     """Strong only: smallest sigma of the Gaussian filter in time, frames. Source: AimCLR, [0.1, 2], 15 taps."""
-    filter_sigma_max: float = 2.0
+    filter_sigma_max: Positive = 2.0
     """Strong only: largest sigma of the Gaussian filter in time, frames. Source: AimCLR."""
-    filter_probability: float = 0.5
+    filter_probability: Probability = 0.5
     """Strong only. Source: AimCLR."""
-    axis_mask_probability: float = 0.5
+    axis_mask_probability: Probability = 0.5
     """Strong only: set one coordinate axis to zero. Source: AimCLR."""
 
     def __post_init__(self) -> None:
-        check_number("crop_ratio_min", self.crop_ratio_min, above=0, at_most=1)
-        check_number("crop_frames_min", self.crop_frames_min, at_least=1)
-        for name in ("jitter_joints", "shear", "rotation_degrees", "rotation_minor_degrees", "noise_std"):
-            check_number(name, getattr(self, name), at_least=0)
-        for name in ("flip_probability", "noise_probability", "filter_probability", "axis_mask_probability"):
-            check_number(name, getattr(self, name), at_least=0, at_most=1)
-        check_number("filter_sigma_min", self.filter_sigma_min, above=0, at_most=self.filter_sigma_max)
+        check_ranges(self)
+        check_number("filter_sigma_min", self.filter_sigma_min, at_most=self.filter_sigma_max)
 
     def jittered_of(self, num_joints: int) -> int:
         """How many joints joint jittering takes of so many."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmc.arguments import working_dtype
-from fastmc.checks import check_number
+from fastmc.checks import Count, check_ranges
 from fastmc.recurrent import SequenceGRU, StepwiseGRU
 
 Reading = Literal["sequence", "stepwise"]
@@ -30,11 +30,11 @@ class EncoderConfig:
     codes compute it, two GRUs per layer that both run forward in time."""
     input_norm: bool = True
     """Batch normalisation of the input channels, with statistics per view."""
-    feature_dim: int = 128
+    feature_dim: Count = 128
     """D, the size of the contrastive features."""
 
     def __post_init__(self) -> None:
-        check_number("feature_dim", self.feature_dim, at_least=1)
+        check_ranges(self)
         _ = self.size
 
     @property

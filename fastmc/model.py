@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastmc.attack import AttackConfig, AttackHead, attack
 from fastmc.augment import BASIC_KEY, BASIC_QUERY, STRONG, WEAK, AugmentConfig, draw_params
 from fastmc.bank import MemoryBank, mixing_coefficients
-from fastmc.checks import check_number
+from fastmc.checks import Count, NotNegative, Positive, Probability, check_ranges
 from fastmc.encoder import Encoder, EncoderConfig
 from fastmc.random import keyed_generator
 from fastmc.skeleton import Skeleton
@@ -33,17 +33,17 @@ class ContrastConfig:
     method: Method = "a2mc"
     """Row of table 6. b1: x0, x3, InfoNCE, FIFO bank; b2: + attack and views x1, x2; b3: + MC loss; a2mc: + mixing
     and the learned bank."""
-    bank_size: int = 16384
+    bank_size: Count = 16384
     """K, entries of the bank."""
-    temperature: float = 0.07
+    temperature: Positive = 0.07
     """tau of the loss."""
-    bank_temperature: float = 0.03
+    bank_temperature: Positive = 0.03
     """The lower temperature of the bank's own gradient."""
-    bank_lr: float = 3.0
+    bank_lr: NotNegative = 3.0
     """beta, the learning rate of the bank (eq. 7)."""
-    bank_momentum: float = 0.9
+    bank_momentum: Probability = 0.9
     """Momentum of the bank's ascent."""
-    bank_weight_decay: float = 1e-4
+    bank_weight_decay: NotNegative = 1e-4
     """Weight decay of the bank."""
     mixing: str = "cycle"
     """Mixing coefficients lambda of eq. 8. cycle: a quarter of the entries each at 0.4, 0.3, 0.2, 0.1; fixed:0.3, say;
@@ -51,7 +51,7 @@ class ContrastConfig:
     mix: Literal["own", "tiled"] = "own"
     """own: each sample's bank is mixed with its own feature, as eq. 8 reads; tiled: entry i with that of sample
     i mod B, as released codes of this family do."""
-    ema: float = 0.999
+    ema: Probability = 0.999
     """alpha of eq. 4: the key encoder follows the query encoder."""
     impl: Literal["auto", "triton", "torch", "reference"] = "auto"
     """Implementation of loss, bank step and attack. auto: triton where it can run, torch elsewhere."""
@@ -60,13 +60,7 @@ class ContrastConfig:
     float32, slower; bf16: rounded to bfloat16, which moves probabilities by percents."""
 
     def __post_init__(self) -> None:
-        check_number("bank_size", self.bank_size, at_least=1)
-        for name in ("temperature", "bank_temperature"):
-            check_number(name, getattr(self, name), above=0)
-        for name in ("bank_lr", "bank_weight_decay"):
-            check_number(name, getattr(self, name), at_least=0)
-        for name in ("bank_momentum", "ema"):
-            check_number(name, getattr(self, name), at_least=0, at_most=1)
+        check_ranges(self)
         try:
             mixing_coefficients(1, self.mixing, generator=torch.Generator())
         except ValueError as error:

@@ -2,6 +2,7 @@
 
 draw.py     augment.py                        random choices of views; the views
 attack.py                                     what surrounds the encoder's passes in the attack
+update.py                                     SGD, key encoder and half-precision copies in one pass
 mc.py       launch.py                         the MC loss: what the library calls, and its launches
 prepare.py  sweep.py  combine.py  bank.py     one step of the MC loss each, in this order
 products.py rows.py   tiles.py                what they share: split products, blocks of rows, sizes by target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,14 @@ def data_root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
     write_small_store(root / "small")
     return root
+
+
+def exit_code(main: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Of a command, whether it was its command line that was refused or what was asked for."""
+    try:
+        return main(arguments)
+    except SystemExit as error:
+        return int(error.code or 0)
 
 
 @pytest.fixture

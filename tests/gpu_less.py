@@ -43,6 +43,9 @@ def _without_ttsem() -> str:
 
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+needs_compiler = pytest.mark.skipif(
+    find_spec("triton") is None or INTERPRETED, reason="Triton is not installed, or interprets kernels here"
+)
 needs_ttsem = pytest.mark.skipif(bool(_without_ttsem()), reason=_without_ttsem() or "runs")
 needs_engine = pytest.mark.skipif(not INTERPRETED and bool(_without_ttsem()), reason=_without_ttsem() or "runs")
 

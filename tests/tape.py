@@ -1,13 +1,18 @@
-"""A stand-in for CUDA graphs: PyTorch's operators, recorded as they run, and run again on the same memory."""
+"""A stand-in for CUDA graphs: PyTorch's operators and the kernels that Triton interprets, recorded as they run, and run
+again on the same memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
+from gpu_less import INTERPRETED
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 READS = ("_local_scalar_dense", "item", "is_nonzero", "equal")
@@ -36,12 +41,56 @@ class Tape(TorchDispatchMode):
             self.calls.append(tree_map_only(Tensor, torch.ops.aten.alias, (func, args, kwargs, result)))
         return result
 
+    def __enter__(self) -> Tape:
+        self._launches = ExitStack()
+        self._launches.enter_context(_launches_go_to(self.calls))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._launches.close()
+
     def names(self) -> list[str]:
         return [func.overloadpacket.__name__ for func, *_ in self.calls]
 
     def sequence(self) -> list[tuple[Any, ...]]:
         """What must be the same at every step: operators, and of their tensors shape, strides and dtype."""
         return [(str(func), *map(_kind, tree_leaves((args, kwargs)))) for func, args, kwargs, _ in self.calls]
+
+
+class Launch:
+    """A kernel and its grid, in the place of an operator."""
+
+    def __init__(self, executor: Any, run: Callable[..., None]) -> None:
+        self.overloadpacket = SimpleNamespace(__name__=executor.fn.__name__)
+        self._executor, self._run = executor, run
+
+    def __str__(self) -> str:
+        return self.overloadpacket.__name__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        with _disable_current_modes():  # the interpreter itself uses operators
+            self._run(self._executor, *args, **kwargs)
+
+
+@contextmanager
+def _launches_go_to(calls: list[tuple[Any, ...]]) -> Iterator[None]:
+    """Within: kernels that Triton interprets are appended there when they have run."""
+    if not INTERPRETED:
+        yield
+        return
+    from triton.runtime.interpreter import GridExecutor
+
+    run = GridExecutor.__call__
+
+    def launch(executor: Any, *args: Any, **kwargs: Any) -> None:
+        kernel = Launch(executor, run)
+        kernel(*args, **kwargs)
+        with _disable_current_modes():
+            calls.append(tree_map_only(Tensor, torch.ops.aten.alias, (kernel, args, kwargs, None)))
+
+    with mock.patch.object(GridExecutor, "__call__", launch):
+        yield
 
 
 def _kind(value: Any) -> Any:

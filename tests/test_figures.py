@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from conftest import write_small_store
+from conftest import exit_code, write_small_store
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -690,7 +690,7 @@ def test_labels_are_what_differs_or_the_folders_names(folders, tmp_path):
 )
 def test_errors_say_what_is_wrong_and_nothing_is_written(arguments, message, folders, tmp_path, capsys):
     out = tmp_path / "out"
-    assert figures.main(["--run", str(folders["a2mc"]), "--out", str(out), *arguments]) == 1
+    assert exit_code(figures.main, ["--run", str(folders["a2mc"]), "--out", str(out), *arguments])
     assert re.search(message, capsys.readouterr().err)
     assert not out.exists()
 

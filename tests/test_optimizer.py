@@ -1,4 +1,7 @@
-"""Updates of the encoders' weights: PyTorch's and apex's, on the host's and on the device's word."""
+"""Updates of the encoders' weights: who makes them, PyTorch's and apex's, on the host's and on the device's word.
+
+Those of our own kernel are tests/test_update_kernel.py's and tests/interpreted/test_update*.py's.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+import kernels
 from fastmc.reference.ema import ema_
-from train import optimizer
 from train.config import OptimConfig
-from train.optimizer import KeyUpdate, QueryUpdate, no_apex_reason
+from train.optimizer import KeyUpdate, QueryUpdate, choose_impl, no_apex_reason
 
 SGD = OptimConfig(lr=0.1, weight_decay=0.01)
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -114,6 +117,38 @@ def test_the_key_encoder_follows_by_equation_4(alpha):
     assert equal(key, before)
 
 
+# Who makes them
+
+
+def asked(impl: str, **others) -> OptimConfig:
+    return replace(SGD, optimizer_impl=impl, **others)
+
+
+def test_the_kernel_is_taken_where_it_serves(monkeypatch):
+    monkeypatch.setattr(kernels, "unavailable_reason", lambda device: None if device.type == "cuda" else "no GPU here")
+    assert choose_impl(SGD, CUDA, scaled=True) == ("triton", "with the key encoder, in one pass")
+    assert choose_impl(SGD, CPU, scaled=False) == ("torch", "no GPU here")
+    adamw = replace(SGD, optimizer="adamw")
+    assert choose_impl(adamw, CUDA, scaled=False) == ("torch", "our kernel is for sgd, not adamw")
+    for impl in ("triton", "torch"):
+        assert choose_impl(asked(impl), CUDA, scaled=False) == (impl, f"--optimizer-impl {impl}")
+    with pytest.raises(ValueError, match=r"'triton' is impossible: no GPU here\. Give --optimizer-impl auto"):
+        choose_impl(asked("triton"), CPU, scaled=False)
+    with pytest.raises(ValueError, match="'triton' is impossible: our kernel is for sgd, not adamw"):
+        choose_impl(asked("triton", optimizer="adamw"), CUDA, scaled=False)
+
+
+@pytest.mark.usefixtures("apex")
+def test_apex_is_for_those_who_ask_for_it(monkeypatch):
+    monkeypatch.setattr(kernels, "unavailable_reason", lambda device: "no Triton")
+    assert choose_impl(SGD, CUDA, scaled=False) == ("torch", "no Triton")
+    assert choose_impl(asked("apex"), CUDA, scaled=False) == ("apex", "--optimizer-impl apex")
+    with pytest.raises(ValueError, match="'apex' is impossible: apex does not take a gradient scale"):
+        choose_impl(asked("apex"), CUDA, scaled=True)
+    with pytest.raises(ValueError, match="'apex' is impossible: apex needs a GPU, not cpu"):
+        choose_impl(asked("apex"), CPU, scaled=False)
+
+
 # apex
 
 
@@ -139,19 +174,17 @@ def apex(monkeypatch):
 
 
 @pytest.mark.usefixtures("apex")
-def test_apex_is_used_where_it_serves(monkeypatch):
+def test_apexs_steps_are_those_of_torch():
     assert no_apex_reason(SGD, CUDA, scaled=False) is None
     assert "needs a GPU" in no_apex_reason(SGD, CPU, scaled=False)
     assert "not adamw" in no_apex_reason(replace(SGD, optimizer="adamw"), CUDA, scaled=False)
     assert "gradient scale" in no_apex_reason(SGD, CUDA, scaled=True)
     assert "warm-up" in no_apex_reason(replace(SGD, warmup_epochs=1.0), CUDA, scaled=False)
 
-    monkeypatch.setattr(optimizer, "no_apex_reason", lambda *args, **kwargs: None)
     ours, theirs, skip = net(), net(), torch.zeros(())
-    update = QueryUpdate(SGD, ours.parameters(), skip)
-    assert update.says == "FusedSGD of apex"
-    monkeypatch.setattr(optimizer, "no_apex_reason", lambda *args, **kwargs: "not now")
-    truth = QueryUpdate(SGD, theirs.parameters(), torch.zeros(()))
+    update = QueryUpdate(SGD, ours.parameters(), skip, impl="apex", why="asked for")
+    assert update.says == "FusedSGD of apex (asked for)"
+    truth = QueryUpdate(SGD, theirs.parameters(), torch.zeros(()), why="not now")
     assert truth.says == "SGD of torch, fused (not now)"
     for i in range(3):
         give_gradients(ours, i)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_small_store
+from conftest import exit_code, write_small_store
 from test_train import FAST, errors
 
 from fastmc import checkpoint
@@ -405,7 +405,7 @@ def test_ensemble_refuses_runs_that_do_not_fit(streams, separable, tmp_path, cap
     joint, motion = str(streams["joint"]), str(streams["motion"])
 
     def refused(*arguments: str) -> str:
-        assert evaluate.main(["ensemble", "--device", "cpu", *arguments]) == 1
+        assert exit_code(evaluate.main, ["ensemble", "--device", "cpu", *arguments])
         return errors(capsys)
 
     assert "needs two or more runs" in refused("--run", joint)
@@ -441,7 +441,7 @@ def test_wrong_arguments_are_one_line(kind, finished, tmp_path, capsys):
     (("--weight-decay", "-1"), "weight_decay must be >= 0"),
 ])  # fmt: skip
 def test_semi_refuses_nonsense(flags, message, finished, capsys):
-    assert evaluate.main(["semi", "--run", str(finished), *flags]) == 1
+    assert exit_code(evaluate.main, ["semi", "--run", str(finished), *flags])
     assert message in errors(capsys)
 
 

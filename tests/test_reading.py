@@ -267,21 +267,21 @@ def test_environment_json_of_a_run_folder(text, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "row"),
+    ("text", "fault"),
     [
-        (b"epoch,step\n1,2\n1,x\n", 2),
-        (b"epoch,step\n1,2,3\n", 1),
-        (b"epoch,step\n1,inf\n", 1),
-        (b"epoch\n1\n", 1),
-        (b"epoch,step\n1,2\n\xff,3\n", 1),
-        (b"epoch,step\n1,2\n1,2\0\n", 2),
-        (b"epoch,step\n1," + b"2" * 200_000 + b"\n", 1),
+        (b"epoch,step\n1,2\n1,x\n", "row 2: "),
+        (b"epoch,step\n1,2,3\n", "row 1: "),
+        (b"epoch,step\n1,inf\n", "row 1: "),
+        (b"epoch\n1\n", "row 1: "),
+        (b"epoch,step\n1,2\n\xff,3\n", ".*byte 0xff in position 15"),
+        (b"epoch,step\n1,2\n1,2\0\n", "row 2: "),
+        (b"epoch,step\n1," + b"2" * 200_000 + b"\n", "row 1: "),
     ],
 )
-def test_metrics_of_a_run_folder(text, row, tmp_path):
+def test_metrics_of_a_run_folder(text, fault, tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_bytes(text)
-    with pytest.raises(ValueError, match=f"{path} is damaged: row {row}: "):
+    with pytest.raises(ValueError, match=f"{path} is damaged: {fault}"):
         read_metrics(path)
 
 

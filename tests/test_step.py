@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from gpu_less import needs_triton
+from gpu_less import INTERPRETED, needs_compiler
 from tape import Tape, TapeRecorder
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -270,7 +270,7 @@ class OnOneDevice(TorchDispatchMode):
         return result
 
 
-@needs_triton
+@needs_compiler
 @pytest.mark.parametrize("amp", ["fp32", "bf16", "fp16"])
 def test_on_a_device_without_memory_nothing_is_read_and_nothing_uploaded(amp):
     """There reading a value, or a shape that depends on one, is an error. Triton's kernels are compiled and not run."""
@@ -381,11 +381,18 @@ def forty(
         step.advance(store.select(step.sample), filling=i < 64)
         losses.append(step.metrics[0].clone())
         if stale:
-            step._query.refresh = lambda: None
+            never_refreshed(step)
     step.check()
     clips = whole_clips(store.select(torch.arange(len(store), device=store.device)), store.skeleton, 16)
     with torch.no_grad():
         return torch.stack(losses[64:]), step.model.query.eval()(clips), step
+
+
+def never_refreshed(step: PretrainStep) -> None:
+    """From now on the query encoder's working copy stays as it is."""
+    step._query.refresh = lambda: None
+    for group in getattr(step.query_update, "groups", ()):
+        group._copies = []
 
 
 @pytest.fixture(scope="module")
@@ -434,19 +441,44 @@ def test_a_working_copy_that_is_never_refreshed_is_noticed(store, in_float32):
 
 
 def test_working_copies_are_cast_once_a_step(store):
+    """By PyTorch one call for each encoder, by our kernel the update itself; and nobody else reads the weights."""
     step = make(settings(), store, "bf16")
-    step.prepare(batch(0), 0, 0.05)
+    advance(step, store, range(1))
+    step.prepare(batch(1), 1, 0.05)
     with Tape() as tape:
         step.advance(store.select(step.sample), filling=False)
     weights = {p.data_ptr() for encoder in (step.model.query, step.model.key) for p in encoder.recurrent.parameters()}
 
     def reads_a_master(call) -> bool:
-        func, args, _, _ = call
-        tensors = [t for t in torch.utils._pytree.tree_leaves(args) if isinstance(t, torch.Tensor)]
+        func, args, kwargs, _ = call
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         return any(t.data_ptr() in weights for t in tensors) and "fused" not in str(func)
 
     casts = [str(call[0]) for call in tape.calls if reads_a_master(call)]
-    assert casts == ["aten._foreach_copy_.default"] * 2, "one call for each encoder, and nobody else reads the weights"
+    assert casts == (["_update_kernel"] if INTERPRETED else ["aten._foreach_copy_.default"] * 2)
+
+
+@pytest.mark.parametrize("change", ["in place", "loaded"])
+def test_weights_that_somebody_else_changes_reach_the_working_copies(change, store):
+    """Before the next step, whoever casts them."""
+    step = make(settings(), store, "bf16")
+    advance(step, store, range(3), filling=True)
+    state = {name: value + 0.5 for name, value in step.model.state_dict().items() if "recurrent" in name}
+    if change == "loaded":
+        step.model.load_state_dict(step.model.state_dict() | state)
+    else:
+        for name, value in state.items():
+            step.model.state_dict()[name].copy_(value)
+    copies = [working for one in (step._query, step._key) for master, working in one.pairs if working is not master]
+    seen = []
+    for one in (step._query, step._key):
+        one.encoder.head.register_forward_pre_hook(lambda *_: seen.extend(c.detach().clone() for c in copies))
+    masters = [
+        m.detach().bfloat16() for one in (step._query, step._key) for m, working in one.pairs if working is not m
+    ]
+    advance(step, store, range(3, 4), filling=True)
+    assert len(seen) >= len(copies)
+    assert all(torch.equal(a, b) for a, b in zip(seen, masters, strict=False))
 
 
 def test_the_gradient_scale_halves_and_grows_as_torch_does():
@@ -462,6 +494,19 @@ def test_the_gradient_scale_halves_and_grows_as_torch_does():
         theirs.update()
         ours.update_(torch.tensor(overflow))
         assert ours.scale.item() == theirs.get_scale()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_gradients_are_divided_by_the_scale_that_they_have(optimizer, store):
+    """Also in the step after which the scale doubles."""
+    first, second = (make(settings(optimizer=optimizer), store, "fp16") for _ in range(2))
+    first.scaling.state.copy_(torch.tensor([2.0**8, 0.0]))
+    second.scaling.state.copy_(torch.tensor([2.0**8, GradientScale.GROWTH_INTERVAL - 1]))
+    for step in (first, second):
+        advance(step, store, range(1), filling=True)
+    assert (first.scaling.scale.item(), second.scaling.scale.item()) == (2.0**8, 2.0**9)
+    for ours, theirs in zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_an_overflow_in_float16_costs_one_step(store):

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -22,8 +23,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_small_store
+from conftest import exit_code, write_small_store
 
+from fastmc import checkpoint
 from fastmc.data.store import StoreWriter
 from fastmc.evaluation import FinetuneConfig
 from fastmc.files import write_json
@@ -187,7 +189,7 @@ def test_other_settings_in_a_run_s_folder_stop_before_anything_runs(data_root, t
         (["--table", "7"], "table = 7: choose from 1, 2, 3, 4, 5, 6"),
         (["--table", "6", "--dataset", "ntu60"], "there is no dataset 'ntu60'"),
         (["--table", "5", "--target", "pku9"], "there is no dataset 'pku9'"),
-        (["--table", "6", "--parallel", "0"], "parallel must be at least 1"),
+        (["--table", "6", "--parallel", "0"], "parallel must be >= 1, got 0"),
         (["--table", "6", "6"], "table = 6, 6: name each once"),
         (["--table", "6", "--seeds", "0", "0"], "seeds = 0, 0: give one or more different seeds"),
         (["--table", "3", "--dataset", "pku2"], "there is no dataset 'pku2'"),
@@ -197,11 +199,7 @@ def test_other_settings_in_a_run_s_folder_stop_before_anything_runs(data_root, t
     ],
 )
 def test_wrong_arguments_are_named(data_root, tmp_path, capsys, flags, message):
-    try:
-        code = tables.main([*command(data_root, tmp_path), *flags])
-    except SystemExit as error:  # of tyro, for a flag that nobody knows
-        code = error.code
-    assert code
+    assert exit_code(tables.main, [*command(data_root, tmp_path), *flags])
     captured = capsys.readouterr()
     assert message in captured.err + captured.out
 
@@ -339,6 +337,47 @@ run_jobs([job(n) for n in range(3)], parallel=2)
         assert not Path(f"/proc/{(tmp_path / str(n)).read_text()}").exists()
         assert "KeyboardInterrupt" in (tmp_path / f"{n}.log").read_text()
     assert not (tmp_path / "2").exists()
+
+
+@pytest.mark.parametrize("killed", ["command", "worker"])
+def test_what_was_started_by_who_is_killed_ends_with_a_checkpoint(killed, data_root, tmp_path):
+    """Nobody can pass a kill -9 on: a worker looks for its parent, and the command that it runs for the worker."""
+    flags = [*("--dataset", "small", "--data-root", str(data_root), "--preset", "tiny", "--encoder", "1x8"), "--frames"]
+    flags += ["8", "--batch-size", "8", "--bank-size", "16", "--epochs", "100000", "--probe-every", "0", "--device"]
+    flags += ["cpu", "--checkpoint-every", "100000", "--out", str(tmp_path / "run")]
+    code = f"""
+import pathlib
+from train.jobs import Job, run_jobs
+run_jobs([Job("run", "train.run", tuple({flags!r}), pathlib.Path({str(tmp_path / "log")!r}), lambda: False)])
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+    def said() -> str:
+        return (tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""
+
+    wait_until(lambda: "epoch 3/" in said())
+    (worker,) = children_of(process.pid)
+    (child,) = children_of(worker)
+    os.kill(process.pid if killed == "command" else worker, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{child}").exists() and not Path(f"/proc/{worker}").exists())
+    _, errors = process.communicate(timeout=60)
+    assert "stopping after this step, with a checkpoint" in said()
+    assert "stopped; the same command resumes from the last checkpoint" in said()
+    assert "Traceback" not in said()
+    position = checkpoint.load_latest(tmp_path / "run" / "checkpoints")[1]["position"]
+    assert position["step"] >= 9, "no checkpoint was due before"
+    assert killed == "command" or "run failed" in errors
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_until(come: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not come():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_nothing_asks_for_cuda_before_a_fork():

@@ -30,6 +30,7 @@ from train.folder import RunFolder, load_config
 from train.loop import Pretraining
 from train.record import read_metrics
 from train.step import NonFiniteError
+from train.stopping import asked_to_stop
 
 ROOT = Path(__file__).resolve().parents[1]
 FAST = [
@@ -230,7 +231,7 @@ def test_the_log_says_how_steps_are_computed_and_profile_writes_its_files(finish
     line = (
         "step: amp fp32 (half precision is slower on cpu), compile off (on cpu it costs more than it saves), "
         "CUDA graph off (CUDA graphs need an NVIDIA GPU, not cpu), overlap off (a second stream needs a GPU, not cpu); "
-        "AdamW of torch, fused (apex is for sgd, not adamw)"
+        "AdamW of torch, fused (our kernel is for sgd, not adamw)"
     )
     assert line in (finished / "run.log").read_text()
     out = tmp_path / "run"
@@ -311,7 +312,13 @@ def test_the_log_says_where_the_frames_are(finished, data_root, tmp_path):
 def test_a_run_may_change_its_placement_and_not_its_numbers(finished, data_root, tmp_path, capsys):
     out = tmp_path / "run"
     shutil.copytree(finished, out)
-    for free in (("--placement", "mapped"), ("--view-impl", "torch"), ("--cuda-graph", "off"), ("--profile", "2")):
+    for free in (
+        ("--placement", "mapped"),
+        ("--view-impl", "torch"),
+        ("--cuda-graph", "off"),
+        ("--profile", "2"),
+        ("--optimizer-impl", "torch"),
+    ):
         assert run.main(command(data_root, out, *free)) == 0
         assert "finished" in errors(capsys)
     assert run.main(command(data_root, out, "--frames-dtype", "float16")) == 1
@@ -501,12 +508,12 @@ def test_killed_while_saving_the_previous_checkpoint_loads(data_root, tmp_path):
         import os, signal, sys, torch
         from train import run
         real, calls = torch.save, []
-        def save(state, file):
+        def save(state, file, **how):
             calls.append(0)
             if len(calls) == 3:
                 file.write(b"half a checkpoint"); file.flush()
                 os.kill(os.getpid(), signal.SIGKILL)
-            real(state, file)
+            real(state, file, **how)
         torch.save = save
         sys.exit(run.main(sys.argv[1:]))
         """
@@ -666,6 +673,8 @@ def test_two_processes_do_not_share_a_folder(data_root, tmp_path, capsys):
         ),
         (["--stream", "bone", "--dataset", "nowhere"], "there is no dataset 'nowhere'"),
         (["--amp", "tf32"], "amp = 'tf32' needs an NVIDIA GPU, not cpu; give --amp fp32"),
+        (["--optimizer-impl", "triton"], "optimizer_impl = 'triton' is impossible: our kernel is for sgd, not adamw"),
+        (["--optimizer-impl", "apex"], "optimizer_impl = 'apex' is impossible: apex is for sgd, not adamw"),
         (["--cuda-graph", "on"], "cuda_graph = 'on' is impossible: CUDA graphs need an NVIDIA GPU"),
     ],
 )
@@ -767,15 +776,19 @@ def test_evaluate_refuses_what_is_no_run(tmp_path, finished, capsys):
     assert "no complete checkpoint" in errors(capsys)
     assert evaluate.main(["knn", "--run", str(finished), "--data-root", str(tmp_path)]) == 1
     assert "there is no dataset 'small'" in errors(capsys)
-    for wrong in ("0", "10000"):
-        assert evaluate.main(["knn", "--run", str(finished), "--knn-k", wrong]) == 1
-        assert "k must be" in errors(capsys)
+    assert evaluate.main(["knn", "--run", str(finished), "--knn-k", "10000"]) == 1
+    assert "k must be" in errors(capsys)
+    with pytest.raises(SystemExit):
+        evaluate.main(["knn", "--run", str(finished), "--knn-k", "0"])
+    assert "knn_k must be >= 1, got 0" in errors(capsys)
 
 
-def test_ctrl_c_leaves_a_run_that_resumes(data_root, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint_of_that_moment(number, data_root, tmp_path):
     out = tmp_path / "run"
+    flags = ("--epochs", "100000", "--probe-every", "0", "--checkpoint-every", "100000")
     process = subprocess.Popen(
-        [sys.executable, "-m", "train.run", *command(data_root, out, "--epochs", "100000", "--probe-every", "0")],
+        [sys.executable, "-m", "train.run", *command(data_root, out, *flags)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -786,8 +799,42 @@ def test_ctrl_c_leaves_a_run_that_resumes(data_root, tmp_path):
     for line in process.stdout:
         if line.startswith("epoch 3/"):
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert f"{number.name}: stopping after this step, with a checkpoint" in err
     assert "resumes" in err
-    assert checkpoint.load_latest(out / "checkpoints")[1]["position"]["step"] >= 6
+    assert checkpoint.load_latest(out / "checkpoints")[1]["position"]["step"] >= 9
+
+
+def test_asked_twice_it_stops_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    with asked_to_stop() as asked:
+        assert not asked()
+        signal.raise_signal(signal.SIGINT)
+        assert asked()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_stopped_in_the_middle_or_at_the_end_of_an_epoch_the_run_ends_as_if_it_had_not_been(last, data_root, tmp_path):
+    assert run.main(command(data_root, tmp_path / "whole")) == 0
+    advanced, when = Pretraining._advance, 3 if last else 2
+
+    def advance_and_ask(self: Pretraining, *batch: object) -> bool:
+        found = advanced(self, *batch)
+        if self.step == when:
+            signal.raise_signal(signal.SIGTERM)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pretraining, "_advance", advance_and_ask)
+        assert run.main(command(data_root, tmp_path / "parts", "--checkpoint-every", "100")) == 130
+    position = state_of(tmp_path / "parts")["position"]
+    assert (position["epoch"], position["batch"], position["step"]) == ((1, 0, 3) if last else (0, 2, 2))
+    assert run.main(command(data_root, tmp_path / "parts")) == 0
+    assert_same_state(state_of(tmp_path / "whole")["model"], state_of(tmp_path / "parts")["model"])
+    rows = [read_metrics(tmp_path / name / "metrics.csv") for name in ("whole", "parts")]
+    assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]]

@@ -9,13 +9,13 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from fastmc.attack import AttackConfig
 from fastmc.augment import AugmentConfig
-from fastmc.checks import check_number
+from fastmc.checks import Count, NotNegative, Positive, Range, Seed, Whole, check_ranges
 from fastmc.data.placement import DataConfig
 from fastmc.encoder import EncoderConfig
 from fastmc.evaluation import EvalConfig
@@ -23,6 +23,8 @@ from fastmc.model import ContrastConfig
 from fastmc.views import Stream
 
 Preset = Literal["paper", "small", "tiny"]
+Frames = Annotated[int, Range(at_least=2)]
+"""A difference of frames takes two."""
 
 
 @dataclass(frozen=True)
@@ -31,22 +33,25 @@ class OptimConfig:
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
     """sgd has momentum 0.9, as in paper section 4.2."""
-    lr: float = 0.01
+    optimizer_impl: Literal["auto", "triton", "torch", "apex"] = "auto"
+    """Who updates the weights. triton: sgd, the key encoder and both copies in half precision, in one pass over the
+    weights. torch: its fused optimizers. apex: FusedSGD of NVIDIA's apex. auto: triton for sgd where Triton can run,
+    else torch."""
+    lr: Positive = 0.01
     """Initial learning rate."""
-    weight_decay: float = 1e-4
+    weight_decay: NotNegative = 1e-4
     """Weight decay of the encoder."""
-    epochs: int = 750
+    epochs: Count = 750
     """Epochs of pre-training."""
-    milestones: tuple[int, ...] = (350,)
+    milestones: tuple[Whole, ...] = (350,)
     """Epochs at which the learning rate drops to a tenth."""
-    warmup_epochs: float = 0.0
+    warmup_epochs: NotNegative = 0.0
     """Epochs over which the learning rate rises from zero."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """B, clips per step."""
 
     def __post_init__(self) -> None:
-        for name in ("lr", "epochs", "batch_size"):
-            check_number(name, getattr(self, name), above=0)
+        check_ranges(self)
 
     def lr_at(self, epoch: float) -> float:
         """Learning rate at a (fractional) epoch."""
@@ -69,34 +74,31 @@ class StepConfig:
     captured runs launch by launch, and the log says why."""
     overlap: Literal["auto", "on", "off"] = "auto"
     """The key encoder beside the attack, on a second stream; changes no bit. auto: on a GPU."""
-    profile: int = 0
+    profile: Whole = 0
     """Record so many steps once the bank is full, and write them to profile/ in the run folder: docs/profiling.md."""
 
     def __post_init__(self) -> None:
-        check_number("profile", self.profile, at_least=0)
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
 class LogConfig:
     """What a run writes, and when."""
 
-    probe_every: int = 10
+    probe_every: Whole = 10
     """Epochs between kNN probes of the query encoder; 0 for none."""
-    checkpoint_every: int = 1
+    checkpoint_every: Count = 1
     """Epochs between checkpoints."""
-    checkpoint_minutes: float = 10.0
+    checkpoint_minutes: NotNegative = 10.0
     """A long epoch is interrupted for a checkpoint after this many minutes."""
-    checkpoints_kept: int = 2
-    """How many checkpoints stay on disk, at least two."""
+    checkpoints_kept: Annotated[int, Range(at_least=2)] = 2
+    """How many checkpoints stay on disk, at least two: one may be unreadable after a crash of the machine."""
     keep_features: bool = True
     """Keep the frozen features of the last evaluation in the run folder, so that train.evaluate, train.figures and
     ensembles need not compute them again: 8 crops of NTU-60 are 3 GB."""
 
     def __post_init__(self) -> None:
-        if self.checkpoints_kept < 2:
-            raise ValueError("checkpoints_kept must be at least 2: one may be unreadable after a crash of the machine")
-        check_number("checkpoint_every", self.checkpoint_every, at_least=1)
-        check_number("probe_every", self.probe_every, at_least=0)
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -123,11 +125,11 @@ class Config:
     preset sets defaults, every other flag overrides it. By default paper; tiny for the synthetic dataset."""
     stream: Stream = "joint"
     """Input stream: joint coordinates, their motion, or bones."""
-    frames: int = 64
+    frames: Frames = 64
     """T, frames of every view."""
     out: Path | None = None
     """Run folder; by default runs/DATASET-PROTOCOL-METHOD-STREAM-PRESET-seedN."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initial weights, order of the clips, and augmentation."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
@@ -146,8 +148,7 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        check_number("frames", self.frames, at_least=2)
-        check_number("seed", self.seed, at_least=0, at_most=2**31 - 1)
+        check_ranges(self)
 
 
 # Found by trying: at the paper's SGD and full-strength augmentation nothing visible is learnt in a few thousand steps.

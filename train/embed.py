@@ -13,7 +13,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from fastmc.checks import check_number
+from fastmc.checks import Count, check_ranges
 from fastmc.embedding import Embedder, load
 from fastmc.files import make_folder_of, whole_file
 from fastmc.progress import progress_bar
@@ -49,9 +49,9 @@ class Embed:
     """Packed store that the run was trained on; needed if its checkpoint does not describe it."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Clips that are encoded at once."""
-    top: int = 5
+    top: Count = 5
     """Classes of each clip to show on the terminal."""
     normalise: bool = True
     """Keep coordinates as they are; by default clips are moved to a common frame, if the run's data were."""
@@ -63,8 +63,7 @@ class Embed:
     def __post_init__(self) -> None:
         if not self.input:
             raise ValueError("--input names nothing; give at least one file or folder")
-        check_number("batch_size", self.batch_size, at_least=1)
-        check_number("top", self.top, at_least=1)
+        check_ranges(self)
 
 
 def embed(settings: Embed) -> dict[str, np.ndarray]:

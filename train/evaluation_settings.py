@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastmc.checks import check_number
+from fastmc.checks import Count, NotNegative, Positive, Share, Whole, check_ranges
 from fastmc.data.placement import Placement
 from fastmc.evaluation import EvalConfig, FinetuneConfig, check_weights
 from train.folder import load_config
@@ -27,6 +27,9 @@ class Evaluation:
     placement: Placement = "auto"
     """Where the frames are kept: device, pinned, mapped, or auto; see python -m train.run --help."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
 
 @dataclass(frozen=True)
 class Knn(Evaluation):
@@ -35,9 +38,9 @@ class Knn(Evaluation):
     Example: python -m train.evaluate knn --run runs/demo
     """
 
-    knn_k: int = DEFAULTS.knn_k
+    knn_k: Count = DEFAULTS.knn_k
     """Neighbours."""
-    test_crop: float = DEFAULTS.test_crop
+    test_crop: Share = DEFAULTS.test_crop
     """Centre crop of every clip, as a share of it."""
     cache: bool = True
     """Keep the features in the run folder, and take those that are kept there."""
@@ -52,19 +55,19 @@ class Linear(Evaluation):
     It is kept as classifier.pt in the run folder, which python -m train.embed reads.
     """
 
-    linear_epochs: int = DEFAULTS.linear_epochs
+    linear_epochs: Count = DEFAULTS.linear_epochs
     """Epochs of the classifier."""
-    linear_lr: float = DEFAULTS.linear_lr
+    linear_lr: Positive = DEFAULTS.linear_lr
     """Its initial learning rate."""
-    linear_milestones: tuple[int, ...] = DEFAULTS.linear_milestones
+    linear_milestones: tuple[Whole, ...] = DEFAULTS.linear_milestones
     """Epochs at which that drops to a tenth."""
-    linear_batch_size: int = DEFAULTS.linear_batch_size
+    linear_batch_size: Count = DEFAULTS.linear_batch_size
     """Clips per step."""
-    train_crops: int = DEFAULTS.train_crops
+    train_crops: Count = DEFAULTS.train_crops
     """Random temporal crops of each training clip to draw from, one per epoch."""
-    train_crop_min: float = DEFAULTS.train_crop_min
+    train_crop_min: Share = DEFAULTS.train_crop_min
     """Shortest of these crops, as a share of the clip."""
-    test_crop: float = DEFAULTS.test_crop
+    test_crop: Share = DEFAULTS.test_crop
     """Centre crop of a test clip, as a share of it."""
     cache: bool = True
     """Keep the features in the run folder, and take those that are kept there: 8 crops of NTU-60 are 3 GB."""
@@ -72,19 +75,19 @@ class Linear(Evaluation):
 
 @dataclass(frozen=True)
 class Finetuning(Evaluation):
-    epochs: int = TUNING.epochs
+    epochs: Count = TUNING.epochs
     """Epochs of fine-tuning."""
-    lr: float = TUNING.lr
+    lr: Positive = TUNING.lr
     """Initial learning rate of encoder and classifier."""
-    milestones: tuple[int, ...] = TUNING.milestones
+    milestones: tuple[Whole, ...] = TUNING.milestones
     """Epochs at which it drops to a tenth."""
-    batch_size: int = TUNING.batch_size
+    batch_size: Count = TUNING.batch_size
     """Most clips per step; the batches of an epoch are of equal size."""
-    weight_decay: float = TUNING.weight_decay
+    weight_decay: NotNegative = TUNING.weight_decay
     """Weight decay of encoder and classifier."""
-    train_crop_min: float = TUNING.train_crop_min
+    train_crop_min: Share = TUNING.train_crop_min
     """Shortest random temporal crop of a training clip, as a share of it."""
-    test_crop: float = TUNING.test_crop
+    test_crop: Share = TUNING.test_crop
     """Centre crop of a test clip, as a share of it."""
 
     @property
@@ -109,9 +112,9 @@ class Semi(Finetuning):
     Mean and standard deviation of the trials are shown and written. The encoder was pre-trained on all clips.
     """
 
-    share: tuple[float, ...] = (0.01, 0.1)
+    share: tuple[Share, ...] = (0.01, 0.1)
     """Shares of the training clips whose labels are used."""
-    draws: int = 5
+    draws: Count = 5
     """Trials of each share."""
 
 
@@ -140,7 +143,7 @@ class Ensemble:
 
     run: tuple[Path, ...]
     """Run folders: of one data set and protocol, each of another stream."""
-    weights: tuple[float, ...] = ()
+    weights: tuple[NotNegative, ...] = ()
     """Weight of each run, in their order; by default all 1. AimCLR: 0.6 for joint and bone, 0.4 for motion."""
     protocol: str | None = None
     """Split to evaluate on; by default the runs' own."""
@@ -153,6 +156,9 @@ class Ensemble:
     cache: bool = True
     """Keep the features in the run folders, and take those that are kept there."""
 
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
 
 Settings = Knn | Linear | Finetune | Semi | Transfer | Ensemble
 
@@ -160,9 +166,6 @@ Settings = Knn | Linear | Finetune | Semi | Transfer | Ensemble
 def check_semi(settings: Semi) -> None:
     if not settings.share:
         raise ValueError("share names none; give one or more, such as --share 0.01 0.1")
-    for share in settings.share:
-        check_number("share", share, above=0, at_most=1)
-    check_number("draws", settings.draws, at_least=1)
 
 
 def check_ensemble(settings: Ensemble) -> None:

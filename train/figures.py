@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import torch
 import tyro
 
-from fastmc.checks import check_number
+from fastmc.checks import Count, Range, Seed, Whole, check_ranges
 from fastmc.data.placement import Placement
 from train.errors import run_command
 from train.figure_runs import (
@@ -60,16 +60,16 @@ class Settings:
     """Name or index of the clip for attack and neighbours; by default a random test clip."""
     out: Path | None = None
     """Folder for the pictures; by default figures/ in the first run's folder."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the clip, the ten classes and the t-SNE."""
-    draw: int | None = None
+    draw: Whole | None = None
     """attack: number of the random augmentations to show; by default the first of 0, 1, ... whose strong view masks no
     axis, for a masked axis flattens the skeleton."""
-    k: int = 5
+    k: Count = 5
     """neighbours: how many."""
     protocol: str | None = None
     """Split into training and test clips, such as xview; by default the run's own."""
-    dpi: int = 150
+    dpi: Annotated[int, Range(at_least=50, at_most=1200)] = 150
     """Pixels an inch of the PNG files, which are 7 inches wide; 300 for print."""
     data_root: Path | None = None
     """Folder of the packed stores; by default the run's own."""
@@ -77,6 +77,9 @@ class Settings:
     """auto, cpu, cuda, ..."""
     placement: Placement = "auto"
     """Where the frames are kept: device, pinned, mapped, or auto; see python -m train.run --help."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def draw_attack_of(run: DrawnRun, settings: Settings, clip: int, out: Path) -> list[Path]:
@@ -211,9 +214,6 @@ def check_settings(settings: Settings) -> Path:
     """
     if not settings.run:
         raise ValueError("--run is missing: name a run folder, as made by python -m train.run")
-    check_number("dpi", settings.dpi, at_least=50, at_most=1200)
-    check_number("seed", settings.seed, at_least=0, at_most=2**31 - 1)
-    check_number("draw", settings.draw or 0, at_least=0)
     if not settings.only:
         raise ValueError(f"--only names no picture; choose from {', '.join(NAMES)}, or leave it out for all")
     folders = [folder.resolve() for folder in settings.run]

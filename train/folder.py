@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastmc.files import write_json
+from fastmc.files import read_text, write_json
 from fastmc.reading import reading, shown
 from train.config import Config, differences, from_plain, to_plain
 
 # What may differ between a run and its resumption without changing what it computes.
 FREE_SETTINGS = (
-    *("data_root", "device", "data.placement", "data.view_impl", "contrast.impl", "log.", "evaluation."),
-    *("step.compile", "step.cuda_graph", "step.overlap", "step.profile"),
+    *("data_root", "device", "data.placement", "data.view_impl", "contrast.impl", "optim.optimizer_impl"),
+    *("step.compile", "step.cuda_graph", "step.overlap", "step.profile", "log.", "evaluation."),
 )
 # Said of one call, not of the run.
 CALL_SETTINGS = ("out", "print_config", "restart")
@@ -58,7 +58,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 def _read_json(path: Path, kind: type) -> Any:
     with reading(f"{path} is damaged", RunFolderError, remedy="delete it, and the same command makes it anew"):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_text(path))
         if not isinstance(found, kind):
             raise ValueError(f"it holds {shown(found)}, expected a JSON {JSON_KINDS[kind]}")
     return found
@@ -75,7 +75,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise RunFolderError(f"{folder} is no run folder (it has no config.json); python -m train.run makes one")
     remedy = "name a folder that python -m train.run made"
     with reading(f"{path} is damaged or not of fastmc", RunFolderError, remedy=remedy):
-        plain: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        plain: dict[str, Any] = json.loads(read_text(path))
         from_plain(Config, plain)
         if not {"optim", "contrast"} <= set(plain):
             raise ValueError("settings are missing")

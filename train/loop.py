@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +29,7 @@ from train.graph import GraphedStep, Recorder
 from train.profiling import StepProfiler
 from train.record import Metrics, epoch_line, log
 from train.step import FaultWatch, NonFiniteError, PretrainStep, StepMetrics
+from train.stopping import asked_to_stop
 
 
 class ClipLayout(Protocol):
@@ -136,25 +137,30 @@ class Pretraining:
 
         Raises:
             NonFiniteError: names epoch, step, values, and the last good checkpoint.
+            KeyboardInterrupt: it was asked to stop (`train.stopping`), and a checkpoint of that moment is written.
         """
         metrics = Metrics(self.folder, epochs_done=self.epoch)
         steps = self.config.optim.epochs * self.batches
         bar = tqdm(total=steps, initial=self.step, disable=not sys.stderr.isatty(), **progress_bar("step"))
         try:
-            with bar, closing(StepProfiler(self.config.step.profile, self.folder / "profile", self.device)) as profiler:
+            profile = StepProfiler(self.config.step.profile, self.folder / "profile", self.device)
+            with bar, closing(profile) as profiler, asked_to_stop() as stops:
                 while not self.finished:
                     bar.set_description(f"epoch {self.epoch + 1}/{self.config.optim.epochs}")
-                    self._run_epoch(bar, profiler)
+                    self._run_epoch(bar, profiler, stops)
                     metrics.write(row := self._epoch_row())
                     eta = row["seconds"] * (self.config.optim.epochs - self.epoch - 1)
                     log.info(epoch_line(row, self.config.optim.epochs, eta, self.config.encoder.feature_dim))
                     self._start_epoch(self.epoch + 1)
-                    if self.finished or self.epoch % self.config.log.checkpoint_every == 0 or self._is_late:
+                    every = self.config.log.checkpoint_every
+                    if self.finished or self.epoch % every == 0 or self._is_late or stops():
                         self.save()
+                    if stops():
+                        raise KeyboardInterrupt
         finally:
             metrics.close()
 
-    def _run_epoch(self, bar: tqdm, profiler: StepProfiler) -> None:
+    def _run_epoch(self, bar: tqdm, profiler: StepProfiler, stops: Callable[[], bool]) -> None:
         started = time.perf_counter()
         with closing(self._remaining_batches()) as batches:
             for ids, clips in batches:
@@ -162,10 +168,12 @@ class Pretraining:
                     profiler.step()
                 bar.update()
                 # Not after the epoch's last batch: what comes next is its row of the metrics.
-                if self.batch < self.batches and self._is_late:
+                if self.batch < self.batches and (self._is_late or stops()):
                     self._check()
                     self.seconds += time.perf_counter() - started
                     self.save()
+                    if stops():
+                        raise KeyboardInterrupt
                     started = time.perf_counter()
         self._check()  # waits for the device, so that the time is that of the steps
         self.seconds += time.perf_counter() - started

@@ -28,6 +28,7 @@ from fastmc.data.protocols import (
 )
 from fastmc.data.report import describe, summary
 from fastmc.data.store import PackedStore, StoreError
+from fastmc.files import whole_file
 from train.debug import without_debug
 from train.readers import READERS
 
@@ -290,7 +291,8 @@ def _plot(store: PackedStore, n: int, file: Path) -> None:
     title = f"{store.names[n]}: {store.class_names[label]} (label {label}), {store.num_frames[n]} frames"
     figure = draw_clip(store.clip(n), store.skeleton, fps=store.fps, title=title)
     try:
-        figure.savefig(file, dpi=150)
+        with whole_file(file) as unfinished:
+            figure.savefig(unfinished, dpi=150)
     except (OSError, ValueError) as error:
         raise PrepareError(f"cannot draw into {file}: {error}") from error
     print(f"\ndrew clip {n} into {file}")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastmc.amp import AMP, WorkingCopy, tensor_cores
+from fastmc.amp import AMP, WorkingCopy, gradient_of, tensor_cores
 from fastmc.model import A2MC, Features
 from fastmc.step import MCStep
 from fastmc.storage import share_storage
@@ -21,7 +21,7 @@ from fastmc.streams import Beside
 from fastmc.views import PackedClips
 from kernels.ranges import part
 from train.config import OptimConfig
-from train.optimizer import KeyUpdate, QueryUpdate
+from train.optimizer import encoder_updates
 
 
 class NonFiniteError(RuntimeError):
@@ -70,7 +70,7 @@ class PretrainStep:
         sample: (B,) int64, the batch's clip ids, and counter: () int64, the step's number. Inputs, as the learning rate
             and the mixing coefficients; `prepare` writes them.
         sums: float64, of the metrics by `StepMetrics`, over all steps since they were last set to zero.
-        query_update, key_update: what changes the encoders' weights.
+        query_update, key_update: what changes the encoders' weights. The latter is None where the former does it all.
     """
 
     def __init__(
@@ -98,8 +98,9 @@ class PretrainStep:
         self._statistics = [share_storage(same) for same in _norm_statistics(model)]
         self._before = [torch.empty_like(flat) for flat in self._statistics]
         scale = None if self.scaling is None else self.scaling.scale
-        self.query_update = QueryUpdate(optim, model.query.parameters(), self._skip, scale)
-        self.key_update = KeyUpdate(model.key.parameters(), model.query.parameters(), model.contrast.ema, self._skip)
+        self.query_update, self.key_update = encoder_updates(
+            optim, self._query, self._key, model.contrast.ema, self._skip, scale
+        )
         self._judge: Callable[..., tuple[Tensor, Tensor, Tensor]] = judge
 
     def compile_around(self, backend: str = "inductor") -> None:
@@ -126,6 +127,9 @@ class PretrainStep:
         self.counter.fill_(step)
         self.query_update.set_lr(lr)
         self.model.draw_mixing_(step)
+        for copy in (self._query, self._key):
+            if self.key_update is None and copy.is_stale:  # a state was loaded: the step before left them up to date
+                copy.refresh()
 
     def advance(self, clips: PackedClips, *, filling: bool) -> None:
         """One step on the clips that ``sample`` names.
@@ -140,8 +144,10 @@ class PretrainStep:
         model.train()
         for before, now in zip(self._before, self._statistics, strict=True):
             before.copy_(now)
-        self._query.refresh()
-        self._key.refresh()
+        for copy in (self._query, self._key):
+            copy.encoder.train()
+            if self.key_update is not None:
+                copy.refresh()
 
         attacks = model.contrast.attacks and not filling
         f = model.features(
@@ -163,8 +169,11 @@ class PretrainStep:
         with part("optimizer"):
             self._conclude(f, found, norm)
             self.query_update.step()
-        with part("ema"):
-            self.key_update.step()
+            if self.scaling is not None:  # not before: the gradients of this step have the scale of before
+                self.scaling.update_(self._skip)
+        if self.key_update is not None:
+            with part("ema"):
+                self.key_update.step()
 
     def check(self) -> None:
         """Wait for the device, and raise what it has found.
@@ -195,16 +204,17 @@ class PretrainStep:
 
     def _backward(self, f: Features, found: MCStep) -> Tensor:
         """Carry the gradients of the features into the query encoder; returns their norm ()."""
-        weights = list(self.model.query.parameters())
-        for weight in weights:
+        weights = [working for _, working in self._query.pairs]
+        for weight in (*weights, *self.model.query.parameters()):
             weight.grad = None
         pairs = ((f.f1, found.df1), (f.f2, found.df2), (f.f3, found.df3))
         features, gradients = zip(*((x, g) for x, g in pairs if x is not None), strict=True)
         if self.scaling is not None:
             gradients = tuple(g * self.scaling.scale for g in gradients)
         torch.autograd.backward(features, gradients)
-        self._query.collect_()
-        norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
+        norm = norm_of([gradient_of(weight) for weight in weights])
+        if self.key_update is not None:
+            self._query.collect_()
         return norm if self.scaling is None else norm / self.scaling.scale
 
     @torch.no_grad()
@@ -218,8 +228,15 @@ class PretrainStep:
         self.sums.add_(metrics)
         for before, now in zip(self._before, self._statistics, strict=True):
             torch.where(skip, before, now, out=now)
-        if self.scaling is not None:
-            self.scaling.update_(self._skip)
+
+
+def norm_of(gradients: list[Tensor]) -> Tensor:
+    """() float32, of gradients of any dtypes as they come."""
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for gradient in gradients:
+        by_dtype.setdefault(gradient.dtype, []).append(gradient)
+    norms = [norm for same in by_dtype.values() for norm in torch._foreach_norm(same, 2, torch.float32)]
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def judge(

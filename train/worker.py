@@ -2,7 +2,8 @@
 
 Importing PyTorch and what belongs to it takes seconds, which a fork has behind it. It reads a line a command,
 {"module", "arguments", "log"} as JSON, and answers with the exit code when the command has ended; `train.jobs` talks to
-it. Nothing of CUDA is touched before a fork: CUDA does not survive one.
+it. Nothing of CUDA is touched before a fork: CUDA does not survive one. Should the process that talks to it be killed,
+or should it be killed itself, the command is told to stop.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import os
 import runpy
 import signal
 import sys
+import time
 import traceback
 from typing import Any
+
+from train.stopping import LOOK, stop_with_parent
 
 # What train.run and train.evaluate import, at once or late. Neither of the two, which are run as programs of their own.
 PRELOADED = ("train.loop", "train.report", "train.protocols", "fastmc.figures.style", "sklearn.metrics")
@@ -22,6 +26,7 @@ PRELOADED = ("train.loop", "train.report", "train.protocols", "fastmc.figures.st
 
 def main() -> int:
     """Serve until the input ends; in a fork, run its command. Returns the exit code of either."""
+    parent = os.getppid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # what stops a command leaves the worker to tell of its end
     for module in PRELOADED:
         importlib.import_module(module)
@@ -29,10 +34,26 @@ def main() -> int:
         command = json.loads(line)
         child = os.fork()
         if not child:
+            stop_with_parent()
             return run(command)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        code = wait_for(child, parent)
+        if os.getppid() != parent:
+            return code  # nobody is there to be told
+        print(code, flush=True)
     return 0
+
+
+def wait_for(child: int, parent: int) -> int:
+    """The exit code of a command, which is told to stop should ``parent``, who started this worker, be gone before."""
+    told = False
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if not told and os.getppid() != parent:
+            told = True
+            os.kill(child, signal.SIGINT)
+        time.sleep(LOOK / 10)
 
 
 def run(command: dict[str, Any]) -> int:

@@ -15,6 +15,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fastmc.files import sync_folder
+from fastmc.files import summed_file, sync_folder, writing
 from fastmc.reading import load_array, reading, shown
 from fastmc.skeleton import Skeleton
 
@@ -246,19 +247,30 @@ class StoreWriter:
         self._temp = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}")
         self._temp.mkdir()
         self._lock = _lock(self._temp)
-        self._file: BinaryIO = open(self._temp / "frames.npy", "wb")
-        self._header_size = self._write_header()
+        try:
+            with writing(self.path):
+                self._file: BinaryIO = open(self._temp / "frames.npy", "wb")
+                self._header_size = self._write_header()
+        except OSError:
+            self._clean_up()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
-            if kind is None:
-                self._finish()
+            with writing(self.path):
+                if kind is None:
+                    self._finish()
+                    self._file.close()
         finally:
-            self._file.close()
-            shutil.rmtree(self._temp, ignore_errors=True)
-            if self._lock is not None:
-                os.close(self._lock)
+            with suppress(OSError):  # what a full disk keeps from being written is given up
+                self._file.close()
+            self._clean_up()
+
+    def _clean_up(self) -> None:
+        shutil.rmtree(self._temp, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
 
     def __len__(self) -> int:
         return len(self._clips)
@@ -286,7 +298,8 @@ class StoreWriter:
             raise ValueError(f"clip {name} has label {label}, outside of 0..{len(self.meta['class_names']) - 1}")
         if self._names and name <= next(reversed(self._names)):
             raise ValueError(f"clip {name} comes after {next(reversed(self._names))}: add clips sorted by unique names")
-        self._file.write(clip.data)
+        with writing(self.path):
+            self._file.write(clip.data)
         self._digest.update(clip.data)
         frames, bodies = clip.shape[:2]
         self._clips.append((self._rows, frames, bodies, label, subject, camera, setup, replication, split))
@@ -329,9 +342,8 @@ class StoreWriter:
         self._move_into_place()
 
     def _save(self, name: str, array: np.ndarray) -> None:
-        with open(self._temp / f"{name}.npy", "wb") as file:
+        with summed_file(self._temp / f"{name}.npy") as file:
             np.save(file, array, allow_pickle=False)
-            _sync(file)
 
     def _save_json(self, name: str, values: Any) -> None:
         with open(self._temp / f"{name}.json", "wb") as file:
@@ -343,9 +355,16 @@ class StoreWriter:
         old = self.path.with_name(f".{self.path.name}.old")
         if self.path.exists():
             self.path.rename(old)
-        self._temp.rename(self.path)
-        sync_folder(self.path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            self._temp.rename(self.path)
+        except OSError:
+            if old.exists():
+                old.rename(self.path)
+            raise
+        try:
+            sync_folder(self.path.parent)
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _load(path: Path, name: str, mmap: bool = False) -> np.ndarray:

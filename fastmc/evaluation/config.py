@@ -4,36 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastmc.checks import check_number
+from fastmc.checks import Count, NotNegative, Positive, Share, Whole, check_ranges
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     """kNN and linear evaluation, paper section 4.2."""
 
-    knn_k: int = 1
+    knn_k: Count = 1
     """Neighbours of the kNN classifier, by cosine similarity."""
-    linear_epochs: int = 80
+    linear_epochs: Count = 80
     """Epochs of the linear classifier."""
-    linear_lr: float = 0.1
+    linear_lr: Positive = 0.1
     """Initial learning rate of the linear classifier."""
-    linear_milestones: tuple[int, ...] = (50, 70)
+    linear_milestones: tuple[Whole, ...] = (50, 70)
     """Epochs at which that learning rate drops to a tenth."""
-    linear_batch_size: int = 64
+    linear_batch_size: Count = 64
     """Clips per step of the linear classifier."""
-    train_crops: int = 8
+    train_crops: Count = 8
     """Random temporal crops of each training clip whose features the linear classifier draws from, one per epoch."""
-    train_crop_min: float = 0.5
+    train_crop_min: Share = 0.5
     """Shortest of these crops, as a share of the clip. Source: released code of this family, [0.5, 1]."""
-    test_crop: float = 0.95
+    test_crop: Share = 0.95
     """Centre crop of a test clip, as a share of it. Source: the same."""
 
     def __post_init__(self) -> None:
-        for name in ("knn_k", "linear_epochs", "linear_batch_size", "train_crops"):
-            check_number(name, getattr(self, name), at_least=1)
-        check_number("linear_lr", self.linear_lr, above=0)
-        for name in ("train_crop_min", "test_crop"):
-            check_number(name, getattr(self, name), above=0, at_most=1)
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -45,25 +41,20 @@ class FinetuneConfig:
     AimCLR's differs: weight decay 1e-4 and Nesterov momentum.
     """
 
-    epochs: int = 80
+    epochs: Count = 80
     """Epochs of fine-tuning."""
-    lr: float = 0.01
+    lr: Positive = 0.01
     """Initial learning rate of encoder and classifier."""
-    milestones: tuple[int, ...] = (50, 70)
+    milestones: tuple[Whole, ...] = (50, 70)
     """Epochs at which it drops to a tenth."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """Most clips per step; an epoch's batches are of equal size, as far as its clips can be divided."""
-    weight_decay: float = 0.0
+    weight_decay: NotNegative = 0.0
     """Weight decay of encoder and classifier. Source: released code of CMD."""
-    train_crop_min: float = 0.5
+    train_crop_min: Share = 0.5
     """Shortest random temporal crop of a training clip, as a share of it. Source: the same, [0.5, 1]."""
-    test_crop: float = 0.95
+    test_crop: Share = 0.95
     """Centre crop of a test clip, as a share of it. Source: the same."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            check_number(name, getattr(self, name), at_least=1)
-        check_number("lr", self.lr, above=0)
-        check_number("weight_decay", self.weight_decay, at_least=0)
-        for name in ("train_crop_min", "test_crop"):
-            check_number(name, getattr(self, name), above=0, at_most=1)
+        check_ranges(self)

@@ -9,6 +9,7 @@ import numpy as np
 import on_gpu
 import pytest
 import torch
+import update_cases
 from attack_cases import HOSTILE, LOGITS, assert_logit_gradient, assert_norm_limit, assert_step
 from kernel_budget import kernel_budget
 from on_gpu import needs_gpu, to
@@ -26,6 +27,8 @@ from kernels import attack, mc
 pytestmark = needs_gpu
 CPU = torch.device("cpu")
 BATCH, FRAMES, JOINTS, BODIES = 64, 64, 25, 2
+ENCODER = ((6144, 2048), (6144, 1024), (6144,), (2048, 2048), (128,))
+"""Weights as the paper's encoder has them."""
 
 
 # The loss and the bank's step
@@ -59,6 +62,24 @@ def assert_loss(case: Case, update: str, precision: str) -> None:
         truth["stats"][4] = ours["stats"][4]
     verdict = within(ours, truth, kernel_budget(plain, truth, case, precision))
     assert all(verdict.values()), verdict
+
+
+# The update of both encoders
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("sizes", "gap"), [(update_cases.SIZES, 3), (update_cases.ALIGNED, 32), (ENCODER, 32)])
+def test_updates_have_the_bits_of_torchs_sgd(sizes, gap, dtype):
+    """Of torch.optim.SGD on a CPU, which rounds after every operator."""
+    weights = update_cases.Weights.draw(sizes, dtype, gap=gap, device=on_gpu.DEVICE)
+    group = weights.group()
+    for scale in (None, 2.0**16):
+        before = weights.clone()
+        update_cases.run(weights, group, scale=scale)
+        assert not update_cases.different(weights.clone(), update_cases.plainly(before, scale))
+    before = weights.clone()
+    update_cases.run(weights, group, skip=1.0)
+    assert not update_cases.different(weights.clone(), before)
 
 
 # The attack

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import tyro
 
+from fastmc.checks import Count, Seed, Whole, check_ranges
 from fastmc.data.parallel import usable_cores
 from fastmc.files import whole_file
 from train.config import Config, differences, parse, preset_config, to_plain
@@ -39,7 +40,7 @@ class Settings:
     What there is so far: python -m train.tables --table 6 --dataset ntu60 --collect
     """
 
-    table: tuple[int, ...]
+    table: tuple[Whole, ...]
     """Numbers, 1 to 6. 1: linear; 2: streams and their fusion; 3: kNN; 4: semi-supervised; 5: transfer; 6: ablation."""
     dataset: tuple[str, ...] = ("synthetic",)
     """Data sets to pre-train on, packed stores under --data-root. One that the paper does not have gets columns of its
@@ -48,17 +49,20 @@ class Settings:
     """Splits, such as xsub xview; by default the published ones."""
     target: str = "pku2"
     """Data set that table 5 fine-tunes on."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     """Seeds of each cell; mean and standard deviation are shown."""
     runs: Path = Path("runs")
     """Folder of the run folders."""
     out: Path = Path("runs/tables")
     """Folder of the tables."""
-    parallel: int | None = None
+    parallel: Count | None = None
     """Runs at a time, each with an equal share of the cores. By default one on a GPU; on a CPU one per core for preset
     tiny, else one."""
     collect: bool = False
     """Run nothing: make the tables of what there is."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 def main(args: Sequence[str] | None = None) -> int:

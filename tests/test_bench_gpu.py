@@ -1,0 +1,540 @@
+"""python -m bench.gpu, rehearsed without a GPU; and how it takes failures, hangs, interruptions and wrong arguments."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.autograd import DeviceType
+
+from bench.gpu import __main__ as command
+from bench.gpu import candidates, part_times, report, runner, smoke, training
+from bench.gpu.clock import Clock, Timing, by_kernel
+from bench.gpu.keep import keep
+from bench.gpu.recurrent_calls import Split, check_same
+from bench.gpu.runner import CUT, DONE, FAILED, INTERRUPTED, LEFT_OUT, PAGE, REPORT, Runner
+from bench.gpu.section import Findings, Settings
+from bench.gpu.sections import SECTIONS, Section
+from bench.gpu.sizes import Sizes
+from bench.gpu.smoke import judge
+from bench.gpu.suite import verdict_of
+from kernels.ranges import observe, part
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory):
+    """The folder of a rehearsal of all sections, and what the command has said."""
+    out = tmp_path_factory.mktemp("gpu") / "report"
+    words = [sys.executable, "-m", "bench.gpu", "--rehearse", "--out", str(out), "--minutes", "60"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{(out / runner.LOG).read_text()[-5000:]}"
+    return out, done.stdout
+
+
+def state_of(out: Path) -> dict:
+    return json.loads((out / REPORT).read_text(encoding="utf-8"))
+
+
+def test_all_sections_run(rehearsed):
+    state = state_of(rehearsed[0])
+    assert {letter: s["status"] for letter, s in state["sections"].items()} == {s.letter: DONE for s in SECTIONS}
+    assert all(s["found"]["tables"] or s["found"]["code"] for s in state["sections"].values())
+
+
+def test_a_rehearsal_says_so_first(rehearsed):
+    page = (rehearsed[0] / PAGE).read_text(encoding="utf-8")
+    assert page.startswith("**A REHEARSAL") and "None of the numbers below means anything" in page.splitlines()[0]
+
+
+def test_few_files_come_back(rehearsed):
+    paths = list(rehearsed[0].rglob("*"))
+    assert all(path.is_file() for path in paths)
+    assert len(paths) <= 8
+    assert {REPORT, PAGE, runner.LOG, "trace.json.gz"} <= {path.name for path in paths}
+
+
+def test_headlines_come_from_the_numbers(rehearsed):
+    numbers: dict[str, float] = {}
+    for section in state_of(rehearsed[0])["sections"].values():
+        numbers |= section["found"]["numbers"]
+    missing = report.HEADLINES.keys() - numbers.keys()
+    assert missing <= {"training_memory", "hours_of_wall_clock"}, "nvidia-smi's, and an epoch's of seconds"
+    page = (rehearsed[0] / PAGE).read_text(encoding="utf-8")
+    assert f"| {report.HEADLINES['step_vs_encoder'][0]} | {report.shown(numbers['step_vs_encoder'])} x |" in page
+
+
+def test_every_kernel_is_held_to_float64(rehearsed):
+    rows = state_of(rehearsed[0])["sections"]["a"]["found"]["tables"][
+        "Largest error of each against float64, and its budget"
+    ]
+    assert len(rows) == 12
+    assert all(row["error"] <= row["budget"] for row in rows)
+
+
+def test_all_launches_have_their_share_of_a_ceiling(rehearsed):
+    rows = state_of(rehearsed[0])["sections"]["d"]["found"]["tables"]["Shares of their ceilings"]
+    assert len(rows) >= 11 and all(row["us_at_least"] > 0 for row in rows)
+
+
+def test_candidates_are_listed_as_code(rehearsed):
+    code = state_of(rehearsed[0])["sections"]["d"]["found"]["code"][candidates.LISTING]
+    assert code.count("Tiles(sweep_rows=") >= 2
+    assert "# own mixing" in code and "# tiled mixing" in code
+
+
+def test_the_run_is_resumed(rehearsed):
+    notes = state_of(rehearsed[0])["sections"]["h"]["found"]["notes"]
+    assert any(note.startswith("resumed from step_") for note in notes)
+
+
+def test_what_is_done_is_not_run_again(rehearsed, monkeypatch, capsys):
+    def refuse(*arguments):
+        raise AssertionError("a section runs again")
+
+    monkeypatch.setattr(Runner, "_run", refuse)
+    before = (rehearsed[0] / REPORT).read_bytes()
+    assert command.main(["--rehearse", "--out", str(rehearsed[0])]) == 0
+    assert capsys.readouterr().out.count("is done; --again runs it again") == len(SECTIONS)
+    assert (rehearsed[0] / REPORT).read_bytes() == before
+    with pytest.raises(AssertionError, match="runs again"):
+        command.main(["--rehearse", "--out", str(rehearsed[0]), "--again", "--only", "c"])
+
+
+# --- Wrong arguments
+
+
+def test_without_a_gpu_nothing_is_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert command.main(["--out", str(tmp_path / "out")]) == 1
+    assert "sees no NVIDIA GPU" in (said := capsys.readouterr().err) and "--rehearse" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_sections_are_named(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--rehearse", "--only", "a", "x", "--out", str(tmp_path)])
+    said = "".join(capsys.readouterr()).replace("│", "")
+    assert "there is no section x" in " ".join(said.split())
+
+
+def test_out_must_be_a_folder(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert command.main(["--rehearse", "--out", str(tmp_path / "file")]) == 1
+    assert "is a file, and a folder is needed" in capsys.readouterr().err
+
+
+def test_a_report_of_other_conditions_is_not_gone_on_with(rehearsed, tmp_path, capsys):
+    state = state_of(rehearsed[0])
+    state["identity"]["commit"] = "0123456789ab"
+    (tmp_path / REPORT).write_text(json.dumps(state))
+    assert command.main(["--rehearse", "--out", str(tmp_path)]) == 1
+    assert "other conditions (commit 0123456789ab, now" in capsys.readouterr().err
+    (tmp_path / REPORT).write_text("{")
+    assert command.main(["--rehearse", "--out", str(tmp_path)]) == 1
+    assert "is damaged" in capsys.readouterr().err
+
+
+# --- Sections that misbehave
+
+FINDS = "bench.found.row('Rows', us=1.5)\n    bench.found.number('step_seconds', 0.012)\n    "
+BODIES = {
+    "good": FINDS + "bench.found.note('all well')",
+    "wrong": FINDS + "raise ValueError('it is broken')",
+    "part": FINDS + "bench.attempt('the first half', lambda: 1 / 0)\n    bench.found.note('the second half')",
+    "dead": FINDS + "import os; print('last words', flush=True); os.kill(os.getpid(), 9)",
+    "hangs": "import subprocess, time\n    child = subprocess.Popen(['sleep', '600'])\n    "
+    + "bench.found.number('child', child.pid)\n    "
+    + FINDS
+    + "time.sleep(600)",
+}
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    """A runner of sections with these bodies."""
+    for name, body in BODIES.items():
+        (tmp_path / f"section_{name}.py").write_text(f"def run(bench):\n    {body}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def make(*names: str, **settings) -> Runner:
+        letters = zip("pqrst", names, strict=False)
+        sections = [Section(letter, f"Section {name}", f"section_{name}", 1, least=0.1) for letter, name in letters]
+        return Runner(tmp_path / "out", sections, rehearsal=True, say=lambda text: None, **settings)
+
+    return make
+
+
+def test_a_failure_leaves_its_traceback_and_the_next_one_runs(make):
+    run = make("wrong", "part", "dead", "good")
+    assert run.run(minutes=30) == 1
+    sections = state_of(run.out)["sections"]
+    assert [s["status"] for s in sections.values()] == [FAILED, FAILED, FAILED, DONE]
+    assert all(s["found"]["tables"] == {"Rows": [{"us": 1.5}]} for s in sections.values()), "what it had found stays"
+    page = (run.out / PAGE).read_text(encoding="utf-8")
+    assert "ValueError: it is broken" in page
+    assert "ZeroDivisionError" in page and "the second half" in page
+    assert "ended with -9" in page and "last words" in page
+    assert "all well" in page
+
+
+def test_a_section_that_hangs_is_cut_with_all_that_it_started(make, monkeypatch):
+    """Its time is up as soon as it has found something: the clock is put forward."""
+    run, late = make("hangs", "good"), SimpleNamespace(by=0.0)
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + late.by, sleep=time.sleep)
+    monkeypatch.setattr(runner, "time", clock)
+
+    def put_forward(text: str) -> None:
+        if "Rows" in text and not late.by:
+            late.by = 300.0
+
+    run._say = put_forward
+    assert run.run(minutes=10) == 1
+    hung, good = state_of(run.out)["sections"].values()
+    assert (hung["status"], good["status"]) == (CUT, DONE)
+    assert hung["seconds"] >= hung["budget"] > 290 > good["seconds"]
+    assert gone(int(hung["found"]["numbers"]["child"]))
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, perhaps in a moment."""
+    for _ in range(50):
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_nothing_outlives_who_started_it(make, tmp_path):
+    words = (
+        "from pathlib import Path; from bench.gpu.runner import Runner; from bench.gpu.sections import Section; "
+        f"Runner(Path({str(make('hangs').out)!r}), [Section('p', 'Hangs', 'section_hangs', 1)], rehearsal=True)"
+        ".run(minutes=30)"
+    )
+    path = os.pathsep.join((str(ROOT), os.environ["PYTHONPATH"]))
+    words = [sys.executable, "-u", "-c", words]
+    with subprocess.Popen(words, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert any(b"Rows" in line for line in parent.stdout), "the section runs"
+        parent.kill()
+    found = state_of(tmp_path / "out")["sections"]["p"]
+    assert found["status"] == INTERRUPTED, "and the report is readable"
+    assert gone(int(found["found"]["numbers"]["child"]))
+
+
+def test_what_does_not_fit_is_named(make):
+    run = make("good", "good")
+    run.sections[1].__dict__["least"] = 1000.0
+    assert run.run(minutes=30) == 0
+    assert [s["status"] for s in state_of(run.out)["sections"].values()] == [DONE, LEFT_OUT]
+    assert "and it takes 1000 at least" in (run.out / PAGE).read_text(encoding="utf-8")
+
+
+def test_an_interrupted_report_is_readable_and_goes_on(make):
+    run, said = make("hangs", "good"), []
+
+    def interrupt(text: str) -> None:
+        said.append(text)
+        if "Rows" in text:
+            raise KeyboardInterrupt
+
+    run._say = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        run.run(minutes=30)
+    (section,) = state_of(run.out)["sections"].values()
+    assert section["status"] == INTERRUPTED and section["found"]["tables"] == {"Rows": [{"us": 1.5}]}
+    assert "**interrupted**" in (run.out / PAGE).read_text(encoding="utf-8")
+
+    again = make("good", "good")
+    assert again.run(minutes=30) == 0
+    assert [s["status"] for s in state_of(run.out)["sections"].values()] == [DONE, DONE]
+
+
+def test_ctrl_c_has_its_exit_code(tmp_path, monkeypatch, capsys):
+    def interrupted(self, minutes):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Runner, "run", interrupted)
+    assert command.main(["--rehearse", "--out", str(tmp_path)]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_rehearsals_see_no_gpu_and_measurements_compile(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "TRITON_INTERPRET" not in runner.environment(rehearsal=False)
+    rehearsal = runner.environment(rehearsal=True)
+    assert rehearsal["TRITON_INTERPRET"] == "1" and rehearsal["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "budget", "fits"), [(1.0, 2.0, True), (3.0, 2.0, False), (float("nan"), 2.0, False), (1e-9, 0.0, False)]
+)
+def test_an_error_over_its_budget_fails_and_is_in_the_table(error, budget, fits, tmp_path):
+    found = Findings(tmp_path / "found.json")
+    errors, budgets = {"loss": 0.1, "bank": error}, {"loss": 1.0, "bank": budget}
+    if fits:
+        judge(SimpleNamespace(found=found), "a step", errors, budgets)
+    else:
+        with pytest.raises(AssertionError, match="a step: bank is off by"):
+            judge(SimpleNamespace(found=found), "a step", errors, budgets)
+    (row,) = found.tables[smoke.TABLE]
+    assert row["worst"] == "bank" and row["budget"] == budget
+
+
+def test_a_run_that_ends_by_itself_is_an_error_with_its_words(tmp_path, monkeypatch):
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\necho out of luck\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(training.sys, "executable", str(script))
+    run = training.Run(SimpleNamespace(work=tmp_path, sizes=Sizes()))
+    with pytest.raises(RuntimeError, match=r"train\.run ended with 3:\n.*\nout of luck"):
+        run.wait_until(lambda: False, 30.0)
+    run.close()
+
+
+def test_a_bare_machine_gets_the_versions_that_are_tested():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (names,) = re.findall(r"^BARE +:= (.*)$", makefile, re.MULTILINE)
+    pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    assert "tyro" in names.split() and set(names.split()) <= pinned
+
+
+# --- What is kept
+
+
+def test_results_are_kept_by_card_versions_and_commit(make, tmp_path, rehearsed):
+    with pytest.raises(ValueError, match="holds a rehearsal"):
+        keep(rehearsed[0], tmp_path / "docs")
+    with pytest.raises(ValueError, match=f"holds no {REPORT}"):
+        keep(tmp_path / "nothing", tmp_path / "docs")
+    run = make("good")
+    run.run(minutes=30)
+    state = state_of(run.out)
+    state["identity"] |= {
+        "rehearsal": False,
+        "card": "NVIDIA H100 80GB HBM3",
+        "torch": "2.11.0+cu130",
+        "triton": "3.6.0",
+        "commit": "0123456789ab",
+        "dirty": False,
+    }
+    (run.out / REPORT).write_text(json.dumps(state))
+    name = "nvidia-h100-80gb-hbm3_torch2.11.0-triton3.6.0_0123456789ab"
+    assert [path.name for path in keep(run.out, tmp_path / "docs")] == [f"{name}.md", f"{name}.json"]
+
+
+# --- What pytest says
+
+
+@pytest.mark.parametrize(
+    ("line", "verdict"),
+    [
+        ("tests/gpu/test_a.py::test_b[zero in one clip] PASSED [  3%]", ("test_b[zero in one clip]", "PASSED")),
+        ("tests/gpu/test_a.py::test_b SKIPPED (needs an NVIDIA GPU) [100%]", ("test_b", "SKIPPED")),
+        ("[gw3] [  7%] FAILED tests/gpu/test_a.py::test_b[a b] ", ("test_b[a b]", "FAILED")),
+        ("FAILED tests/gpu/test_a.py::test_b - AssertionError", None),
+        ("tests/gpu/test_a.py::test_b[zero] ", None),
+        ("==== 5 skipped in 3.20s ====", None),
+    ],
+)
+def test_verdicts_are_read_once(line, verdict):
+    found = verdict_of(line + "\n")
+    assert found == (None if verdict is None else (f"tests/gpu/test_a.py::{verdict[0]}", verdict[1]))
+
+
+# --- Clocks
+
+
+def test_kernels_are_found_among_what_a_profiler_has_seen():
+    def event(name: str, start: int, us: float, where: DeviceType = DeviceType.CUDA) -> SimpleNamespace:
+        return SimpleNamespace(
+            name=name, device_type=where, time_range=SimpleNamespace(start=start, elapsed_us=lambda: us)
+        )
+
+    events = [
+        event("_bank_kernel", 30, 7),
+        event("_sweep_kernel", 20, 10),
+        event("_sweep_kernel", 40, 12),
+        event("_sweep_kernel", 45, 20),
+        event("_sweep_kernel", 50, 14),
+        event("_bank_kernel", 60, 9),
+        event("void at::native::copy", 10, 100),
+        event("_sweep_kernel", 5, 500, DeviceType.CPU),
+    ]
+    found = by_kernel(events, calls=2)
+    assert list(found) == ["_sweep_kernel", "_bank_kernel"]
+    assert found["_sweep_kernel"] == (pytest.approx(13e-6), 2.0)
+    assert found["_bank_kernel"] == (pytest.approx(8e-6), 1.0)
+
+
+def test_a_timing_is_a_median_with_quartiles():
+    timing = Timing.of([5.0, 1.0, 2.0, 3.0, 4.0], "events")
+    assert (timing.low, timing.median, timing.high) == (2.0, 3.0, 4.0)
+    assert timing.cells("ms")["ms"] == 3000
+
+
+def test_calls_take_turns():
+    seen: list[str] = []
+    timing = Clock(torch.device("cpu")).launched([lambda: seen.append("a"), lambda: seen.append("b")], 0.1)
+    assert seen == ["a", "b"] and timing.how == "host clock"
+
+
+class FakeEvent:
+    """An event of a GPU whose clock goes on by a millisecond at every record."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool, external: bool = False) -> None:
+        assert enable_timing
+        self.external = external
+
+    def record(self) -> None:
+        FakeEvent.now += 1.0
+        self.at = FakeEvent.now
+
+    def elapsed_time(self, other: FakeEvent) -> float:
+        return other.at - self.at
+
+
+class FakeGraph:
+    """Replays for as long as a millisecond for each call that it holds."""
+
+    held: FakeGraph | None = None
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def replay(self) -> None:
+        FakeEvent.now += self.calls
+        time.sleep(1e-4)
+
+
+@contextlib.contextmanager
+def fake_capture(graph: FakeGraph):
+    FakeGraph.held = graph
+    yield
+    FakeGraph.held = None
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """As much of torch.cuda as a clock asks for; gives the streams that were made the current one again."""
+    restored: list[str] = []
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    fakes = {
+        "Event": FakeEvent,
+        "CUDAGraph": FakeGraph,
+        "graph": fake_capture,
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": lambda _: contextlib.nullcontext(),
+        "set_stream": restored.append,
+        "synchronize": lambda: None,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    return restored
+
+
+def captured_call() -> None:
+    if FakeGraph.held is not None:
+        FakeGraph.held.calls += 1
+
+
+def test_a_replay_is_divided_by_the_calls_it_holds(fake_gpu):
+    clock = Clock(torch.device("cuda"))
+    timing = clock.replayed([captured_call] * 3, seconds=0.01)
+    assert timing.how == "graph" and timing.samples >= 5
+    # Between the two events of a replay lie its own calls and one record.
+    assert timing.median == pytest.approx(1e-3, rel=0.1)
+    assert fake_gpu, "the stream is put back after a capture"
+
+
+def test_launches_are_timed_one_by_one(fake_gpu):
+    timing = Clock(torch.device("cuda")).launched([captured_call], seconds=0.0, fewest=3)
+    assert timing == Timing(1e-3, 1e-3, 1e-3, 3, "events")
+
+
+def test_what_cannot_be_captured_is_timed_as_launched(fake_gpu):
+    def refuses() -> None:
+        if FakeGraph.held is not None:
+            FakeGraph.held = None
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    clock = Clock(torch.device("cuda"))
+    with pytest.raises(RuntimeError, match="not permitted"):
+        clock.replayed([refuses], 0.0)
+    assert len(fake_gpu) == 1, "the stream is put back after a capture that failed"
+    assert clock.best([refuses], 0.0).how == "events"
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_parts_are_timed_where_they_run_or_where_they_are_captured(captured, monkeypatch, fake_gpu):
+    capturing = iter([False, True] if captured else [True, False])
+    state = SimpleNamespace(capturing=False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state.capturing)
+    watch = part_times.PartWatch(on_gpu=True, captured=captured)
+    with observe(watch):
+        for state.capturing in capturing:
+            with part("mc"):
+                if state.capturing == captured:
+                    with part("bank"):
+                        pass
+            with part("query"):
+                pass
+    assert watch.seconds() == pytest.approx({"query": 1e-3, "mc": 3e-3, "bank": 1e-3})
+    assert all(begin.external == captured for _, begin, _ in watch.spans)
+
+
+# --- What is compared
+
+
+@pytest.mark.parametrize("changes", [*candidates.SWEEP, *candidates.BANK], ids=str)
+def test_candidates_are_of_todays_fields(changes):
+    from kernels.tiles import tiles
+
+    assert changes.keys() <= vars(tiles("hopper", 128, "bf16x3", "own")).keys() | {"sweep_programs"}
+
+
+def test_candidates_are_compiled_ahead():
+    sizes = Sizes(batch=16, bank=256, dim=16)
+    tried = [("own", {}), ("own", {"no_such_field": 1})]
+    assert candidates.main(candidates.job(sizes, "bf16x3", "cuda:90", tried)) >= 4, "launches of one of them"
+
+
+def test_candidates_that_nobody_asks_for_are_an_error():
+    with pytest.raises(AssertionError, match="were not tried"), candidates.chosen({"sweep_rows": 64}):
+        pass
+
+
+def test_the_split_net_is_the_net():
+    nets = {"one": torch.nn.GRU(5, 7, 2, bidirectional=True), "split": Split(5, 7, 2)}
+    x = torch.randn(6, 3, 5)
+    check_same(nets, x)
+
+    class Wrong(Split):
+        def forward(self, x):
+            return super().forward(x.flip(0))
+
+    with pytest.raises(AssertionError, match="something else"):
+        check_same(nets | {"split": Wrong(5, 7, 2)}, x)
+
+
+def test_settings_survive_the_command_line():
+    settings = Settings("a.module", True, 1.5, "out", "work", "result", "report")
+    assert Settings(**json.loads(settings.words())) == settings
+    assert os.environ.get("TRITON_INTERPRET") != "1", "this process compiles kernels"
