@@ -39,7 +39,7 @@ CLIP_DTYPES: dict[str, str] = {
 }
 NOT_NORMALISED = "none"
 NAME_BYTES = 255  # what a file system takes
-DELETE = 0x7F
+DELETE = "\x7f"
 REMEDY = "prepare it again (python -m train.prepare --help)"
 
 
@@ -433,7 +433,7 @@ def check_name(name: str) -> None:
     store take the room of the longest."""
     if not name:
         raise ValueError("a name is empty")
-    if any(ord(letter) < ord(" ") or ord(letter) == DELETE for letter in name[: NAME_BYTES + 1]):
+    if not name.isprintable() and any(letter < " " or letter == DELETE for letter in name[: NAME_BYTES + 1]):
         raise ValueError(f"{shown(name)} is no name: it holds control characters")
     try:
         size = len(name.encode())
