@@ -13,10 +13,10 @@ BARE   := tyro docstring_parser typeguard typing_extensions nvtx
 PLATFORMS := manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64
 # For bench.gpu: --minutes 8, --only a d, --rehearse, --help.
 GPU_FLAGS ?=
-# Of the soak.
-MINUTES ?= 10
+# Of fuzz and soak.
+MINUTES ?= 5
 
-.PHONY: help demo test test-gpu gpu wheels lint types check bench summary ledger doctor soak clean
+.PHONY: help demo test test-gpu gpu wheels fuzz lint types check bench summary ledger doctor soak clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -59,6 +59,9 @@ types: $(STAMP) ## mypy
 	$(BIN)/mypy
 
 check: lint types test ## what CI runs
+
+fuzz: $(STAMP) ## damaged inputs to all readers, for MINUTES=5; what is read wrongly is kept in tests/fuzz/found
+	$(BIN)/python -m tests.fuzz.run --minutes $(MINUTES)
 
 bench: $(STAMP) ## benchmarks, side by side with the plain way
 	$(BIN)/python -m pytest bench/ --benchmark-only

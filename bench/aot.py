@@ -40,6 +40,8 @@ class Launch:
     """Intermediate forms in ``kernel.asm``, options in ``kernel.metadata``; one object for equal specialisations."""
     grid: tuple[int, int, int]
     """Programs along each axis."""
+    arguments: dict[str, Any]
+    """What the kernel was given, by the names of its parameters."""
     seconds: float
     """What the compiler took; 0 where an earlier launch of this session had compiled it."""
     cached: bool
@@ -110,7 +112,8 @@ def compile_launches(target: str, fresh: bool = False) -> Iterator[list[Launch]]
         kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
         seconds = 0.0 if id(kernel) in known else time.perf_counter() - start
         if not warmup:
-            launches.append(Launch(self.__name__, kernel, _grid_of(self, grid, args, kwargs), seconds, heard == [True]))
+            given = _bound(self, args, kwargs)
+            launches.append(Launch(self.__name__, kernel, _sizes(grid, given), given, seconds, heard == [True]))
         return kernel
 
     heard: list[bool] = []
@@ -132,12 +135,14 @@ def compile_launches(target: str, fresh: bool = False) -> Iterator[list[Launch]]
             driver._active = active
 
 
-def _grid_of(kernel: JITFunction, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int, int]:
-    if callable(grid):
-        bound = kernel.signature.bind(*args, **{k: v for k, v in kwargs.items() if k in kernel.signature.parameters})
-        bound.apply_defaults()
-        grid = grid(bound.arguments)
-    sizes = tuple(int(n) for n in grid) + (1, 1)
+def _bound(kernel: JITFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    bound = kernel.signature.bind(*args, **{k: v for k, v in kwargs.items() if k in kernel.signature.parameters})
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def _sizes(grid: Any, arguments: dict[str, Any]) -> tuple[int, int, int]:
+    sizes = tuple(int(n) for n in (grid(arguments) if callable(grid) else grid)) + (1, 1)
     return sizes[0], sizes[1], sizes[2]
 
 

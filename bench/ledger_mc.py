@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import torch
 
+from bench.aot import Launch
 from bench.counting import count_operators, step_arguments
 from bench.ledger_rows import (
     H100,
     MB,
+    SUMS,
     instruction_cells,
+    issue_cells,
     launch_rows,
     least_seconds,
+    loop_cells,
     plain_cells,
     resource_cells,
     table,
-    time_cells,
     total,
     traffic_cells,
 )
@@ -25,6 +29,7 @@ from bench.providers import PROVIDERS, Case, draw
 
 TENSOR_CORE = ("HGMMA", "HMMA", "UTCMMA", "MFMA")
 PLAIN = ("reference", "algebraic")
+MODELLED = ("data_seconds", "issue_seconds", "seconds_in_turn")
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class McStep:
 
     def measure(self, target: str, plain: bool) -> dict[str, Any]:
         """Counts and machine code of every launch, their sums, the plain forms, and the model."""
-        rows, needed = launch_rows(self, target, self.precision), compulsory(self.case)
+        rows, needed = launch_rows(self, target, self.precision, trips), compulsory(self.case)
         products = needed["flops"] * (3 if self.precision == "bf16x3" else 1)
         seconds = least_seconds(needed["bytes"], products, needed["exponentials"], self.precision)
         return {
@@ -53,11 +58,23 @@ class McStep:
             "precision": self.precision,
             "target": target,
             "kernels": rows,
-            "total": total(rows),
+            "total": total(rows, (*SUMS, *MODELLED)),
             "compulsory": needed | {"seconds_at_least": seconds},
             "plain": {name: count_plain(name, self.case) for name in PLAIN if plain},
             "ceiling": H100.name,
         }
+
+
+def trips(launch: Launch) -> int:
+    """How often a program runs the hot loop: tiles of the bank, blocks of chunks, views times blocks of samples."""
+    a = launch.arguments
+    if launch.name == "_sweep_kernel":
+        return ceil(a["num_steps"] / launch.grid[1])
+    if launch.name == "_combine_kernel":
+        return ceil(a["num_chunks"] / a["BLOCK_N"])
+    if launch.name == "_bank_kernel":
+        return (3 - a["FIRST"]) * ceil(a["B"] / a["BLOCK_B"])
+    return ceil(a["D"] / a["BLOCK_D"])
 
 
 def count_plain(provider: str, case: Case) -> dict[str, int]:
@@ -90,11 +107,17 @@ def render(found: dict[str, Any]) -> str:
         "",
         table([_code_row(row) for row in found["kernels"]]),
         "",
+        table([loop_cells(row) for row in found["kernels"]]),
+        "",
         f"A MODEL, not a measurement, of an {found['ceiling']}: at least {needed['seconds_at_least'] * 1e6:.1f} us for "
-        f"what is compulsory, {sums['seconds_at_least'] * 1e6:.1f} us for these kernels one after the other; each is "
-        f"bounded by first-touched bytes / {H100.memory / 1e12:.2f} TB/s, FLOP / "
+        f"what is compulsory. These kernels one after the other: {sums['data_seconds'] * 1e6:.1f} us by data alone, "
+        f"first-touched bytes / {H100.memory / 1e12:.2f} TB/s, FLOP / "
         f"{H100.products[found['precision']] / 1e12:.0f} TFLOP/s or exponentials / {H100.exponentials / 1e12:.2f} T/s, "
-        "whichever is longest. Launches, latencies and the rest of the arithmetic are not in it.",
+        f"whichever is longest; at least {sums['seconds_at_least'] * 1e6:.1f} us with the time to issue instructions, "
+        "(outside + loop x trips) x warps of a scheduler / clock, one a clock, if that is longer still; "
+        f"{sums['seconds_in_turn'] * 1e6:.1f} us in turn, where a kernel's bytes hide behind nothing and its products "
+        "hide behind the instructions of another program, if its multiprocessor has one. Launches and latencies are in "
+        "none of them.",
     ]
     if found["plain"]:
         plain = found["plain"].items()
@@ -104,7 +127,7 @@ def render(found: dict[str, Any]) -> str:
 
 def _row(row: dict[str, Any]) -> dict[str, str]:
     work = {"GFLOP": f"{row['flops'] / 1e9:.2f}", "M exponentials": f"{row['exponentials'] / 1e6:.1f}"}
-    return traffic_cells(row) | work | time_cells(row)
+    return traffic_cells(row) | work | issue_cells(row)
 
 
 def _code_row(row: dict[str, Any]) -> dict[str, str]:

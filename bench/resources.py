@@ -1,6 +1,6 @@
-"""What a compiled Triton kernel needs of a GPU: registers, spilled bytes, shared memory, instruction counts.
+"""What a compiled Triton kernel needs of a GPU: registers, spilled bytes, shared memory, instructions and its loops.
 
-Instruction counts are static: an instruction in a loop counts once.
+Instruction counts are static: an instruction in a loop counts once, one behind a branch counts as if it ran.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,17 @@ from triton.compiler import CompiledKernel
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 KIB = 1024
+
+
+@dataclass(frozen=True)
+class Loop:
+    """An innermost loop of the machine code: from a label to the last branch back to it."""
+
+    instructions: int
+    counts: dict[str, int]
+    """By kind, as of a whole kernel."""
+    products: int
+    """Multiplications and additions of its tensor-core instructions, all warps of a program together."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +57,14 @@ class Report:
     cached: bool
     counts: dict[str, int] = field(default_factory=dict)
     """Instructions by kind (``KINDS`` and ``AMD_KINDS``)."""
+    instructions: int = 0
+    loops: tuple[Loop, ...] = ()
+    """In the order of their addresses; none are looked for in AMD's code."""
+
+    @property
+    def hot(self) -> Loop | None:
+        """The loop with most of the matrix products; of loops that have none, the longest."""
+        return max(self.loops, key=lambda loop: (loop.products, loop.instructions), default=None)
 
     @property
     def spilled_bytes(self) -> int:
@@ -136,7 +156,7 @@ def _nvidia(kernel: CompiledKernel, seconds: float, cached: bool) -> Report:
         cubin.write_bytes(kernel.asm["cubin"])
         usage = dict(re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", _tool("cuobjdump", "-res-usage", str(cubin))))
         sass = _tool("nvdisasm", "-c", str(cubin))
-    log = _assemble_again(kernel)
+    code, log = _instructions(sass), _assemble_again(kernel)
     registers, shared = int(usage["REG"]), int(usage["SHARED"]) + kernel.metadata.shared
     if int(_find(r"Used (\d+) registers", log)) != registers:
         raise RuntimeError(f"{kernel.metadata.name}: assembled again it has other registers than {registers}:\n{log}")
@@ -157,12 +177,15 @@ def _nvidia(kernel: CompiledKernel, seconds: float, cached: bool) -> Report:
         limited_by=limited_by,
         seconds=seconds,
         cached=cached,
-        counts=_count(KINDS, _opcodes(sass)),
+        counts=_count(KINDS, code),
+        instructions=len(code),
+        loops=tuple(_loop(code[a:b], kernel.metadata.num_warps) for a, b in _innermost(sass)),
     )
 
 
 def _amd(kernel: CompiledKernel, seconds: float, cached: bool) -> Report:
     text = kernel.asm["amdgcn"]
+    code = re.findall(r"^\s+([a-z]\w+)", text, re.M)
     number = {key: int(value) for key, value in re.findall(r"^\s*-?\s*\.(\w+):\s+(\d+)$", text, re.M)}
     return Report(
         name=kernel.metadata.name,
@@ -179,7 +202,8 @@ def _amd(kernel: CompiledKernel, seconds: float, cached: bool) -> Report:
         limited_by="",
         seconds=seconds,
         cached=cached,
-        counts=_count(AMD_KINDS, Counter(re.findall(r"^\s+([a-z]\w+)", text, re.M))),
+        counts=_count(AMD_KINDS, code),
+        instructions=len(code),
     )
 
 
@@ -204,13 +228,56 @@ def _assemble_again(kernel: CompiledKernel) -> str:
     return done.stderr
 
 
-def _opcodes(sass: str) -> Counter[str]:
-    """Opcodes with their modifiers, such as LDG.E.128."""
-    line = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)"
-    return Counter(re.findall(line, sass, re.M))
+SASS = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:\{\s*)?(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.x]*)([^;]*)")
+LABEL = re.compile(r"^(\.L_\w+):")
 
 
-def _count(kinds: dict[str, str], opcodes: Counter[str]) -> dict[str, int]:
+def _instructions(sass: str) -> list[str]:
+    """Opcodes with their modifiers, such as LDG.E.128, in the order of their addresses; without what fills the end."""
+    return [opcode for opcode, _ in _lines(sass)[0]]
+
+
+def _lines(sass: str) -> tuple[list[tuple[str, str]], dict[str, int]]:
+    """Opcode and operands of every instruction, and how many instructions lie before a label."""
+    code: list[tuple[str, str]] = []
+    labels: dict[str, int] = {}
+    for line in sass.splitlines():
+        if label := LABEL.match(line):
+            labels[label[1]] = len(code)
+        elif (found := SASS.match(line)) and found[1] != "NOP":
+            code.append((found[1], found[2]))
+    return code, labels
+
+
+def _innermost(sass: str) -> list[tuple[int, int]]:
+    """First and behind-the-last instruction of the loops that hold no other loop. A branch to itself, which ends the
+    code of every kernel, is none."""
+    code, labels = _lines(sass)
+    last: dict[int, int] = {}
+    for at, (opcode, operands) in enumerate(code):
+        target = re.search(r"\.L_\w+", operands) if opcode.startswith("BRA") else None
+        if target and (first := labels.get(target[0], at)) < at:
+            last[first] = at + 1
+    loops = sorted(last.items())
+    return [(a, b) for a, b in loops if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in loops)]
+
+
+def _loop(code: Sequence[str], num_warps: int) -> Loop:
+    return Loop(len(code), _count(KINDS, code), sum(_products(opcode, num_warps) for opcode in code))
+
+
+def _products(opcode: str, num_warps: int) -> int:
+    """Multiplications and additions that an instruction asks the tensor cores for, run by all warps of a program: four
+    warps share an HGMMA of 64 rows, an HMMA is one warp's."""
+    if found := re.match(r"HGMMA\.(\d+)x(\d+)x(\d+)", opcode):
+        return 2 * int(found[1]) * int(found[2]) * int(found[3]) * num_warps // 4
+    if found := re.match(r"HMMA\.16(8)(8|16)", opcode):
+        return 2 * 16 * int(found[1]) * int(found[2]) * num_warps
+    return 0
+
+
+def _count(kinds: dict[str, str], code: Iterable[str]) -> dict[str, int]:
+    opcodes = Counter(code)
     return {
         kind: sum(n for opcode, n in opcodes.items() if re.match(pattern, opcode)) for kind, pattern in kinds.items()
     }

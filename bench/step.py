@@ -292,8 +292,8 @@ def plain_choices(params: Sequence[ViewParams], size: int, bodies: int) -> list[
 
 
 class EncoderCalls:
-    """What a step asks of its encoders, on views that are there, with gradients that are there: the attack's pass and
-    the gradient of its input, the key encoder's pass, the query encoder's pass over three views and back."""
+    """What a step asks of its encoders, on views that are there, with gradients that are there: the key encoder's pass,
+    the attack's pass and the gradient of its input, the query encoder's pass over three views and back."""
 
     def __init__(self, config: Config, store: PlacedStore, start: State, ids: Tensor) -> None:
         self.model = model = build_model(config, store, store.device)
@@ -318,12 +318,12 @@ class EncoderCalls:
     def __call__(self) -> State:
         """f0 (B, D), f of views 3, 1, 2 (3B, D), the attack's gradient, and those of the weights."""
         query, key = self.model.query, self.model.key
+        with torch.no_grad():
+            f0 = key(self.views[0])
         with query.fixed():
             variable = self.x.detach().requires_grad_()
             logits = self.model.attack_head(query.represent(variable))
         (dx,) = torch.autograd.grad(logits, variable, self.dlogits)
-        with torch.no_grad():
-            f0 = key(self.views[0])
         f = query(self.views[1:].flatten(0, 1), views=3)
         for weight in query.parameters():
             weight.grad = None

@@ -1,22 +1,57 @@
-"""Files: whole or not there, whatever happens while they are written; found in folders; and what reading one raises."""
+"""Files: whole or not there, whatever happens while they are written; found in folders; read where they are files."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 # What reading a damaged or foreign .npy or .npz file raises. tokenize reads the header of an array.
 UNREADABLE_ARRAY = (
     *(OSError, ValueError, EOFError, NotImplementedError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError),
 )
+FULL = (errno.ENOSPC, errno.EDQUOT)
+CHUNK = 1 << 22
+"""Bytes that are read at once of a file that may be larger than memory."""
+KINDS = ((stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "named pipe"), (stat.S_ISSOCK, "socket"))
+
+
+class WriteError(OSError):
+    """A file could not be written; the message names it and says why. What was there before is as it was."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        self.why: str = error.why if isinstance(error, WriteError) else error.strerror or str(error)
+        full = f"No space left on {path.parent} for {path.name}"
+        super().__init__(full if error.errno in FULL else f"{path} cannot be written: {self.why}")
+        self.errno = error.errno
+
+
+class Sum(NamedTuple):
+    """CRC-32 and bytes of a file: any single flipped bit changes the first. A CRC is nine times as fast as BLAKE2b."""
+
+    crc: int
+    size: int
+
+    def add(self, content: bytes | memoryview) -> Sum:
+        return Sum(zlib.crc32(content, self.crc), self.size + len(content))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within: what keeps ``path`` from being written is a WriteError that names it, and not a file on the way there."""
+    try:
+        yield
+    except OSError as error:
+        raise WriteError(path, error) from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -27,13 +62,110 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write to, which becomes ``path`` at the end and is removed after an error."""
+    """A file beside ``path`` to write to, which becomes ``path`` at the end, once it is on disk, and is removed after
+    an error. WriteError where it cannot be written."""
     unfinished = path.with_name(f".unfinished-{path.name}")  # the suffix stays: writers go by it
     try:
-        yield unfinished
-        os.replace(unfinished, path)
+        with writing(path):
+            yield unfinished
+            sync_file(unfinished)
+            os.replace(unfinished, path)
+            sync_folder(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+class SummedFile:
+    """A file that others write from its start to its end: sums it up, and keeps the error that stopped it.
+
+    Nothing is raised while it is written, since writers in C++ tell another error than the one they met: `check` does.
+    It has no ``fileno``, without which numpy and PyTorch write through this object.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._error: OSError | None = None
+        self.sum = Sum(0, 0)
+
+    def write(self, content: bytes | memoryview) -> int:
+        flat = memoryview(content).cast("B")
+        if self._error is None:
+            try:
+                self._file.write(flat)
+            except OSError as error:
+                self._error = error
+        self.sum = self.sum.add(flat)
+        return len(flat)
+
+    def flush(self) -> None:
+        """Nothing: `check` does."""
+
+    def check(self) -> None:
+        """Wait until all of it is on disk; the OSError that kept it from there."""
+        if self._error is not None:
+            raise self._error
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+@contextmanager
+def summed_file(path: Path) -> Iterator[SummedFile]:
+    """A new file to write to; on disk at the end. WriteError where it is not; then ``path`` holds a part of it."""
+    with writing(path), open(path, "wb") as file:
+        summed = SummedFile(file)
+        yield summed
+        summed.check()
+
+
+class GrowingFile:
+    """A file that grows by whole pieces: after an error it is as long as before."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with writing(path):
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115  closed by close()
+
+    def append(self, piece: bytes) -> None:
+        """WriteError if it is not on disk afterwards."""
+        handle = self._file.fileno()
+        with writing(self.path):
+            end = os.fstat(handle).st_size
+            try:
+                rest = memoryview(piece)
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+                os.fsync(handle)
+            except BaseException:
+                os.ftruncate(handle, end)
+                raise
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file for reading; OSError if it is something else, such as a pipe, whose reader waits for ever."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        kind = next((name for is_so, name in KINDS if is_so(mode)), "device")
+        raise OSError(errno.EINVAL, f"it is a {kind}, not a file", str(path))
+    return open(handle, "rb")
+
+
+def read_text(path: Path) -> str:
+    """The content of a file of text. OSError, and UnicodeDecodeError."""
+    with open_file(path) as file:
+        return file.read().decode("utf-8")
+
+
+def sum_of(file: BinaryIO) -> Sum:
+    """The sum of a file, of which a part is in memory at a time."""
+    found = Sum(0, 0)
+    while chunk := file.read(CHUNK):
+        found = found.add(chunk)
+    return found
 
 
 def make_folder_of(file: Path) -> None:
@@ -53,10 +185,15 @@ def find_files(folder: Path, pattern: str) -> list[Path]:
     return sorted((path for path in found if not path.name.startswith("._")), key=lambda path: (path.name, path))
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk: a rename that is not may be undone by a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync_file(path: Path) -> None:
+    """Wait until a file is on disk: a rename may get there before what is renamed, and a power cut between."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on disk: a rename that is not may be undone by a power cut."""
+    sync_file(folder)

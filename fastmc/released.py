@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from torch.nn import functional as F
 
 from fastmc.checkpoint import CheckpointError
 from fastmc.encoder import Encoder, EncoderConfig
+from fastmc.tensor_files import TensorFileError, read_tensors
 from fastmc.views import Stream
 
 SUFFIX: dict[Stream, str] = {"joint": "", "motion": "_motion", "bone": "_bone"}
@@ -36,6 +36,7 @@ GRU = "encoder.gru."
 CODES = "ISC, CMD, HaLP or PCM3"
 ABOUT = "fastmc"
 """In files that we export: what their layout has no place for, by name."""
+MOST_LAYERS = 64
 SHOWN = 6
 """Names that an error lists of each kind."""
 
@@ -88,13 +89,12 @@ def read_released(path: Path) -> ReleasedFile:
     Raises:
         CheckpointError: there is no such file, it is damaged, or it holds no named tensors.
     """
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"there is no file {path}; name a checkpoint (.pth.tar, .pt) of {CODES}")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise CheckpointError(_why_unreadable(path, error)) from error
+        content = read_tensors(path, allowed=[argparse.Namespace], mapped=True)
+    except TensorFileError as error:
+        raise CheckpointError(f"{error}{_remedy(path, error)}") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     named = isinstance(state, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
     if not named or not state:
@@ -110,18 +110,13 @@ def read_released(path: Path) -> ReleasedFile:
     )
 
 
-def _why_unreadable(path: Path, error: Exception) -> str:
-    forbidden = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
-    if forbidden is None:
-        # The first sentence: in the others PyTorch advises to read it in a way that could run any program.
-        says = str(error).splitlines()[0].partition(". ")[0] if str(error) else "the file ends too early"
-        kind = f"{type(error).__name__}: {says}"
-        return f"{path} is damaged, or no checkpoint ({kind}); get the file again"
+def _remedy(path: Path, error: TensorFileError) -> str:
+    if error.forbidden is None:
+        return "; get the file again"
     return (
-        f"{path} holds {forbidden[1]}, and reading that could run any program, so it is not read. If you trust its "
-        f"source, save what is needed to another file: python -c \"import torch; c = torch.load('{path}', "
-        "map_location='cpu', weights_only=False); torch.save({'epoch': c['epoch'], 'state_dict': c['state_dict']}, "
-        "'weights.pth.tar')\""
+        ". If you trust its source, save what is needed to another file: "
+        f"python -c \"import torch; c = torch.load('{path}', map_location='cpu', weights_only=False); "
+        "torch.save({'epoch': c['epoch'], 'state_dict': c['state_dict']}, 'weights.pth.tar')\""
     )
 
 
@@ -238,9 +233,11 @@ def _measure(file: ReleasedFile, name: str) -> _Size:
     if first is None or first.dim() != 2 or len(first) % 3 or not first.numel():
         given = "is missing" if first is None else f"is {tuple(first.shape)}, not (3 * hidden, V * M * 3)"
         raise CheckpointError(f"{file.path}: {_join(name, GRU)}weight_ih_l0 {given}; get the file again")
-    layers = 1 + max(
-        int(m[1]) for key in _names(file, name) if (m := re.fullmatch(rf"{re.escape(GRU)}\w+?_l(\d+)(_reverse)?", key))
-    )
+    # As many as there are, whatever their numbers: of 0 and 99999 the second is one that does not belong there.
+    found = (re.fullmatch(rf"{re.escape(GRU)}\w+?_l(\d+)(_reverse)?", key) for key in _names(file, name))
+    layers = len({match[1] for match in found if match})
+    if layers > MOST_LAYERS:
+        raise CheckpointError(f"{file.path}: {name or 'the encoder'} has {layers} layers, more than {MOST_LAYERS}")
     last = file.tensors.get(_join(name, "fc.2.weight"))
     has_head = any(key.startswith(("fc.0.", "fc.2.")) for key in _names(file, name))
     config = EncoderConfig(
@@ -270,6 +267,7 @@ def _state(file: ReleasedFile, name: str, size: _Size, order: Tensor) -> dict[st
             if key in given and tuple(given[key].shape) != shape
         ],
         "not finite": [_join(name, key) for key, value in given.items() if not torch.isfinite(value).all()],
+        "negative variances": [_join(name, k) for k, v in given.items() if k.endswith("running_var") and (v < 0).any()],
     }
     listed = [f"{kind}: {_some(names)}" for kind, names in problems.items() if names]
     if listed:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastmc.checkpoint import CheckpointError
@@ -16,7 +15,9 @@ from fastmc.checks import check_number
 from fastmc.data.store import PackedStore
 from fastmc.encoder import Encoder, EncoderConfig
 from fastmc.evaluation import EvalConfig, weights_digest
+from fastmc.files import read_text
 from fastmc.skeleton import Skeleton
+from fastmc.tensor_files import TensorFileError, check_values, read_tensors
 from fastmc.views import STREAMS, Stream
 
 CLASSIFIER = "classifier.pt"
@@ -39,7 +40,7 @@ class RunSettings:
             fault = "has no config.json" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
             raise ValueError(f"{folder} is no run folder (it {fault}); python -m train.run --out {folder} makes one")
         try:
-            plain = json.loads(path.read_text(encoding="utf-8"))
+            plain = json.loads(read_text(path))
             crop = plain.get("evaluation", {}).get("test_crop", EvalConfig.test_crop)
             found = cls(EncoderConfig(**plain["encoder"]), plain["stream"], plain["frames"], crop)
             if found.stream not in STREAMS:
@@ -103,11 +104,15 @@ class Classifier:
         if not path.is_file():
             raise ValueError(f"{folder} has no trained classifier ({CLASSIFIER}); {remedy} trains one")
         try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-            names = tuple(saved["class_names"])
+            saved = read_tensors(path)
+            check_values(saved, path)
+            names = tuple(map(str, saved["class_names"]))
             found = cls(saved["weight"], saved["bias"], names, saved["dataset"], saved["protocol"], saved["top1"])
             digest = saved["weights"]
-        except Exception as error:  # torch.load raises many kinds for a damaged file
+            check_number("top1", found.top1, at_least=0, at_most=100)
+        except TensorFileError as error:
+            raise ValueError(f"{error}; {remedy} writes it anew") from error
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error!r}; {remedy} writes it anew") from error
         if digest != weights_digest(encoder):
             raise ValueError(f"{path} was trained on the features of other weights than the run's newest; {remedy}")

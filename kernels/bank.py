@@ -15,20 +15,33 @@ import triton
 import triton.language as tl
 
 from kernels.products import parts, product, split
-from kernels.rows import load_rows, load_split, store_rows, unit_rows
+from kernels.rows import (
+    in_parts,
+    inverse_norms,
+    load,
+    load_parted,
+    load_rows,
+    load_split,
+    store_parted,
+    store_rows,
+    whole,
+)
 
 
 @triton.jit
 def _weights(s, i_distribution, mixing, p_c, p_lse, o_b, m_b, o_v, B, scale, MIX: tl.constexpr):
     """W of the similarities s (BLOCK_K, BLOCK_B); 0 for samples that do not exist."""
     row = i_distribution * B + o_b
-    lse = tl.load(p_lse + row, mask=m_b, other=float("inf"))[None, :]
+    if m_b is None:
+        lse = tl.load(p_lse + row)[None, :]
+    else:
+        lse = tl.load(p_lse + row, mask=m_b, other=float("inf"))[None, :]
     weights = tl.exp2(s * scale - lse)
     if MIX != "none":
         if MIX == "own":
-            c = tl.load(p_c + row, mask=m_b, other=0.0)[None, :]
+            c = load(p_c + row, m_b)[None, :]
         else:
-            c = tl.load(p_c + row[None, :] * B + o_v[:, None], mask=m_b[None, :], other=0.0)
+            c = load(p_c + row[None, :] * B + o_v[:, None], None if m_b is None else m_b[None, :])
         weights += (1 - mixing) * tl.exp2((s + mixing * (c - s)) * scale - lse)
     return weights
 
@@ -36,13 +49,14 @@ def _weights(s, i_distribution, mixing, p_c, p_lse, o_b, m_b, o_v, B, scale, MIX
 @triton.jit
 def _bank_kernel(
     p_split,  # (3, 1 or 2, B, D), from `kernels.prepare`
-    p_c,  # (4, B) or (4, B, B)
+    p_c,  # (4, B) or (4, B, B); None if MIX is "none"
     p_lse,  # (4, B), from `kernels.combine`
     p_bank,  # (K, D)
-    p_momentum,  # (K, D); unless UPDATE, where the gradient is written
-    p_mixing,  # (K,)
-    p_parts,  # (3,) factors of L1, L2, L3 in that gradient
-    p_loss,  # a scalar: nothing is written unless it is finite
+    p_momentum,  # (K, D); both change in place unless there are p_parts
+    p_mixing,  # (K,) or None
+    p_parts,  # (3,) factors of L1, L2, L3 in the gradient that is wanted; or None
+    p_gradient,  # (K, D), where that is written; or None
+    p_loss,  # a scalar: nothing is written unless it is finite; or None
     B,
     K,
     scale,  # 1 / (temperature ln 2)
@@ -53,25 +67,27 @@ def _bank_kernel(
     FIRST: tl.constexpr,
     LAST: tl.constexpr,
     MIX: tl.constexpr,
-    UPDATE: tl.constexpr,  # bank and momentum in place
-    GUARDED: tl.constexpr,
     PRECISION: tl.constexpr,
     D: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    EVEN_B: tl.constexpr,  # B is a multiple of BLOCK_B, K one of BLOCK_K
+    EVEN_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     start = tl.program_id(0).to(tl.int64) * BLOCK_K
     o_k = tl.arange(0, BLOCK_K)
-    m_k = start + o_k < K
-    b_w = load_rows(p_bank + start * D, o_k, m_k, D, BLOCK_D)
-    b_m, norm = unit_rows(b_w)
-    m_hi, m_lo = split(b_m, PRECISION)
+    m_k = None if EVEN_K else start + o_k < K
+    b_w = load_parted(p_bank + start * D, o_k, m_k, D, BLOCK_D, AGAIN=False)
+    if p_parts is None:  # here, so that it is there when the loop is done
+        velocity = load_parted(p_momentum + start * D, o_k, m_k, D, BLOCK_D, AGAIN=False)
+    inverse = inverse_norms(whole(b_w))
+    m_hi, m_lo = split(whole(b_w * inverse[None, :, None]), PRECISION)
     o_v = ((start % B).to(tl.int32) + o_k) % B
     mixing = 0.0
     if MIX != "none":
-        mixing = tl.load(p_mixing + start + o_k, mask=m_k, other=0.0)[:, None]
+        mixing = load(p_mixing + start + o_k, m_k)[:, None]
 
     PARTS: tl.constexpr = parts(PRECISION)
     SOFT: tl.constexpr = LAST == 4
@@ -82,7 +98,7 @@ def _bank_kernel(
     for i_step in tl.range(0, VIEWS * tl.cdiv(B, BLOCK_B), num_stages=STAGES):
         i_view = 2 - i_step % VIEWS  # f3 before f2, which takes the target from it
         o_b = (i_step // VIEWS) * BLOCK_B + tl.arange(0, BLOCK_B)
-        m_b = o_b < B
+        m_b = None if EVEN_B else o_b < B
         f_hi, f_lo = load_split(p_split, i_view * (PARTS * B) + o_b, m_b, B * D, D, BLOCK_D, PRECISION)
         zero = tl.zeros([BLOCK_K, BLOCK_B], tl.float32)
         s = product(m_hi, m_lo, tl.trans(f_hi), tl.trans(f_lo), zero, PRECISION)
@@ -92,23 +108,27 @@ def _bank_kernel(
                 weights -= target
             if i_view == 2:
                 target = _weights(s, 3, mixing, p_c, p_lse, o_b, m_b, o_v, B, scale, MIX)
-        if not UPDATE:
+        if p_parts is not None:
             weights *= tl.load(p_parts + i_view)
         w_hi, w_lo = split(weights, PRECISION)
         gradient = product(w_hi, w_lo, f_hi, f_lo, gradient, PRECISION)
 
+    # The rows are loaded again, for the last time: kept through the loop, they and the momentum would spill.
+    b_w = load_parted(p_bank + start * D, o_k, m_k, D, BLOCK_D, AGAIN=True)
+    b_m = b_w * inverse[None, :, None]
     # Through w / max(|w|, eps): rows that were clamped are only scaled.
-    radial = tl.where(norm > 1e-12, tl.sum(gradient * b_m, axis=1), 0.0)
-    gradient = (gradient - radial[:, None] * b_m) * (factor / tl.maximum(norm, 1e-12))[:, None]
-    if UPDATE:
-        if GUARDED:
-            m_k &= tl.abs(tl.load(p_loss)) < float("inf")
-        velocity = load_rows(p_momentum + start * D, o_k, m_k, D, BLOCK_D)
-        velocity = momentum_factor * velocity - gradient + weight_decay * b_w
-        store_rows(p_momentum + start * D, o_k, m_k, velocity, D, BLOCK_D)
-        store_rows(p_bank + start * D, o_k, m_k, b_w - lr * velocity, D, BLOCK_D)
+    b_g = in_parts(gradient)
+    radial = tl.where(inverse < 1e12, tl.sum(whole(b_g * b_m), axis=1), 0.0)
+    b_g = (b_g - radial[None, :, None] * b_m) * (factor * inverse)[None, :, None]
+    if p_parts is not None:
+        store_parted(p_gradient + start * D, o_k, m_k, b_g, D, BLOCK_D)
     else:
-        store_rows(p_momentum + start * D, o_k, m_k, gradient, D, BLOCK_D)
+        velocity = momentum_factor * velocity - b_g + weight_decay * b_w
+        if p_loss is not None:
+            finite = tl.abs(tl.load(p_loss)) < float("inf")
+            m_k = (o_k < BLOCK_K if EVEN_K else m_k) & finite
+        store_parted(p_momentum + start * D, o_k, m_k, velocity, D, BLOCK_D)
+        store_parted(p_bank + start * D, o_k, m_k, b_w - lr * velocity, D, BLOCK_D)
 
 
 @triton.jit

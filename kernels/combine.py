@@ -8,6 +8,13 @@ With E the expected entry of a distribution (its positive f0 and all plain and m
 where prediction and target share their entries, so that the target's expected logit is f2.E_target / tau. Every part is
 a mean over the batch. The share of f0 in E is kept apart, E = E_bank + (1 - rest) f0 with rest the bank's share of the
 softmax: E - f0 = E_bank - rest f0 does not cancel where the positive has nearly all of it.
+
+The program that finishes last adds up the batch. Programs count themselves by a ticket, an atomic sum that is 0 at
+first: `kernels.prepare` has set it, two launches before, in memory of this call. So there is nothing to reset, and
+nothing that two streams or two replays of a graph could share. Who comes last does not touch the sums, which have one
+order. Three things make the others' numbers seen by it. They are written and read by atomics alone, which act in the L2
+cache and never in an SM's own, where a number could be stale. The ticket releases what its program wrote, all of it,
+since a barrier of the program's threads stands before. And it acquires, before the last one reads.
 """
 
 from __future__ import annotations
@@ -20,7 +27,6 @@ from kernels.rows import load_rows, store_rows
 from kernels.sweep import BANK_PLAIN, BANK_SUM, LOSS_SHARE, LOSS_SUM, NOTHING, PLANES, TOP, TOP_PLAIN
 
 LN2 = tl.constexpr(0.6931471805599453)
-CHUNKS_AT_ONCE = tl.constexpr(16)
 
 
 @triton.jit
@@ -53,12 +59,13 @@ def _log_sum_exp(
 
 @triton.jit
 def _expected_entry(
-    p_sums, p_entries, row, b_v, lse, scale, B, num_chunks, OWN: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr
-):
+    p_sums, p_entries, row, b_v, lse, scale, B, num_chunks, OWN: tl.constexpr, D: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """E_bank of a row, (1, BLOCK_D)."""
     expected = tl.zeros([1, BLOCK_D], tl.float32)
-    for i_first in range(0, num_chunks, CHUNKS_AT_ONCE):
-        o_c = (i_first + tl.arange(0, CHUNKS_AT_ONCE)).to(tl.int64)
+    for i_first in range(0, num_chunks, BLOCK_N):
+        o_c = (i_first + tl.arange(0, BLOCK_N)).to(tl.int64)
         weights = tl.exp2(_load_plane(p_sums, TOP, row, o_c, B, num_chunks, NOTHING) * scale - lse)
         entries = load_rows(p_entries, o_c * 4 * B + row, o_c < num_chunks, D, BLOCK_D)
         expected += tl.sum(entries * weights[:, None], axis=0)[None, :]
@@ -72,7 +79,7 @@ def _expected_entry(
 def _distribution(
     p_sums, p_entries, p_lse, row, b_v, positive, scale, bank_scale, B, num_chunks,
     OWN: tl.constexpr, LOSS: tl.constexpr, BANK: tl.constexpr, D: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Of a row, at the loss's temperature: log-sum-exp to the base 2, the bank's share of the softmax, and E_bank
     (1, BLOCK_D). What the bank's pass needs of it is stored."""
@@ -81,7 +88,7 @@ def _distribution(
     expected = tl.zeros([1, BLOCK_D], tl.float32)
     if LOSS:
         lse, rest = _log_sum_exp(p_sums, TOP, LOSS_SUM, row, positive, scale, B, num_chunks, BLOCK_C)
-        expected = _expected_entry(p_sums, p_entries, row, b_v, lse, scale, B, num_chunks, OWN, D, BLOCK_D)
+        expected = _expected_entry(p_sums, p_entries, row, b_v, lse, scale, B, num_chunks, OWN, D, BLOCK_N, BLOCK_D)
     if BANK:
         bank_lse, _rest = _log_sum_exp(p_sums, TOP, BANK_SUM, row, positive, bank_scale, B, num_chunks, BLOCK_C)
         tl.store(p_lse + row, bank_lse)
@@ -90,15 +97,46 @@ def _distribution(
     return lse, rest, expected
 
 
+@triton.jit
+def _publish(p_number, number):
+    """For `_sums_of_batch`, as bits, since Triton's interpreter exchanges integers only."""
+    tl.atomic_xchg(p_number, number.to(tl.int32, bitcast=True), sem="relaxed")
+
+
+@triton.jit
+def _sums_of_batch(p_samples, p_stats, B, FIRST: tl.constexpr, METRICS: tl.constexpr, BLOCK_B: tl.constexpr):
+    """p_stats from p_samples, in one order; parts that are not there are 0."""
+    o_row = tl.arange(0, 8)
+    m_row = (o_row >= FIRST) & (o_row < (5 if METRICS else 3))
+    values = tl.zeros([8, BLOCK_B], tl.float32)
+    for i_first in range(0, B, BLOCK_B):
+        o_b = i_first + tl.arange(0, BLOCK_B)
+        mask = m_row[:, None] & (o_b < B)[None, :]
+        bits = tl.atomic_or(p_samples + o_row[:, None] * B + o_b[None, :], 0, mask=mask, sem="relaxed")  # reads
+        values += tl.where(mask, bits.to(tl.float32, bitcast=True), 0.0)
+    sums = tl.sum(values, axis=1)
+    sums = tl.where(o_row == 3, sums, sums / B)
+    if METRICS:
+        tl.store(p_stats, tl.sum(tl.where(o_row < 3, sums, 0.0), axis=0))
+        tl.store(p_stats + 1 + o_row, sums, mask=o_row < 5)
+    else:
+        tl.store(p_stats + o_row, sums, mask=o_row < 3)
+
+
 @triton.jit(do_not_specialize=["num_chunks"])
 def _combine_kernel(
-    p_f0,  # (B, D) each
+    p_f0,  # (B, D) each; None for a view that is not there
     p_f1,
     p_f2,
     p_f3,
     p_sums,  # (chunks, PLANES, 4 B), from `kernels.sweep`
-    p_entries,  # (chunks, 4 B, D)
-    p_samples,  # (5, B): L1, L2, L3, whether f3's positive is on top, its probability over the plain bank (eq. 2)
+    p_entries,  # (chunks, 4 B, D); this and what follows, but for p_lse, is None unless LOSS
+    # (5, B), as bits: L1, L2, L3, whether f3's positive is on top, its probability over the plain bank (eq. 2)
+    p_samples,
+    p_ticket,  # int32 scalar, 0: how many programs are done
+    # Under BANK (6,): L1 + L2 + L3, L1, L2, L3, samples with their positive on top, mean probability of the positive.
+    # Else (3,): L1, L2, L3.
+    p_stats,
     p_gradients,  # (3, B, D)
     p_lse,  # (4, B) to the base 2: at the bank's temperature under BANK, else at the loss's
     B,
@@ -112,7 +150,9 @@ def _combine_kernel(
     LOSS: tl.constexpr,
     BANK: tl.constexpr,
     D: tl.constexpr,
+    BLOCK_B: tl.constexpr,  # samples that are added up at a time
     BLOCK_C: tl.constexpr,  # >= chunks
+    BLOCK_N: tl.constexpr,  # chunks whose entries are added up at a time
     BLOCK_D: tl.constexpr,
 ):
     i_b, i_view = tl.program_id(0), tl.program_id(1)
@@ -125,11 +165,11 @@ def _combine_kernel(
 
     row = i_view * B + i_b
     b_f0 = load_rows(p_f0, o_b, m_b, D, BLOCK_D)
-    b_u = load_rows(select_view(i_view, p_f1, p_f2, p_f3), o_b, m_b, D, BLOCK_D)
+    b_u = load_rows(select_view(i_view, p_f1, p_f2, p_f3, FIRST), o_b, m_b, D, BLOCK_D)
     positive = tl.sum(b_u * b_f0)
     lse, rest, expected = _distribution(
         p_sums, p_entries, p_lse, row, b_u, positive, scale, bank_scale, B, num_chunks,
-        OWN, LOSS, BANK, D, BLOCK_C, BLOCK_D,
+        OWN, LOSS, BANK, D, BLOCK_C, BLOCK_N, BLOCK_D,
     )  # fmt: skip
     aim = tl.zeros([1, BLOCK_D], tl.float32)  # the target's E_bank and bank share: none of a one-hot target
     aim_rest = 0.0
@@ -138,47 +178,22 @@ def _combine_kernel(
             positive_3 = tl.sum(load_rows(p_f3, o_b, m_b, D, BLOCK_D) * b_f0)
             _lse, aim_rest, aim = _distribution(
                 p_sums, p_entries, p_lse, 3 * B + i_b, b_u, positive_3, scale, bank_scale, B, num_chunks,
-                OWN, LOSS, BANK, D, BLOCK_C, BLOCK_D,
+                OWN, LOSS, BANK, D, BLOCK_C, BLOCK_N, BLOCK_D,
             )  # fmt: skip
     if LOSS:
         part = lse - (tl.sum(b_u * aim) + (1 - aim_rest) * positive) * scale
-        tl.store(p_samples + row, part * LN2)
+        _publish(p_samples + row, part * LN2)
         gradient = (expected - aim - (rest - aim_rest) * b_f0) * (scale * LN2 / B)
         store_rows(p_gradients, o_b + i_view * B, m_b, gradient, D, BLOCK_D)
     if LOSS and BANK:
         if i_view == 2:
             o_c = tl.arange(0, BLOCK_C).to(tl.int64)
             top_plain = tl.max(_load_plane(p_sums, TOP_PLAIN, row, o_c, B, num_chunks, NOTHING), axis=0)
-            tl.store(p_samples + 3 * B + i_b, tl.where(positive > top_plain + margin, 1.0, 0.0))
+            on_top = tl.where(positive > top_plain + margin, 1.0, 0.0)
+            _publish(p_samples + 3 * B + i_b, on_top)
             lse, _rest = _log_sum_exp(p_sums, TOP_PLAIN, BANK_PLAIN, row, positive, bank_scale, B, num_chunks, BLOCK_C)
-            tl.store(p_samples + 4 * B + i_b, tl.exp2(positive * bank_scale - lse))
-
-
-@triton.jit
-def _reduce_kernel(
-    p_samples,  # (5, B)
-    # METRICS: (6,) L1 + L2 + L3, L1, L2, L3, samples with their positive on top, mean probability of the positive.
-    # Else: (3,) L1, L2, L3.
-    p_stats,
-    B,
-    FIRST: tl.constexpr,
-    METRICS: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-):
-    """Sums over the batch, by one program, in one order; parts that are not there are 0."""
-    loss = 0.0
-    for i_row in tl.static_range(0, 5 if METRICS else 3):
-        value = 0.0
-        if i_row >= FIRST:
-            values = tl.zeros([BLOCK_B], tl.float32)
-            for i_first in range(0, B, BLOCK_B):
-                o_b = i_first + tl.arange(0, BLOCK_B)
-                values += tl.load(p_samples + i_row * B + o_b, mask=o_b < B, other=0.0)
-            value = tl.sum(values, axis=0)
-            if i_row != 3:
-                value /= B
-        if i_row < 3:
-            loss += value
-        tl.store(p_stats + i_row + (1 if METRICS else 0), value)
-    if METRICS:
-        tl.store(p_stats, loss)
+            _publish(p_samples + 4 * B + i_b, tl.exp2(positive * bank_scale - lse))
+    if LOSS:
+        tl.debug_barrier()  # the ticket is one thread's, which vouches for the others
+        if tl.atomic_add(p_ticket, 1, sem="acq_rel") == (3 - FIRST) * B - 1:
+            _sums_of_batch(p_samples, p_stats, B, FIRST, BANK, BLOCK_B)

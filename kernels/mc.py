@@ -1,7 +1,7 @@
 """The MC loss (eq. 8-11) and the bank's step (eq. 7) by kernels. Nothing is validated here.
 
 Arguments and results are those of `fastmc.chunked`, which does the same in PyTorch; the launches are in
-`kernels.launch`. The bank is float32, the features are float32 or half precision, all on one device. A step is five
+`kernels.launch`. The bank is float32, the features are float32 or half precision, all on one device. A step is four
 launches, and nothing of size B K is allocated. Partial sums take O(B D) a program of the sweep; there are about
 as many programs as run at a time, under tiled mixing at least B / 32, so O(B^2 D).
 """
@@ -39,9 +39,10 @@ def mc_forward(
     """Parts (3,) and their gradients with respect to the features (3, B, D), zeros for absent views; and what
     :func:`mc_bank_gradient` needs of this pass (4, B), in a form of these kernels' own."""
     plan = Plan.of(f0, f1, f2, f3, bank, mixing, tiled, soft_target, precision)
-    partial = plan.sweep(plan.prepare(), loss=temperature)
+    prepared = plan.prepare()
+    partial = plan.sweep(prepared, loss=temperature)
     lse = torch.zeros(4, len(f3), dtype=torch.float32, device=bank.device)
-    parts, gradients = plan.combine(partial, lse)
+    parts, gradients = plan.combine(prepared, partial, lse)
     return parts, gradients, lse
 
 
@@ -111,7 +112,7 @@ def mc_step_(
     prepared = plan.prepare()
     lse = plan.new(4, len(f3))
     partial = plan.sweep(prepared, loss=temperature, bank=bank_temperature)
-    stats, gradients = plan.combine(partial, lse, dtype=f3.dtype)
+    stats, gradients = plan.combine(prepared, partial, lse, dtype=f3.dtype)
     if update == "none":
         return stats, gradients
     with part("bank"), contiguous(bank, momentum) as (w, v):

@@ -26,17 +26,22 @@ def mixed_view(i_distribution):
 
 
 @triton.jit
-def select_view(i_view, p_f1, p_f2, p_f3):
-    return tl.where(i_view == 0, p_f1, tl.where(i_view == 1, p_f2, p_f3))
+def select_view(i_view, p_f1, p_f2, p_f3, FIRST: tl.constexpr):
+    """The view's own pointer; those before FIRST are None."""
+    if FIRST == 2:
+        return p_f3
+    else:
+        return tl.where(i_view == 0, p_f1, tl.where(i_view == 1, p_f2, p_f3))
 
 
 @triton.jit
 def _prepare_kernel(
-    p_f1,  # (B, D) each
+    p_f1,  # (B, D) each; None for a view that is not there
     p_f2,
     p_f3,
     p_split,  # (3, 1 or 2, B, D): hi, and lo under bf16x3
-    p_c,  # (4, B) for own, (4, B, B) for tiled mixing
+    p_c,  # (4, B) for own, (4, B, B) for tiled mixing, else None
+    p_ticket,  # int32 scalar, which `kernels.combine` wants to be 0
     B,
     FIRST: tl.constexpr,  # the first distribution: 0, or 2 where f3 is the only view
     MIX: tl.constexpr,
@@ -47,10 +52,12 @@ def _prepare_kernel(
 ):
     i_row, i_distribution, i_column = tl.program_id(0), tl.program_id(1) + FIRST, tl.program_id(2)
     i_u, i_v = query_view(i_distribution), mixed_view(i_distribution)
-    p_u, p_v = select_view(i_u, p_f1, p_f2, p_f3), select_view(i_v, p_f1, p_f2, p_f3)
+    p_u, p_v = select_view(i_u, p_f1, p_f2, p_f3, FIRST), select_view(i_v, p_f1, p_f2, p_f3, FIRST)
     o_b = i_row * BLOCK_B + tl.arange(0, BLOCK_B)
     o_r = i_column * BLOCK_B + tl.arange(0, BLOCK_B)
     m_b, m_r = o_b < B, o_r < B
+    if (i_row == 0) & (i_distribution == FIRST) & (i_column == 0):
+        tl.store(p_ticket, 0)
     PARTS: tl.constexpr = parts(PRECISION)
     p_hi = p_split + i_u * PARTS * B * D
     if MIX == "own":

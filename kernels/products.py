@@ -27,9 +27,20 @@ def split(x, PRECISION: tl.constexpr):
     """(hi, lo), the form in which `product` takes the float32 block x; lo counts under bf16x3 only."""
     if PRECISION == "ieee":
         return x, x
-    else:
+    elif PRECISION == "bf16":
         hi = x.to(tl.bfloat16)
-        return hi, (x - hi.to(tl.float32)).to(tl.bfloat16)
+        return hi, hi
+    else:
+        hi = _to_8_bits(x)
+        return hi.to(tl.bfloat16), (x - hi).to(tl.bfloat16)
+
+
+@triton.jit
+def _to_8_bits(x):
+    """x rounded to the bits of a bfloat16, as a float32. A conversion there and back would do, but the compiler makes
+    an instruction of its own for each number of it, on the unit of the exponentials; from here, it converts pairs."""
+    bits = x.to(tl.int32, bitcast=True)
+    return ((bits + 0x8000) & -0x10000).to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -22,7 +22,7 @@ import triton.language as tl
 
 from kernels.prepare import mixed_view, query_view
 from kernels.products import parts, product, split
-from kernels.rows import load_rows, load_split, row_mask, row_offsets, unit_rows
+from kernels.rows import inverse_norms, load, load_parted, load_split, row_mask, row_offsets, whole
 
 NOTHING = tl.constexpr(-1.0e30)
 """The largest of no similarities: finite, so that the difference of two of them is 0 and not a NaN."""
@@ -37,15 +37,30 @@ BANK_PLAIN = tl.constexpr(5)  # plain half of the bank's sum, above the largest 
 PLANES = tl.constexpr(6)
 
 
+@triton.jit
+def _raised(top, largest):
+    """The larger of the two, and what sums that refer to ``top`` are multiplied by to refer to that."""
+    new_top = tl.maximum(top, largest)
+    return new_top, tl.exp2(top - new_top)
+
+
+@triton.jit
+def _added(sums, shrink, x):
+    """sums (rows, fold) times shrink (rows,), and x (rows, columns) added: columns that lie ``fold`` apart."""
+    fold: tl.constexpr = sums.shape[1]
+    folded = tl.reshape(x, (x.shape[0], x.shape[1] // fold, fold))
+    return sums * shrink[:, None] + tl.sum(folded, axis=1)
+
+
 # A size that is a multiple of 16 on one batch and not on the next must not compile anew.
 @triton.jit(do_not_specialize=["period", "num_steps"])
 def _sweep_kernel(
     p_split,  # (3, 1 or 2, B, D): features, from `kernels.prepare`
-    p_c,  # (4, B) or (4, B, B)
+    p_c,  # (4, B) or (4, B, B); None if MIX is "none", as p_mixing
     p_bank,  # (K, D)
     p_mixing,  # (K,)
     p_sums,  # (chunks, PLANES, 4 B), see above
-    p_entries,  # (chunks, 4 B, D): sum of exponential times entry
+    p_entries,  # (chunks, 4 B, D): sum of exponential times entry; None unless LOSS
     B,
     K,
     period,  # rows of the bank from tile to tile; under tiled mixing a multiple of B, so that a column keeps its v
@@ -62,6 +77,10 @@ def _sweep_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    EVEN: tl.constexpr,  # no tile reaches beyond the period or the bank
+    # Sums that a row is kept in until the last tile. Of 8, a thread holds all columns in the tensor cores' layout, so
+    # that nothing is shuffled; of 1, none costs a register.
+    FOLD: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     i_row, i_part, i_column = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -78,66 +97,63 @@ def _sweep_kernel(
     m_period = o_k < period
     if MIX == "own":
         c = tl.load(p_c + o_row, mask=m_row, other=0.0)[:, None]
-        share = tl.zeros([BLOCK_R], tl.float32)
+        share = tl.zeros([BLOCK_R, FOLD], tl.float32)
     if MIX == "tiled":
         p_block = p_c + o_row[:, None] * B + (o_k % B)[None, :]
         c = tl.load(p_block, mask=m_row[:, None] & m_period[None, :], other=0.0)
         share = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
 
-    top = tl.full([BLOCK_R], NOTHING, tl.float32)
+    # Sums refer to the largest logit so far, at their own temperature and rounded: equal numbers cancel exactly.
     top_plain = tl.full([BLOCK_R], NOTHING, tl.float32)
-    total = tl.zeros([BLOCK_R], tl.float32)
-    bank_total = tl.zeros([BLOCK_R], tl.float32)
-    bank_plain = tl.zeros([BLOCK_R], tl.float32)
+    top = tl.full([BLOCK_R], NOTHING, tl.float32)
+    loss_top = tl.full([BLOCK_R], NOTHING, tl.float32)
+    plain_top = tl.full([BLOCK_R], NOTHING, tl.float32)
+    mixed_top = tl.full([BLOCK_R], NOTHING, tl.float32)
+    total = tl.zeros([BLOCK_R, FOLD], tl.float32)
+    bank_plain = tl.zeros([BLOCK_R, FOLD], tl.float32)
+    bank_mixed = tl.zeros([BLOCK_R, FOLD], tl.float32)
     entries = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
 
     start = i_part.to(tl.int64) * period
     for _ in tl.range(i_part, num_steps, num_parts, num_stages=STAGES):
-        m_k = m_period & (start + o_k < K)
-        b_m, _norm = unit_rows(load_rows(p_bank + start * D, o_k, m_k, D, BLOCK_D))
-        m_hi, m_lo = split(b_m, PRECISION)
+        m_k = None if EVEN else m_period & (start + o_k < K)
+        b_w = whole(load_parted(p_bank + start * D, o_k, m_k, D, BLOCK_D, AGAIN=False))
+        m_hi, m_lo = split(b_w * inverse_norms(b_w)[:, None], PRECISION)
         zero = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
         s = product(u_hi, u_lo, tl.trans(m_hi), tl.trans(m_lo), zero, PRECISION)
-
-        # Similarities above the running maximum, which both temperatures share.
-        plain = tl.where(m_k[None, :], s, float("-inf"))
-        new_top_plain = tl.maximum(top_plain, tl.max(plain, axis=1))
-        if BANK and LOSS:
-            # For the positive's probability, beside which the mixed entries may be out of float32's range.
-            shrink = tl.exp2((top_plain - new_top_plain) * bank_scale)
-            e_plain = tl.exp2((plain - new_top_plain[:, None]) * bank_scale)
-            bank_plain = bank_plain * shrink + tl.sum(e_plain, axis=1)
-        top_plain = new_top_plain
-        new_top = tl.maximum(top, top_plain)
         if MIX != "none":
-            mixing = tl.load(p_mixing + start + o_k, mask=m_k, other=0.0)[None, :]
-            mixed = tl.where(m_k[None, :], s + mixing * (c - s), float("-inf"))
-            new_top = tl.maximum(new_top, tl.max(mixed, axis=1))
-            mixed -= new_top[:, None]
-        plain -= new_top[:, None]
+            mixing = load(p_mixing + start + o_k, m_k)[None, :]
+            mixed = s + mixing * (c - s)
+            if m_k is not None:
+                mixed = tl.where(m_k[None, :], mixed, float("-inf"))
+        if m_k is not None:
+            s = tl.where(m_k[None, :], s, float("-inf"))
 
+        largest = tl.max(s, axis=1)
+        top_plain = tl.maximum(top_plain, largest)
         if BANK:
-            shrink = tl.exp2((top - new_top) * bank_scale)
-            e_both = tl.exp2(plain * bank_scale)
-            if MIX != "none":
-                e_both += tl.exp2(mixed * bank_scale)
-            bank_total = bank_total * shrink + tl.sum(e_both, axis=1)
+            plain_top, shrink = _raised(plain_top, largest * bank_scale)
+            bank_plain = _added(bank_plain, shrink, tl.exp2(s * bank_scale - plain_top[:, None]))
+        if MIX != "none":
+            largest_mixed = tl.max(mixed, axis=1)
+            if BANK:
+                mixed_top, shrink = _raised(mixed_top, largest_mixed * bank_scale)
+                bank_mixed = _added(bank_mixed, shrink, tl.exp2(mixed * bank_scale - mixed_top[:, None]))
+            largest = tl.maximum(largest, largest_mixed)
+        top = tl.maximum(top, largest)
         if LOSS:
-            shrink = tl.exp2((top - new_top) * scale)
-            weight = tl.exp2(plain * scale)
-            if MIX == "none":
-                total = total * shrink + tl.sum(weight, axis=1)
-            else:
-                e_mixed = tl.exp2(mixed * scale)
-                total = total * shrink + tl.sum(weight + e_mixed, axis=1)
+            loss_top, shrink = _raised(loss_top, largest * scale)
+            weight = tl.exp2(s * scale - loss_top[:, None])
+            if MIX != "none":
+                e_mixed = tl.exp2(mixed * scale - loss_top[:, None])
                 weight += (1 - mixing) * e_mixed
                 if MIX == "own":
-                    share = share * shrink + tl.sum(mixing * e_mixed, axis=1)
+                    share = _added(share, shrink, mixing * e_mixed)
                 else:
                     share = share * shrink[:, None] + mixing * e_mixed
+            total = _added(total, shrink, weight)  # which lacks the share: it is added in the end
             w_hi, w_lo = split(weight, PRECISION)
             entries = product(w_hi, w_lo, m_hi, m_lo, entries * shrink[:, None], PRECISION)
-        top = new_top
         start += num_parts * period
 
     i_chunk = (i_column * num_parts + i_part).to(tl.int64)
@@ -145,12 +161,19 @@ def _sweep_kernel(
     tl.store(p_row + TOP * 4 * B, top, mask=m_row)
     tl.store(p_row + TOP_PLAIN * 4 * B, top_plain, mask=m_row)
     if BANK:
-        tl.store(p_row + BANK_SUM * 4 * B, bank_total, mask=m_row)
-        tl.store(p_row + BANK_PLAIN * 4 * B, bank_plain, mask=m_row)
+        plain = tl.sum(bank_plain, axis=1)
+        both_top = tl.maximum(plain_top, mixed_top)
+        both = plain * tl.exp2(plain_top - both_top) + tl.sum(bank_mixed, axis=1) * tl.exp2(mixed_top - both_top)
+        tl.store(p_row + BANK_SUM * 4 * B, both, mask=m_row)
+        tl.store(p_row + BANK_PLAIN * 4 * B, plain, mask=m_row)
     if LOSS:
-        tl.store(p_row + LOSS_SUM * 4 * B, total, mask=m_row)
+        row_total = tl.sum(total, axis=1)
+        if MIX != "none":
+            row_share = tl.sum(share, axis=1)
+            row_total += row_share
+        tl.store(p_row + LOSS_SUM * 4 * B, row_total, mask=m_row)
         if MIX == "own":
-            tl.store(p_row + LOSS_SHARE * 4 * B, share, mask=m_row)
+            tl.store(p_row + LOSS_SHARE * 4 * B, row_share, mask=m_row)
         if MIX == "tiled":
             # lambda_i v of every entry that was mixed with this v. A block of rows may hold several distributions.
             last_row = tl.minimum(FIRST * B + (i_row + 1) * BLOCK_R, LAST * B) - 1

@@ -12,7 +12,7 @@ import triton.language as tl
 from gpu_less import INTERPRETED
 
 from bench.aot import TARGETS, compile_launches, parse_target, report
-from bench.resources import SM, resident_programs
+from bench.resources import SM, _innermost, _instructions, _loop, resident_programs
 from bench.watch import watch
 from kernels.interpreter import repair
 
@@ -42,6 +42,18 @@ def dot_kernel(p_a, p_b, p_c, N: tl.constexpr):
     o = tl.arange(0, N)
     o = o[:, None] * N + o[None, :]
     tl.store(p_c + o, tl.dot(tl.load(p_a + o), tl.load(p_b + o)))
+
+
+@triton.jit
+def loop_kernel(p_a, p_b, p_c, steps, N: tl.constexpr):
+    o = tl.arange(0, N)
+    o = o[:, None] * N + o[None, :]
+    acc = tl.zeros([N, N], tl.float32)
+    for i in range(steps):
+        acc = tl.dot(tl.load(p_a + i * N * N + o), tl.load(p_b + o), acc)
+    for i in range(steps):
+        acc += tl.load(p_c + i * N * N + o)
+    tl.store(p_c + o, acc)
 
 
 def scale(x: torch.Tensor, factor: float = 2.0) -> torch.Tensor:
@@ -91,6 +103,55 @@ def test_the_specialisation_is_that_of_a_launch():
     assert narrow["LDG"] == 4 > narrow["LDG.128"] == 0
     assert report(unaligned).counts["LDG.128"] == 0
     assert wide["MUFU"] == 4
+
+
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:90"])
+def test_loops_are_found(target):
+    """The hot one is that of the product, which it makes once."""
+    a, b, c = meta(64, 64, dtype=torch.bfloat16), meta(64, 64, dtype=torch.bfloat16), meta(64, 64)
+    with compile_launches(target) as launches:
+        loop_kernel[(1,)](a, b, c, steps=5, N=64, num_warps=4)
+        dot(num_warps=4)
+    looped, straight = map(report, launches)
+    assert launches[0].arguments["steps"] == 5
+    assert launches[0].arguments["p_a"] is a
+    assert len(looped.loops) >= 2
+    assert looped.hot is not None
+    own = "HMMA" if target == "cuda:80" else "HGMMA"
+    assert looped.hot.counts[own] > 0
+    assert looped.hot.products == 2 * 64**3
+    assert looped.hot.counts["STG"] == 0 < looped.counts["STG"]
+    assert sum(loop.instructions for loop in looped.loops) < looped.instructions
+    assert straight.loops == ()
+    assert straight.hot is None
+
+
+SASS = """
+.L_x_0:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_2:
+        /*0010*/                   IADD3 R2, R2, 0x1, RZ ;
+.L_x_1:
+        /*0020*/                   HGMMA.64x32x16.F32.BF16 R24, gdesc[UR4], R24 ;
+        /*0030*/             @!P0 BRA `(.L_x_3) ;
+        /*0040*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+        /*0050*/              @P1 BRA `(.L_x_1) ;
+        /*0060*/              @P2 BRA `(.L_x_2) ;
+.L_x_3:
+        /*0070*/                   EXIT ;
+.L_x_4:
+        /*0080*/                   BRA `(.L_x_4);
+        /*0090*/                   NOP;
+"""
+
+
+def test_an_innermost_loop_is_what_holds_no_other():
+    assert _innermost(SASS) == [(2, 6)]
+    code = _instructions(SASS)
+    assert len(code) == 9
+    loop = _loop(code[2:6], num_warps=8)
+    assert (loop.instructions, loop.counts["BAR"], loop.counts["HGMMA"]) == (4, 1, 1)
+    assert loop.products == 2 * 64 * 32 * 16 * 2
 
 
 def test_spills_are_reported():

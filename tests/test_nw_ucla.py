@@ -199,7 +199,10 @@ def test_command_line(raw, tmp_path, capsys):
 def test_other_units_are_noticed(tmp_path, capsys):
     for name in NAMES:
         write(tmp_path / "raw", name, (joints() * 1000).tolist())
-    assert main(["nwucla", "--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
+    command = ["nwucla", "--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--workers", "1"]
+    assert main(command) == 1
+    assert re.search(r"18 coordinates out of range.*at most 100 \(--max-coordinate\)", capsys.readouterr().err)
+    assert main([*command, "--max-coordinate", "1e5"]) == 0
     assert re.search(r"shoulders are \d{3} apart \(median\): these .* not seem to be metres", capsys.readouterr().out)
 
 

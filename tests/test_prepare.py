@@ -221,7 +221,7 @@ def test_worker_that_dies_is_a_clear_error(raw, tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
-def _die(source):
+def _die(max_coordinate, source):
     os.kill(os.getpid(), signal.SIGKILL)
 
 

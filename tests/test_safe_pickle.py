@@ -141,7 +141,7 @@ FORGED = {
     "class made": (b"\x80\x02cnumpy\nndarray\n)\x81.", "not a readable pickle"),
     "unfinished array": (b"\x80\x02cnumpy\nndarray\n)R.", "it holds an array without content"),
     "persistent": (b"\x80\x02K\x01Q.", "not a readable pickle|persistent"),
-    "codec": (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.", "encodes text as rot13"),
+    "codec": (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.", "encodes text as 'rot13'"),
     "deeply nested": (b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b".", "not a readable pickle: RecursionError"),
     "empty": (b"", "not a readable pickle: EOFError"),
     "text": (b"a,b,c\n", "not a readable pickle"),

@@ -12,7 +12,8 @@ import numpy as np
 from fastmc.data.clips import used_frames
 from fastmc.data.store import PackedStore
 from fastmc.embedding import Clip, Embedder
-from fastmc.files import UNREADABLE_ARRAY, find_files
+from fastmc.files import find_files
+from fastmc.reading import load_array, reading
 from fastmc.skeleton import NTU25
 
 KINDS = ".skeleton file, a folder of such files, a packed store, a .npy or a .npz file"
@@ -66,10 +67,8 @@ def _of_store(store: PackedStore, embedder: Embedder, normalise: bool) -> list[I
 
 
 def _of_npy(file: Path, joints: int) -> list[Input]:
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except UNREADABLE_ARRAY as error:
-        raise ValueError(f"--input {file} is not a readable .npy file: {error}") from error
+    with reading(f"--input {file} is not a readable .npy file", ValueError):
+        array = load_array(file)
     if not isinstance(array, np.ndarray):
         raise ValueError(f"--input {file} is a .npz file by its content; give it that suffix")
     if array.ndim != 5:
@@ -118,12 +117,14 @@ def _of_npz(file: Path, embedder: Embedder) -> list[Input]:
 
 def _arrays(file: Path) -> dict[str, np.ndarray]:
     """Those of a .npz file that are read here."""
-    try:
+    with reading(f"--input {file} is not a readable .npz file of plain arrays", ValueError):
         content = np.load(file, allow_pickle=False)
         if not isinstance(content, np.lib.npyio.NpzFile):
             raise ValueError("it holds one array; a file of that has the suffix .npy")
         with content:
             keys = [key for key in ("x", "num_frames", "name", "ntu25_index") if key in content.files]
-            return {key: content[key] for key in keys}
-    except UNREADABLE_ARRAY as error:
-        raise ValueError(f"--input {file} is not a readable .npz file of plain arrays: {error}") from error
+            arrays: dict[str, np.ndarray] = {key: content[key] for key in keys}
+        for key, array in arrays.items():
+            if not isinstance(array, np.ndarray):
+                raise ValueError(f"{key} is no .npy file")
+        return arrays

@@ -18,6 +18,7 @@ from fastmc.files import make_folder_of, whole_file
 from fastmc.model import A2MC
 from fastmc.released import ABOUT, ReleasedEncoder, encoder_of, read_released, to_released
 from fastmc.skeleton import NTU25, Skeleton
+from fastmc.tensor_files import write_tensors
 from fastmc.views import Stream
 from train.config import Config, preset_config, to_plain
 from train.datasets import open_dataset
@@ -132,7 +133,7 @@ def export(run: tuple[Path, ...], out: Path, overwrite: bool = False) -> None:
     with whole_file(out) as unfinished:
         # ISC asks for PyTorch 1.2, which reads no zip archives.
         content = {"epoch": max(epochs), "state_dict": tensors, ABOUT: abouts[0]}
-        torch.save(content, unfinished, _use_new_zipfile_serialization=False)
+        write_tensors(unfinished, content, zipped=False)
     parts = dict.fromkeys(name.removeprefix("module.").partition(".")[0] for name in tensors)
     log.info("wrote %s: %s", out, ", ".join(parts))
     warn_of_their_input(abouts[0])
@@ -254,7 +255,7 @@ def describe(found: ReleasedEncoder) -> str:
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
 
-    def command() -> None:
+    def command(args: Sequence[str]) -> None:
         tyro.extras.subcommand_cli_from_dict(
             {"load": load, "export": export},
             prog="python -m train.convert",
@@ -263,7 +264,7 @@ def main(args: Sequence[str] | None = None) -> int:
             config=(tyro.conf.FlagCreatePairsOff,),
         )
 
-    return run_command(command, stopped="stopped; nothing was written")
+    return run_command(command, args, stopped="stopped; nothing was written")
 
 
 if __name__ == "__main__":

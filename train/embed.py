@@ -160,10 +160,10 @@ def write_arrays(out: Path, arrays: dict[str, Any]) -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
 
-    def command() -> None:
+    def command(args: Sequence[str]) -> None:
         embed(tyro.cli(Embed, prog="python -m train.embed", args=args, config=(tyro.conf.FlagCreatePairsOff,)))
 
-    return run_command(command, stopped="stopped; nothing was written")
+    return run_command(command, args, stopped="stopped; nothing was written")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 
 from fastmc.checkpoint import CheckpointError
 from fastmc.data.packing import PrepareError
 from fastmc.data.parallel import WorkerDied
 from fastmc.data.store import StoreError
 from train.datasets import DatasetError
+from train.debug import without_debug
 from train.jobs import JobFailed
 from train.record import log, start_logging
 from train.step import NonFiniteError
@@ -23,12 +25,20 @@ def report_error(error: BaseException) -> None:
     log.error("error: %s", error)
 
 
-def run_command(action: Callable[[], object], *, stopped: str) -> int:
-    """Run what a command line asks for; returns the exit code. ``stopped`` is said after Ctrl-C."""
+def run_command(action: Callable[[list[str]], object], args: Sequence[str] | None, *, stopped: str) -> int:
+    """Run what a command line asks for; returns the exit code. ``stopped`` is said after Ctrl-C.
+
+    Args:
+        action: is given the command line, without --debug, which shows the traceback of an error.
+        args: the command line; by default that of this process.
+    """
+    given, debug = without_debug(args)
     start_logging()
     try:
-        action()
+        action(given)
     except USER_ERRORS as error:
+        if debug:
+            log.error("%s", traceback.format_exc())
         report_error(error)
         return 1
     except KeyboardInterrupt:

@@ -164,7 +164,7 @@ def describe(outcome: Outcome) -> str:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    return run_command(lambda: evaluate(parse(args)), stopped="stopped; what was written before is whole")
+    return run_command(lambda given: evaluate(parse(given)), args, stopped="stopped; what was written before is whole")
 
 
 if __name__ == "__main__":

@@ -252,7 +252,7 @@ def parse(args: Sequence[str] | None = None) -> Settings:
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    return run_command(lambda: draw(parse(args)), stopped="stopped; the pictures that were drawn are whole")
+    return run_command(lambda given: draw(parse(given)), args, stopped="stopped; what was drawn is whole")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fastmc.files import write_json
+from fastmc.files import read_text, write_json
+from fastmc.reading import reading, shown
 from train.config import Config, differences, from_plain, to_plain
 
 # What may differ between a run and its resumption without changing what it computes.
@@ -37,6 +38,9 @@ OURS = (
 )
 
 
+JSON_KINDS: dict[type, str] = {dict: "object", list: "array"}
+
+
 class RunFolderError(ValueError):
     """The run folder holds something that this command must not continue or overwrite."""
 
@@ -49,12 +53,14 @@ def default_folder(config: Config) -> Path:
 def read_json(path: Path) -> dict[str, Any] | None:
     """The content of a file that a run or an evaluation has written, None if it is not there; RunFolderError if it is
     damaged."""
-    if not path.exists():
-        return None
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunFolderError(f"{path} is damaged ({error}); delete it, and the same command makes it anew") from None
+    return _read_json(path, dict) if path.exists() else None
+
+
+def _read_json(path: Path, kind: type) -> Any:
+    with reading(f"{path} is damaged", RunFolderError, remedy="delete it, and the same command makes it anew"):
+        found = json.loads(read_text(path))
+        if not isinstance(found, kind):
+            raise ValueError(f"it holds {shown(found)}, expected a JSON {JSON_KINDS[kind]}")
     return found
 
 
@@ -67,14 +73,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise RunFolderError(f"{folder} is no run folder (it has no config.json); python -m train.run makes one")
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+    remedy = "name a folder that python -m train.run made"
+    with reading(f"{path} is damaged or not of fastmc", RunFolderError, remedy=remedy):
+        plain: dict[str, Any] = json.loads(read_text(path))
         from_plain(Config, plain)
         if not {"optim", "contrast"} <= set(plain):
             raise ValueError("settings are missing")
-    except (ValueError, TypeError, AttributeError) as error:
-        remedy = "name a folder that python -m train.run made"
-        raise RunFolderError(f"{path} is damaged or not of fastmc: {error}; {remedy}") from None
     return plain
 
 
@@ -155,7 +159,7 @@ class RunFolder:
                 self._delete_run()
             write_json(self.path / "config.json", self.plain)
             starts = self.path / "environment.json"
-            before = json.loads(starts.read_text(encoding="utf-8")) if starts.exists() else []
+            before = _read_json(starts, list) if starts.exists() else []
             write_json(starts, [*before, environment])
             yield
 

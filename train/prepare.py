@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ from typing import Literal
 import numpy as np
 import tyro
 
+from fastmc.data.clips import MAX_COORDINATE
 from fastmc.data.npz import import_npz
 from fastmc.data.packing import PrepareError
 from fastmc.data.parallel import WorkerDied
@@ -26,6 +28,8 @@ from fastmc.data.protocols import (
 )
 from fastmc.data.report import describe, summary
 from fastmc.data.store import PackedStore, StoreError
+from fastmc.files import whole_file
+from train.debug import without_debug
 from train.readers import READERS
 
 
@@ -33,6 +37,7 @@ def ntu60(
     raw: Path,
     out: Path = Path("data/ntu60"),
     missing: Path | None = None,
+    max_coordinate: float = MAX_COORDINATE,
     strict: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
@@ -45,11 +50,21 @@ def ntu60(
         raw: folder of the SsssCcccPpppRrrrAaaa.skeleton files, at any depth.
         out: folder of the store.
         missing: published list of the 302 files with missing or incomplete skeletons; they are left out.
+        max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
+            out.
         strict: stop at the first malformed or misnamed file, instead of leaving it out.
         workers: processes; all cores by default.
         overwrite: replace a store that exists, once the new one is complete.
     """
-    store = prepare_ntu(raw, out, missing=missing, strict=strict, workers=workers, overwrite=overwrite)
+    store = prepare_ntu(
+        raw,
+        out,
+        missing=missing,
+        max_coordinate=max_coordinate,
+        strict=strict,
+        workers=workers,
+        overwrite=overwrite,
+    )
     print(summary(store))
     if len(store) != NTU60_CLIPS:
         print(f"  note: the complete set, without the files published as missing, has {NTU60_CLIPS:,} clips")
@@ -59,6 +74,7 @@ def ntu120(
     raw: Path,
     out: Path = Path("data/ntu120"),
     missing: Path | None = None,
+    max_coordinate: float = MAX_COORDINATE,
     strict: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
@@ -71,6 +87,8 @@ def ntu120(
         raw: folder of the SsssCcccPpppRrrrAaaa.skeleton files of both archives, at any depth.
         out: folder of the store.
         missing: published list of the 535 files with missing or incomplete skeletons; they are left out.
+        max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
+            out.
         strict: stop at the first malformed or misnamed file, instead of leaving it out.
         workers: processes; all cores by default.
         overwrite: replace a store that exists, once the new one is complete.
@@ -79,6 +97,7 @@ def ntu120(
         raw,
         out,
         missing=missing,
+        max_coordinate=max_coordinate,
         strict=strict,
         workers=workers,
         overwrite=overwrite,
@@ -101,12 +120,21 @@ def _pku(phase: Phase) -> Callable[..., None]:
         out: Path = Path("data", phase.name),
         labels: Path | None = None,
         splits: Path | None = None,
+        max_coordinate: float = MAX_COORDINATE,
         strict: bool = False,
         workers: int | None = None,
         overwrite: bool = False,
     ) -> None:
         store = prepare_pku(
-            raw, out, phase=phase, labels=labels, splits=splits, strict=strict, workers=workers, overwrite=overwrite
+            raw,
+            out,
+            phase=phase,
+            labels=labels,
+            splits=splits,
+            max_coordinate=max_coordinate,
+            strict=strict,
+            workers=workers,
+            overwrite=overwrite,
         )
         print(summary(store))
         if "xview" not in store.protocols:
@@ -123,6 +151,8 @@ def _pku(phase: Phase) -> Callable[..., None]:
         out: folder of the store.
         labels: folder of the label files, which have the same names; by default below raw too.
         splits: folder of {" and ".join(phase.lists)}; by default below raw too.
+        max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
+            out.
         strict: stop at the first fault of a file, label or name, instead of leaving it out.
         workers: processes; all cores by default.
         overwrite: replace a store that exists, once the new one is complete.
@@ -175,6 +205,7 @@ def npz(
     left_shoulder: str | None = None,
     right_shoulder: str | None = None,
     no_normalise: bool = False,
+    max_coordinate: float = MAX_COORDINATE,
     strict: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -193,6 +224,8 @@ def npz(
         left_shoulder: joint (name or index).
         right_shoulder: joint (name or index).
         no_normalise: keep the coordinates; by default bodies are turned to a common frame, which needs the four joints.
+        max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
+            out.
         strict: stop at the first faulty clip, instead of leaving it out.
         overwrite: replace a store that exists, once the new one is complete.
     """
@@ -206,6 +239,7 @@ def npz(
         skeleton=skeleton,
         roles=roles,
         normalise=not no_normalise,
+        max_coordinate=max_coordinate,
         strict=strict,
         overwrite=overwrite,
     )
@@ -257,7 +291,8 @@ def _plot(store: PackedStore, n: int, file: Path) -> None:
     title = f"{store.names[n]}: {store.class_names[label]} (label {label}), {store.num_frames[n]} frames"
     figure = draw_clip(store.clip(n), store.skeleton, fps=store.fps, title=title)
     try:
-        figure.savefig(file, dpi=150)
+        with whole_file(file) as unfinished:
+            figure.savefig(unfinished, dpi=150)
     except (OSError, ValueError) as error:
         raise PrepareError(f"cannot draw into {file}: {error}") from error
     print(f"\ndrew clip {n} into {file}")
@@ -265,6 +300,7 @@ def _plot(store: PackedStore, n: int, file: Path) -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
+    args, debug = without_debug(args)
     try:
         tyro.extras.subcommand_cli_from_dict(
             {
@@ -283,6 +319,8 @@ def main(args: Sequence[str] | None = None) -> int:
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     except (PrepareError, StoreError, WorkerDied, OSError) as error:
+        if debug:
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

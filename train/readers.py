@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fastmc.data.clips import MAX_COORDINATE
 from fastmc.data.ctrgcn import import_ctrgcn
 from fastmc.data.nw_ucla import NWUCLA_CLIPS, prepare_nw_ucla
 from fastmc.data.report import summary
@@ -25,6 +26,7 @@ def npy(
     protocol: str = "split",
     class_names: Path | None = None,
     no_normalise: bool = False,
+    max_coordinate: float = MAX_COORDINATE,
     strict: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -41,6 +43,8 @@ def npy(
         protocol: what the split into these files is called. Names of NTU RGB+D clips give its own protocols too.
         class_names: text file with the name of a class a line; NTU RGB+D's are known.
         no_normalise: keep the coordinates; by default bodies are turned to a common frame.
+        max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
+            out.
         strict: stop at the first faulty clip, instead of leaving it out.
         overwrite: replace a store that exists, once the new one is complete.
     """
@@ -52,6 +56,7 @@ def npy(
         protocol=protocol,
         class_names=class_names,
         normalise=not no_normalise,
+        max_coordinate=max_coordinate,
         strict=strict,
         overwrite=overwrite,
     )
@@ -65,6 +70,7 @@ def ctrgcn(
     protocol: str = "split",
     class_names: Path | None = None,
     no_normalise: bool = False,
+    max_coordinate: float = MAX_COORDINATE,
     strict: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -79,6 +85,8 @@ def ctrgcn(
         protocol: what the split into training and test arrays is called.
         class_names: text file with the name of a class a line; NTU RGB+D's are known.
         no_normalise: keep the coordinates; by default bodies are turned to a common frame.
+        max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
+            out.
         strict: stop at the first faulty clip, instead of leaving it out.
         overwrite: replace a store that exists, once the new one is complete.
     """
@@ -89,6 +97,7 @@ def ctrgcn(
         protocol=protocol,
         class_names=class_names,
         normalise=not no_normalise,
+        max_coordinate=max_coordinate,
         strict=strict,
         overwrite=overwrite,
     )
@@ -99,6 +108,7 @@ def nwucla(
     raw: Path,
     out: Path = Path("data/nwucla"),
     no_normalise: bool = False,
+    max_coordinate: float = MAX_COORDINATE,
     strict: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
@@ -111,11 +121,21 @@ def nwucla(
         raw: folder of the a##_s##_e##_v##.json files, at any depth.
         out: folder of the store.
         no_normalise: keep the coordinates; by default bodies are turned to a common frame.
+        max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
+            out.
         strict: stop at the first malformed or misnamed file, instead of leaving it out.
         workers: processes; all cores by default.
         overwrite: replace a store that exists, once the new one is complete.
     """
-    store = prepare_nw_ucla(raw, out, normalise=not no_normalise, strict=strict, workers=workers, overwrite=overwrite)
+    store = prepare_nw_ucla(
+        raw,
+        out,
+        normalise=not no_normalise,
+        max_coordinate=max_coordinate,
+        strict=strict,
+        workers=workers,
+        overwrite=overwrite,
+    )
     _report(store, NWUCLA_CLIPS)
 
 
@@ -123,6 +143,7 @@ def utd_mhad(
     raw: Path,
     out: Path = Path("data/utd-mhad"),
     no_normalise: bool = False,
+    max_coordinate: float = MAX_COORDINATE,
     strict: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
@@ -135,11 +156,21 @@ def utd_mhad(
         raw: folder of the a#_s#_t#_skeleton.mat files, at any depth.
         out: folder of the store.
         no_normalise: keep the coordinates; by default bodies are turned to a common frame.
+        max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
+            out.
         strict: stop at the first malformed or misnamed file, instead of leaving it out.
         workers: processes; all cores by default.
         overwrite: replace a store that exists, once the new one is complete.
     """
-    store = prepare_utd_mhad(raw, out, normalise=not no_normalise, strict=strict, workers=workers, overwrite=overwrite)
+    store = prepare_utd_mhad(
+        raw,
+        out,
+        normalise=not no_normalise,
+        max_coordinate=max_coordinate,
+        strict=strict,
+        workers=workers,
+        overwrite=overwrite,
+    )
     _report(store, UTD_CLIPS)
 
 

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
+import os
+import socket
 import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
-from fastmc.files import whole_file
+from fastmc.files import GrowingFile, read_text, whole_file
+from fastmc.reading import reading
 
 log = logging.getLogger("fastmc")
 
@@ -33,6 +42,17 @@ COLUMNS = (
 )
 
 
+class _LogFile(logging.FileHandler):
+    """A file whose disk may be full: that is said once, on the terminal, and the rest is not written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        why = sys.exc_info()[1]
+        log.removeHandler(self)
+        with suppress(OSError):
+            self.close()
+        log.warning("%s ends here: %s", self.baseFilename, why)
+
+
 class _BarFriendlyHandler(logging.StreamHandler):
     """Writes above a progress bar instead of through it."""
 
@@ -51,45 +71,95 @@ def start_logging(path: Path | None = None) -> None:
     terminal.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(terminal)
     if path is not None:
-        file = logging.FileHandler(path)
+        file = _LogFile(path)
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S"))
         log.addHandler(file)
 
 
 class Metrics:
-    """The rows of metrics.csv, one an epoch, and the same numbers for TensorBoard."""
+    """The rows of metrics.csv, one an epoch, and the same numbers for TensorBoard; a row is whole or not there."""
 
     def __init__(self, folder: Path, epochs_done: int) -> None:
         """Rows of later epochs, left by a run that was stopped after its last checkpoint, are dropped."""
         self.path = folder / "metrics.csv"
         rows = [row for row in read_metrics(self.path) if row["epoch"] <= epochs_done] if self.path.exists() else []
         # A crash here must not lose the history.
-        with whole_file(self.path) as kept, open(kept, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
-        self._file = open(self.path, "a", newline="", encoding="utf-8")  # noqa: SIM115  closed by close()
-        self._writer = csv.DictWriter(self._file, COLUMNS)
-        purge = int(rows[-1]["step"]) + 1 if rows else 0
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        with whole_file(self.path) as kept:
+            kept.write_bytes(_lines(rows, head=True))
+        self._file = GrowingFile(self.path)
+        self._board = _Board(folder / "tensorboard", first_step=int(rows[-1]["step"]) + 1 if rows else 0)
 
     def write(self, row: dict[str, Any]) -> None:
-        self._writer.writerow(row)
-        self._file.flush()
-        for name, value in row.items():
-            if name not in ("epoch", "step"):
-                self._board.add_scalar(name, value, row["step"])
+        """WriteError if it is not on disk afterwards."""
+        self._file.append(_lines([row]))
+        self._board.write({name: value for name, value in row.items() if name not in ("epoch", "step")}, row["step"])
 
     def close(self) -> None:
         self._file.close()
         self._board.close()
 
 
+class _Board:
+    """A file of scalars for TensorBoard. Its own writer has a thread, whose errors come late and as tracebacks."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        """What earlier files have of steps from ``first_step`` on does not count."""
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._file = GrowingFile(folder / name)
+        self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._append(Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, scalars: Mapping[str, float], step: int) -> None:
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._append(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def _append(self, event: Event) -> None:
+        record = io.BytesIO()
+        RecordWriter(record).write(event.SerializeToString())
+        self._file.append(record.getvalue())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _lines(rows: list[dict[str, Any]], head: bool = False) -> bytes:
+    """Rows as lines of metrics.csv."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    if head:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode("utf-8")
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of metrics.csv with numbers as numbers; a quantity that was not measured in an epoch is left out."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [{k: float(v) for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
-    return [{**row, "epoch": int(row["epoch"]), "step": int(row["step"])} for row in rows]
+    """Rows of metrics.csv with numbers as numbers; a quantity that was not measured in an epoch is left out, and so is
+    a last line without its end, of which a kill left a part.
+
+    Raises:
+        ValueError: it is damaged; names the row that is none.
+        OSError: the file cannot be read.
+    """
+    rows: list[dict[str, Any]] = []
+    remedy = "delete it, and the run goes on without its history"
+    with reading(f"{path} is damaged", ValueError, remedy=remedy):
+        lines = read_text(path).splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()
+        table = csv.DictReader(lines)
+        while True:
+            with reading(f"row {len(rows) + 1}", ValueError, passing=(StopIteration,)):
+                try:
+                    line = next(table)
+                except StopIteration:
+                    return rows
+                rows.append(_as_numbers(line))
+
+
+def _as_numbers(line: dict[str, str | None]) -> dict[str, Any]:
+    numbers: dict[str, Any] = {name: float(value) for name, value in line.items() if value not in ("", None)}
+    return {**numbers, "epoch": int(numbers["epoch"]), "step": int(numbers["step"])}
 
 
 def epoch_line(row: dict[str, Any], epochs: int, eta_seconds: float, feature_dim: int) -> str:

@@ -11,6 +11,7 @@ import torch
 from fastmc.data.resident import PlacedStore
 from fastmc.data.store import PackedStore
 from fastmc.doctor import package_versions
+from fastmc.files import whole_file
 from fastmc.model import A2MC
 from train.config import Config
 from train.protocols import Frozen
@@ -101,4 +102,5 @@ def plot_curves(metrics_csv: Path, out: Path, feature_dim: int, title: str = "")
             axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     figure.suptitle(title, fontsize=10)
-    figure.savefig(out, dpi=130)
+    with whole_file(out) as unfinished:
+        figure.savefig(unfinished, dpi=130)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from fastmc.evaluation import EvalConfig, Predictions
 from fastmc.evaluation.confusion import draw_confusion
 from fastmc.files import whole_file, write_json
+from fastmc.tensor_files import check_values, read_tensors, write_tensors
 from fastmc.trained import CLASSIFIER
 from train.config import to_plain
 from train.record import log
@@ -117,7 +117,7 @@ def save_classifier(
         "made": _made(data, settings, seed),
     }
     with whole_file(folder / CLASSIFIER) as unfinished:
-        torch.save(content, unfinished)
+        write_tensors(unfinished, content)
 
 
 def saved_classifier(
@@ -128,14 +128,15 @@ def saved_classifier(
     if not path.is_file():
         return None
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = read_tensors(path)
+        check_values(saved, path)
         wanted = (protocol, weights, _made(data, settings, seed))
         if (saved["protocol"], saved["weights"], saved.get("made")) != wanted:
             return None
         classifier = nn.utils.skip_init(nn.Linear, *reversed(saved["weight"].shape))
         classifier.load_state_dict({"weight": saved["weight"], "bias": saved["bias"]})
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        log.warning("%s cannot be read and is trained anew (%s)", path, error)
+    except Exception as error:  # a damaged file may hold anything
+        log.warning("%s cannot be used, so a classifier is trained anew (%s)", path, error)
         return None
     return classifier
 

@@ -28,14 +28,14 @@ from train.report import environment, evaluate_encoder, plot_curves, report_tabl
 def main(args: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
 
-    def command() -> None:
+    def command(args: Sequence[str]) -> None:
         config = parse(args)
         if config.print_config:
             print(json.dumps(to_plain(config), indent=2))
         else:
             run(config)
 
-    return run_command(command, stopped="stopped; the same command resumes from the last checkpoint")
+    return run_command(command, args, stopped="stopped; the same command resumes from the last checkpoint")
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def run(config: Config) -> dict[str, Any]:
     finished_report = None if config.restart else _resume(pretraining, folder, store.split_digest(protocol))
     if finished_report is not None:
         return finished_report
-    with folder.begin(environment(device)):
+    with checkpoint.saying_where_a_run_goes_on(pretraining.checkpoints), folder.begin(environment(device)):
         start_logging(folder.path / "run.log")
         return _train_and_report(config, store, pretraining)
 

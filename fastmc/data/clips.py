@@ -10,6 +10,11 @@ from fastmc.skeleton import KINECT20, NTU25, Skeleton
 NOT_FINITE = "NaN or infinite coordinates"
 ALL_ZERO = "all coordinates are zero"
 NO_FRAME = "no frame of reference"
+TOO_FAR = "coordinates out of range"
+
+# Metres, of what is stored: a room is ten. What is larger is damage, another unit, or a faulty sensor.
+MAX_COORDINATE = 100.0
+RAW_MARGIN = 100  # how many times that a coordinate may be before normalisation, which takes the place out of it
 
 LAYOUTS = {layout.num_joints: layout for layout in (NTU25, KINECT20)}
 
@@ -23,18 +28,19 @@ class FaultyClip(ValueError):
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite is found, and is no warning
-def usable_clip(clip: np.ndarray, layout: Skeleton | None) -> np.ndarray:
+def usable_clip(clip: np.ndarray, layout: Skeleton | None, max_coordinate: float = MAX_COORDINATE) -> np.ndarray:
     """A clip without the bodies that are zero in all of its frames.
 
     Args:
         clip: (T, M, V, 3), metres.
         layout: brings the clip to its frame of reference (`normalise`); None keeps the coordinates.
+        max_coordinate: as in `placed_clip`.
 
     Returns:
         float32 (T, bodies that are there, V, 3).
 
     Raises:
-        FaultyClip: coordinates are not finite (in float32) or all zero, or give no frame of reference.
+        FaultyClip: coordinates are not finite (in float32), out of range or all zero, or give no frame of reference.
     """
     clip = clip.astype(np.float32)
     if not np.isfinite(clip).all():
@@ -43,10 +49,36 @@ def usable_clip(clip: np.ndarray, layout: Skeleton | None) -> np.ndarray:
     present = clip.any(axis=(0, 2, 3))
     if not present.any():
         raise FaultyClip(ALL_ZERO, ALL_ZERO)
+    return placed_clip(clip[:, present], layout, max_coordinate)
+
+
+def placed_clip(clip: np.ndarray, layout: Skeleton | None, max_coordinate: float = MAX_COORDINATE) -> np.ndarray:
+    """A clip (T, M, V, 3) in its frame of reference (`normalise`), or as it is where ``layout`` is None, whose
+    coordinates are known to be in range.
+
+    Args:
+        max_coordinate: metres, of the result; before it is moved, a coordinate may be `RAW_MARGIN` times that.
+
+    Raises:
+        FaultyClip: a coordinate is out of range, before or after, or there is no frame of reference.
+    """
+    _check_range(clip, RAW_MARGIN * max_coordinate, "")
     try:
-        return normalise(clip[:, present], layout) if layout else clip[:, present]
+        placed = normalise(clip, layout) if layout else clip
     except ValueError as error:
         raise FaultyClip(NO_FRAME, str(error)) from error
+    _check_range(placed, max_coordinate, " once normalised" if layout else "")
+    return placed
+
+
+def _check_range(clip: np.ndarray, limit: float, when: str) -> None:
+    if np.abs(clip).max() <= limit:  # NaN compares false
+        return
+    frame = int(np.flatnonzero(~(np.abs(clip) <= limit).all(axis=(1, 2, 3)))[0])
+    value = float(np.abs(clip[frame]).max())
+    raise FaultyClip(
+        TOO_FAR, f"a coordinate of {value:.3g} m{when} in frame {frame}, expected at most {limit:g} (--max-coordinate)"
+    )
 
 
 def distinct_bodies(clip: np.ndarray) -> np.ndarray:

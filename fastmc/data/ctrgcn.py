@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 
+from fastmc.data.clips import MAX_COORDINATE
 from fastmc.data.packing import PrepareError
-from fastmc.data.parts import MAX_CLASSES, PARTS, PartClip, layout_of, pack_parts, read_class_names
+from fastmc.data.parts import MAX_CLASSES, PARTS, PartClip, check_size, layout_of, pack_parts, read_class_names
 from fastmc.data.protocols import NTU60_CLASS_NAMES, NTU120_CLASS_NAMES
 from fastmc.data.store import PackedStore
-from fastmc.files import UNREADABLE_ARRAY
+from fastmc.reading import listed, reading
 from fastmc.skeleton import NTU25, Skeleton
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 BODIES_AND_JOINTS = {150: (2, 25), 75: (1, 25), 120: (2, 20), 60: (1, 20)}  # by M * V * 3
+MAX_AXES = 5
 READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -35,6 +37,7 @@ def import_ctrgcn(
     protocol: str = "split",
     class_names: str | Path | None = None,
     normalise: bool = True,
+    max_coordinate: float = MAX_COORDINATE,
     strict: bool = False,
     overwrite: bool = False,
 ) -> PackedStore:
@@ -52,6 +55,7 @@ def import_ctrgcn(
         class_names: text file with a name a line; by default the names of NTU RGB+D, where the number of joints and
             of classes is its own.
         normalise: bring bodies to the common origin and orientation.
+        max_coordinate: metres; a clip beyond it is left out (`fastmc.data.clips.placed_clip`).
         strict: a faulty clip is an error (by default it is reported and left out).
 
     Raises:
@@ -65,12 +69,7 @@ def import_ctrgcn(
         if layouts["train"] != layouts["test"]:
             raise PrepareError(f"{file}: x_train and x_test differ in joints or bodies")
         (bodies, joints), layout = layouts["train"]
-        labels, classes = _labels(archive, file)
-        for part in PARTS:
-            if len(labels[part]) != arrays[part].shape[0]:
-                raise PrepareError(
-                    f"{file}: x_{part} has {arrays[part].shape[0]} clips, y_{part} {len(labels[part])} labels"
-                )
+        labels, classes = _labels(archive, file, {part: array.shape[0] for part, array in arrays.items()})
 
         def clips() -> Iterator[PartClip]:
             for part in sorted(PARTS):  # by increasing name
@@ -91,6 +90,7 @@ def import_ctrgcn(
             protocol=protocol,
             files=[file],
             normalise=normalise,
+            max_coordinate=max_coordinate,
             strict=strict,
             overwrite=overwrite,
         )
@@ -109,7 +109,7 @@ class _Rows:
             raise PrepareError(f"{file}: {key!r} is an object array, which is never loaded; save plain numbers")
         if fortran_order and len(self.shape) > 1:
             raise PrepareError(f"{file}: {key} is stored column by column (Fortran order); save it in C order")
-        if 0 in self.shape or not self.shape:
+        if 0 in self.shape or not self.shape or len(self.shape) > MAX_AXES:
             raise PrepareError(f"{file}: {key} is {self.dtype} {self.shape}, which holds nothing")
 
     def rows(self) -> Iterator[np.ndarray]:
@@ -125,15 +125,9 @@ class _Rows:
             self.content.read(1)  # at the end, the checksum of the zip file is compared
 
 
-@contextmanager
-def _readable(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except (PrepareError, FileNotFoundError):
-        raise
-    except UNREADABLE_ARRAY as error:
-        remedy = "; is it truncated? Get or make it again" if isinstance(error, zipfile.BadZipFile) else ""
-        raise PrepareError(f"{file} is not a readable .npz file: {error}{remedy}") from error
+def _readable(file: Path) -> AbstractContextManager[None]:
+    remedy = "is it truncated? Get or make it again"
+    return reading(f"{file} is not a readable .npz file", PrepareError, remedy=remedy, passing=(PrepareError,))
 
 
 @contextmanager
@@ -150,7 +144,7 @@ def _opened(file: Path) -> Iterator[zipfile.ZipFile]:
         missing = [key for key in KEYS if key not in there]
         if missing:
             raise PrepareError(
-                f"{file} lacks {', '.join(missing)}; it holds {', '.join(there) or 'nothing'} "
+                f"{file} lacks {', '.join(missing)}; it holds {listed(there) or 'nothing'} "
                 "(arrays x, num_frames, label are read by python -m train.prepare npz)"
             )
         yield archive
@@ -172,15 +166,18 @@ def _layout(array: _Rows) -> tuple[tuple[int, int], Skeleton]:
     if len(shape) == 3 and shape[2] not in BODIES_AND_JOINTS:
         known = ", ".join(f"{size} (M = {m}, V = {v})" for size, (m, v) in BODIES_AND_JOINTS.items())
         raise PrepareError(f"{what} holds {shape[2]} numbers a frame, expected {known}")
+    check_size(what, shape[0], shape[1] if len(shape) == 3 else shape[2])
     bodies, joints = BODIES_AND_JOINTS[shape[2]] if len(shape) == 3 else (shape[4], shape[3])
     return (bodies, joints), layout_of(joints, bodies, what)
 
 
-def _labels(archive: zipfile.ZipFile, file: Path) -> tuple[dict[str, list[int]], int]:
-    """The labels of each part, and the number of classes."""
+def _labels(archive: zipfile.ZipFile, file: Path, clips: Mapping[str, int]) -> tuple[dict[str, list[int]], int]:
+    """The labels of each part, as many as it has clips, and the number of classes."""
     labels, classes = {}, set()
     for part in PARTS:
         with _member(archive, f"y_{part}", file) as array:
+            if array.shape[0] != clips[part]:
+                raise PrepareError(f"{file}: x_{part} has {clips[part]} clips, y_{part} {array.shape[0]} labels")
             labels[part] = list(_indices(array))
             classes.add(array.shape[1] if len(array.shape) == 2 else None)
     if len(classes) > 1:
@@ -193,6 +190,10 @@ def _indices(array: _Rows) -> Iterator[int]:
     if not one_hot and not (len(array.shape) == 1 and array.dtype.kind in "iu"):
         raise PrepareError(
             f"{array.file}: {array.key} is {array.dtype} {array.shape}, expected one-hot (N, classes) or integers (N,)"
+        )
+    if one_hot and array.shape[1] > MAX_CLASSES:
+        raise PrepareError(
+            f"{array.file}: {array.key} has {array.shape[1]:,} classes, expected {MAX_CLASSES:,} at most"
         )
     for n, row in enumerate(array.rows()):
         hot = np.flatnonzero(row)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastmc.data.clips import ALL_ZERO, FaultyClip, usable_clip
+from fastmc.data.clips import ALL_ZERO, MAX_COORDINATE, FaultyClip, usable_clip
 from fastmc.data.packing import (
     DUPLICATE,
     FOREIGN_NAME,
@@ -20,6 +20,7 @@ from fastmc.data.packing import (
     Read,
     Skipped,
     Source,
+    check_limit,
     digest_of,
     malformed,
     packing,
@@ -27,7 +28,7 @@ from fastmc.data.packing import (
 )
 from fastmc.data.protocols import Protocols
 from fastmc.data.store import NOT_NORMALISED, PackedStore
-from fastmc.skeleton import KINECT20
+from fastmc.skeleton import KINECT20, Skeleton
 
 FPS = 30.0
 
@@ -66,6 +67,7 @@ def prepare_clip_files(
     out: str | Path,
     *,
     normalise: bool = True,
+    max_coordinate: float = MAX_COORDINATE,
     strict: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
@@ -76,6 +78,7 @@ def prepare_clip_files(
         raw: folder that holds the files, at any depth.
         out: folder of the store.
         normalise: bring bodies to the common origin and orientation.
+        max_coordinate: metres; a clip beyond it is left out (`placed_clip`).
         strict: stop at the first malformed file or foreign name (by default it is reported and left out).
         workers: processes; None takes all cores.
 
@@ -83,6 +86,7 @@ def prepare_clip_files(
         PrepareError: no usable file, or a faulty one in a strict preparation.
         StoreError: ``out`` exists (without ``overwrite``), or another process is writing it.
     """
+    check_limit(max_coordinate)
     paths = source_files(Path(raw), files.pattern, files.how_to_get)
     with packing(
         out,
@@ -97,7 +101,9 @@ def prepare_clip_files(
         extra_meta=None if normalise else {"normalisation": NOT_NORMALISED},
     ) as target:
         sources = _sources(paths, files, target.skip)
-        target.read_all(partial(_read, files.load, tuple(files.order), normalise), sources)
+        target.read_all(
+            partial(_read, files.load, tuple(files.order), KINECT20 if normalise else None, max_coordinate), sources
+        )
         target.check_usable(len(paths), raw)
     return PackedStore.open(out)
 
@@ -120,20 +126,23 @@ def _sources(paths: Iterable[Path], files: ClipFiles, skip: Callable[[str, str, 
     return list(sources.values())
 
 
-def _read(load: Callable[[bytes], np.ndarray], order: Sequence[int], normalise: bool, source: Source) -> Read:
+def _read(
+    load: Callable[[bytes], np.ndarray],
+    order: Sequence[int],
+    layout: Skeleton | None,
+    max_coordinate: float,
+    source: Source,
+) -> Read:
     """Runs in a worker."""
-    digest = b""
+    content = source.path.read_bytes()
+    digest = digest_of(content)
+    joints = load(content)
+    if joints.ndim != 3 or joints.shape[1:] != (KINECT20.num_joints, 3) or not len(joints):
+        return malformed(source, f"{source.path}: holds joints {joints.shape}, expected (T, 20, 3)", digest)
     try:
-        content = source.path.read_bytes()
-        digest = digest_of(content)
-        joints = load(content)
-        if joints.ndim != 3 or joints.shape[1:] != (KINECT20.num_joints, 3) or not len(joints):
-            return malformed(source, f"{source.path}: holds joints {joints.shape}, expected (T, 20, 3)", digest)
-        clip = usable_clip(joints[:, None, order], KINECT20 if normalise else None)
-        return Read(source, digest, [Clip(clip, source.fields)])
+        clip = usable_clip(joints[:, None, order], layout, max_coordinate)
     except FaultyClip as fault:
-        if fault.reason == ALL_ZERO:
-            return Read(source, digest, skipped=[Skipped(source.name, NO_BODY, f"{source.path}: {fault}")])
-        return malformed(source, f"{source.path}: {fault}", digest)
-    except (OSError, ValueError) as error:
-        return malformed(source, f"{source.path}: {error}", digest)
+        if fault.reason != ALL_ZERO:
+            raise
+        return Read(source, digest, skipped=[Skipped(source.name, NO_BODY, f"{source.path}: {fault}")])
+    return Read(source, digest, [Clip(clip, source.fields)])

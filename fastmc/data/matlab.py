@@ -29,7 +29,8 @@ NUMBERS = {
 }  # by element type
 NUMERIC_CLASSES = range(6, 16)  # double, single, and the integers
 COMPLEX = 0x800
-MAX_SIZE = 1 << 28  # bytes of a variable; a damaged one must not fill the memory
+MAX_NUMBERS = 1 << 22  # of the array, as what it becomes: 32 MB in float64, 70,000 frames of 20 joints
+MAX_SIZE = 9 * MAX_NUMBERS  # bytes of a variable; a small file may say that it is large
 
 
 def read_numbers(content: bytes, name: str) -> np.ndarray:
@@ -91,4 +92,6 @@ def _array(parts: Iterator[tuple[int, memoryview]], name: str, order: str) -> np
     axes = struct.unpack(f"{order}{len(shape) // 4}i", shape)
     if dtype is None or min(axes, default=-1) < 0 or math.prod(axes) * dtype.itemsize != len(values):
         raise ValueError(f"is no readable .mat file: {name!r} {axes} is damaged, it has {len(values)} bytes")
+    if math.prod(axes) > MAX_NUMBERS:
+        raise ValueError(f"{name!r} holds {math.prod(axes):,} numbers, expected {MAX_NUMBERS:,} at most")
     return np.frombuffer(values, dtype).astype(np.float64).reshape(axes, order="F")

@@ -44,7 +44,7 @@ def choose_bodies(raw: RawClip) -> np.ndarray:
     bodies = _denoise(bodies)
     if len(bodies) == 1:
         return bodies[0].joints[:, None]
-    joints, seen = _fill_slots(bodies, raw.num_frames)
+    joints, seen = _fill_slots(_without_empty_frames(bodies))
     kept = seen.any(axis=0)
     slots = [_hold(joints[m, kept], seen[m, kept]) for m in range(2) if seen[m].any()]
     if len(slots) == 2:
@@ -57,6 +57,12 @@ def choose_bodies(raw: RawClip) -> np.ndarray:
 def _without_zero_frames(body: RawBody) -> RawBody:
     nonzero = body.joints.any(axis=(1, 2))
     return body if nonzero.all() else RawBody(body.frames[nonzero], body.joints[nonzero])
+
+
+def _without_empty_frames(bodies: list[RawBody]) -> list[RawBody]:
+    """The bodies in a time that counts the frames with a body only: a file of few bytes may have a million others."""
+    times = np.unique(np.concatenate([body.frames for body in bodies]))
+    return [RawBody(np.searchsorted(times, body.frames), body.joints) for body in bodies]
 
 
 def _denoise(bodies: list[RawBody]) -> list[RawBody]:
@@ -87,8 +93,9 @@ def _contiguous_axes(joints: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.moveaxis(joints, 2, 0), np.float64)
 
 
-def _fill_slots(bodies: list[RawBody], num_frames: int) -> tuple[np.ndarray, np.ndarray]:
+def _fill_slots(bodies: list[RawBody]) -> tuple[np.ndarray, np.ndarray]:
     """Joints (2, T, V, 3) and the frames seen (2, T) of the two slots."""
+    num_frames = 1 + int(max(body.frames[-1] for body in bodies))
     joints = np.zeros((2, num_frames, *bodies[0].joints.shape[1:]), np.float32)
     seen, taken = np.zeros((2, 2, num_frames), bool)
     for body in bodies:
@@ -120,8 +127,8 @@ def normalise(clip: np.ndarray, skeleton: Skeleton) -> np.ndarray:
     shoulders are not perpendicular; here the spine stays on z.
 
     Raises:
-        ValueError: the skeleton's joints of reference are unknown, the shape does not fit, or no frame gives a frame
-            of reference.
+        ValueError: the skeleton's joints of reference are unknown, the shape does not fit, no frame gives a frame of
+            reference, or coordinates overflow in it.
     """
     if not skeleton.has_frame:
         raise ValueError(
@@ -134,7 +141,11 @@ def normalise(clip: np.ndarray, skeleton: Skeleton) -> np.ndarray:
     positions = clip.astype(np.float64)
     origin, axes = _reference_frame(positions[present[:, 0], 0], skeleton)
     moved = ((positions - origin).reshape(-1, 3) @ axes.T).reshape(clip.shape)
-    return np.where(present[:, :, None, None], moved, 0).astype(np.float32)
+    with np.errstate(over="ignore"):
+        result = np.where(present[:, :, None, None], moved, 0).astype(np.float32)
+    if not np.isfinite(result).all():
+        raise ValueError("coordinates are too large: in the frame of reference, float32 cannot hold them")
+    return result
 
 
 def _reference_frame(body: np.ndarray, skeleton: Skeleton) -> tuple[np.ndarray, np.ndarray]:

@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fastmc.data.clips import FaultyClip, usable_clip
-from fastmc.data.packing import NORMALISATION, PrepareError
-from fastmc.data.parts import MAX_CLASSES, checksum
-from fastmc.data.store import NOT_NORMALISED, PackedStore, StoreWriter
-from fastmc.files import UNREADABLE_ARRAY
+from fastmc.data.clips import MAX_COORDINATE, FaultyClip, usable_clip
+from fastmc.data.packing import NORMALISATION, PrepareError, check_limit
+from fastmc.data.parts import MAX_CLASSES, check_size, checksum
+from fastmc.data.store import NOT_NORMALISED, PackedStore, StoreWriter, check_name
 from fastmc.progress import progress_bar
+from fastmc.reading import listed, reading, shown
 from fastmc.skeleton import NTU25, SKELETONS, Skeleton
 
 REQUIRED = ("x", "num_frames", "label")
 ID_FIELDS = ("subject", "camera", "setup", "replication")
+MAX_TEXT = 1 << 28  # bytes of a member: all of its texts take the room of the longest
 BAD_LENGTH = "num_frames out of range"
 
 Arrays = Mapping[str, np.ndarray]
@@ -34,6 +35,7 @@ def import_npz(
     skeleton: str | None = None,
     roles: Mapping[str, int | str] | None = None,
     normalise: bool = True,
+    max_coordinate: float = MAX_COORDINATE,
     strict: bool = False,
     overwrite: bool = False,
 ) -> PackedStore:
@@ -52,6 +54,7 @@ def import_npz(
             the file has ``ntu25_index``, else "file".
         roles: joints (index or name) that are ``hip``, ``spine``, ``left_shoulder`` and ``right_shoulder``.
         normalise: bring bodies to the common origin and orientation, which needs the four joints.
+        max_coordinate: metres; a clip beyond it is left out (`fastmc.data.clips.placed_clip`).
         strict: a faulty clip is an error (by default it is reported and left out).
 
     Raises:
@@ -59,21 +62,23 @@ def import_npz(
         StoreError: ``out`` exists (without ``overwrite``) or cannot be written.
     """
     file = Path(file)
+    check_limit(max_coordinate)
     arrays = _read(file)
-    index, layout = _layout(arrays, skeleton, roles or {})
+    with reading(f"{file} does not fit", PrepareError, passing=(PrepareError,)):
+        index, layout = _layout(arrays, skeleton, roles or {})
+        key, rule, part, trains = _protocol(arrays, train)
+        names, class_names = _clip_names(arrays), _class_names(arrays)
     if normalise and not layout.has_frame:
         raise PrepareError(
             "normalisation needs to know four joints: give --hip, --spine, --left-shoulder and "
             "--right-shoulder (names or indices), or --skeleton, or --no-normalise"
         )
-    key, rule, part, trains = _protocol(arrays, train)
-    names = _clip_names(arrays)
     with StoreWriter(
         out,
         name=name or Path(out).name,
         skeleton=layout,
         fps=float(arrays.get("fps", 30.0)),
-        class_names=_class_names(arrays),
+        class_names=class_names,
         protocols={key: rule},
         overwrite=overwrite,
         extra_meta={
@@ -84,7 +89,7 @@ def import_npz(
         kept = []
         for n in tqdm(np.argsort(names, kind="stable"), **progress_bar("clip", "import")):
             try:
-                clip = _clip(arrays, n, index, layout if normalise else None)
+                clip = _clip(arrays, n, index, layout if normalise else None, max_coordinate)
             except FaultyClip as fault:
                 if strict:
                     raise PrepareError(
@@ -95,7 +100,7 @@ def import_npz(
             ids = {field: int(arrays[field][n]) for field in ID_FIELDS if field in arrays}
             writer.add(clip, name=str(names[n]), label=int(arrays["label"][n]), split=int(part[n]), **ids)
             kept.append(n)
-        _check_sides(file, trains[kept], writer.skip_counts)
+        _check_sides(file, trains[kept], writer)
     return PackedStore.open(out)
 
 
@@ -109,7 +114,9 @@ def parse_train(text: str) -> tuple[str, list[str]]:
 
 
 def _read(file: Path) -> dict[str, np.ndarray]:
-    try:
+    if not file.exists():
+        raise PrepareError(f"there is no file {file}; give --file the path of a .npz file")
+    with reading(f"{file} is not a readable .npz file", PrepareError, passing=(PrepareError,)):
         content = np.load(file, allow_pickle=False)
         if not isinstance(content, np.lib.npyio.NpzFile):
             raise PrepareError(f"{file} holds one array; expected a .npz file with {', '.join(REQUIRED)}")
@@ -117,36 +124,37 @@ def _read(file: Path) -> dict[str, np.ndarray]:
             if {"x_train", "x_test"} <= set(content.files):
                 raise PrepareError(f"{file} has the layout of CTR-GCN: python -m train.prepare ctrgcn --file {file}")
             arrays = {key: _member(content, key, file) for key in content.files}
-    except FileNotFoundError as error:
-        raise PrepareError(f"there is no file {file}; give --file the path of a .npz file") from error
-    except PrepareError:
-        raise
-    except UNREADABLE_ARRAY as error:
-        raise PrepareError(f"{file} is not a readable .npz file: {error}") from error
-    _check(arrays, file)
+        _check(arrays, file)
     return arrays
 
 
 def _member(content: Mapping[str, np.ndarray], key: str, file: Path) -> np.ndarray:
-    try:
-        array = content[key]
+    """An array of the file; the boundary names the file alone, this one the member."""
+    with reading(f"{file}: {shown(key)}", PrepareError, passing=(PrepareError,)):
+        try:
+            array = content[key]
+        except ValueError as error:
+            if "allow_pickle" not in str(error):
+                raise
+            raise PrepareError(
+                f"{file}: {key!r} is an object array, which is never loaded; save plain numbers or strings"
+            ) from error
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is no .npy file")
+        if array.dtype.kind in "US" and array.size * array.dtype.itemsize > MAX_TEXT:
+            raise ValueError(f"it holds texts of {array.dtype.itemsize:,} bytes each, {array.size:,} of them")
         return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array  # as MATLAB and HDF5 exports have
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise
-        raise PrepareError(
-            f"{file}: {key!r} is an object array, which is never loaded; save plain numbers or strings"
-        ) from error
 
 
 def _check(arrays: Arrays, file: Path) -> None:
     missing = [key for key in REQUIRED if key not in arrays]
     if missing:
-        raise PrepareError(f"{file} lacks {', '.join(missing)}; it holds {', '.join(arrays)}")
+        raise PrepareError(f"{file} lacks {', '.join(missing)}; it holds {listed([*arrays])}")
     x = arrays["x"]
     if x.ndim != 5 or x.shape[1] != 3 or x.dtype.kind != "f" or 0 in x.shape:
         raise PrepareError(f"{file}: x is {x.dtype} {x.shape}, expected floats (N, 3, T, V, M)")
     clips, joints = len(x), x.shape[3]
+    check_size(f"{file}: x", clips, x.shape[2])
     lengths = {
         **dict.fromkeys(("num_frames", "label", *ID_FIELDS), (clips, "iu")),
         "name": (clips, "U"),
@@ -168,7 +176,7 @@ def _check(arrays: Arrays, file: Path) -> None:
         raise PrepareError(f"{file}: label {arrays['label'].max()} without class_names; number the classes from 0")
     fps = arrays.get("fps", np.float32(30))
     if fps.shape != () or fps.dtype.kind not in "iuf" or not 0 < fps < np.inf:
-        raise PrepareError(f"{file}: fps is {fps}, expected one positive number")
+        raise PrepareError(f"{file}: fps is {shown(fps)}, expected one positive number")
 
 
 def _layout(arrays: Arrays, skeleton: str | None, roles: Mapping[str, int | str]) -> tuple[np.ndarray, Skeleton]:
@@ -211,14 +219,14 @@ def _protocol(arrays: Arrays, train: str) -> tuple[str, dict[str, Any], np.ndarr
     clips = len(arrays["x"])
     keys = [k for k, values in arrays.items() if values.shape == (clips,) and k not in ("num_frames", "name")]
     if key not in keys:
-        raise PrepareError(f"--train: the file has no key {key!r} with one value a clip; there are: {', '.join(keys)}")
+        raise PrepareError(f"--train: the file has no key {key!r} with one value a clip; there are: {listed(keys)}")
     values, number = np.unique(arrays[key], return_inverse=True)
     texts = [str(value) for value in values]
     absent = [value for value in wanted if value not in texts]
     if absent:
-        raise PrepareError(f"--train: {key} is never {', '.join(absent)}; its values are {', '.join(texts)}")
+        raise PrepareError(f"--train: {key} is never {listed(absent)}; its values are {listed(texts)}")
     if len(set(wanted)) == len(texts):
-        raise PrepareError(f"--train {train} leaves no clip to test on; the values of {key} are {', '.join(texts)}")
+        raise PrepareError(f"--train {train} leaves no clip to test on; the values of {key} are {listed(texts)}")
     chosen = sorted({texts.index(value) for value in wanted})
     trains = np.isin(number, chosen)
     if key in ID_FIELDS:
@@ -226,12 +234,13 @@ def _protocol(arrays: Arrays, train: str) -> tuple[str, dict[str, Any], np.ndarr
     return key, {"field": "part", "train": chosen, "values": texts}, number, trains
 
 
-def _check_sides(file: Path, trains: np.ndarray, skipped: Mapping[str, int]) -> None:
+def _check_sides(file: Path, trains: np.ndarray, writer: StoreWriter) -> None:
     """Faulty clips may have been all of a side."""
     if trains.all() or not trains.any():
         lacking = "train or test" if not len(trains) else "test" if trains.all() else "train"
-        counts = "; ".join(f"{count} {reason}" for reason, count in skipped.items())
-        raise PrepareError(f"{file}: no usable clip is left to {lacking} on ({counts})")
+        counts = "; ".join(f"{count} {reason}" for reason, count in writer.skip_counts.items())
+        first = f"; the first: {writer.first_skip}" if counts else ""
+        raise PrepareError(f"{file}: no usable clip is left to {lacking} on ({counts}){first}")
 
 
 def _clip_names(arrays: Arrays) -> np.ndarray:
@@ -239,7 +248,11 @@ def _clip_names(arrays: Arrays) -> np.ndarray:
     names = arrays.get("name", np.array([f"{n:0{len(str(clips - 1))}d}" for n in range(clips)]))
     unique, count = np.unique(names, return_counts=True)
     if count.max() > 1:
-        raise PrepareError(f"name {str(unique[count.argmax()])!r} belongs to {count.max()} clips; names must be unique")
+        raise PrepareError(
+            f"name {shown(str(unique[count.argmax()]))} belongs to {count.max()} clips; names must be unique"
+        )
+    for name in names.tolist():
+        check_name(name)
     return names
 
 
@@ -250,12 +263,14 @@ def _class_names(arrays: Arrays) -> Sequence[str]:
     names = [str(name) for name in arrays["class_names"].ravel()]
     if highest >= len(names):
         raise PrepareError(f"label {highest} has no name: class_names holds {len(names)}, for labels from 0")
+    for name in names:
+        check_name(name)
     return names
 
 
-def _clip(arrays: Arrays, n: int, index: np.ndarray, layout: Skeleton | None) -> np.ndarray:
+def _clip(arrays: Arrays, n: int, index: np.ndarray, layout: Skeleton | None, max_coordinate: float) -> np.ndarray:
     """Clip n as (T_n, M_n, V, 3) without padding, normalised where a layout is given."""
     x, frames = arrays["x"][n], int(arrays["num_frames"][n])
     if not 1 <= frames <= x.shape[1]:
         raise FaultyClip(BAD_LENGTH, f"num_frames is {frames}, expected 1 to {x.shape[1]}")
-    return usable_clip(x[:, :frames, index].transpose(1, 3, 2, 0), layout)
+    return usable_clip(x[:, :frames, index].transpose(1, 3, 2, 0), layout, max_coordinate)

@@ -17,6 +17,7 @@ import numpy as np
 
 from fastmc.data.kinect20 import ClipFiles, prepare_clip_files
 from fastmc.data.store import PackedStore
+from fastmc.reading import reading
 
 NWUCLA_CLIPS = 1484
 NWUCLA_CLASSES = {  # by action number; the set has neither 7 nor 10
@@ -60,19 +61,15 @@ def _fields(action: int, subject: int, repetition: int, view: int) -> Mapping[st
 
 def load_json(content: bytes) -> np.ndarray:
     """``skeletons`` (T, V, 3) of a JSON file; ValueError says what is wrong with it."""
-    try:
+    with reading("is no JSON", ValueError):
         values = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"is no JSON: {error}") from error
     if not isinstance(values, dict) or "skeletons" not in values:
         raise ValueError("has no key 'skeletons'")
-    try:
+    with reading("'skeletons' is no table of numbers (T, 20, 3)", ValueError):
         table = np.asarray(values["skeletons"])
         if table.dtype.kind not in "iuf":  # numpy would make numbers of strings, booleans and null
             raise ValueError("it holds what is no number")
         return table.astype(np.float64)
-    except (ValueError, TypeError, OverflowError) as error:
-        raise ValueError(f"'skeletons' is no table of numbers (T, 20, 3): {error}") from error
 
 
 NW_UCLA = ClipFiles(

@@ -11,27 +11,33 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from fastmc.checks import check_number
+from fastmc.data.clips import TOO_FAR, FaultyClip
+from fastmc.data.ntu import SkeletonFileError
 from fastmc.data.parallel import ordered_map, usable_cores
 from fastmc.data.store import StoreWriter
 from fastmc.files import find_files
 from fastmc.progress import progress_bar
+from fastmc.reading import explain
 
 NORMALISATION = "one rigid motion a clip: first frame's spine at the origin, hip to spine +z, right to left shoulder +x"
 
-# Reasons to leave a file or clip out. The first three are faults, where a strict preparation stops.
+# Reasons to leave a file or clip out. Some are faults, where a strict preparation stops.
 MALFORMED = "malformed file"
 FOREIGN_NAME = "file name of another kind"
 DUPLICATE = "clip of the same name in another folder"
 PUBLISHED = "published as missing"
 NO_BODY = "no skeleton in the file"
 OTHER_SET = "clip of another set"
-FAULTS = (MALFORMED, FOREIGN_NAME, DUPLICATE)
+HIGHEST_LIMIT = 1e30  # float32 holds it, and its square in float64 is far from overflow
+FAULTS = (MALFORMED, FOREIGN_NAME, DUPLICATE, TOO_FAR)
 
 
 class PrepareError(RuntimeError):
@@ -95,6 +101,31 @@ def malformed(source: Source, detail: str, digest: bytes = b"") -> Read:
     return Read(source, digest, skipped=[Skipped(source.name, MALFORMED, detail)])
 
 
+def faulty(name: str, place: str, fault: FaultyClip) -> Skipped:
+    """A clip that cannot be used; ``place`` says where it is."""
+    return Skipped(name, TOO_FAR if fault.reason == TOO_FAR else MALFORMED, f"{place}: {fault}")
+
+
+def _read_or_fault(read: Callable[[Source], Read], source: Source) -> Read:
+    """The boundary around all readers of files. Runs in a worker: a failure of any kind is a fault of that file."""
+    try:
+        return read(source)
+    except SkeletonFileError as error:  # names file and line itself
+        return malformed(source, str(error))
+    except FaultyClip as fault:
+        return Read(source, b"", skipped=[faulty(source.name, str(source.path), fault)])
+    except Exception as error:
+        return malformed(source, f"{source.path}: {explain(error)}")
+
+
+def check_limit(max_coordinate: float) -> None:
+    """PrepareError if it cannot be the largest coordinate of a store."""
+    try:
+        check_number("max_coordinate", max_coordinate, above=0, at_most=HIGHEST_LIMIT)
+    except ValueError as error:
+        raise PrepareError(str(error)) from error
+
+
 class Packing:
     """A store that is being packed; made by `packing`."""
 
@@ -111,13 +142,15 @@ class Packing:
         """Read the sources, sorted by name, and add their clips; the store is the same for any number of workers.
 
         Args:
-            read: a function of a module, which runs in a worker and raises for no fault of a file.
+            read: a function of a module, which runs in a worker; whatever it raises is a fault of the file.
 
         Raises:
             PrepareError: a file is faulty in a strict preparation.
         """
         checksum = hashlib.blake2b(digest_size=16)
-        with closing(ordered_map(read, sources, min(self.workers or usable_cores(), len(sources)))) as results:
+        with closing(
+            ordered_map(partial(_read_or_fault, read), sources, min(self.workers or usable_cores(), len(sources)))
+        ) as results:
             for result in tqdm(results, total=len(sources), **progress_bar("file", "read and pack")):
                 for skipped in result.skipped:
                     self.skip(skipped.name, skipped.reason, skipped.detail)
@@ -131,7 +164,8 @@ class Packing:
         """PrepareError, which says why, if none of the files found under ``raw`` gave a clip."""
         if not len(self.writer):
             counts = "; ".join(f"{count} {reason}" for reason, count in self.writer.skip_counts.items())
-            raise PrepareError(f"none of the {found} files under {raw} is usable ({counts})")
+            first = f"; the first: {self.writer.first_skip}" if self.writer.first_skip else ""
+            raise PrepareError(f"none of the {found} files under {raw} is usable ({counts}){first}")
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fastmc.data.clips import LAYOUTS, FaultyClip, distinct_bodies, usable_clip, used_frames
-from fastmc.data.packing import NORMALISATION, PrepareError
+from fastmc.data.clips import LAYOUTS, MAX_COORDINATE, FaultyClip, distinct_bodies, usable_clip, used_frames
+from fastmc.data.packing import NORMALISATION, PrepareError, check_limit
 from fastmc.data.store import NOT_NORMALISED, PackedStore, StoreWriter
 from fastmc.progress import progress_bar
 from fastmc.skeleton import Skeleton
@@ -20,6 +20,8 @@ from fastmc.skeleton import Skeleton
 PARTS = ("train", "test")
 FPS = 30.0
 MAX_BODIES = 2
+MAX_CLIPS = 1 << 20
+MAX_FRAMES = 1 << 15  # of a clip: 18 minutes
 MAX_CLASSES = 10_000  # a label as high as this is no class index, but a year or a hash
 
 
@@ -47,6 +49,7 @@ def pack_parts(
     files: Sequence[Path],
     other_protocols: Mapping[str, Mapping[str, Any]] | None = None,
     normalise: bool = True,
+    max_coordinate: float = MAX_COORDINATE,
     strict: bool = False,
     overwrite: bool = False,
 ) -> PackedStore:
@@ -58,12 +61,14 @@ def pack_parts(
 
     Args:
         count: of the clips, for the progress bar.
+        max_coordinate: metres; a clip beyond it is left out (`placed_clip`).
         files: that hold the clips, for messages and the source's checksum.
 
     Raises:
         PrepareError: a faulty clip in a strict preparation, or no usable clip to train or to test on.
         StoreError: ``out`` exists (without ``overwrite``) or cannot be written.
     """
+    check_limit(max_coordinate)
     kept, repeated, copies = [0] * len(PARTS), 0, 0
     with StoreWriter(
         out,
@@ -83,7 +88,7 @@ def pack_parts(
             try:
                 frames = used_frames(clip.joints)
                 bodies = distinct_bodies(clip.joints[:frames])
-                joints = usable_clip(bodies, layout if normalise else None)
+                joints = usable_clip(bodies, layout if normalise else None, max_coordinate)
             except FaultyClip as fault:
                 if strict:
                     raise PrepareError(
@@ -98,7 +103,10 @@ def pack_parts(
         if not all(kept):
             counts = "; ".join(f"{number} {reason}" for reason, number in writer.skip_counts.items())
             side = "train or test" if not any(kept) else PARTS[kept.index(0)]
-            raise PrepareError(f"{' and '.join(map(str, files))}: no usable clip is left to {side} on ({counts})")
+            first = f"; the first: {writer.first_skip}" if counts else ""
+            raise PrepareError(
+                f"{' and '.join(map(str, files))}: no usable clip is left to {side} on ({counts}){first}"
+            )
         writer.meta |= {"repeats_cut": repeated, "copied_bodies_cut": copies}
     return PackedStore.open(out)
 
@@ -114,6 +122,14 @@ def layout_of(joints: int, bodies: int, what: str) -> Skeleton:
     if not 1 <= bodies <= MAX_BODIES:
         raise PrepareError(f"{what} holds {bodies} bodies a clip; keep the one or two that matter")
     return LAYOUTS[joints]
+
+
+def check_size(what: str, clips: int, frames: int) -> None:
+    """PrepareError if an array has more clips or frames a clip than any set has: its header may say anything."""
+    if clips > MAX_CLIPS or frames > MAX_FRAMES:
+        raise PrepareError(
+            f"{what} has {clips:,} clips of {frames:,} frames, expected {MAX_CLIPS:,} of {MAX_FRAMES:,} at most"
+        )
 
 
 def read_class_names(file: str | Path, classes: int) -> list[str]:

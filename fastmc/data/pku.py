@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from fastmc.data.normalise import choose_bodies, normalise
-from fastmc.data.ntu import RawBody, RawClip, SkeletonFileError
+from fastmc.data.clips import MAX_COORDINATE, FaultyClip, placed_clip
+from fastmc.data.normalise import choose_bodies
+from fastmc.data.ntu import RawBody, RawClip
 from fastmc.data.number_lines import read_number_lines
 from fastmc.data.packing import (
     DUPLICATE,
@@ -28,7 +30,9 @@ from fastmc.data.packing import (
     Read,
     Skipped,
     Source,
+    check_limit,
     digest_of,
+    faulty,
     malformed,
     packing,
 )
@@ -44,6 +48,7 @@ from fastmc.data.pku_protocols import (
 )
 from fastmc.data.store import PackedStore
 from fastmc.files import find_files
+from fastmc.reading import explain, shown
 from fastmc.skeleton import NTU25
 
 FPS = 30.0
@@ -75,6 +80,7 @@ def prepare_pku(
     phase: Phase = PKU2,
     labels: str | Path | None = None,
     splits: str | Path | None = None,
+    max_coordinate: float = MAX_COORDINATE,
     strict: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
@@ -90,6 +96,7 @@ def prepare_pku(
         raw: folder of the recordings, at any depth.
         out: folder of the store.
         labels, splits: folders of the label files and of the lists, at any depth; by default below ``raw`` too.
+        max_coordinate: metres; a clip beyond it is left out (`placed_clip`).
         strict: stop at the first faulty file, label or name and at a recording without labels (by default these are
             reported and left out).
         workers: processes; None takes all cores.
@@ -99,6 +106,7 @@ def prepare_pku(
             or something is faulty in a strict preparation.
         StoreError: ``out`` exists (without ``overwrite``), or another process is writing it.
     """
+    check_limit(max_coordinate)
     texts = _texts(Path(raw), phase)
     label_texts = texts if labels is None else _texts(Path(labels), phase)
     recording_folders = _folders(texts, phase, labels=False)
@@ -130,7 +138,7 @@ def prepare_pku(
         recordings = _named(recording_folders, phase, target)
         label_files = _named(label_folders, phase, target)
         sources = _sources(recordings, label_files, found, phase, target)
-        target.read_all(_read, sources)
+        target.read_all(partial(_read, max_coordinate), sources)
         target.check_usable(len(recordings), raw)
     return PackedStore.open(out)
 
@@ -220,28 +228,26 @@ def _skip_unpaired(target: Packing, name: str, detail: str) -> None:
     target.skip(name, UNPAIRED, detail)
 
 
-def _read(source: Source) -> Read:
+def _read(max_coordinate: float, source: Source) -> Read:
     """Runs in a worker."""
     assert isinstance(source, Recording)
+    labels, content = source.labels.read_bytes(), source.path.read_bytes()
     try:
-        labels, content = source.labels.read_bytes(), source.path.read_bytes()
         lines = labels.decode("utf-8-sig").splitlines()
-        joints = read_recording(source.path, content)
-    except SkeletonFileError as error:  # names file and line itself
-        return malformed(source, str(error))
     except UnicodeDecodeError as error:
         return malformed(source, f"{source.labels}: {error}")
-    except OSError as error:
-        return malformed(source, f"{source.path}: {error}")
+    joints = read_recording(source.path, content)
     if not any(line.strip() for line in lines) or len(lines) > MAX_LABELS:
         return malformed(source, f"{source.labels}: {len(lines)} lines, expected 1 to {MAX_LABELS} labels")
-    results = [_cut(joints, source, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    results = [
+        _cut(joints, source, number, line, max_coordinate) for number, line in enumerate(lines, 1) if line.strip()
+    ]
     clips = [result for result in results if isinstance(result, Clip)]
     skipped = [result for result in results if isinstance(result, Skipped)]
     return Read(source, digest_of(labels + content), clips, skipped)
 
 
-def _cut(joints: np.ndarray, source: Recording, number: int, line: str) -> Clip | Skipped:
+def _cut(joints: np.ndarray, source: Recording, number: int, line: str, max_coordinate: float) -> Clip | Skipped:
     """The clip of a line of the label file."""
     name = f"{source.name}_{number:03d}"
     place = f"{source.labels}, line {number}"
@@ -257,9 +263,11 @@ def _cut(joints: np.ndarray, source: Recording, number: int, line: str) -> Clip 
         frames = np.arange(len(clip))
         raw = RawClip(len(clip), {str(body): RawBody(frames, clip[:, body]) for body in range(MAX_BODIES)})
         fields = {**source.fields, "name": name, "label": source.phase.classes.index(action)}
-        return Clip(normalise(choose_bodies(raw), NTU25), fields)
+        return Clip(placed_clip(choose_bodies(raw), NTU25, max_coordinate), fields)
+    except FaultyClip as fault:
+        return faulty(name, place, fault)
     except ValueError as error:
-        return Skipped(name, MALFORMED, f"{place}: {error}")
+        return Skipped(name, MALFORMED, f"{place}: {explain(error)}")
 
 
 def _read_label(line: str, num_frames: int) -> tuple[int, int, int]:
@@ -269,7 +277,7 @@ def _read_label(line: str, num_frames: int) -> tuple[int, int, int]:
         numbers = int(action), int(start), int(end)
         float(confidence)
     except ValueError as error:
-        raise ValueError(f"expected class,start_frame,end_frame,confidence, found {line.strip()!r}") from error
+        raise ValueError(f"expected class,start_frame,end_frame,confidence, found {shown(line.strip())}") from error
     if not 1 <= numbers[0] <= len(CLASS_NAMES):
         raise ValueError(f"class {numbers[0]}, expected 1 to {len(CLASS_NAMES)}")
     if numbers[1] > numbers[2]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fastmc.data.packing import PrepareError
 from fastmc.data.protocols import Protocols
+from fastmc.reading import shown
 
 CAMERAS = "LMR"  # camera 1 is the left one, 2 the middle one, 3 the right one
 PROTOCOL_OF_LIST = {"subject": "xsub", "view": "xview"}
@@ -156,7 +157,7 @@ def _read_list(path: Path, phase: Phase) -> Split | None:
         )
     foreign = [name for name in names if not phase.recording.fullmatch(name)]
     if foreign:
-        raise PrepareError(f"{path}: {foreign[0]!r} is no recording of {phase.title} such as {phase.example}")
+        raise PrepareError(f"{path}: {shown(foreign[0])} is no recording of {phase.title} such as {phase.example}")
     train, test = map(frozenset, sides)
     if not (train and test):
         raise PrepareError(f"{path}: the list of {'test' if train else 'training'} recordings is empty")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastmc.data.normalise import choose_bodies, normalise
-from fastmc.data.ntu import SkeletonFileError, parse_name, read_skeleton
+from fastmc.data.clips import MAX_COORDINATE, placed_clip
+from fastmc.data.normalise import choose_bodies
+from fastmc.data.ntu import parse_name, read_skeleton
 from fastmc.data.packing import (
     DUPLICATE,
     FOREIGN_NAME,
@@ -21,8 +23,8 @@ from fastmc.data.packing import (
     Read,
     Skipped,
     Source,
+    check_limit,
     digest_of,
-    malformed,
     packing,
     source_files,
 )
@@ -60,6 +62,7 @@ def prepare_ntu(
     out: str | Path,
     *,
     missing: str | Path | None = None,
+    max_coordinate: float = MAX_COORDINATE,
     strict: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
@@ -77,6 +80,7 @@ def prepare_ntu(
         out: folder of the store.
         missing: published list of the files without usable skeletons, which are then left out unread. A file
             without any skeleton is left out in any case.
+        max_coordinate: metres; a clip beyond it is left out (`placed_clip`).
         strict: stop at the first malformed file or foreign name (by default it is reported and left out).
         workers: processes; None takes all cores.
         class_names: names of actions 1, 2, ...
@@ -88,6 +92,7 @@ def prepare_ntu(
         PrepareError: no usable file, a faulty one in a strict preparation, or ``missing`` is not such a list.
         StoreError: ``out`` exists (without ``overwrite``), or another process is writing it.
     """
+    check_limit(max_coordinate)
     left_out = _left_out(missing)
     paths = source_files(Path(raw), "*.skeleton", how_to_get)
     with packing(
@@ -103,7 +108,7 @@ def prepare_ntu(
         extra_meta=extra_meta,
     ) as target:
         sources = _sources(paths, left_out, {**limits, "action": len(class_names)}, target.skip)
-        target.read_all(_read, sources)
+        target.read_all(partial(_read, max_coordinate), sources)
         target.check_usable(len(paths), raw)
     return PackedStore.open(out)
 
@@ -193,16 +198,11 @@ def _sources(
     return list(sources.values())
 
 
-def _read(source: Source) -> Read:
+def _read(max_coordinate: float, source: Source) -> Read:
     """Runs in a worker."""
-    try:
-        content = source.path.read_bytes()
-        digest = digest_of(content)
-        raw = read_skeleton(source.path, content)
-        if not any(body.joints.any() for body in raw.bodies.values()):
-            return Read(source, digest, skipped=[Skipped(source.name, NO_BODY)])
-        return Read(source, digest, [Clip(normalise(choose_bodies(raw), NTU25), source.fields)])
-    except SkeletonFileError as error:  # names file and line itself
-        return malformed(source, str(error))
-    except (OSError, ValueError) as error:
-        return malformed(source, f"{source.path}: {error}")
+    content = source.path.read_bytes()
+    digest = digest_of(content)
+    raw = read_skeleton(source.path, content)
+    if not any(body.joints.any() for body in raw.bodies.values()):
+        return Read(source, digest, skipped=[Skipped(source.name, NO_BODY)])
+    return Read(source, digest, [Clip(placed_clip(choose_bodies(raw), NTU25, max_coordinate), source.fields)])

@@ -3,20 +3,37 @@
 A pickle is a program: what it names is imported and called. Here every name is answered with a stand-in of this module,
 and only those that arrays and bytes of plain types need are known; all else is an error. numpy's own functions are not
 called either, since they trust the sizes that a pickle gives them.
+
+Nor does a small file take much memory. Before it is read its instructions are gone through one by one: every length
+must be there, and every number of the unpickler's memo, which is as long as the highest one, must be below the file's.
+What is made of a text or bytes, which a pickle may name any number of times, is counted against the file's length.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
+import pickletools
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from fastmc.reading import explain, shown
+
 _DTYPE = re.compile(r"[?bhilqpBHILQPefdg]|[biufSU]\d+")
 _SCALARS = (str, bytes, int, float, bool, type(None), np.generic)
+MAX_FILE = 1 << 28  # bytes; names and labels of a million clips are a quarter of that
+MAX_AXES = 32
+COPIES = 16  # bytes made by calls per byte of the file; a sound file makes one
+SMALL = 1 << 20  # bytes that may be made in any case
+_OPCODES = {opcode.code.encode("latin1"): opcode for opcode in pickletools.opcodes}
+SHOWN = 100  # letters of a name
+_SETS = ("EMPTY_SET", "FROZENSET")  # an empty one is one byte of the file, and 216 of memory
 _NUMPY = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
 
 
@@ -34,27 +51,66 @@ def load_plain(path: str | Path) -> Any:
         SafePickleError: the pickle names anything else, or is broken.
         OSError: the file cannot be read.
     """
-    with open(path, "rb") as file:
-        try:
-            return _Finish().value(_PlainUnpickler(file).load())
-        except (SafePickleError, OSError):
-            raise
-        except Exception as error:  # the documentation of pickle: a broken one may raise any exception
-            raise SafePickleError(f"not a readable pickle: {type(error).__name__}: {error}") from error
+    if Path(path).stat().st_size > MAX_FILE:
+        raise SafePickleError(f"it has more than {MAX_FILE >> 20} MB, which is no file of names and labels")
+    content = Path(path).read_bytes()
+    try:
+        _check_sizes(content)
+        return _Finish().value(_PlainUnpickler(content).load())
+    except SafePickleError:
+        raise
+    except Exception as error:  # the documentation of pickle: a broken one may raise any exception
+        raise SafePickleError(f"not a readable pickle: {type(error).__name__}: {explain(error)}") from error
+
+
+def _check_sizes(content: bytes) -> None:
+    """An error if reading the pickle would take memory that the file's length does not explain, or it is broken."""
+    file = io.BytesIO(content)
+    while code := file.read(1):
+        opcode = _OPCODES.get(code)
+        if opcode is None:
+            raise SafePickleError(f"not a readable pickle: byte {file.tell() - 1} is {code!r}, no instruction")
+        argument: Any = None
+        if opcode.name == "STRING":  # bytes of Python 2, which pickletools takes for ASCII
+            file.readline()
+        elif opcode.arg is not None:
+            argument = opcode.arg.reader(file)
+        if opcode.name.endswith("PUT") and argument >= len(content):
+            raise SafePickleError(f"it numbers what it holds up to {shown(argument)}, in {len(content)} bytes")
+        if opcode.name in _SETS:
+            raise SafePickleError("it holds a set, which is not plain data")
+        if code == pickle.STOP:
+            return
+    raise EOFError("it has no end")
+
+
+class _Room:
+    """Bytes that the calls of a pickle may still make."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self, content: bytes) -> None:
+        self._left = COPIES * len(content) + SMALL
+
+    def take(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            raise SafePickleError("it makes much more of its texts than the file holds")
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file, encoding="latin1")
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content), encoding="latin1")
+        self._room = _Room(content)
 
     def find_class(self, module: str, name: str) -> Any:
         make = _NAMES.get(name) if module in _HOMES.get(name, ()) else None
         if make is None:
             raise SafePickleError(
-                f"it holds {module}.{name}, which is not plain data and is never loaded; "
+                f"it holds {module[:SHOWN]}.{name[:SHOWN]}, which is not plain data and is never loaded; "
                 "save lists, strings, numbers and arrays of numbers"
             )
-        return _StandIn(make)
+        return _StandIn(partial(make, self._room))
 
 
 class _StandIn:
@@ -62,7 +118,7 @@ class _StandIn:
 
     __slots__ = ("_make",)
 
-    def __init__(self, make: Any) -> None:
+    def __init__(self, make: Callable[..., Any]) -> None:
         self._make = make
 
     def __call__(self, *arguments: Any) -> Any:
@@ -77,10 +133,10 @@ class _Dtype:
 
     __slots__ = ("dtype",)
 
-    def __init__(self, code: Any, *_: Any) -> None:
+    def __init__(self, room: _Room, code: Any, *_: Any) -> None:
         code = code.decode("latin1") if isinstance(code, bytes) else code
         if not isinstance(code, str) or not _DTYPE.fullmatch(code):
-            raise SafePickleError(f"it holds an array of dtype {code!r}; numbers, booleans and strings are read")
+            raise SafePickleError(f"it holds an array of dtype {shown(code)}; numbers, booleans and strings are read")
         self.dtype = np.dtype(code)
         if not self.dtype.itemsize:
             raise SafePickleError("it holds an array of strings without room for a letter")
@@ -91,48 +147,61 @@ class _Dtype:
         if (subarray, names, fields) != (None, None, None):
             raise SafePickleError("it holds a structured array; numbers, booleans and strings are read")
         if order not in ("<", ">", "=", "|"):
-            raise SafePickleError(f"it holds an array of byte order {order!r}")
+            raise SafePickleError(f"it holds an array of byte order {shown(order)}")
         self.dtype = np.dtype(order + self.dtype.str[1:])
 
 
 class _Array:
     """Stands in for an array until its content is known."""
 
-    __slots__ = ("array",)
+    __slots__ = ("array", "room")
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, room: _Room, *_: Any) -> None:
+        self.room = room
         self.array: np.ndarray | None = None
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         *_, shape, dtype, fortran_order, content = state
-        self.array = _array(content, dtype, shape, "F" if fortran_order else "C")
+        self.array = _array(self.room, content, dtype, shape, "F" if fortran_order else "C")
 
 
-def _array(content: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
+def _array(room: _Room, content: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
     if not isinstance(dtype, _Dtype):
         raise SafePickleError("it holds an array without a dtype")
     if not isinstance(content, str | bytes | bytearray):  # bytes(n) of a number would make n of them
         raise SafePickleError(f"it makes an array of a {type(content).__name__}")
-    content = content.encode("latin1") if isinstance(content, str) else bytes(content)  # str: from Python 2
-    shape = tuple(int(length) for length in shape)
+    content = _as_bytes(room, content)
+    if not isinstance(shape, tuple) or len(shape) > MAX_AXES or not all(isinstance(n, int) for n in shape):
+        raise SafePickleError(f"it holds an array of shape {shown(shape)}")
+    if max(shape, default=0) > len(content) > 0:
+        raise SafePickleError(f"it holds an array {dtype.dtype} {shown(shape)} of {len(content)} bytes")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.dtype.itemsize != len(content):
         raise SafePickleError(f"it holds an array {dtype.dtype} {shape} of {len(content)} bytes")
     values = np.frombuffer(content, dtype.dtype) if content else np.empty(math.prod(shape), dtype.dtype)
     return values.reshape(shape, order="F" if order == "F" else "C")
 
 
-def _scalar(dtype: Any, content: Any = b"") -> Any:
-    return _array(content, dtype, ())[()]
+def _as_bytes(room: _Room, content: str | bytes | bytearray) -> bytes:
+    if isinstance(content, bytes):
+        return content
+    room.take(len(content))
+    return content.encode("latin1") if isinstance(content, str) else bytes(content)  # str: from Python 2
 
 
-def _encode(text: str, encoding: str = "latin1") -> bytes:
+def _scalar(room: _Room, dtype: Any, content: Any = b"") -> Any:
+    value = _array(room, content, dtype, ())[()]
+    room.take(value.nbytes)
+    return value
+
+
+def _encode(room: _Room, text: str, encoding: str = "latin1") -> bytes:
     """How Python 3 writes bytes in the protocols of Python 2."""
     if encoding != "latin1":
-        raise SafePickleError(f"it encodes text as {encoding}")
-    return text.encode("latin1")
+        raise SafePickleError(f"it encodes text as {shown(encoding)}")
+    return _as_bytes(room, text)
 
 
-def _bytes(*content: Any) -> bytes:
+def _bytes(room: _Room, *content: Any) -> bytes:
     if content:
         raise SafePickleError("it makes bytes of something")
     return b""

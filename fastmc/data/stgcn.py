@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from fastmc.data.clips import MAX_COORDINATE
 from fastmc.data.ntu import ClipName, parse_name
 from fastmc.data.packing import PrepareError
-from fastmc.data.parts import MAX_CLASSES, PARTS, PartClip, layout_of, pack_parts, read_class_names
+from fastmc.data.parts import MAX_CLASSES, PARTS, PartClip, check_size, layout_of, pack_parts, read_class_names
 from fastmc.data.protocols import NTU60_CLASS_NAMES, NTU60_PROTOCOLS, NTU120_CLASS_NAMES, NTU120_PROTOCOLS, Protocols
 from fastmc.data.safe_pickle import SafePickleError, load_plain
-from fastmc.data.store import PackedStore
-from fastmc.files import UNREADABLE_ARRAY
+from fastmc.data.store import PackedStore, check_name
+from fastmc.reading import explain, load_array, reading, shown
 
 Files = tuple[str | Path, str | Path]
 log = logging.getLogger("fastmc")
@@ -47,6 +48,7 @@ def import_stgcn(
     protocol: str = "split",
     class_names: str | Path | None = None,
     normalise: bool = True,
+    max_coordinate: float = MAX_COORDINATE,
     strict: bool = False,
     overwrite: bool = False,
 ) -> PackedStore:
@@ -63,6 +65,7 @@ def import_stgcn(
         class_names: text file with a name a line.
         normalise: bring bodies to the common origin and orientation; what the files' own normalisation has removed
             (2s-AGCN: the path of the body) does not come back.
+        max_coordinate: metres; a clip beyond it is left out (`fastmc.data.clips.placed_clip`).
         strict: a faulty clip is an error (by default it is reported and left out).
 
     Raises:
@@ -102,6 +105,7 @@ def import_stgcn(
         other_protocols=_ntu_protocols(ids) if ids else {},
         files=[Path(file) for pair in (train, test) for file in pair],
         normalise=normalise,
+        max_coordinate=max_coordinate,
         strict=strict,
         overwrite=overwrite,
     )
@@ -109,18 +113,16 @@ def import_stgcn(
 
 def _read_part(data: str | Path, label: str | Path, option: str) -> _Part:
     data, label = Path(data), Path(label)
-    try:
-        array = np.load(data, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise PrepareError(f"{option}: there is no file {data}; give the paths of an array and of its labels") from None
-    except UNREADABLE_ARRAY as error:
-        fault = "it holds objects, which are never loaded" if "allow_pickle" in str(error) else error
-        hint = "the array comes first, then its labels"
-        raise PrepareError(f"{option}: {data} is not a readable .npy file ({hint}): {fault}") from error
+    if not data.is_file():
+        raise PrepareError(f"{option}: there is no file {data}; give the paths of an array and of its labels")
+    hint = "the array comes first, then its labels"
+    with reading(f"{option}: {data} is not a readable .npy file ({hint})", PrepareError):
+        array = load_array(data)
     if not isinstance(array, np.ndarray):
         raise PrepareError(f"{option}: {data} is a .npz file; python -m train.prepare npz and ctrgcn read those")
     if array.ndim != 5 or array.shape[1] != 3 or array.dtype.kind != "f" or 0 in array.shape:
         raise PrepareError(f"{data} is {array.dtype} {array.shape}, expected floats (N, 3, T, V, M)")
+    check_size(str(data), array.shape[0], array.shape[2])
     return _Part(data, array, *_read_labels(label, data, len(array)))
 
 
@@ -131,7 +133,7 @@ def _read_labels(file: Path, data: Path, clips: int) -> tuple[list[str], list[in
     except FileNotFoundError:
         raise PrepareError(f"there is no file {file}; the labels of {data} come second") from None
     except (OSError, SafePickleError) as error:
-        raise PrepareError(f"{file} is not a label file: {error}") from error
+        raise PrepareError(f"{file} is not a label file: {explain(error)}") from error
     if not isinstance(content, list | tuple) or len(content) != 2 or not all(map(_is_sequence, content)):
         raise PrepareError(f"{file} is not a label file: expected a pair of sequences (sample names, labels)")
     if {len(part) for part in content} != {clips}:
@@ -139,12 +141,23 @@ def _read_labels(file: Path, data: Path, clips: int) -> tuple[list[str], list[in
     names, labels = ([item.item() if isinstance(item, np.generic) else item for item in part] for part in content)
     for clip, label in enumerate(labels):
         if type(label) is not int or not 0 <= label < MAX_CLASSES:
-            raise PrepareError(f"{file}: label {label!r} of clip {clip} is no class index; expected integers from 0 on")
+            raise PrepareError(
+                f"{file}: label {shown(label)} of clip {clip} is no class index; expected integers from 0 on"
+            )
     for clip, name in enumerate(names):
         if not isinstance(name, str | bytes | int) or name in ("", b""):
-            raise PrepareError(f"{file}: {name!r} of clip {clip} is no name; the names come first, then the labels")
-    texts = [name.decode("latin1") if isinstance(name, bytes) else str(name) for name in names]
-    return [text.removesuffix(".skeleton") for text in texts], labels
+            raise PrepareError(
+                f"{file}: {shown(name)} of clip {clip} is no name; the names come first, then the labels"
+            )
+    return [_text(name, f"{file}, clip {clip}") for clip, name in enumerate(names)], labels
+
+
+def _text(name: str | bytes | int, place: str) -> str:
+    with reading(place, PrepareError):
+        text = name.decode("latin1") if isinstance(name, bytes) else str(name)
+        text = text.removesuffix(".skeleton")
+        check_name(text)
+    return text
 
 
 def _is_sequence(value: Any) -> bool:
@@ -165,7 +178,7 @@ def _unique_names(parts: Sequence[_Part], by_ntu: bool) -> list[str]:
         names, counts = np.unique(part.names, return_counts=True)
         if counts.max() > 1:
             twice = str(names[counts.argmax()])
-            raise PrepareError(f"{part.file}: {counts.max()} clips are named {twice!r}; names must be unique")
+            raise PrepareError(f"{part.file}: {counts.max()} clips are named {shown(twice)}; names must be unique")
     both = set(parts[0].names) & set(parts[1].names)
     if both and by_ntu:
         raise PrepareError(

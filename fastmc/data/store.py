@@ -15,6 +15,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +23,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fastmc.files import sync_folder
+from fastmc.files import summed_file, sync_folder, writing
+from fastmc.reading import load_array, reading, shown
 from fastmc.skeleton import Skeleton
 
 FORMAT = "fastmc packed store"
@@ -36,6 +38,8 @@ CLIP_DTYPES: dict[str, str] = {
     **dict.fromkeys(PROTOCOL_FIELDS, "<i4"),
 }
 NOT_NORMALISED = "none"
+NAME_BYTES = 255  # what a file system takes
+DELETE = 0x7F
 REMEDY = "prepare it again (python -m train.prepare --help)"
 
 
@@ -77,18 +81,17 @@ class PackedStore:
         """Open a store; StoreError if it is missing, incomplete, corrupt or of another version."""
         path = Path(path)
         meta = _read_meta(path)
-        try:
-            skeleton = Skeleton.from_dict(meta["skeleton"])
+        with reading(f"{path} is corrupt or incomplete", StoreError, remedy=f"{REMEDY} with --overwrite"):
+            with reading("meta.json", ValueError):
+                skeleton = Skeleton.from_dict(meta["skeleton"])
+                _check_meta(meta)
             arrays = {name: _load(path, name) for name in (*CLIP_DTYPES, "names")}
             store = cls(path, meta, skeleton, _load(path, "frames", mmap=True), **arrays)
             store._check()
-        except (KeyError, TypeError, ValueError, OSError, EOFError) as error:
-            raise StoreError(f"{path} is corrupt or incomplete: {error}; {REMEDY} with --overwrite") from error
         return store
 
     def _check(self) -> None:
         clips, rows = self.meta["counts"]["clips"], self.meta["counts"]["rows"]
-        _ = self.name, self.fps, self.class_names, self.content_checksum  # a KeyError here, not in the middle of a run
         if (self.num_frames < 1).any() or (self.num_bodies < 1).any():
             raise ValueError("num_frames.npy or num_bodies.npy holds numbers below 1")
         if self.frames.dtype != np.float32 or self.frames.shape != (rows, self.skeleton.num_joints, 3):
@@ -97,13 +100,15 @@ class PackedStore:
             array = getattr(self, name)
             if array.shape != (clips,) or array.dtype != CLIP_DTYPES.get(name, array.dtype):
                 raise ValueError(f"{name}.npy is {array.dtype} {array.shape}, meta.json says {clips} clips")
+        if self.names.dtype.kind != "U" or (self.names[1:] <= self.names[:-1]).any():
+            raise ValueError("names.npy holds no unique, sorted names")
+        for name in self.names.tolist():
+            check_name(name)
         size = self.num_frames.astype(np.int64) * self.num_bodies
         if (self.start != np.cumsum(size) - size).any() or size.sum() != rows:
             raise ValueError("start.npy, num_frames.npy and num_bodies.npy do not agree with frames.npy")
         if (self.label < 0).any() or (self.label >= self.num_classes).any():
             raise ValueError(f"label.npy holds a label outside of 0..{self.num_classes - 1}")
-        for name, protocol in self.meta["protocols"].items():
-            _check_protocol(name, protocol)
 
     @property
     def name(self) -> str:
@@ -171,10 +176,9 @@ class PackedStore:
 
     def skipped(self) -> list[dict[str, str]]:
         """What the preparation left out: ``name``, ``reason`` (a category) and ``detail`` of each source file."""
-        try:
-            return json.loads((self.path / "skipped.json").read_text())
-        except ValueError as error:
-            raise StoreError(f"{self.path / 'skipped.json'} is corrupt: {error}; {REMEDY} with --overwrite") from error
+        with reading(f"{self.path / 'skipped.json'} is corrupt", StoreError, remedy=f"{REMEDY} with --overwrite"):
+            entries = json.loads((self.path / "skipped.json").read_text())
+            return [{key: _text_of(entry, key) for key in ("name", "reason", "detail")} for entry in entries]
 
     def verify(self) -> None:
         """Read all frames and compare their checksum; StoreError if a bit has changed since they were written."""
@@ -243,19 +247,30 @@ class StoreWriter:
         self._temp = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}")
         self._temp.mkdir()
         self._lock = _lock(self._temp)
-        self._file: BinaryIO = open(self._temp / "frames.npy", "wb")
-        self._header_size = self._write_header()
+        try:
+            with writing(self.path):
+                self._file: BinaryIO = open(self._temp / "frames.npy", "wb")
+                self._header_size = self._write_header()
+        except OSError:
+            self._clean_up()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
-            if kind is None:
-                self._finish()
+            with writing(self.path):
+                if kind is None:
+                    self._finish()
+                    self._file.close()
         finally:
-            self._file.close()
-            shutil.rmtree(self._temp, ignore_errors=True)
-            if self._lock is not None:
-                os.close(self._lock)
+            with suppress(OSError):  # what a full disk keeps from being written is given up
+                self._file.close()
+            self._clean_up()
+
+    def _clean_up(self) -> None:
+        shutil.rmtree(self._temp, ignore_errors=True)
+        if self._lock is not None:
+            os.close(self._lock)
 
     def __len__(self) -> int:
         return len(self._clips)
@@ -273,6 +288,7 @@ class StoreWriter:
         split: int = -1,
     ) -> None:
         """Append a clip (T, M, V, 3) in metres; names must come in increasing order."""
+        check_name(name)
         clip = np.ascontiguousarray(clip, dtype="<f4")
         if clip.ndim != 4 or clip.shape[2:] != (self.skeleton.num_joints, 3) or 0 in clip.shape:
             raise ValueError(f"clip {name} has shape {clip.shape}, expected (T, M, {self.skeleton.num_joints}, 3)")
@@ -282,7 +298,8 @@ class StoreWriter:
             raise ValueError(f"clip {name} has label {label}, outside of 0..{len(self.meta['class_names']) - 1}")
         if self._names and name <= next(reversed(self._names)):
             raise ValueError(f"clip {name} comes after {next(reversed(self._names))}: add clips sorted by unique names")
-        self._file.write(clip.data)
+        with writing(self.path):
+            self._file.write(clip.data)
         self._digest.update(clip.data)
         frames, bodies = clip.shape[:2]
         self._clips.append((self._rows, frames, bodies, label, subject, camera, setup, replication, split))
@@ -296,6 +313,10 @@ class StoreWriter:
     @property
     def skip_counts(self) -> dict[str, int]:
         return dict(Counter(entry["reason"] for entry in self._skipped).most_common())
+
+    @property
+    def first_skip(self) -> str:
+        return self._skipped[0]["detail"] if self._skipped else ""
 
     def _write_header(self) -> int:
         header = {"descr": "<f4", "fortran_order": False, "shape": (self._rows, self.skeleton.num_joints, 3)}
@@ -321,9 +342,8 @@ class StoreWriter:
         self._move_into_place()
 
     def _save(self, name: str, array: np.ndarray) -> None:
-        with open(self._temp / f"{name}.npy", "wb") as file:
+        with summed_file(self._temp / f"{name}.npy") as file:
             np.save(file, array, allow_pickle=False)
-            _sync(file)
 
     def _save_json(self, name: str, values: Any) -> None:
         with open(self._temp / f"{name}.json", "wb") as file:
@@ -335,19 +355,52 @@ class StoreWriter:
         old = self.path.with_name(f".{self.path.name}.old")
         if self.path.exists():
             self.path.rename(old)
-        self._temp.rename(self.path)
-        sync_folder(self.path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            self._temp.rename(self.path)
+        except OSError:
+            if old.exists():
+                old.rename(self.path)
+            raise
+        try:
+            sync_folder(self.path.parent)
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _load(path: Path, name: str, mmap: bool = False) -> np.ndarray:
     file = path / f"{name}.npy"
-    try:
-        array = np.load(file, mmap_mode="r" if mmap else None, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{file.name}: {error}") from error
-    array.flags.writeable = False
+    with reading(file.name, ValueError):
+        array = load_array(file)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is an archive")
+        if not mmap:
+            array = np.array(array)
+            array.flags.writeable = False
     return array
+
+
+def _check_meta(meta: Mapping[str, Any]) -> None:
+    """ValueError, KeyError or the like, now and not in the middle of a run, where meta.json lacks something."""
+    texts = ["name", "content_checksum", *(["normalisation"] if "normalisation" in meta else [])]
+    for value in (*(_text_of(meta, key) for key in texts), *meta["class_names"]):
+        if not isinstance(value, str):
+            raise ValueError(f"{shown(value)} is no name of a class")
+        value.encode()  # an error for half a character, which no terminal can show
+    if not isinstance(meta["class_names"], list) or not all(
+        isinstance(meta["counts"][key], int) for key in ("clips", "rows")
+    ):
+        raise ValueError("class_names is no list, or counts are no integers")
+    if not 0 < float(meta["fps"]) < np.inf:
+        raise ValueError(f"fps is {shown(meta['fps'])}")
+    for name, protocol in meta["protocols"].items():
+        _check_protocol(name, protocol)
+
+
+def _text_of(values: Mapping[str, Any], key: str) -> str:
+    if not isinstance(values[key], str):
+        raise ValueError(f"{key} is {shown(values[key])}, expected a text")
+    values[key].encode()
+    return values[key]
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
@@ -366,13 +419,28 @@ def _meta_of_store(path: Path) -> dict[str, Any] | None:
     try:
         meta = json.loads((path / "meta.json").read_text())
         return meta if meta["format"] == FORMAT else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except Exception:  # what is read may be any file at all
         return None
 
 
 def _check_protocol(name: str, rule: Mapping[str, Any]) -> None:
     if rule["field"] not in PROTOCOL_FIELDS or not all(isinstance(value, int) for value in rule["train"]):
         raise ValueError(f"protocol {name!r} must split by one of {', '.join(PROTOCOL_FIELDS)} in integers")
+
+
+def check_name(name: str) -> None:
+    """ValueError if it cannot be the name of a clip: 1 to 255 bytes of text without control characters. All names of a
+    store take the room of the longest."""
+    if not name:
+        raise ValueError("a name is empty")
+    if any(ord(letter) < ord(" ") or ord(letter) == DELETE for letter in name[: NAME_BYTES + 1]):
+        raise ValueError(f"{shown(name)} is no name: it holds control characters")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{shown(name)} is no name: it is no text") from error
+    if size > NAME_BYTES:
+        raise ValueError(f"{shown(name[:40])}... is no name: it has {size:,} bytes, expected {NAME_BYTES} at most")
 
 
 def check_target(path: str | Path, overwrite: bool) -> None:

@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,12 +24,15 @@ from tqdm import tqdm
 from fastmc.data.resident import map_frames
 from fastmc.evaluation.digest import weights_digest
 from fastmc.evaluation.features import FeatureSource, FrozenFeatures
-from fastmc.files import sync_folder, write_json
+from fastmc.files import open_file, read_text, sum_of, summed_file, write_json, writing
 from fastmc.progress import progress_bar
 
 log = logging.getLogger("fastmc")
 ABOUT = "features.json"
-CHUNK = 1 << 24
+NOT_FINITE = (
+    "the encoder's features of these clips are not finite: a clip's coordinates or the weights are not, or too large; "
+    "python -m train.prepare info STORE --verify checks the clips"
+)
 
 
 class FeatureCache:
@@ -99,11 +101,9 @@ class FeatureCache:
         kept = self._read(name)
         if kept is None:
             found = compute(advance)
-            with self._written(name, tuple(found.shape)) as out:
-                out[...] = found.cpu().numpy()
-            kept = self._read(name)
-            if kept is None:
-                raise OSError(f"{self.entry / name}.npy cannot be read after it was written: is the disk full?")
+            with self._written(name, tuple(found.shape)) as write:
+                write(found.cpu().numpy())
+            kept = self._read_again(name)
         else:
             advance(len(kept))
         return self._on_device(kept)
@@ -115,15 +115,14 @@ class FeatureCache:
         advance(min(there, crops) * len(self.source.train_ids))
         if there < crops:
             first = self.source.crop(there, advance)
-            with self._written("crops", (crops, *first.shape)) as out:
-                if kept is not None:
-                    out[:there] = kept
-                out[there] = first.cpu().numpy()
+            with self._written("crops", (crops, *first.shape)) as write:
+                for crop in () if kept is None else kept:
+                    write(crop)
+                write(first.cpu().numpy())
                 for number in range(there + 1, crops):
-                    out[number] = self.source.crop(number, advance).cpu().numpy()
-            kept = self._read("crops")
-        if kept is None:
-            raise OSError(f"{self.entry}/crops.npy cannot be read after it was written: is the disk full?")
+                    write(self.source.crop(number, advance).cpu().numpy())
+            kept = self._read_again("crops")
+        assert kept is not None
         return self._on_device(kept[:crops])
 
     def _on_device(self, kept: np.ndarray) -> Tensor:
@@ -133,7 +132,7 @@ class FeatureCache:
     def _about(self) -> dict[str, Any]:
         """The content of features.json; that of a new entry if there is none of these features."""
         try:
-            found = json.loads((self.entry / ABOUT).read_text(encoding="utf-8"))
+            found = json.loads(read_text(self.entry / ABOUT))
             if isinstance(found["arrays"], dict) and self.about.items() <= found.items():
                 return found
         except (OSError, ValueError, KeyError, TypeError):
@@ -141,39 +140,64 @@ class FeatureCache:
         return {**self.about, "arrays": {}}
 
     def _read(self, name: str) -> np.ndarray | None:
-        """A kept array, memory-mapped; None if it is not there, or not as it was written."""
+        """A kept array, memory-mapped; None if it is not there, not as it was written, or not finite."""
         recorded = self._about()["arrays"].get(name)
         path = self.entry / f"{name}.npy"
         if recorded is None:
             return None
         try:
-            array = np.load(path, mmap_mode="r")
-            whole = [list(array.shape), array.dtype.str, _checksum(path)] == recorded
+            with open_file(path) as file:
+                crc = sum_of(file).crc
+            array: np.ndarray = np.load(path, mmap_mode="r")
+            whole = [list(array.shape), array.dtype.str, crc] == recorded
         except (OSError, ValueError, EOFError) as error:
             log.warning("%s cannot be read and is computed anew (%s)", path, error)
             return None
         if not whole:
             log.warning("%s is not what was written to it and is computed anew", path)
+        elif not _is_finite(array):
+            log.warning("%s holds features that are not finite and is computed anew", path)
+            whole = False
         return array if whole else None
 
+    def _read_again(self, name: str) -> np.ndarray:
+        """What was just written."""
+        found = self._read(name)
+        if found is None:
+            raise OSError(f"{self.entry / name}.npy is not what was written to it a moment ago; does the disk fail?")
+        return found
+
     @contextmanager
-    def _written(self, name: str, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-        """Within: a memory-mapped float32 array of this shape, which becomes NAME.npy of the entry at the end."""
+    def _written(self, name: str, shape: tuple[int, ...]) -> Iterator[Callable[[np.ndarray], None]]:
+        """Within: a function that is given the parts, in order, of a float32 array of this shape, which becomes
+        NAME.npy of the entry at the end.
+
+        Raises:
+            ValueError: a part is not finite. WriteError: it cannot be written.
+        """
         self._remove_stale()
-        self.entry.mkdir(parents=True, exist_ok=True)
         path = self.entry / f"{name}.npy"
         temporary = self.entry / f".{name}-{os.getpid()}.tmp"
         try:
-            array = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-            yield array
-            array.flush()
-            self._computed += array.nbytes
-            about, recorded = self._about(), [list(shape), array.dtype.str, _checksum(temporary)]
-            os.replace(temporary, path)
-            about["arrays"][name] = recorded
+            # Not through a map of the file: a full disk would end the process with a signal.
+            with writing(path):
+                self.entry.mkdir(parents=True, exist_ok=True)
+                with summed_file(temporary) as file:
+                    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(file, header)
+
+                    def write(part: np.ndarray) -> None:
+                        if not np.isfinite(part).all():
+                            raise ValueError(NOT_FINITE)
+                        file.write(np.ascontiguousarray(part, "<f4").data)
+
+                    yield write
+                os.replace(temporary, path)
+            self._computed += file.sum.size
+            about = self._about()
+            about["arrays"][name] = [list(shape), "<f4", file.sum.crc]
             about["device"] = str(self.source.store.device)
             write_json(self.entry / ABOUT, about)
-            sync_folder(self.entry)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -191,6 +215,11 @@ class FeatureCache:
                 shutil.rmtree(other, ignore_errors=True)
 
 
+def _is_finite(array: np.ndarray) -> bool:
+    """In one pass, without a mask of its size."""
+    return not array.size or bool(torch.isfinite(torch.stack(torch.aminmax(map_frames(array)))).all())
+
+
 def clips_digest(source: FeatureSource) -> str:
     """Which clips train and test: a split may be changed without a change of the frames."""
     digest = hashlib.blake2b(digest_size=16)
@@ -199,12 +228,3 @@ def clips_digest(source: FeatureSource) -> str:
         digest.update(torch.stack((ids, frames, bodies)).cpu().numpy().tobytes())
         digest.update(b";")
     return digest.hexdigest()
-
-
-def _checksum(path: Path) -> int:
-    """CRC-32 of a file."""
-    total = 0
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            total = zlib.crc32(chunk, total)
-    return total

@@ -68,11 +68,11 @@ class Settings:
 def main(args: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
 
-    def command() -> None:
+    def command(args: Sequence[str]) -> None:
         settings, flags = tyro.cli(Settings, prog="python -m train.tables", args=args, return_unknown_args=True)
         make_tables(settings, tuple(flags))
 
-    return run_command(command, stopped="stopped; the same command goes on from here")
+    return run_command(command, args, stopped="stopped; the same command goes on from here")
 
 
 def make_tables(settings: Settings, flags: tuple[str, ...] = ()) -> list[Filled]:

@@ -1,0 +1,40 @@
+"""metrics.csv and TensorBoard's files: what a kill, a resume and a damage leave of them."""
+
+from __future__ import annotations
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from train import record
+from train.record import COLUMNS, Metrics, read_metrics
+
+
+def write(folder, epochs: range, done: int) -> None:
+    metrics = Metrics(folder, epochs_done=done)
+    for epoch in epochs:
+        metrics.write({**dict.fromkeys(COLUMNS, epoch / 4), "epoch": epoch, "step": 3 * epoch})
+    metrics.close()
+
+
+def test_after_a_resume_every_epoch_is_there_once(tmp_path, monkeypatch):
+    """Epochs 3 and 4 were trained and their checkpoint was not written; they come again."""
+    seconds = iter(range(1_700_000_000, 1_800_000_000))
+    monkeypatch.setattr(record.time, "time", lambda: float(next(seconds)))
+    write(tmp_path, range(1, 5), done=0)
+    write(tmp_path, range(3, 7), done=2)
+    assert [row["epoch"] for row in read_metrics(tmp_path / "metrics.csv")] == [1, 2, 3, 4, 5, 6]
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert set(board.Tags()["scalars"]) == set(COLUMNS) - {"epoch", "step"}
+    assert [(event.step, event.value) for event in board.Scalars("loss")] == [(3 * e, e / 4) for e in range(1, 7)]
+
+
+def test_a_last_row_of_the_metrics_without_its_end_is_left_out(tmp_path):
+    """A kill may leave it, and 1 is not 12."""
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,step,loss\r\n11,33,2.5\r\n1")
+    assert read_metrics(path) == [{"epoch": 11, "step": 33, "loss": 2.5}]
+    path.write_text("epoch,step,loss\r\n11,33,2.5\r\n12,36,1.2")
+    assert [row["epoch"] for row in read_metrics(path)] == [11]
+    path.write_text("epoch,step,loss\r\n11,x,2.5\r\n")
+    with pytest.raises(ValueError, match=r"metrics\.csv is damaged"):
+        read_metrics(path)
