@@ -78,7 +78,7 @@ def test_every_kernel_is_held_to_float64(rehearsed):
     rows = state_of(rehearsed[0])["sections"]["a"]["found"]["tables"][
         "Largest error of each against float64, and its budget"
     ]
-    assert len(rows) == 12
+    assert len(rows) == 13, "loss and bank step, choices, views, attack, update"
     assert all(row["error"] <= row["budget"] for row in rows)
 
 
@@ -238,10 +238,10 @@ def test_nothing_outlives_who_started_it(make, tmp_path):
 
 def test_what_does_not_fit_is_named(make):
     run = make("good", "good")
-    run.sections[1].__dict__["least"] = 1000.0
+    run.sections[1].__dict__["least"] = 1e6
     assert run.run(minutes=30) == 0
     assert [s["status"] for s in state_of(run.out)["sections"].values()] == [DONE, LEFT_OUT]
-    assert "and it takes 1000 at least" in (run.out / PAGE).read_text(encoding="utf-8")
+    assert "and it takes 1000000 at least" in (run.out / PAGE).read_text(encoding="utf-8")
 
 
 def test_an_interrupted_report_is_readable_and_goes_on(make):
@@ -459,8 +459,8 @@ def test_a_replay_is_divided_by_the_calls_it_holds(fake_gpu):
     clock = Clock(torch.device("cuda"))
     timing = clock.replayed([captured_call] * 3, seconds=0.01)
     assert timing.how == "graph" and timing.samples >= 5
-    # Between the two events of a replay lie its own calls and one record.
-    assert timing.median == pytest.approx(1e-3, rel=0.1)
+    # Between the two events of a replay lie its own calls, 3 at least, and one record.
+    assert 1e-3 < timing.median <= (1 + 1 / 3) * 1e-3 + 1e-9
     assert fake_gpu, "the stream is put back after a capture"
 
 
@@ -507,7 +507,7 @@ def test_parts_are_timed_where_they_run_or_where_they_are_captured(captured, mon
 def test_candidates_are_of_todays_fields(changes):
     from kernels.tiles import tiles
 
-    assert changes.keys() <= vars(tiles("hopper", 128, "bf16x3", "own")).keys() | {"sweep_programs"}
+    assert changes.keys() <= vars(tiles("hopper", 128, "bf16x3", "own")).keys()
 
 
 def test_candidates_are_compiled_ahead():
