@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastmc.data import store as store_module
 from fastmc.data.store import PackedStore, StoreError, StoreWriter
 from fastmc.skeleton import KINECT20, NTU25
 
@@ -215,7 +217,7 @@ def test_killed_writer_leaves_no_store_and_is_cleaned_up(tmp_path):
     process = start_writer(tmp_path / "toy")
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert [path.name for path in tmp_path.iterdir()] == [f".toy.tmp-{process.pid}"]
+    assert {path.name for path in tmp_path.iterdir()} == {".toy.lock", f".toy.tmp-{process.pid}"}
     with pytest.raises(StoreError, match="there is no packed store"):
         PackedStore.open(tmp_path / "toy")
     write(tmp_path / "toy")
@@ -230,11 +232,62 @@ def test_remains_with_a_reused_process_number_are_cleaned_up(tmp_path):
 
 def test_two_writers_of_one_store(tmp_path):
     process = start_writer(tmp_path / "toy")
-    with pytest.raises(StoreError, match=f"process {process.pid} is writing"):
+    with pytest.raises(StoreError, match=f"toy is being written by process {process.pid}; wait for it, or stop it"):
         write(tmp_path / "toy")
     process.communicate("")
     assert process.returncode == 0
     assert PackedStore.open(tmp_path / "toy").names.tolist() == ["a"]
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_second_writer_at_any_moment_of_the_first_one_s_beginning(overwrite, tmp_path, monkeypatch):
+    """Between two steps of one that has just begun, another may take it for one that was killed."""
+    target, tried = tmp_path / "toy", []
+    if overwrite:
+        write(target)
+
+    def then_another(name, real):
+        def call(*arguments, **settings):
+            found = real(*arguments, **settings)
+            if name not in tried:
+                tried.append(name)
+                with pytest.raises(StoreError, match="is being written by"), writer(target, overwrite=True):
+                    pass
+            return found
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for module, name in ((fcntl, "flock"), (os, "ftruncate"), (store_module, "check_target")):
+            patch.setattr(module, name, then_another(name, getattr(module, name)))
+        with writer(target, overwrite=overwrite) as first:
+            first.add(np.ones((4, 1, 25, 3)), name="a", label=0)
+    assert tried == ["flock", "ftruncate", "check_target"]
+    assert PackedStore.open(target).names.tolist() == ["a"]
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_the_lock_file_of_another_writer_is_not_removed(tmp_path, monkeypatch):
+    """One ends between another's opening of the lock file and its locking: that one has to open it again."""
+    target, flock = tmp_path / "toy", fcntl.flock
+    first = writer(target)
+    first.__enter__()
+    opened = []
+
+    def late(handle, how):
+        if not opened:
+            opened.append(handle)
+            first.__exit__(ValueError, ValueError(), None)
+        return flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with writer(target) as second:
+        assert (tmp_path / ".toy.lock").read_text() == str(os.getpid())
+        with pytest.raises(StoreError, match="is being written"), writer(target):
+            pass
+        second.add(np.ones((4, 1, 25, 3)), name="a", label=0)
+    assert [p.name for p in tmp_path.iterdir()] == ["toy"]
 
 
 def truncate(path):

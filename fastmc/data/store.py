@@ -242,13 +242,17 @@ class StoreWriter:
 
     def __enter__(self) -> StoreWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        _clean_up_after_killed_writers(self.path)  # may bring an old store back
-        check_target(self.path, self.overwrite)
+        self._lock = _lock(self.path)  # before anything else: a writer that has just begun is no killed one
         self._temp = self.path.with_name(f".{self.path.name}.tmp-{os.getpid()}")
-        self._temp.mkdir()
-        self._lock = _lock(self._temp)
+        try:
+            _clean_up_after_killed_writers(self.path)  # may bring an old store back
+            check_target(self.path, self.overwrite)
+        except BaseException:
+            _unlock(self._lock, self.path)
+            raise
         try:
             with writing(self.path):
+                self._temp.mkdir()
                 self._file: BinaryIO = open(self._temp / "frames.npy", "wb")
                 self._header_size = self._write_header()
         except OSError:
@@ -269,8 +273,7 @@ class StoreWriter:
 
     def _clean_up(self) -> None:
         shutil.rmtree(self._temp, ignore_errors=True)
-        if self._lock is not None:
-            os.close(self._lock)
+        _unlock(self._lock, self.path)
 
     def __len__(self) -> int:
         return len(self._clips)
@@ -459,26 +462,43 @@ def check_target(path: str | Path, overwrite: bool) -> None:
 
 def _clean_up_after_killed_writers(path: Path) -> None:
     for temp in path.parent.glob(f".{glob.escape(path.name)}.tmp-*"):
-        lock = _lock(temp)
-        if lock is None:
-            process = temp.name.rpartition("-")[2]
-            raise StoreError(f"process {process} is writing {path}; wait for it, or delete {temp} if it has gone")
         shutil.rmtree(temp, ignore_errors=True)
-        os.close(lock)
     old = path.with_name(f".{path.name}.old")
     if old.exists():  # a writer was killed between its two renames, or while it deleted the old store
         shutil.rmtree(old) if path.exists() else old.rename(path)
 
 
-def _lock(folder: Path) -> int | None:
-    """Lock a folder for the life of this process (the kernel unlocks it even after a kill); None if it is taken."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        return None
-    return handle
+def _lock(path: Path) -> int:
+    """Lock the place of a store for the life of this process; the kernel unlocks it even after a kill.
+
+    Raises:
+        StoreError: another writer has locked it; the message names its process.
+    """
+    file = _lock_file(path)
+    while True:
+        handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            number = os.pread(handle, 20, 0).decode("ascii", "replace")
+            os.close(handle)
+            who = f"process {number}" if number else "another process"
+            raise StoreError(f"{path} is being written by {who}; wait for it, or stop it") from None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(file)):
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, str(os.getpid()).encode(), 0)
+                return handle
+        os.close(handle)  # its last owner has removed it meanwhile
+
+
+def _unlock(handle: int, path: Path) -> None:
+    _lock_file(path).unlink(missing_ok=True)  # while it is locked, so that nobody else's is removed
+    os.close(handle)
+
+
+def _lock_file(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
 
 
 def _sync(file: BinaryIO) -> None:
