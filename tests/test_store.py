@@ -357,3 +357,40 @@ def test_verify_finds_a_flipped_bit(tmp_path):
         file.write(bytes([byte ^ 1]))
     with pytest.raises(StoreError, match="is not what was written"):
         PackedStore.open(path).verify()
+
+
+def poke(path, row, value):
+    """Write a number into the frames of a store, as a fault of a disk would."""
+    frames = np.load(path / "frames.npy", mmap_mode="r+")
+    frames[row, 3, 1] = value
+    frames.flush()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_verifying_names_the_clip_that_is_not_finite(value, tmp_path, monkeypatch):
+    monkeypatch.setattr(store_module, "CHUNK_ROWS", 4)
+    store = PackedStore.open(write(tmp_path / "toy"))
+    poke(tmp_path / "toy", int(store.start[3]), value)
+    with pytest.raises(StoreError, match=r"is not what was written to it: clip c00003 holds NaN or infinite"):
+        PackedStore.open(tmp_path / "toy").verify()
+    poke(tmp_path / "toy", int(store.start[3]), 0.5)
+    with pytest.raises(StoreError, match=r"is not what was written to it; prepare it again"):
+        PackedStore.open(tmp_path / "toy").verify()
+
+
+@pytest.mark.parametrize("what", ["written to", "truncated", "replaced", "removed"])
+def test_frames_that_change_while_they_are_in_use(what, tmp_path):
+    store = PackedStore.open(write(tmp_path / "toy"))
+    file = tmp_path / "toy" / "frames.npy"
+    store.check_unchanged()
+    if what == "written to":
+        poke(tmp_path / "toy", 0, 0.25)
+    if what == "truncated":
+        os.truncate(file, file.stat().st_size - 1)
+    if what == "replaced":
+        shutil.copy2(file, tmp_path / "copy.npy")
+        os.replace(tmp_path / "copy.npy", file)
+    if what == "removed":
+        file.unlink()
+    with pytest.raises(StoreError, match="has gone while" if what == "removed" else "was changed while"):
+        store.check_unchanged()

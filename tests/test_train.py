@@ -22,6 +22,7 @@ from conftest import write_small_store
 
 from fastmc import checkpoint
 from fastmc.data.placement import DataConfig
+from fastmc.data.store import PackedStore
 from fastmc.data.streamed import THREAD_NAME
 from train import evaluate, run
 from train.config import Config, LogConfig, differences, from_plain, parse, preset_config, to_plain
@@ -838,3 +839,43 @@ def test_stopped_in_the_middle_or_at_the_end_of_an_epoch_the_run_ends_as_if_it_h
     assert_same_state(state_of(tmp_path / "whole")["model"], state_of(tmp_path / "parts")["model"])
     rows = [read_metrics(tmp_path / name / "metrics.csv") for name in ("whole", "parts")]
     assert [row["loss"] for row in rows[0]] == [row["loss"] for row in rows[1]]
+
+
+@pytest.mark.parametrize("when", ["training", "evaluation"])
+def test_frames_that_change_under_a_run_end_it(when, data_root, tmp_path, capsys):
+    shutil.copytree(data_root / "small", tmp_path / "data" / "small")
+    frames, advanced, said = tmp_path / "data" / "small" / "frames.npy", Pretraining._advance, []
+
+    def advance_and_touch(self: Pretraining, *batch: object) -> bool:
+        found = advanced(self, *batch)
+        if self.step == (4 if when == "training" else 12) and not said:
+            said.append(self.step)
+            os.utime(frames)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pretraining, "_advance", advance_and_touch)
+        assert run.main(command(tmp_path / "data", tmp_path / "run")) == 1
+    assert f"{frames} was changed while it was in use" in errors(capsys)
+    assert said and not (tmp_path / "run" / "report.json").exists()
+    assert run.main(command(tmp_path / "data", tmp_path / "run")) == 0, "the bits are the same, and it goes on"
+
+
+@pytest.mark.parametrize(("flags", "code"), [((), 1), (("--verify", "on"), 1), (("--verify", "off"), 0)])
+def test_damaged_frames_are_not_trained_on(flags, code, data_root, tmp_path, capsys):
+    store = shutil.copytree(data_root / "small", tmp_path / "data" / "small")
+    frames = np.load(store / "frames.npy", mmap_mode="r+")
+    frames[0, 0, 0] += 1
+    frames.flush()
+    assert run.main(command(tmp_path / "data", tmp_path / "run", "--epochs", "1", *flags)) == code
+    assert code == 0 or "is not what was written to it" in errors(capsys)
+
+
+def test_a_large_set_is_verified_where_that_is_asked_for(data_root, monkeypatch):
+    seen = []
+    monkeypatch.setattr(PackedStore, "verify", lambda self: seen.append(self.name))
+    monkeypatch.setattr("train.datasets.VERIFIED_BYTES", 10)
+    open_dataset("small", data_root)
+    assert not seen
+    open_dataset("small", data_root, "on")
+    assert seen == ["small"]

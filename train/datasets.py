@@ -29,11 +29,25 @@ class DatasetError(RuntimeError):
     """A dataset is not there; the message says what to get, from whom, where to put it, and the command to run."""
 
 
-def open_dataset(name: str, data_root: Path) -> PackedStore:
-    """The packed store ``data_root/name``; ``synthetic`` is generated if it is not there."""
+VERIFIED_BYTES = 512e6
+"""Frames of a store that are compared with their checksum whenever it is opened: half a second at most."""
+
+
+def open_dataset(name: str, data_root: Path, verify: str = "auto") -> PackedStore:
+    """The packed store ``data_root/name``; ``synthetic`` is generated if it is not there.
+
+    Args:
+        verify: whether its frames are read and compared with their checksum: on, off, or auto, if they are few.
+
+    Raises:
+        DatasetError: it is not there. StoreError: it is damaged.
+    """
     path = data_root / name
     if path.exists():
-        return PackedStore.open(path)
+        store = PackedStore.open(path)
+        if verify == "on" or (verify == "auto" and store.frames.nbytes <= VERIFIED_BYTES):
+            store.verify()
+        return store
     if name == "synthetic":
         return prepare_synthetic(path)
     stores = sorted(p.parent.name for p in data_root.glob("*/meta.json")) if data_root.is_dir() else []

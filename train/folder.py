@@ -16,8 +16,8 @@ from train.config import Config, differences, from_plain, to_plain
 
 # What may differ between a run and its resumption without changing what it computes.
 FREE_SETTINGS = (
-    *("data_root", "device", "data.placement", "data.view_impl", "contrast.impl", "optim.optimizer_impl"),
-    *("step.compile", "step.cuda_graph", "step.overlap", "step.profile", "log.", "evaluation."),
+    *("data_root", "device", "data.placement", "data.verify", "data.view_impl", "contrast.impl", "log.", "evaluation."),
+    *("optim.optimizer_impl", "step.compile", "step.cuda_graph", "step.overlap", "step.profile"),
 )
 # Said of one call, not of the run.
 CALL_SETTINGS = ("out", "print_config", "restart")

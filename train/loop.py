@@ -97,6 +97,7 @@ class Pretraining:
             )
         if len(test) == 0:
             raise ValueError(f"protocol = {protocol!r} leaves no test clip in {store.path}")
+        self._store = store
         self.data, self.placement = place_store(store, device, config.data)
         self.model = build_model(config, self.data, device)
         self.amp, self.compiled = choose_amp(config.step, device), choose_compile(config.step, device)
@@ -137,6 +138,7 @@ class Pretraining:
 
         Raises:
             NonFiniteError: names epoch, step, values, and the last good checkpoint.
+            StoreError: the data were changed meanwhile.
             KeyboardInterrupt: it was asked to stop (`train.stopping`), and a checkpoint of that moment is written.
         """
         metrics = Metrics(self.folder, epochs_done=self.epoch)
@@ -161,6 +163,7 @@ class Pretraining:
             metrics.close()
 
     def _run_epoch(self, bar: tqdm, profiler: StepProfiler, stops: Callable[[], bool]) -> None:
+        self._store.check_unchanged()
         started = time.perf_counter()
         with closing(self._remaining_batches()) as batches:
             for ids, clips in batches:

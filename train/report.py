@@ -45,7 +45,8 @@ def evaluate_encoder(
 ) -> dict[str, float]:
     """Accuracies in percent of the query encoder, frozen, under the config's protocol: knn_top1, linear_top1 and
     linear_top5. ``run_folder`` keeps the linear classifier as classifier.pt, and the features for further evaluations
-    unless the config says otherwise."""
+    unless the config says otherwise. StoreError if the data were changed since they were opened."""
+    store.check_unchanged()
     cache_in = run_folder if config.log.keep_features else None
     frozen = Frozen.of(model, store, placed, config, cache_in=cache_in, progress=progress)
     features = frozen.features(config.evaluation.train_crops if "linear" in classifiers else 0)

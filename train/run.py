@@ -47,7 +47,7 @@ def run(config: Config) -> dict[str, Any]:
     reason = unavailable_reason(config.contrast.impl, device)
     if reason is not None:
         raise ValueError(f"impl = {config.contrast.impl!r} cannot run on {device}: {reason}")
-    store = open_dataset(config.dataset, config.data_root)
+    store = open_dataset(config.dataset, config.data_root, config.data.verify)
     protocol = config.protocol or store.protocols[0]
     config = replace(config, protocol=protocol)
     config = replace(config, out=config.out or default_folder(config))

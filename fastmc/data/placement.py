@@ -32,6 +32,9 @@ class DataConfig:
     frames_dtype: FramesDtype = "float32"
     """float16 takes half the memory and rounds coordinates of 2 to 4 m by at most 1 mm; bfloat16 by at most 8 mm. The
     largest error in the data at hand is logged."""
+    verify: Literal["auto", "on", "off"] = "auto"
+    """Read all frames first and compare them with their checksum, so that no damaged file is trained on. auto: where
+    they take at most 512 MB."""
     view_impl: ViewImpl = "auto"
     """Implementation of the views that are trained on. auto: the Triton kernels on a GPU; on a CPU numba where it is
     installed; else PyTorch. Views differ in their last bits between implementations."""

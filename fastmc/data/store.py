@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from fastmc.files import summed_file, sync_folder, writing
 from fastmc.reading import load_array, reading, shown
 from fastmc.skeleton import Skeleton
 
+FRAMES = "frames.npy"
+CHUNK_ROWS = 1 << 16
+"""Frames that are read at once."""
 FORMAT = "fastmc packed store"
 VERSION = 1
 PROTOCOL_FIELDS = ("subject", "camera", "setup", "replication", "part")
@@ -75,6 +78,8 @@ class PackedStore:
     replication: np.ndarray
     part: np.ndarray
     names: np.ndarray
+    opened: FileState
+    """What frames.npy was like when it was opened."""
 
     @classmethod
     def open(cls, path: str | Path) -> PackedStore:
@@ -86,7 +91,8 @@ class PackedStore:
                 skeleton = Skeleton.from_dict(meta["skeleton"])
                 _check_meta(meta)
             arrays = {name: _load(path, name) for name in (*CLIP_DTYPES, "names")}
-            store = cls(path, meta, skeleton, _load(path, "frames", mmap=True), **arrays)
+            opened = FileState.of(path / FRAMES)
+            store = cls(path, meta, skeleton, _load(path, "frames", mmap=True), **arrays, opened=opened)
             store._check()
         return store
 
@@ -181,12 +187,46 @@ class PackedStore:
             return [{key: _text_of(entry, key) for key in ("name", "reason", "detail")} for entry in entries]
 
     def verify(self) -> None:
-        """Read all frames and compare their checksum; StoreError if a bit has changed since they were written."""
-        digest = hashlib.blake2b(digest_size=16)
-        for first in range(0, len(self.frames), 1 << 16):
-            digest.update(np.ascontiguousarray(self.frames[first : first + (1 << 16)]).data)
+        """Read all frames and compare their checksum; StoreError if a bit has changed since they were written, which
+        names the first clip that is not finite, if there is one."""
+        digest, broken = hashlib.blake2b(digest_size=16), None
+        for first in range(0, len(self.frames), CHUNK_ROWS):
+            chunk = np.ascontiguousarray(self.frames[first : first + CHUNK_ROWS])
+            digest.update(chunk.data)
+            if broken is None and not np.isfinite(chunk).all():
+                broken = first + int(np.flatnonzero(~np.isfinite(chunk).all(axis=(1, 2)))[0])
         if digest.hexdigest() != self.meta["content_checksum"]:
-            raise StoreError(f"{self.path}/frames.npy is not what was written to it; {REMEDY} with --overwrite")
+            which = ""
+            if broken is not None:
+                clip = self.names[np.searchsorted(self.start, broken, "right") - 1]
+                which = f": clip {clip} holds NaN or infinite coordinates"
+            raise StoreError(f"{self.path / FRAMES} is not what was written to it{which}; {REMEDY} with --overwrite")
+
+    def check_unchanged(self) -> None:
+        """StoreError if frames.npy is not the file that was opened, or was written to since. Costs no reading."""
+        try:
+            now = FileState.of(self.path / FRAMES)
+        except OSError as error:
+            raise StoreError(f"{self.path / FRAMES} has gone while it was in use ({error.strerror})") from error
+        if now != self.opened:
+            raise StoreError(
+                f"{self.path / FRAMES} was changed while it was in use, and what was computed belongs to neither; "
+                "give the command again, once nothing writes there"
+            )
+
+
+class FileState(NamedTuple):
+    """By what one knows, without reading it, that a file was not written to."""
+
+    device: int
+    number: int
+    size: int
+    modified: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileState:
+        found = os.stat(path)
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 class StoreWriter:
