@@ -21,6 +21,7 @@ import zipfile
 from functools import cache
 from pathlib import Path
 from random import Random
+from typing import TextIO
 
 from tests.fuzz.formats import FORMATS, PROJECT_ERRORS, Files, Format
 from tests.fuzz.mutate import damaged
@@ -113,7 +114,14 @@ def main() -> None:
     settings = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable()
-    answers, sys.stdout, sys.stderr = sys.stdout, io.StringIO(), io.StringIO()  # progress bars are not the question
+    try:
+        answers, sys.stdout, sys.stderr = sys.stdout, io.StringIO(), io.StringIO()  # progress bars are not the question
+        work(settings, answers)
+    finally:
+        sys.stderr = sys.__stderr__
+
+
+def work(settings: argparse.Namespace, answers: TextIO) -> None:
     end = time.monotonic() + settings.seconds
     number = settings.first
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as temporary:
@@ -131,8 +139,9 @@ def main() -> None:
                 if taken > MEMORY:
                     outcome, said = "wrong", f"it took {taken >> 20} MB; {outcome}: {said}"
                 print(json.dumps([outcome, name, number, said]), file=answers, flush=True)
-                sys.stderr.seek(0)
-                sys.stderr.truncate()
+                for stream in (sys.stdout, sys.stderr):
+                    stream.seek(0)
+                    stream.truncate()
             number += 1
 
 
