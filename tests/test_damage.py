@@ -21,6 +21,7 @@ from test_train import command, errors
 
 from fastmc import checkpoint
 from fastmc.checkpoint import CheckpointError
+from fastmc.data.store import PackedStore, StoreError
 from fastmc.encoder import Encoder, EncoderConfig
 from fastmc.evaluation import EvalConfig, weights_digest
 from fastmc.released import encoder_of, read_released
@@ -312,6 +313,7 @@ def test_a_tensor_that_claims_more_numbers_than_its_file_has_is_refused(folder, 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
 def test_what_is_no_file_is_refused_at_once(kind, folder, encoder, tmp_path, told):
     def put(path: Path) -> Path:
+        path.parent.mkdir(exist_ok=True)
         path.unlink(missing_ok=True)
         if kind == "pipe":
             os.mkfifo(path)
@@ -331,5 +333,7 @@ def test_what_is_no_file_is_refused_at_once(kind, folder, encoder, tmp_path, tol
         Classifier.read(tmp_path, encoder)
     with pytest.raises(CheckpointError, match="not a file"):
         read_released(put(tmp_path / "cmd.pth.tar"))
-    with pytest.raises(OSError, match="not a file"):
+    with pytest.raises(ValueError, match=r"metrics\.csv is damaged: it is a .*, not a file"):
         read_metrics(put(tmp_path / "metrics.csv"))
+    with pytest.raises(StoreError, match="is not a packed store"):
+        PackedStore.open(put(tmp_path / "store" / "meta.json").parent)
