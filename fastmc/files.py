@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import json
 import os
+import shutil
 import stat
 import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -19,6 +22,7 @@ UNREADABLE_ARRAY = (
     *(OSError, ValueError, EOFError, NotImplementedError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError),
 )
+TEMPORARY = ".tmp"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CHUNK = 1 << 22
 """Bytes that are read at once of a file that may be larger than memory."""
@@ -73,6 +77,58 @@ def whole_file(path: Path) -> Iterator[Path]:
             sync_folder(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_beside(path: Path, *, folder: bool = False) -> Iterator[Path]:
+    """An empty file, or a folder, beside ``path`` for this process alone, removed at the end if it is still there. What
+    processes have left that were killed is removed first.
+
+    It is locked while it is in use, which the kernel ends even after a kill, on a disk of several machines too.
+    """
+    remove_what_was_left(path)
+    mine = path.with_name(f".{path.name}-{os.getpid()}{TEMPORARY}")
+    mine.mkdir() if folder else mine.touch()
+    handle = os.open(mine, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield mine
+    finally:
+        _remove(mine)
+        os.close(handle)
+
+
+def remove_what_was_left(path: Path) -> None:
+    """Temporary files and folders beside ``path`` of processes that are gone."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}-*{TEMPORARY}"):
+        number = left.name.removesuffix(TEMPORARY).rpartition("-")[2]
+        if not number.isdigit() or _is_running(int(number)):
+            continue
+        with suppress(OSError):
+            handle = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an error if another machine's process uses it
+                _remove(left)
+            finally:
+                os.close(handle)
+
+
+def _is_running(process: int) -> bool:
+    """On this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 class SummedFile:

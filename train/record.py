@@ -143,7 +143,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     remedy = "delete it, and the run goes on without its history"
-    with reading(f"{path} is damaged", ValueError, remedy=remedy):
+    with reading(f"{path} is damaged", ValueError, remedy=remedy, passing=(OSError,)):
         lines = read_text(path).splitlines(keepends=True)
         if lines and not lines[-1].endswith("\n"):
             lines.pop()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -38,6 +37,7 @@ from fastmc.data.protocols import (
     read_missing_list,
 )
 from fastmc.data.store import PackedStore, check_target
+from fastmc.files import make_folder_of, temporary_beside
 from fastmc.skeleton import NTU25
 
 FPS = 30.0
@@ -131,7 +131,10 @@ def prepare_synthetic(
 
     check_target(out, overwrite)
     with ExitStack() as stack:
-        folder = Path(raw if raw is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="fastmc-")))
+        if raw is None:
+            make_folder_of(Path(out))
+            raw = stack.enter_context(temporary_beside(Path(out), folder=True))
+        folder = Path(raw)
         if folder.exists() and any(folder.iterdir()):
             raise PrepareError(f"{folder} is not empty: synthetic files would mix with what it holds")
         try:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from fastmc.data.resident import map_frames
 from fastmc.evaluation.digest import weights_digest
 from fastmc.evaluation.features import FeatureSource, FrozenFeatures
-from fastmc.files import open_file, read_text, sum_of, summed_file, write_json, writing
+from fastmc.files import open_file, read_text, sum_of, summed_file, temporary_beside, write_json, writing
 from fastmc.progress import progress_bar
 
 log = logging.getLogger("fastmc")
@@ -177,11 +177,10 @@ class FeatureCache:
         """
         self._remove_stale()
         path = self.entry / f"{name}.npy"
-        temporary = self.entry / f".{name}-{os.getpid()}.tmp"
-        try:
-            # Not through a map of the file: a full disk would end the process with a signal.
-            with writing(path):
-                self.entry.mkdir(parents=True, exist_ok=True)
+        # Not through a map of the file: a full disk would end the process with a signal.
+        with writing(path):
+            self.entry.mkdir(parents=True, exist_ok=True)
+            with temporary_beside(path) as temporary:
                 with summed_file(temporary) as file:
                     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
                     np.lib.format.write_array_header_1_0(file, header)
@@ -193,13 +192,11 @@ class FeatureCache:
 
                     yield write
                 os.replace(temporary, path)
-            self._computed += file.sum.size
-            about = self._about()
-            about["arrays"][name] = [list(shape), "<f4", file.sum.crc]
-            about["device"] = str(self.source.store.device)
-            write_json(self.entry / ABOUT, about)
-        finally:
-            temporary.unlink(missing_ok=True)
+        self._computed += file.sum.size
+        about = self._about()
+        about["arrays"][name] = [list(shape), "<f4", file.sum.crc]
+        about["device"] = str(self.source.store.device)
+        write_json(self.entry / ABOUT, about)
 
     def _remove_stale(self) -> None:
         """Remove the entries of this role's other weights, and what no one can read."""
