@@ -200,13 +200,14 @@ class GrowingFile:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a file for reading; OSError if it is something else, such as a pipe, whose reader waits for ever."""
+    """Open a file for reading; OSError, which leaves the path to its caller, if it is something else, such as a pipe,
+    whose reader waits for ever."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
         kind = next((name for is_so, name in KINDS if is_so(mode)), "device")
-        raise OSError(errno.EINVAL, f"it is a {kind}, not a file", str(path))
+        raise OSError(f"it is a {kind}, not a file")
     return open(handle, "rb")
 
 

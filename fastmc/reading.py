@@ -14,6 +14,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from fastmc.files import open_file
+
 LISTED, LISTED_LETTERS = 20, 60  # names that are listed, and letters of each
 LONGEST = 300  # characters of a fault that are shown: what it quotes may be of any length
 SAYS_ENOUGH = (ValueError, OSError, BadZipFile)  # their messages are sentences
@@ -57,6 +59,7 @@ def explain(failure: BaseException) -> str:
 def load_array(path: str | Path) -> np.ndarray | np.lib.npyio.NpzFile:
     """The array of a .npy file, memory-mapped, or the arrays of a .npz file; ValueError where it holds objects. To be
     called within `reading`: a damaged file may raise anything."""
+    open_file(Path(path)).close()  # what is no file is refused, and not waited for
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:

@@ -15,12 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import write_small_store
 from test_feature_cache import cache_of, computed_by, source  # noqa: F401  a fixture
 from test_released import Q, theirs
 from test_train import command, errors
 
 from fastmc import checkpoint
 from fastmc.checkpoint import CheckpointError
+from fastmc.data.npz import import_npz
+from fastmc.data.packing import PrepareError
+from fastmc.data.store import PackedStore, StoreError
 from fastmc.encoder import Encoder, EncoderConfig
 from fastmc.evaluation import EvalConfig, weights_digest
 from fastmc.released import encoder_of, read_released
@@ -312,6 +316,7 @@ def test_a_tensor_that_claims_more_numbers_than_its_file_has_is_refused(folder, 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
 def test_what_is_no_file_is_refused_at_once(kind, folder, encoder, tmp_path, told):
     def put(path: Path) -> Path:
+        path.parent.mkdir(exist_ok=True)
         path.unlink(missing_ok=True)
         if kind == "pipe":
             os.mkfifo(path)
@@ -331,5 +336,13 @@ def test_what_is_no_file_is_refused_at_once(kind, folder, encoder, tmp_path, tol
         Classifier.read(tmp_path, encoder)
     with pytest.raises(CheckpointError, match="not a file"):
         read_released(put(tmp_path / "cmd.pth.tar"))
-    with pytest.raises(OSError, match="not a file"):
+    with pytest.raises(ValueError, match=r"metrics\.csv is damaged: it is a .*, not a file"):
         read_metrics(put(tmp_path / "metrics.csv"))
+    with pytest.raises(PrepareError, match=r"set\.npz is not a readable \.npz file: it is a .*, not a file"):
+        import_npz(put(tmp_path / "set.npz"), tmp_path / "out", train="split=train")
+    write_small_store(tmp_path / "small", clips=3)
+    put(tmp_path / "small" / "frames.npy")
+    with pytest.raises(StoreError, match=r"frames\.npy: it is a .*, not a file"):
+        PackedStore.open(tmp_path / "small")
+    with pytest.raises(StoreError, match="is not a packed store"):
+        PackedStore.open(put(tmp_path / "store" / "meta.json").parent)

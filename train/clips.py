@@ -12,7 +12,7 @@ import numpy as np
 from fastmc.data.clips import used_frames
 from fastmc.data.store import PackedStore
 from fastmc.embedding import Clip, Embedder
-from fastmc.files import find_files
+from fastmc.files import find_files, open_file
 from fastmc.reading import load_array, reading
 from fastmc.skeleton import NTU25
 
@@ -118,6 +118,7 @@ def _of_npz(file: Path, embedder: Embedder) -> list[Input]:
 def _arrays(file: Path) -> dict[str, np.ndarray]:
     """Those of a .npz file that are read here."""
     with reading(f"--input {file} is not a readable .npz file of plain arrays", ValueError):
+        open_file(file).close()  # what is no file is refused, and not waited for
         content = np.load(file, allow_pickle=False)
         if not isinstance(content, np.lib.npyio.NpzFile):
             raise ValueError("it holds one array; a file of that has the suffix .npy")

@@ -14,6 +14,7 @@ from fastmc.data.clips import MAX_COORDINATE, FaultyClip, usable_clip
 from fastmc.data.packing import NORMALISATION, PrepareError, check_limit
 from fastmc.data.parts import MAX_CLASSES, check_size, checksum
 from fastmc.data.store import NOT_NORMALISED, PackedStore, StoreWriter, check_name
+from fastmc.files import open_file
 from fastmc.progress import progress_bar
 from fastmc.reading import listed, reading, shown
 from fastmc.skeleton import NTU25, SKELETONS, Skeleton
@@ -117,6 +118,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
     if not file.exists():
         raise PrepareError(f"there is no file {file}; give --file the path of a .npz file")
     with reading(f"{file} is not a readable .npz file", PrepareError, passing=(PrepareError,)):
+        open_file(file).close()  # what is no file is refused, and not waited for
         content = np.load(file, allow_pickle=False)
         if not isinstance(content, np.lib.npyio.NpzFile):
             raise PrepareError(f"{file} holds one array; expected a .npz file with {', '.join(REQUIRED)}")

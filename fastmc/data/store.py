@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from fastmc.files import summed_file, sync_folder, writing
+from fastmc.files import read_text, summed_file, sync_folder, writing
 from fastmc.reading import load_array, reading, shown
 from fastmc.skeleton import Skeleton
 
@@ -183,7 +183,7 @@ class PackedStore:
     def skipped(self) -> list[dict[str, str]]:
         """What the preparation left out: ``name``, ``reason`` (a category) and ``detail`` of each source file."""
         with reading(f"{self.path / 'skipped.json'} is corrupt", StoreError, remedy=f"{REMEDY} with --overwrite"):
-            entries = json.loads((self.path / "skipped.json").read_text())
+            entries = json.loads(read_text(self.path / "skipped.json"))
             return [{key: _text_of(entry, key) for key in ("name", "reason", "detail")} for entry in entries]
 
     def verify(self) -> None:
@@ -460,7 +460,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
 def _meta_of_store(path: Path) -> dict[str, Any] | None:
     """Content of ``meta.json``; None if the folder is not a store of any version."""
     try:
-        meta = json.loads((path / "meta.json").read_text())
+        meta = json.loads(read_text(path / "meta.json"))
         return meta if meta["format"] == FORMAT else None
     except Exception:  # what is read may be any file at all
         return None

@@ -204,7 +204,7 @@ class FeatureCache:
             if other == self.entry or not other.is_dir():
                 continue
             try:
-                about = json.loads((other / ABOUT).read_text(encoding="utf-8"))
+                about = json.loads(read_text(other / ABOUT))
                 stale = about["role"] == self.about["role"] and about["weights"] != self.about["weights"]
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # perhaps another process is writing it
