@@ -181,6 +181,14 @@ class GrowingFile:
         with writing(path):
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115  closed by close()
 
+    @property
+    def is_there(self) -> bool:
+        """Whether its name still leads to it: it may have been removed since."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return False
+
     def append(self, piece: bytes) -> None:
         """WriteError if it is not on disk afterwards."""
         handle = self._file.fileno()

@@ -27,7 +27,7 @@ from fastmc.data.streamed import THREAD_NAME
 from train import evaluate, run
 from train.config import Config, LogConfig, differences, from_plain, parse, preset_config, to_plain
 from train.datasets import DatasetError, open_dataset
-from train.folder import RunFolder, load_config
+from train.folder import RunFolder, RunFolderError, load_config
 from train.loop import Pretraining
 from train.record import read_metrics
 from train.step import NonFiniteError
@@ -67,7 +67,7 @@ def assert_same_state(a: object, b: object, where: str = "") -> None:
     elif isinstance(a, dict):
         assert a.keys() == b.keys(), where
         for key in a:
-            if key not in ("seconds", "wall_seconds", "out", "config"):
+            if key not in ("seconds", "wall_seconds", "steps_per_second", "samples_per_second", "out", "config"):
                 assert_same_state(a[key], b[key], f"{where}.{key}")
     elif isinstance(a, (list, tuple)):
         assert len(a) == len(b), where
@@ -150,6 +150,7 @@ def test_resume_equals_an_uninterrupted_run_bit_for_bit(method, optimizer, steps
     whole, parts = state_of(tmp_path / "whole"), state_of(tmp_path / "parts")
     assert whole["position"]["step"] == 12
     random = whole.pop("random"), parts.pop("random")
+    del whole["metrics"], parts["metrics"]  # see below
     assert all(r["cpu"].numel() for r in random)
     assert_same_state(whole, parts)
     timing = ("seconds", "steps_per_second", "samples_per_second")
@@ -879,3 +880,61 @@ def test_a_large_set_is_verified_where_that_is_asked_for(data_root, monkeypatch)
     assert not seen
     open_dataset("small", data_root, "on")
     assert seen == ["small"]
+
+
+def losses(folder: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(folder / "metrics.csv")]
+
+
+@pytest.mark.parametrize("what", ["metrics.csv", "tensorboard", "config.json", "run.log", "."])
+def test_what_is_removed_under_a_run_is_made_again(what, finished, data_root, tmp_path):
+    out, advanced, removed = tmp_path / "run", Pretraining._advance, []
+
+    def advance_and_remove(self: Pretraining, *batch: object) -> bool:
+        if self.step == 7 and not removed:  # two epochs are done
+            removed.append(out / what)
+            shutil.rmtree(removed[0]) if removed[0].is_dir() else removed[0].unlink()
+        return advanced(self, *batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pretraining, "_advance", advance_and_remove)
+        assert run.main(command(data_root, out)) == 0
+    assert removed
+    assert losses(out) == losses(finished)
+    there = {path.relative_to(finished) for path in finished.iterdir()}
+    assert {path.relative_to(out) for path in out.iterdir()} >= there - {Path("features")}
+    assert "epoch 4/4" in (out / "run.log").read_text()
+    assert sum(path.stat().st_size for path in (out / "tensorboard").iterdir()) > 500
+    assert run.main(command(data_root, out)) == 0, "it is a run, finished"
+
+
+def test_a_folder_that_was_removed_under_a_run_is_locked_again(data_root, tmp_path):
+    config = replace(parse(command(data_root, tmp_path / "run")), protocol="xsub")
+    folder = RunFolder(config)
+    with folder.begin({}):
+        shutil.rmtree(folder.path)
+        folder.make_again()
+        folder.make_again()
+        with pytest.raises(RunFolderError, match="another process trains in"), RunFolder(config).begin({}):
+            pass
+    with RunFolder(config).begin({}):
+        pass
+
+
+def test_a_history_that_was_removed_between_two_calls_is_in_the_checkpoint(finished, data_root, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "run")
+    (out / "metrics.csv").unlink()
+    (out / "report.json").unlink()
+    assert run.main(command(data_root, out)) == 0
+    assert losses(out) == losses(finished)
+
+
+@pytest.mark.parametrize("what", ["metrics.csv", "curves.png", "classifier.pt"])
+def test_a_finished_run_makes_again_what_it_lacks(what, finished, data_root, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "run")
+    (out / what).unlink()
+    assert run.main(command(data_root, out)) == 0
+    assert (out / what).stat().st_size == pytest.approx((finished / what).stat().st_size, rel=0.2)
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert run.main(command(data_root, out)) == 0
+    assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before, "now it is only read"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from fastmc.files import read_text, write_json
 from fastmc.reading import reading, shown
 from train.config import Config, differences, from_plain, to_plain
+from train.record import log
 
 # What may differ between a run and its resumption without changing what it computes.
 FREE_SETTINGS = (
@@ -39,6 +41,10 @@ OURS = (
 
 
 JSON_KINDS: dict[type, str] = {dict: "object", list: "array"}
+
+
+RESULTS = ("metrics.csv", "curves.png", "classifier.pt")
+"""Of a finished run, beside report.json."""
 
 
 class RunFolderError(ValueError):
@@ -115,6 +121,8 @@ class RunFolder:
         self.path, self.restart = config.out, config.restart
         self.plain = _run_settings(config)
         self.saved: dict[str, Any] | None = None
+        self._held: os.stat_result | None = None
+        self._again: Callable[[], None] | None = None
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"out = {self.path} is a file; name a folder")
         if self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
@@ -134,8 +142,11 @@ class RunFolder:
             )
 
     def finished_report(self, data: str) -> dict[str, Any] | None:
-        """The content of report.json, if it is of the evaluation that is asked for, on these clips and labels."""
+        """The content of report.json, if it is of the evaluation that is asked for, on these clips and labels, and all
+        other results are there."""
         report = read_json(self.path / "report.json")
+        if not all((self.path / name).exists() for name in RESULTS):
+            return None  # what is missing is made again
         asked = {"evaluation": self.plain["evaluation"], "data": data}
         return report if report is not None and asked.items() <= report.items() else None
 
@@ -147,21 +158,49 @@ class RunFolder:
         Raises:
             RunFolderError: another process trains in it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunFolderError(
-                    f"another process trains in {self.path}; wait for it or name another --out"
-                ) from None
+        with ExitStack() as locks:
+            self._lock(locks)
             if self.restart:
                 self._delete_run()
-            write_json(self.path / "config.json", self.plain)
             starts = self.path / "environment.json"
             before = _read_json(starts, list) if starts.exists() else []
-            write_json(starts, [*before, environment])
-            yield
+            self._write_settings(environments := [*before, environment])
+
+            def again() -> None:
+                self._lock(locks)
+                self._write_settings(environments)
+
+            self._again = again
+            try:
+                yield
+            finally:
+                self._again = None
+
+    def make_again(self) -> None:
+        """Where the folder or its settings were removed under a run, make them again: what the run leaves is a run.
+
+        Raises:
+            RunFolderError: another process trains in it meanwhile.
+        """
+        if self._again is not None and not (self.path / "config.json").exists():
+            log.warning("%s or its settings were removed; they are made again", self.path)
+            self._again()
+
+    def _lock(self, locks: ExitStack) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path / ".lock", os.O_WRONLY | os.O_CREAT, 0o666)
+        locks.callback(os.close, handle)
+        if self._held is not None and os.path.samestat(os.fstat(handle), self._held):
+            return
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunFolderError(f"another process trains in {self.path}; wait for it or name another --out") from None
+        self._held = os.fstat(handle)
+
+    def _write_settings(self, environments: list[dict[str, Any]]) -> None:
+        write_json(self.path / "config.json", self.plain)
+        write_json(self.path / "environment.json", environments)
 
     def _delete_run(self) -> None:
         for name in OURS:

@@ -80,6 +80,7 @@ class Pretraining:
         stepper: makes the steps; ``amp``, ``compiled``, ``graph`` and ``overlap`` say how, and why. Its sums of the
             metrics since the epoch began make the epoch's row of metrics.csv, with ``seconds``.
         epoch, batch: position; ``step`` counts all batches since the start.
+        before_saving: is called before each checkpoint is written.
     """
 
     def __init__(self, config: Config, store: PackedStore, folder: Path, device: torch.device) -> None:
@@ -112,6 +113,8 @@ class Pretraining:
         self.seconds = 0.0
         self._saved_at = self._started_at = time.monotonic()
         self._earlier_seconds = 0.0
+        self._rows: list[dict[str, Any]] | None = None
+        self.before_saving: Callable[[], None] = lambda: None
 
     @property
     def wall_seconds(self) -> float:
@@ -141,7 +144,8 @@ class Pretraining:
             StoreError: the data were changed meanwhile.
             KeyboardInterrupt: it was asked to stop (`train.stopping`), and a checkpoint of that moment is written.
         """
-        metrics = Metrics(self.folder, epochs_done=self.epoch)
+        metrics = Metrics(self.folder, epochs_done=self.epoch, rows=self._rows)
+        self._rows = metrics.rows
         steps = self.config.optim.epochs * self.batches
         bar = tqdm(total=steps, initial=self.step, disable=not sys.stderr.isatty(), **progress_bar("step"))
         try:
@@ -260,12 +264,14 @@ class Pretraining:
             "dataset_checksum": self.checksum,
             "data": self.about_data,
             "wall_seconds": self.wall_seconds,
+            "metrics": self._rows,
             "random": {
                 "cpu": torch.get_rng_state(),
                 "device": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             },
         }
         _check_finite(state, self.step)
+        self.before_saving()
         path = checkpoint.save(self.checkpoints, self.step, state, keep=self.config.log.checkpoints_kept)
         self._saved_at = time.monotonic()
         return path
@@ -279,6 +285,7 @@ class Pretraining:
         self.epoch, self.batch, self.step = position["epoch"], position["batch"], position["step"]
         self.seconds = position["seconds"]
         self._earlier_seconds = state["wall_seconds"]
+        self._rows = state.get("metrics")  # a checkpoint of an older version leaves them to the file
         torch.set_rng_state(state["random"]["cpu"].cpu())
         if self.device.type == "cuda" and state["random"]["device"] is not None:
             torch.cuda.set_rng_state(state["random"]["device"].cpu(), self.device)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ COLUMNS = (
 )
 
 
-class _LogFile(logging.FileHandler):
-    """A file whose disk may be full: that is said once, on the terminal, and the rest is not written."""
+class _LogFile(WatchedFileHandler):
+    """A file that is begun anew where it was removed, and whose disk may be full: that is said once, on the terminal,
+    and the rest is not written."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         why = sys.exc_info()[1]
@@ -77,26 +79,53 @@ def start_logging(path: Path | None = None) -> None:
 
 
 class Metrics:
-    """The rows of metrics.csv, one an epoch, and the same numbers for TensorBoard; a row is whole or not there."""
+    """The rows of metrics.csv, one an epoch, and the same numbers for TensorBoard; a row is whole or not there. Files
+    that were removed under a run are made again, with all rows.
 
-    def __init__(self, folder: Path, epochs_done: int) -> None:
-        """Rows of later epochs, left by a run that was stopped after its last checkpoint, are dropped."""
+    Attributes:
+        rows: of all epochs so far.
+    """
+
+    def __init__(self, folder: Path, epochs_done: int, rows: list[dict[str, Any]] | None = None) -> None:
+        """Rows of later epochs, left by a run that was stopped after its last checkpoint, are dropped.
+
+        ``rows``: of the epochs that are done; by default those of the file.
+        """
         self.path = folder / "metrics.csv"
-        rows = [row for row in read_metrics(self.path) if row["epoch"] <= epochs_done] if self.path.exists() else []
+        if rows is None:
+            rows = read_metrics(self.path) if self.path.exists() else []
+        self.rows = [row for row in rows if row["epoch"] <= epochs_done]
+        self._begin()
+
+    def _begin(self, anew: bool = False) -> None:
+        """``anew``: TensorBoard's file gets all rows too."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         # A crash here must not lose the history.
         with whole_file(self.path) as kept:
-            kept.write_bytes(_lines(rows, head=True))
+            kept.write_bytes(_lines(self.rows, head=True))
         self._file = GrowingFile(self.path)
-        self._board = _Board(folder / "tensorboard", first_step=int(rows[-1]["step"]) + 1 if rows else 0)
+        first = int(self.rows[-1]["step"]) + 1 if self.rows and not anew else 0
+        self._board = _Board(self.path.with_name("tensorboard"), first_step=first)
+        for row in self.rows if anew else ():
+            self._board.write(_scalars(row), row["step"])
 
     def write(self, row: dict[str, Any]) -> None:
         """WriteError if it is not on disk afterwards."""
+        if not (self._file.is_there and self._board.is_there):
+            log.warning("%s or TensorBoard's files were removed; they are made again", self.path)
+            self.close()
+            self._begin(anew=True)
+        self.rows.append(row)
         self._file.append(_lines([row]))
-        self._board.write({name: value for name, value in row.items() if name not in ("epoch", "step")}, row["step"])
+        self._board.write(_scalars(row), row["step"])
 
     def close(self) -> None:
         self._file.close()
         self._board.close()
+
+
+def _scalars(row: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in row.items() if name not in ("epoch", "step")}
 
 
 class _Board:
@@ -109,6 +138,10 @@ class _Board:
         self._file = GrowingFile(folder / name)
         self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
         self._append(Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START)))
+
+    @property
+    def is_there(self) -> bool:
+        return self._file.is_there
 
     def write(self, scalars: Mapping[str, float], step: int) -> None:
         values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]

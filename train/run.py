@@ -58,6 +58,7 @@ def run(config: Config) -> dict[str, Any]:
     finished_report = None if config.restart else _resume(pretraining, folder, store.split_digest(protocol))
     if finished_report is not None:
         return finished_report
+    pretraining.before_saving = folder.make_again
     with checkpoint.saying_where_a_run_goes_on(pretraining.checkpoints), folder.begin(environment(device)):
         start_logging(folder.path / "run.log")
         return _train_and_report(config, store, pretraining)
