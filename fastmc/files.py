@@ -39,6 +39,10 @@ class WriteError(OSError):
         self.errno = error.errno
 
 
+class NotAFile(OSError):
+    """What is to be read is a pipe, a folder, a device; the message names it."""
+
+
 class Sum(NamedTuple):
     """CRC-32 and bytes of a file: any single flipped bit changes the first. A CRC is nine times as fast as BLAKE2b."""
 
@@ -208,14 +212,13 @@ class GrowingFile:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open a file for reading; OSError, which leaves the path to its caller, if it is something else, such as a pipe,
-    whose reader waits for ever."""
+    """Open a file for reading; NotAFile if it is something else, such as a pipe, whose reader waits for ever."""
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
         kind = next((name for is_so, name in KINDS if is_so(mode)), "device")
-        raise OSError(f"it is a {kind}, not a file")
+        raise NotAFile(f"{path} is a {kind}, not a file")
     return open(handle, "rb")
 
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from fastmc.files import CHUNK, Sum, open_file, sum_of, summed_file
+from fastmc.files import CHUNK, NotAFile, Sum, open_file, sum_of, summed_file
 
 ZIP = b"PK\x03\x04"
 NEVER_NEGATIVE = ("running_var", "exp_avg_sq")
@@ -68,6 +68,8 @@ def read_tensors(path: Path, *, expected: Sum | None = None, allowed: Sequence[A
             mapped = mapped and zipped
             content = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
         _check_claims(content)
+    except NotAFile as error:
+        raise TensorFileError(str(error)) from error
     except OSError as error:
         raise TensorFileError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch.load raises many kinds for a damaged file

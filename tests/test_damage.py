@@ -329,20 +329,20 @@ def test_what_is_no_file_is_refused_at_once(kind, folder, encoder, tmp_path, tol
     (_, older), (_, newest) = checkpoint.complete(folder)
     put(newest / checkpoint.STATE)
     assert checkpoint.load_latest(folder)[0] == older
-    assert f"it is a {'named pipe' if kind == 'pipe' else kind}, not a file" in told.text
+    assert f"state.pt is a {'named pipe' if kind == 'pipe' else kind}, not a file" in told.text
     write_classifier(tmp_path, encoder)
     put(tmp_path / "classifier.pt")
     with pytest.raises(ValueError, match="classifier"):
         Classifier.read(tmp_path, encoder)
     with pytest.raises(CheckpointError, match="not a file"):
         read_released(put(tmp_path / "cmd.pth.tar"))
-    with pytest.raises(ValueError, match=r"metrics\.csv is damaged: it is a .*, not a file"):
+    with pytest.raises((ValueError, OSError), match=r"metrics\.csv is a .*, not a file"):
         read_metrics(put(tmp_path / "metrics.csv"))
-    with pytest.raises(PrepareError, match=r"set\.npz is not a readable \.npz file: it is a .*, not a file"):
+    with pytest.raises(PrepareError, match=r"set\.npz is not a readable \.npz file: .* is a .*, not a file"):
         import_npz(put(tmp_path / "set.npz"), tmp_path / "out", train="split=train")
     write_small_store(tmp_path / "small", clips=3)
     put(tmp_path / "small" / "frames.npy")
-    with pytest.raises(StoreError, match=r"frames\.npy: it is a .*, not a file"):
+    with pytest.raises(StoreError, match=r"frames\.npy is a .*, not a file"):
         PackedStore.open(tmp_path / "small")
     with pytest.raises(StoreError, match="is not a packed store"):
         PackedStore.open(put(tmp_path / "store" / "meta.json").parent)
