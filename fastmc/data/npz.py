@@ -178,7 +178,7 @@ def _check(arrays: Arrays, file: Path) -> None:
         raise PrepareError(f"{file}: label {arrays['label'].max()} without class_names; number the classes from 0")
     fps = arrays.get("fps", np.float32(30))
     if fps.shape != () or fps.dtype.kind not in "iuf" or not 0 < fps < np.inf:
-        raise PrepareError(f"{file}: fps is {shown(fps)}, expected one positive number")
+        raise PrepareError(f"{file}: fps is {listed([str(fps)])}, expected one positive number")
 
 
 def _layout(arrays: Arrays, skeleton: str | None, roles: Mapping[str, int | str]) -> tuple[np.ndarray, Skeleton]:
