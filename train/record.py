@@ -47,6 +47,10 @@ class _LogFile(WatchedFileHandler):
     """A file that is begun anew where it was removed, and whose disk may be full: that is said once, on the terminal,
     and the rest is not written."""
 
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(FileNotFoundError):  # its folder was removed too, and is made again with the next row
+            super().emit(record)
+
     def handleError(self, record: logging.LogRecord) -> None:
         why = sys.exc_info()[1]
         log.removeHandler(self)
