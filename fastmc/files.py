@@ -9,19 +9,12 @@ import json
 import os
 import shutil
 import stat
-import tokenize
-import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-# What reading a damaged or foreign .npy or .npz file raises. tokenize reads the header of an array.
-UNREADABLE_ARRAY = (
-    *(OSError, ValueError, EOFError, NotImplementedError, RuntimeError),
-    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError, SyntaxError),
-)
 TEMPORARY = ".tmp"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CHUNK = 1 << 22
