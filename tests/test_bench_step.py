@@ -301,8 +301,8 @@ def test_a_settled_loader_rests(loader):
 
 
 def test_a_loader_that_died_is_noticed(loader, monkeypatch):
-    monkeypatch.setattr(stepwise, "PATIENCE", 0.05)
     loader.settle()
+    monkeypatch.setattr(stepwise, "PATIENCE", 0.05)
     loader._taken += 1  # as if a batch had been taken that nobody makes
     with pytest.raises(RuntimeError, match="made no batch"):
         loader.settle()

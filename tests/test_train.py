@@ -796,6 +796,7 @@ def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint_of_that_moment(number, 
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout is not None
     for line in process.stdout:
@@ -809,6 +810,28 @@ def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint_of_that_moment(number, 
     assert checkpoint.load_latest(out / "checkpoints")[1]["position"]["step"] >= 9
 
 
+@pytest.fixture
+def hears():
+    """A process that was started in the background of a script ignores Ctrl-C, and so do its children."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_what_is_ignored_stays_ignored(hears):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with asked_to_stop() as asked:
+        signal.raise_signal(signal.SIGINT)
+        assert not asked()
+        signal.raise_signal(signal.SIGTERM)
+        assert asked()
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("hears")
 def test_asked_twice_it_stops_at_once():
     before = signal.getsignal(signal.SIGINT)
     with asked_to_stop() as asked:
@@ -820,6 +843,7 @@ def test_asked_twice_it_stops_at_once():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.usefixtures("hears")
 @pytest.mark.parametrize("last", [False, True])
 def test_stopped_in_the_middle_or_at_the_end_of_an_epoch_the_run_ends_as_if_it_had_not_been(last, data_root, tmp_path):
     assert run.main(command(data_root, tmp_path / "whole")) == 0
