@@ -15,6 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
+from kernels import launching_on
 from kernels.launch import Plan, Step
 from kernels.ranges import part
 
@@ -83,7 +84,7 @@ def bank_step_(
     plan = Plan.of(f0, f1, f2, f3, bank, mixing, tiled, True, precision)
     prepared = plan.prepare()
     lse = plan.log_sum_exps(plan.sweep(prepared, bank=temperature))
-    with part("bank"), contiguous(bank, momentum) as (w, v):
+    with part("bank"), launching_on(bank.device, "bank"), contiguous(bank, momentum) as (w, v):
         plan.bank_step_(prepared, lse, temperature, Step(w, v, lr, momentum_factor, weight_decay))
 
 
@@ -115,7 +116,7 @@ def mc_step_(
     stats, gradients = plan.combine(prepared, partial, lse, dtype=f3.dtype)
     if update == "none":
         return stats, gradients
-    with part("bank"), contiguous(bank, momentum) as (w, v):
+    with part("bank"), launching_on(bank.device, "bank"), contiguous(bank, momentum) as (w, v):
         if update == "ascent":
             step = Step(w, v, lr, momentum_factor, weight_decay, guard=stats)
             plan.bank_step_(prepared, lse, bank_temperature, step)

@@ -6,6 +6,7 @@ must read all that changes from tensors, and must not wait for the device: see `
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -58,6 +59,7 @@ class CudaRecorder:
         here.wait_stream(self.stream)
 
     def record(self, body: Callable[[], None]) -> Graph:
+        gc.collect()  # not within the capture, where it might free what a graph of before holds
         graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
             with torch.cuda.graph(graph, stream=self.stream):

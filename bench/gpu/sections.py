@@ -22,12 +22,12 @@ class Section:
 
 SECTIONS = (
     Section("a", "Versions, and every kernel against float64", "bench.gpu.smoke", 70),
-    Section("b", "tests/gpu", "bench.gpu.suite", 75),
+    Section("b", "tests/gpu", "bench.gpu.suite", 160),
     Section("c", "The two ceilings of this card", "bench.gpu.ceilings", 20, least=15),
     Section("d", "Every kernel at the product's size", "bench.gpu.kernel_times", 75),
     Section("e", "Loss and bank step by every provider", "bench.gpu.losses", 50),
     Section("f", "The whole step, and the recurrent calls alone", "bench.gpu.steps", 100),
     Section("g", "Views against numpy workers", "bench.gpu.view_race", 20),
-    Section("h", "Training on data of NTU-60's size through the command line", "bench.gpu.training", 110),
+    Section("h", "Training on data of NTU-60's size through the command line", "bench.gpu.training", 130),
     Section("i", "A trace of some steps", "bench.gpu.trace", 40),
 )

@@ -118,7 +118,7 @@ def test_cudnn_finds_the_weights_of_every_call_in_one_piece(amp, reading, store)
     config = config_of()
     step = make(replace(config, encoder=replace(config.encoder, reading=reading)), store, amp)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.filterwarnings("error", message="RNN module weights")
         eager(step, store, range(FILL + 1))
     for encoder in (step._query.encoder, step._key.encoder):
         for gru in (module for module in encoder.recurrent.modules() if isinstance(module, torch.nn.GRU)):

@@ -143,3 +143,16 @@ def test_forty_steps_of_the_trainer_are_those_of_the_reference(data_root, tmp_pa
     # The budget of impl="torch" with room for split products; tests/test_train.py shows a mutant that exceeds it.
     budget = {"query": 1e-4, "key": 1e-4, "bank": 1e-3, "loss": 1e-4}
     assert all(found[name] < budget[name] for name in budget), found
+
+
+@pytest.mark.parametrize("call", ["mc_step_", "bank_step_"])
+def test_launches_within_a_part_stand_in_an_operator_of_it(call):
+    """A GPU's kernels count to the innermost operator: the bank's must not be the loss's."""
+    case = drawn()
+    features = (case.f0, case.f1, case.f2, case.f3)
+    step = getattr(fastmc, call)
+    with torch.profiler.profile() as recorded:
+        step(case.bank, torch.zeros_like(case.bank), *features, case.mixing, impl="triton")
+    (bank,) = [event for event in recorded.events() if event.name == "bank"]
+    assert "fastmc::bank" in [event.name for event in bank.cpu_children]
+    assert bank.cpu_parent.name == f"fastmc::{call}"
