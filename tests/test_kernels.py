@@ -140,7 +140,6 @@ def compiled(target: str, call: Callable[[], object]) -> list[Report]:
         call()
     found = [report(one) for one in launches]
     for r in found:
-        assert r.seconds < 20, f"{r.name} took {r.seconds:.0f} s to compile"
         assert r.shared_bytes <= SHARED_KIB[target] * 1024, f"{r.name}: {r.shared_bytes} bytes of shared memory"
         assert target.startswith("hip") or r.resident_warps >= 8, f"{r.name}: {r.resident_warps} warps"
         last_adds_up = r.name == "_combine_kernel" and "p_ticket" in given(launches, r.name)

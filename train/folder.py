@@ -142,13 +142,15 @@ class RunFolder:
             )
 
     def finished_report(self, data: str) -> dict[str, Any] | None:
-        """The content of report.json, if it is of the evaluation that is asked for, on these clips and labels, and all
-        other results are there."""
+        """The content of report.json, if it is of the evaluation that is asked for, on these clips and labels."""
         report = read_json(self.path / "report.json")
-        if not all((self.path / name).exists() for name in RESULTS):
-            return None  # what is missing is made again
         asked = {"evaluation": self.plain["evaluation"], "data": data}
         return report if report is not None and asked.items() <= report.items() else None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all results of a finished run are there, beside report.json."""
+        return all((self.path / name).exists() for name in RESULTS)
 
     @contextmanager
     def begin(self, environment: dict[str, Any]) -> Iterator[None]:

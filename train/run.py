@@ -72,7 +72,7 @@ def _resume(pretraining: Pretraining, folder: RunFolder, data: str) -> dict[str,
     path, state = checkpoint.load_latest(pretraining.checkpoints)
     pretraining.load(state, path)
     report = folder.finished_report(data)
-    if pretraining.finished and report is not None:
+    if pretraining.finished and report is not None and folder.is_complete:
         log.info("%s holds this run, finished; --restart runs it again\n%s", folder.path, report_table(report))
         return report
     log.info("resuming from %s (epoch %d, step %d)", path, pretraining.epoch + 1, pretraining.step)
