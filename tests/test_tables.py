@@ -17,7 +17,6 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -322,7 +321,13 @@ def job(n):
     return Job(str(n), "timeit", ("-n1", "-r1", sleep), started / f"{{n}}.log", lambda: False)
 run_jobs([job(n) for n in range(3)], parallel=2)
 """
-    hears = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+
+    def hears() -> None:
+        """Also where these tests were started by nohup, or in the background."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=hears
     )
