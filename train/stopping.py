@@ -47,11 +47,16 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
 
 def stop_with_parent() -> None:
     """From now on this process is sent SIGINT when its parent has died, however that came about."""
+    when_orphaned(lambda: os.kill(os.getpid(), signal.SIGINT))
+
+
+def when_orphaned(act: Callable[[], None]) -> None:
+    """From now on ``act`` is called, in a thread, once this process's parent has died, however that came about."""
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(LOOK)
-        os.kill(os.getpid(), signal.SIGINT)
+        act()
 
     threading.Thread(target=watch, name="fastmc-parent", daemon=True).start()

@@ -16,10 +16,10 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from threading import Thread
 from typing import Any, TypeVar
 
 from fastmc.files import write_json
+from train.stopping import when_orphaned
 
 Result = TypeVar("Result")
 MARGIN = 0.85
@@ -166,15 +166,8 @@ def device_facts() -> dict[str, Any]:
 def end_with_parent() -> None:
     """Once the process that started this one has died, however that came about, end this one and all that it has
     started: else they would hold a GPU that nobody waits for."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os.killpg(os.getpid(), signal.SIGKILL)
-
     if os.getpgrp() == os.getpid():
-        Thread(target=watch, daemon=True).start()
+        when_orphaned(lambda: os.killpg(os.getpid(), signal.SIGKILL))
 
 
 def main(words: str) -> int:
