@@ -424,7 +424,7 @@ class FakeGraph:
 
 
 @contextlib.contextmanager
-def fake_capture(graph: FakeGraph):
+def fake_capture(graph: FakeGraph, stream: object):
     FakeGraph.held = graph
     yield
     FakeGraph.held = None

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from train.graph import WARM_UP, CudaRecorder
+
 Call = Callable[[], Any]
 FEWEST, MOST = 5, 400
 """Samples that a median is taken of."""
@@ -89,13 +91,14 @@ class Clock:
         """
         if not self.on_gpu:
             return self.launched(calls, seconds)
-        for call in calls:
-            warm_up(call)
-        graph = captured(calls)
+        recorder = CudaRecorder()
+        for _ in range(WARM_UP):
+            recorder.warm_up(lambda: in_turn(calls))
+        graph = recorder.record(lambda: in_turn(calls))
         once = max(1e-6, min(self._elapsed(graph.replay) for _ in range(3)))
         repeats = _between(REPLAY / once, 1, max(1, LONGEST_GRAPH // len(calls)))
         if repeats > 1:
-            graph = captured(list(calls) * repeats)
+            graph = recorder.record(lambda: in_turn(list(calls) * repeats))
         replays = self.launched([graph.replay], seconds)
         held = repeats * len(calls)
         return Timing(replays.median / held, replays.low / held, replays.high / held, replays.samples, "graph")
@@ -117,31 +120,13 @@ class Clock:
         return time.perf_counter() - start
 
 
+def in_turn(calls: Iterable[Call]) -> None:
+    for call in calls:
+        call()
+
+
 def _between(value: float, low: int, high: int) -> int:
     return max(low, min(high, math.ceil(value)))
-
-
-def warm_up(call: Call, times: int = 2) -> None:
-    """Run on a stream of its own what will be captured: autograd remembers streams, and libraries make handles."""
-    side, here = torch.cuda.Stream(), torch.cuda.current_stream()
-    side.wait_stream(here)
-    with torch.cuda.stream(side):
-        for _ in range(times):
-            call()
-    here.wait_stream(side)
-    torch.cuda.synchronize()
-
-
-def captured(calls: Iterable[Call]) -> torch.cuda.CUDAGraph:
-    """A graph of the calls. RuntimeError if they cannot be captured; the current stream is what it was then, too."""
-    here, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            for call in calls:
-                call()
-    finally:
-        torch.cuda.set_stream(here)
-    return graph
 
 
 def kernel_seconds(calls: Sequence[Call], rounds: int) -> dict[str, tuple[float, float]]:
