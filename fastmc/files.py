@@ -215,10 +215,15 @@ def open_file(path: Path) -> BinaryIO:
     return open(handle, "rb")
 
 
-def read_text(path: Path) -> str:
-    """The content of a file of text. OSError, and UnicodeDecodeError."""
+def read_bytes(path: Path) -> bytes:
+    """The content of a file. OSError, among them NotAFile."""
     with open_file(path) as file:
-        return file.read().decode("utf-8")
+        return file.read()
+
+
+def read_text(path: Path, encoding: str = "utf-8") -> str:
+    """The content of a file of text. OSError, among them NotAFile, and UnicodeDecodeError."""
+    return read_bytes(path).decode(encoding)
 
 
 def sum_of(file: BinaryIO) -> Sum:

@@ -23,7 +23,12 @@ from test_train import command, errors
 from fastmc import checkpoint
 from fastmc.checkpoint import CheckpointError
 from fastmc.data.npz import import_npz
+from fastmc.data.ntu import read_skeleton
 from fastmc.data.packing import PrepareError
+from fastmc.data.parts import read_class_names
+from fastmc.data.pku import read_recording
+from fastmc.data.protocols import read_missing_list
+from fastmc.data.safe_pickle import load_plain
 from fastmc.data.store import PackedStore, StoreError
 from fastmc.encoder import Encoder, EncoderConfig
 from fastmc.evaluation import EvalConfig, weights_digest
@@ -340,6 +345,12 @@ def test_what_is_no_file_is_refused_at_once(kind, folder, encoder, tmp_path, tol
         read_metrics(put(tmp_path / "metrics.csv"))
     with pytest.raises(PrepareError, match=r"set\.npz is not a readable \.npz file: .* is a .*, not a file"):
         import_npz(put(tmp_path / "set.npz"), tmp_path / "out", train="split=train")
+    with pytest.raises(PrepareError, match="not a file"):
+        read_class_names(put(tmp_path / "names.txt"), 1)
+    raw = put(tmp_path / "raw")
+    for read in (read_missing_list, read_skeleton, load_plain, read_recording):
+        with pytest.raises(OSError, match=r"raw is a .*, not a file"):
+            read(raw)
     write_small_store(tmp_path / "small", clips=3)
     put(tmp_path / "small" / "frames.npy")
     with pytest.raises(StoreError, match=r"frames\.npy is a .*, not a file"):

@@ -970,3 +970,13 @@ def test_a_finished_run_makes_again_what_it_lacks(what, finished, data_root, tmp
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     assert run.main(command(data_root, out)) == 0
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before, "now it is only read"
+
+
+@pytest.mark.parametrize("key", ["linear_top5", "random_init"])
+def test_a_report_that_lacks_an_accuracy_is_made_again(key, finished, data_root, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "run")
+    report = json.loads((out / "report.json").read_text())
+    wanted = report.pop(key)
+    (out / "report.json").write_text(json.dumps(report))
+    assert run.main(command(data_root, out)) == 0
+    assert json.loads((out / "report.json").read_text())[key] == wanted

@@ -45,6 +45,8 @@ JSON_KINDS: dict[type, str] = {dict: "object", list: "array"}
 
 RESULTS = ("metrics.csv", "curves.png", "classifier.pt")
 """Of a finished run, beside report.json."""
+ACCURACIES = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_top5": "linear top-5"}
+"""In percent, in report.json, of the encoder and, below ``random_init``, of the untrained one."""
 
 
 class RunFolderError(ValueError):
@@ -142,10 +144,15 @@ class RunFolder:
             )
 
     def finished_report(self, data: str) -> dict[str, Any] | None:
-        """The content of report.json, if it is of the evaluation that is asked for, on these clips and labels."""
+        """The content of report.json, if it has all accuracies of the evaluation that is asked for, on these
+        clips and labels."""
         report = read_json(self.path / "report.json")
         asked = {"evaluation": self.plain["evaluation"], "data": data}
-        return report if report is not None and asked.items() <= report.items() else None
+        if report is None or not asked.items() <= report.items():
+            return None
+        found = (report, report.get("random_init"))
+        is_whole = all(isinstance(of, dict) and all(isinstance(of.get(k), float) for k in ACCURACIES) for of in found)
+        return report if is_whole else None
 
     @property
     def is_complete(self) -> bool:

@@ -14,10 +14,9 @@ from fastmc.doctor import package_versions
 from fastmc.files import whole_file
 from fastmc.model import A2MC
 from train.config import Config
+from train.folder import ACCURACIES
 from train.protocols import Frozen
 from train.record import log, read_metrics
-
-ACCURACIES = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_top5": "linear top-5"}
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -45,14 +45,13 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def stop_with_parent() -> None:
-    """From now on this process is sent SIGINT when its parent has died, however that came about."""
-    when_orphaned(lambda: os.kill(os.getpid(), signal.SIGINT))
+def stop_without(parent: int) -> None:
+    """From now on this process is sent SIGINT when ``parent``, who started it, has died, however that came about."""
+    when_orphaned(parent, lambda: os.kill(os.getpid(), signal.SIGINT))
 
 
-def when_orphaned(act: Callable[[], None]) -> None:
-    """From now on ``act`` is called, in a thread, once this process's parent has died, however that came about."""
-    parent = os.getppid()
+def when_orphaned(parent: int, act: Callable[[], None]) -> None:
+    """From now on ``act`` is called, in a thread, once this process's ``parent`` has died, however that came about."""
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -18,7 +18,7 @@ import time
 import traceback
 from typing import Any
 
-from train.stopping import LOOK, stop_with_parent
+from train.stopping import LOOK, stop_without
 
 # What train.run and train.evaluate import, at once or late. Neither of the two, which are run as programs of their own.
 PRELOADED = ("train.loop", "train.report", "train.protocols", "fastmc.figures.style", "sklearn.metrics")
@@ -26,7 +26,7 @@ PRELOADED = ("train.loop", "train.report", "train.protocols", "fastmc.figures.st
 
 def main() -> int:
     """Serve until the input ends; in a fork, run its command. Returns the exit code of either."""
-    parent = os.getppid()
+    parent, me = os.getppid(), os.getpid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # what stops a command leaves the worker to tell of its end
     for module in PRELOADED:
         importlib.import_module(module)
@@ -34,7 +34,7 @@ def main() -> int:
         command = json.loads(line)
         child = os.fork()
         if not child:
-            stop_with_parent()
+            stop_without(me)
             return run(command)
         code = wait_for(child, parent)
         if os.getppid() != parent:

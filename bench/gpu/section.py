@@ -167,7 +167,7 @@ def end_with_parent() -> None:
     """Once the process that started this one has died, however that came about, end this one and all that it has
     started: else they would hold a GPU that nobody waits for."""
     if os.getpgrp() == os.getpid():
-        when_orphaned(lambda: os.killpg(os.getpid(), signal.SIGKILL))
+        when_orphaned(os.getppid(), lambda: os.killpg(os.getpid(), signal.SIGKILL))
 
 
 def main(words: str) -> int:

@@ -28,6 +28,7 @@ from fastmc.data.packing import (
 )
 from fastmc.data.protocols import Protocols
 from fastmc.data.store import NOT_NORMALISED, PackedStore
+from fastmc.files import read_bytes
 from fastmc.skeleton import KINECT20, Skeleton
 
 FPS = 30.0
@@ -134,7 +135,7 @@ def _read(
     source: Source,
 ) -> Read:
     """Runs in a worker."""
-    content = source.path.read_bytes()
+    content = read_bytes(source.path)
     digest = digest_of(content)
     joints = load(content)
     if joints.ndim != 3 or joints.shape[1:] != (KINECT20.num_joints, 3) or not len(joints):

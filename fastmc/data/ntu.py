@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastmc.data.decimals import Odd, Tokens, keep_freed_memory, require, values_of
+from fastmc.files import read_bytes
 from fastmc.reference.ntu import BODY_FIELDS, JOINT_FIELDS, NUM_JOINTS, RawBody, RawClip, SkeletonFileError
 from fastmc.reference.ntu import read_skeleton as read_plainly
 
@@ -64,7 +65,7 @@ def read_skeleton(path: str | Path, content: bytes | None = None) -> RawClip:
     """
     keep_freed_memory()
     try:
-        return _read_at_once(Path(path).read_bytes() if content is None else content)
+        return _read_at_once(read_bytes(Path(path)) if content is None else content)
     except Odd:
         return read_plainly(path)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fastmc.data.decimals import Odd, Tokens, keep_freed_memory, require, values_of
+from fastmc.files import read_bytes
 from fastmc.reference.ntu import FLOAT32_MAX, SkeletonFileError
 
 PADDING = b" " * 8  # a number is read as the eight bytes before its end, the first number of a file too
@@ -26,7 +27,7 @@ def read_number_lines(path: str | Path, numbers: int, content: bytes | None = No
         SkeletonFileError: names the line: another count of numbers, or one that is not finite in float32.
         OSError: the file cannot be read.
     """
-    content = Path(path).read_bytes() if content is None else content
+    content = read_bytes(Path(path)) if content is None else content
     keep_freed_memory()
     try:
         return _read_at_once(content, numbers)

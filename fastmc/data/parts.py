@@ -14,6 +14,7 @@ from tqdm import tqdm
 from fastmc.data.clips import LAYOUTS, MAX_COORDINATE, FaultyClip, distinct_bodies, usable_clip, used_frames
 from fastmc.data.packing import NORMALISATION, PrepareError, check_limit
 from fastmc.data.store import NOT_NORMALISED, PackedStore, StoreWriter
+from fastmc.files import open_file, read_text
 from fastmc.progress import progress_bar
 from fastmc.skeleton import Skeleton
 
@@ -135,7 +136,7 @@ def check_size(what: str, clips: int, frames: int) -> None:
 def read_class_names(file: str | Path, classes: int) -> list[str]:
     """The names in a text file, one a line from class 0 on; PrepareError if there are less than ``classes``."""
     try:
-        names = [line.strip() for line in Path(file).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        names = [line.strip() for line in read_text(Path(file), "utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise PrepareError(f"cannot read class names from {file}: {error}") from error
     if len(names) < classes:
@@ -151,7 +152,7 @@ def checksum(files: Iterable[Path]) -> str:
     size = sum(file.stat().st_size for file in files)
     with tqdm(total=size, unit_scale=True, **progress_bar("B", "checksum of the source")) as bar:
         for file in files:
-            with open(file, "rb") as content:
+            with open_file(file) as content:
                 while block := content.read(1 << 20):
                     digest.update(block)
                     bar.update(len(block))

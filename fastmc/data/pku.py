@@ -47,7 +47,7 @@ from fastmc.data.pku_protocols import (
     read_splits,
 )
 from fastmc.data.store import PackedStore
-from fastmc.files import find_files
+from fastmc.files import find_files, open_file, read_bytes
 from fastmc.reading import explain, shown
 from fastmc.skeleton import NTU25
 
@@ -180,7 +180,7 @@ def _holds_labels(paths: Iterable[Path], phase: Phase) -> bool | None:
     heads = []
     for path in paths:
         if phase.recording.fullmatch(path.stem):
-            with open(path, "rb") as file:
+            with open_file(path) as file:
                 heads.append(file.read(HEAD).strip())
     return 2 * sum(b"," in head for head in heads) > sum(map(bool, heads)) if heads else None
 
@@ -231,7 +231,7 @@ def _skip_unpaired(target: Packing, name: str, detail: str) -> None:
 def _read(max_coordinate: float, source: Source) -> Read:
     """Runs in a worker."""
     assert isinstance(source, Recording)
-    labels, content = source.labels.read_bytes(), source.path.read_bytes()
+    labels, content = read_bytes(source.labels), read_bytes(source.path)
     try:
         lines = labels.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fastmc.data.packing import PrepareError
 from fastmc.data.protocols import Protocols
+from fastmc.files import read_text
 from fastmc.reading import shown
 
 CAMERAS = "LMR"  # camera 1 is the left one, 2 the middle one, 3 the right one
@@ -142,7 +143,7 @@ def read_splits(paths: Iterable[Path], phase: Phase) -> dict[str, Split]:
 def _read_list(path: Path, phase: Phase) -> Split | None:
     """None if it is the other phase's."""
     try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line for line in read_text(path, "utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise PrepareError(f"cannot read the list {path}: {error}") from error
     sides = [[name.strip() for name in line.split(",") if name.strip()] for line in lines[1::2]]

@@ -37,7 +37,7 @@ from fastmc.data.protocols import (
     read_missing_list,
 )
 from fastmc.data.store import PackedStore, check_target
-from fastmc.files import make_folder_of, temporary_beside
+from fastmc.files import make_folder_of, read_bytes, temporary_beside
 from fastmc.skeleton import NTU25
 
 FPS = 30.0
@@ -203,7 +203,7 @@ def _sources(
 
 def _read(max_coordinate: float, source: Source) -> Read:
     """Runs in a worker."""
-    content = source.path.read_bytes()
+    content = read_bytes(source.path)
     digest = digest_of(content)
     raw = read_skeleton(source.path, content)
     if not any(body.joints.any() for body in raw.bodies.values()):

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastmc.files import read_text
+
 Protocols = Mapping[str, Mapping[str, Any]]
 
 NTU60_FILES = 56_880
@@ -74,7 +76,7 @@ def read_missing_list(path: str | Path) -> frozenset[str]:
         ValueError: a line starts like a clip name and is none, or the file holds no name at all.
     """
     names = set()
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(read_text(Path(path), "utf-8-sig").splitlines(), 1):
         name = line.partition("#")[0].strip().removesuffix(".skeleton")
         if _CLIP_NAME.fullmatch(name):
             names.add(name)

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from fastmc.files import read_bytes
 from fastmc.reading import explain, shown
 
 _DTYPE = re.compile(r"[?bhilqpBHILQPefdg]|[biufSU]\d+")
@@ -53,7 +54,7 @@ def load_plain(path: str | Path) -> Any:
     """
     if Path(path).stat().st_size > MAX_FILE:
         raise SafePickleError(f"it has more than {MAX_FILE >> 20} MB, which is no file of names and labels")
-    content = Path(path).read_bytes()
+    content = read_bytes(Path(path))
     try:
         _check_sizes(content)
         return _Finish().value(_PlainUnpickler(content).load())
