@@ -304,7 +304,7 @@ def test_a_figure_of_other_settings_does_not_enter_a_table(data_root, tmp_path):
     p = plan(data_root, tmp_path, "--test-crop", "0.9", seeds=(0,))
     assert value_of() == [], "the run was evaluated on other crops"
     other = p.config(column, row.variant, "joint", 0)
-    write_json(config.out / "report.json", {"data": data, "evaluation": to_plain(other.evaluation)})
+    write_json(config.out / "report.json", report | {"evaluation": to_plain(other.evaluation)})
     assert value_of() == []
     assert value_of(evaluation=to_plain(FinetuneConfig(test_crop=0.9))) == [40.0]
     os.utime(path, ns=(0, 0))
