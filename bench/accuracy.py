@@ -16,16 +16,16 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from fastmc.data.placement import place_store
+from fastmc.data.placed.placement import place_store
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import frozen_features, knn_evaluate, linear_evaluate
-from train.config import Config, parse
-from train.datasets import open_dataset
-from train.errors import USER_ERRORS
-from train.folder import is_finished
-from train.jobs import Job, run_jobs
-from train.markdown import markdown
-from train.report import ACCURACIES
+from train.command.config import Config, parse
+from train.command.datasets import open_dataset
+from train.command.errors import USER_ERRORS
+from train.runs.folder import is_finished
+from train.runs.report import ACCURACIES
+from train.tables.jobs import Job, run_jobs
+from train.tables.markdown import markdown
 
 
 @dataclass(frozen=True)

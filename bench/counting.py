@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from bench.providers import ASCENT, TEMPERATURE, Case, Inputs, Mix
-from fastmc.storage import share_storage
+from fastmc.encoders.storage import share_storage
 from kernels.ranges import observe
 
 
@@ -48,7 +48,7 @@ class StepSize:
 
 
 def step_arguments(x: Inputs, case: Case, precision: str) -> dict[str, Any]:
-    """Of the raw mc_step_ of kernels.mc and fastmc.chunked: the step of the paper's section 4.2."""
+    """Of the raw mc_step_ of kernels.mc and fastmc.objective.chunked: the step of the paper's section 4.2."""
     return {
         **vars(x),
         "temperature": TEMPERATURE,

@@ -25,10 +25,10 @@ from bench.ntu_like import write_ntu_like
 from bench.step import Ours
 from fastmc.checks import check_number
 from fastmc.data.parallel import usable_cores
-from fastmc.data.resident import ResidentStore
-from fastmc.encoder import Encoder
-from train.config import Preset, preset_config
-from train.host_memory import keep_freed_memory
+from fastmc.data.placed.resident import ResidentStore
+from fastmc.encoders.bigru import Encoder
+from train.command.config import Preset, preset_config
+from train.engine.host_memory import keep_freed_memory
 
 Way = Literal["fastmc", "freed memory given back", "norm applied apart"]
 WAYS: tuple[Way, ...] = ("fastmc", "freed memory given back", "norm applied apart")
@@ -37,8 +37,8 @@ CLOSE = 1e-4  # relative difference of the losses after the first round
 
 @dataclass(frozen=True)
 class CpuStep:
-    """Time a whole training step as it is, with malloc as it is by default (`train.host_memory`), and with the input
-    norm's weight and bias applied to the input instead of the first layer's weights (`fastmc.encoder`).
+    """Time a whole training step as it is, with malloc as it is by default (`train.engine.host_memory`), and with the
+    input norm's weight and bias applied to the input instead of the first layer's weights (`fastmc.encoders.bigru`).
 
     Each way runs in a process of its own, and the processes take turns. Their losses must agree.
     """

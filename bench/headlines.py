@@ -26,8 +26,8 @@ from bench.measure import (
 from bench.providers import MIXES, PROVIDERS, Case, fast_provider
 from bench.step import ENCODER, OURS, OURS_STEPWISE, REFERENCE, STEPWISE, StepCase, StepRace, samples_per_second, text
 from bench.views import ViewsCase
-from train.config import Preset, preset_config
-from train.markdown import markdown
+from train.command.config import Preset, preset_config
+from train.tables.markdown import markdown
 
 STEP_SECONDS = 2
 """Whole steps take seconds each: each side gets so many times the usual time for its rounds."""

@@ -17,7 +17,7 @@ from bench.ledger_data import DataStep, ViewDtype
 from bench.ledger_mc import McStep
 from bench.ledger_step import Amp, TrainingStep
 from fastmc.arguments import PRECISIONS, check_choice
-from fastmc.views import Stream
+from fastmc.views.clips import Stream
 
 RENDER = {"mc": ledger_mc.render, "data": ledger_data.render, "step": ledger_step.render}
 OF_OTHERS = {

@@ -1,4 +1,4 @@
-"""The ledger's piece "data": what `fastmc.model.A2MC.features` launches around the encoders' passes.
+"""The ledger's piece "data": what `fastmc.methods.a2mc.A2MC.features` launches around the encoders' passes.
 
 The passes themselves are the network's and not counted; tensors of their shapes stand for what they give the attack.
 """
@@ -32,12 +32,13 @@ from bench.ledger_rows import (
     traffic_cells,
 )
 from fastmc.arguments import check_choice
-from fastmc.attack import MODULES, AttackConfig
-from fastmc.augment import AugmentConfig, ViewParams, draw_params, identity_params
 from fastmc.checks import check_number
-from fastmc.model import OF_ATTACKED, OF_CLIPS
+from fastmc.methods.a2mc import OF_ATTACKED, OF_CLIPS
+from fastmc.methods.attack import MODULES, AttackConfig
 from fastmc.skeleton import NTU25
-from fastmc.views import STREAMS, DenseClips, PackedClips, Stream, make_views, whole_clips
+from fastmc.views.clips import STREAMS, DenseClips, PackedClips, Stream
+from fastmc.views.draw import AugmentConfig, ViewParams, draw_params, identity_params
+from fastmc.views.make import make_views, whole_clips
 from kernels import view_reason
 
 ViewDtype = Literal["float32", "bfloat16"]

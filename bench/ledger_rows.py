@@ -10,7 +10,7 @@ from typing import Any
 from bench.aot import Launch, compile_launches, report
 from bench.counting import Launching, count_launches
 from bench.resources import Report
-from train.markdown import markdown
+from train.tables.markdown import markdown
 
 MB = 1e6
 SUMS = ("load_bytes", "store_bytes", "first_touch_bytes", "flops", "exponentials", "seconds_at_least")

@@ -21,19 +21,19 @@ from bench.ledger_data import JOINTS, THINGS, DataStep, ntu_like_clips
 from bench.ledger_mc import McStep
 from bench.ledger_rows import H100, MB, count_rows, table
 from bench.providers import Case
-from fastmc.amp import AMP
 from fastmc.arguments import check_choice
-from fastmc.attack import AttackConfig
-from fastmc.augment import AugmentConfig, draw_params
-from fastmc.encoder import EncoderConfig
-from fastmc.model import A2MC, OF_ATTACKED, OF_CLIPS, ContrastConfig
+from fastmc.encoders.amp import AMP
+from fastmc.encoders.bigru import EncoderConfig
+from fastmc.methods.a2mc import A2MC, OF_ATTACKED, OF_CLIPS, ContrastConfig
+from fastmc.methods.attack import AttackConfig
 from fastmc.reference import step as reference
 from fastmc.skeleton import NTU25
+from fastmc.views.draw import AugmentConfig, draw_params
 from kernels.ranges import PARTS, part
 from kernels.update import UpdateGroup
-from train.config import OptimConfig
-from train.optimizer import WholeUpdate
-from train.step import PretrainStep
+from train.command.config import OptimConfig
+from train.engine.optimizer import WholeUpdate
+from train.engine.step import PretrainStep
 
 Amp = Literal["bf16", "fp16", "tf32", "fp32"]
 MADE_IN = dict(zip(THINGS, ("augment", "augment", "attack", "attack", "attack", "augment", "augment"), strict=True))
@@ -102,7 +102,7 @@ class TrainingStep:
     # --- Counts
 
     def count(self, target: str) -> dict[str, PartWork]:
-        """The step of `train.step.PretrainStep` as it runs on a GPU without torch.compile."""
+        """The step of `train.engine.step.PretrainStep` as it runs on a GPU without torch.compile."""
         clips = ntu_like_clips(self.case.batch, self.bodies, "meta")
         with as_on_a_gpu(), compile_launches(target) as launches:
             step = self.stepper()

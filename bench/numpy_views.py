@@ -1,4 +1,4 @@
-"""The views as a data loader's worker makes them, in numpy, one clip after the other: what ``fastmc.augment`` is
+"""The views as a data loader's worker makes them, in numpy, one clip after the other: what ``fastmc.views.draw`` is
 measured against.
 
 Written from sections 3.1 and 3.2 of the paper, in the form of this field's loaders: clips (C, T, V, M) are read from an
@@ -20,8 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastmc.augment import AugmentConfig
-from fastmc.views import FILTER_TAPS
+from fastmc.views.draw import FILTER_TAPS, AugmentConfig
 
 Array = np.ndarray
 
@@ -72,7 +71,7 @@ def draw_choices(
     size: int,
     resized: bool,
 ) -> Choices:
-    """The random choices of a view, as fastmc.augment.draw_params distributes them.
+    """The random choices of a view, as fastmc.views.draw.draw_params distributes them.
 
     resized: the view is taken of a clip that was resized to ``size`` frames; ``num_frames`` are those it had before.
     """

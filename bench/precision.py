@@ -15,9 +15,9 @@ from torch import Tensor
 
 from bench.counting import StepSize, step_arguments
 from bench.providers import Case, draw
-from fastmc import chunked
 from fastmc.arguments import PRECISIONS
-from train.markdown import markdown
+from fastmc.objective import chunked
+from train.tables.markdown import markdown
 
 
 @dataclass(frozen=True)

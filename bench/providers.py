@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 import fastmc
 from fastmc.arguments import unavailable_reason
-from fastmc.bank import mixing_coefficients
+from fastmc.objective.bank import mixing_coefficients
 from fastmc.reference import bank as reference_bank
 from fastmc.reference import contrast as reference
 

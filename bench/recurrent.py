@@ -15,8 +15,8 @@ from bench.machine import conditions, provenance
 from bench.measure import Method, Turns, quotient, times
 from bench.parity import ParityError
 from fastmc.checks import check_number
-from fastmc.encoder import EncoderConfig
-from fastmc.recurrent import SequenceGRU
+from fastmc.encoders.bigru import EncoderConfig
+from fastmc.encoders.recurrent import SequenceGRU
 
 FASTMC, PYTORCH = "fastmc", "nn.GRU"
 PASSES = {"query": "3B clips and back", "key": "B clips", "attack": "B clips and back to them"}

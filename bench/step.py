@@ -24,25 +24,26 @@ from bench.parity import BUDGET, ParityError
 from bench.providers import PROVIDERS, Case, Mix
 from bench.stepwise import FramewiseEncoder, Loader, NumpyClips, Sample, StepwiseStep, framewise_name
 from bench.views import Clips, ViewsCase, choices_of, noise_of
-from fastmc.attack import attack_loss
-from fastmc.augment import COLUMNS, ViewParams, draw_params
-from fastmc.data.resident import PlacedStore
-from fastmc.encoder import EncoderConfig, Reading
-from fastmc.model import OF_ATTACKED, OF_CLIPS, ContrastConfig
+from fastmc.data.placed.resident import PlacedStore
+from fastmc.encoders.bigru import EncoderConfig, Reading
+from fastmc.methods.a2mc import OF_ATTACKED, OF_CLIPS, ContrastConfig
+from fastmc.methods.attack import attack_loss
 from fastmc.reference import step as reference
-from fastmc.views import PackedClips, whole_clips
-from train.choices import choose_amp, choose_compile, choose_graph, choose_overlap
-from train.config import Config, OptimConfig, StepConfig, preset_config
-from train.graph import GraphedStep
-from train.loop import build_model, build_step, graph_step
-from train.step import FaultWatch, StepMetrics
+from fastmc.views.clips import PackedClips
+from fastmc.views.draw import COLUMNS, ViewParams, draw_params
+from fastmc.views.make import whole_clips
+from train.command.config import Config, OptimConfig, StepConfig, preset_config
+from train.engine.choices import choose_amp, choose_compile, choose_graph, choose_overlap
+from train.engine.graph import GraphedStep
+from train.engine.loop import build_model, build_step, graph_step
+from train.engine.step import FaultWatch, StepMetrics
 
 OURS, REFERENCE, ENCODER = "fastmc", "plain reference", "fastmc's encoder calls alone"
 OURS_STEPWISE, STEPWISE = "fastmc, stepwise reading", "as earlier codes, stepwise reading"
 BATCHES = 8
 """Batches that the timed steps go through, over and over again."""
 State = dict[str, Tensor]
-"""What a step changes, by name: query.*, key.* and velocity.* with the names of `fastmc.encoder.Encoder`,
+"""What a step changes, by name: query.*, key.* and velocity.* with the names of `fastmc.encoders.bigru.Encoder`,
 bank.entries, bank.momentum."""
 
 
@@ -123,7 +124,8 @@ def live_state(
 
 
 def renamed(live: State, names: Iterable[str]) -> State:
-    """What lies under these names of `fastmc.encoder.Encoder`, where a side may have those of `FramewiseEncoder`."""
+    """What lies under these names of `fastmc.encoders.bigru.Encoder`, where a side may have those of
+    `FramewiseEncoder`."""
     return {name: live[framewise_name(name)] for name in names}
 
 
@@ -144,7 +146,7 @@ def load(live: State, start: State) -> None:
 
 
 class Ours:
-    """This project's step, as `train.loop` makes it."""
+    """This project's step, as `train.engine.loop` makes it."""
 
     def __init__(self, config: Config, store: PlacedStore, start: State | None = None) -> None:
         """``start``: by default that of a fresh run."""

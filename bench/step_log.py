@@ -20,8 +20,8 @@ from bench.providers import Mix
 from bench.step import BATCHES, OURS, Ours, StepCase, start_state
 from bench.views import Clips, ViewsCase
 from fastmc.data.store import PackedStore, StoreWriter
-from train.config import LogConfig
-from train.loop import Pretraining
+from train.command.config import LogConfig
+from train.engine.loop import Pretraining
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""A pre-training step as earlier released codes write it: what ``train.step`` is measured against beside the plain
-reference.
+"""A pre-training step as earlier released codes write it: what ``train.engine.step`` is measured against beside the
+plain reference.
 
 One encoder call per view, the GRU fed one frame at a time, views in numpy by a loader's workers, the plain loss with
 autograd, SGD and the key encoder's update one tensor after the other. Its mathematics are those of this project's step
@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 
 from bench.numpy_views import STYLES, Choices, collate, crop_resize, draw_choices, make_view
 from bench.views import Clips
-from fastmc.augment import BASIC_KEY, BASIC_QUERY, STRONG, AugmentConfig
-from fastmc.model import OF_ATTACKED
+from fastmc.methods.a2mc import OF_ATTACKED
 from fastmc.reference import step as reference
+from fastmc.views.draw import BASIC_KEY, BASIC_QUERY, STRONG, AugmentConfig
 
 AHEAD = 2
 """Batches that a worker makes ahead of their use: the default of PyTorch's loader."""
@@ -51,8 +51,8 @@ class FramewiseEncoder(reference.Encoder):
 
 
 def framewise_name(name: str) -> str:
-    """Of a weight of `FramewiseEncoder`, given that of `fastmc.encoder.Encoder` with ``reading="stepwise"``: the GRUs
-    ``layers.2.0`` and ``layers.2.1`` are the third layer's two directions."""
+    """Of a weight of `FramewiseEncoder`, given that of `fastmc.encoders.bigru.Encoder` with ``reading="stepwise"``: the
+    GRUs ``layers.2.0`` and ``layers.2.1`` are the third layer's two directions."""
     prefix, found, rest = name.partition("recurrent.layers.")
     if not found:
         return name

@@ -12,7 +12,7 @@ import tyro
 
 from bench.ntu_like import CLIPS, LONGEST, lengths
 from fastmc.data.store import CLIP_DTYPES, PackedStore
-from train.markdown import markdown
+from train.tables.markdown import markdown
 
 JOINTS, BODIES, FLOAT = 25, 2, 4
 

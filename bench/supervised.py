@@ -16,18 +16,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from fastmc.data.order import epoch_order
-from fastmc.data.placement import place_store
-from fastmc.data.resident import PlacedStore
+from fastmc.data.placed.order import epoch_order
+from fastmc.data.placed.placement import place_store
+from fastmc.data.placed.resident import PlacedStore
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import represent
-from fastmc.model import A2MC, BASIC_QUERY, STRONG
+from fastmc.methods.a2mc import A2MC, BASIC_QUERY, STRONG
 from fastmc.progress import progress_bar
-from train.config import Config, parse
-from train.datasets import open_dataset
-from train.errors import USER_ERRORS
-from train.loop import build_model
-from train.optimizer import build_optimizer
+from train.command.config import Config, parse
+from train.command.datasets import open_dataset
+from train.command.errors import USER_ERRORS
+from train.engine.loop import build_model
+from train.engine.optimizer import build_optimizer
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastmc.data.formats.skeleton_file import RawClip, read_skeleton
 from fastmc.data.normalise import choose_bodies, normalise
-from fastmc.data.ntu import RawClip, read_skeleton
 from fastmc.reference import ntu as reference
 from fastmc.skeleton import NTU25
 

@@ -21,11 +21,12 @@ from bench.measure import Method, Turns
 from bench.ntu_like import padded, write_ntu_like
 from bench.numpy_views import STYLES, Choices, Strong, Style, collate, draw_choices, make_view
 from bench.parity import BUDGET, ParityError
-from fastmc.augment import STRONG, AugmentConfig, ViewParams, draw_params
-from fastmc.data.resident import ResidentStore
-from fastmc.model import OF_ATTACKED, OF_CLIPS
+from fastmc.data.placed.resident import ResidentStore
+from fastmc.methods.a2mc import OF_ATTACKED, OF_CLIPS
 from fastmc.random import normal, philox
-from fastmc.views import NOISE_COUNTER, DenseClips, make_views
+from fastmc.views.clips import DenseClips
+from fastmc.views.draw import NOISE_COUNTER, STRONG, AugmentConfig, ViewParams, draw_params
+from fastmc.views.make import make_views
 
 SEED = 0
 FASTMC, TORCH = "fastmc", 'fastmc, impl="torch"'

@@ -14,30 +14,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastmc.augment import AugmentConfig, ViewParams, draw_params
-    from fastmc.bank import MemoryBank, bank_step_
-    from fastmc.embedding import Embedder, load
-    from fastmc.loss import info_nce, mc_loss, mc_loss_parts
-    from fastmc.step import MCStep, mc_step_
-    from fastmc.views import DenseClips, PackedClips, make_views
+    from fastmc.evaluation.embedding import Embedder, load
+    from fastmc.objective.bank import MemoryBank, bank_step_
+    from fastmc.objective.contrast_step import MCStep, mc_step_
+    from fastmc.objective.loss import info_nce, mc_loss, mc_loss_parts
+    from fastmc.views.clips import DenseClips, PackedClips
+    from fastmc.views.draw import AugmentConfig, ViewParams, draw_params
+    from fastmc.views.make import make_views
 
 __version__ = "0.1.0"
 _HOME = {
-    "AugmentConfig": "fastmc.augment",
-    "DenseClips": "fastmc.views",
-    "Embedder": "fastmc.embedding",
-    "MCStep": "fastmc.step",
-    "MemoryBank": "fastmc.bank",
-    "PackedClips": "fastmc.views",
-    "ViewParams": "fastmc.augment",
-    "bank_step_": "fastmc.bank",
-    "draw_params": "fastmc.augment",
-    "info_nce": "fastmc.loss",
-    "load": "fastmc.embedding",
-    "make_views": "fastmc.views",
-    "mc_loss": "fastmc.loss",
-    "mc_loss_parts": "fastmc.loss",
-    "mc_step_": "fastmc.step",
+    "AugmentConfig": "fastmc.views.draw",
+    "DenseClips": "fastmc.views.make",
+    "Embedder": "fastmc.evaluation.embedding",
+    "MCStep": "fastmc.objective.contrast_step",
+    "MemoryBank": "fastmc.objective.bank",
+    "PackedClips": "fastmc.views.make",
+    "ViewParams": "fastmc.views.draw",
+    "bank_step_": "fastmc.objective.bank",
+    "draw_params": "fastmc.views.draw",
+    "info_nce": "fastmc.objective.loss",
+    "load": "fastmc.evaluation.embedding",
+    "make_views": "fastmc.views.make",
+    "mc_loss": "fastmc.objective.loss",
+    "mc_loss_parts": "fastmc.objective.loss",
+    "mc_step_": "fastmc.objective.contrast_step",
 }
 __all__ = [
     "AugmentConfig",

@@ -13,11 +13,12 @@ from torch import Tensor
 
 import kernels
 from fastmc import bank_step_, foreign_package, mc_loss, mc_step_
-from fastmc.amp import cudnn_text, no_bf16_reason
 from fastmc.arguments import no_views_reason, unavailable_reason
-from fastmc.augment import AugmentConfig, draw_params
+from fastmc.encoders.amp import cudnn_text, no_bf16_reason
 from fastmc.skeleton import NTU25
-from fastmc.views import PackedClips, make_views
+from fastmc.views.clips import PackedClips
+from fastmc.views.draw import AugmentConfig, draw_params
+from fastmc.views.make import make_views
 
 PACKAGES = ("fastmc", "torch", "triton", "numba", "numpy", "tyro", "tqdm", "matplotlib", "tensorboard")
 BOUNDS = {"ieee": 1e-4, "bf16x3": 1e-3}

@@ -5,8 +5,8 @@
 
 A sequence is one program's: it reads x and the gradient once (those of a sequence beyond ``TILE`` elements twice, the
 second time out of the caches) and sums in an order that depends on the shape alone, so that no bit depends on the
-batch. Arguments and results are those of the functions of the same names in `fastmc.attack`, which do the same in
-PyTorch.
+batch. Arguments and results are those of the functions of the same names in `fastmc.methods.attack`, which do the same
+in PyTorch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The random choices of augmented views: the table that `fastmc.augment.draw_params` describes, in one launch.
+"""The random choices of augmented views: the table that `fastmc.views.draw.draw_params` describes, in one launch.
 
 A program draws one view of one clip. Sums and products round one by one here as they do in PyTorch, never fused: a crop
 is a product rounded down, and must not depend on the device.
@@ -229,8 +229,8 @@ def draw(
     sample: Tensor,
     resized_to: int | None,
 ) -> Tensor:
-    """The table (W, B, 26 + V) float32 in one launch. config: a `fastmc.augment.AugmentConfig`; strong: the number of
-    the strong view."""
+    """The table (W, B, 26 + V) float32 in one launch. config: a `fastmc.views.draw.AugmentConfig`; strong: the number
+    of the strong view."""
     batch, on_device = len(frames), isinstance(step, Tensor)
     table = torch.empty(len(views), batch, 26 + num_joints, device=frames.device)
     _draw_kernel[(batch, len(views))](

@@ -1,6 +1,6 @@
 """The MC loss (eq. 8-11) and the bank's step (eq. 7) by kernels. Nothing is validated here.
 
-Arguments and results are those of `fastmc.chunked`, which does the same in PyTorch; the launches are in
+Arguments and results are those of `fastmc.objective.chunked`, which does the same in PyTorch; the launches are in
 `kernels.launch`. The bank is float32, the features are float32 or half precision, all on one device. A step is four
 launches, and nothing of size B K is allocated. Partial sums take O(B D) a program of the sweep; there are about
 as many programs as run at a time, under tiled mixing at least B / 32, so O(B^2 D).

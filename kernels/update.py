@@ -7,9 +7,9 @@ A weight is read and written once, 30 bytes with copies in half precision. Tenso
 one storage, in any order; a table on the device says where in each of them a program's chunk begins, so that nothing is
 uploaded at a step.
 
-The order of operations is that of PyTorch's float32 SGD and of `train.optimizer.KeyUpdate` on a CPU, bit for bit: each
-product with a rate is one fused multiply-add with what follows it, momentum * velocity is rounded by itself. So nothing
-else may be fused, and the kernel is compiled without the compiler's own fusing.
+The order of operations is that of PyTorch's float32 SGD and of `train.engine.optimizer.KeyUpdate` on a CPU, bit for
+bit: each product with a rate is one fused multiply-add with what follows it, momentum * velocity is rounded by itself.
+So nothing else may be fused, and the kernel is compiled without the compiler's own fusing.
 """
 
 from __future__ import annotations

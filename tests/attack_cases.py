@@ -1,6 +1,6 @@
 """What the two pieces of the attack are held against, whoever computes them: clips, gradients, truth and budgets.
 
-``pieces`` below is `fastmc.attack` or `kernels.attack`: a module with logit_gradient and limited_step.
+``pieces`` below is `fastmc.methods.attack` or `kernels.attack`: a module with logit_gradient and limited_step.
 """
 
 from __future__ import annotations

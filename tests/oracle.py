@@ -1,4 +1,5 @@
-"""The raw functions' truth: what fastmc.chunked and kernels.mc must return, from the reference and autograd."""
+"""The raw functions' truth: what fastmc.objective.chunked and kernels.mc must return, from the reference and
+autograd."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ from test_train import FAST, assert_same_state, state_of
 from fastmc.data.store import PackedStore
 from fastmc.figures import style  # noqa: F401  a fork has it, and matplotlib, behind it
 from train import evaluate, prepare, run
-from train.record import read_metrics
+from train.engine.record import read_metrics
 
 TIMES = {"seconds", "steps_per_second", "samples_per_second", "wall_seconds"}
 MOST_KILLS = 6

@@ -113,8 +113,8 @@ class TapeGraph:
 
 
 class TapeRecorder:
-    """In the place of `train.graph.CudaRecorder`. As CUDA does, it refuses a step that waits for the device or whose
-    shapes depend on data, and keeps every number of the host as it was.
+    """In the place of `train.engine.graph.CudaRecorder`. As CUDA does, it refuses a step that waits for the device or
+    whose shapes depend on data, and keeps every number of the host as it was.
 
     Attributes:
         warm_ups: how often a body was run before.

@@ -11,9 +11,9 @@ from attack_cases import FINITE, HOSTILE, LOGITS, assert_logit_gradient, assert_
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-import fastmc.attack as pieces
-from fastmc.attack import AttackConfig, AttackHead, attack, attack_loss, limited_step, logit_gradient
-from fastmc.encoder import Encoder, EncoderConfig
+import fastmc.methods.attack as pieces
+from fastmc.encoders.bigru import Encoder, EncoderConfig
+from fastmc.methods.attack import AttackConfig, AttackHead, attack, attack_loss, limited_step, logit_gradient
 from fastmc.reference import attack as reference
 
 BATCH, FRAMES, HIDDEN, CLASSES = 5, 8, 16, 128

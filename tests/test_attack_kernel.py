@@ -16,7 +16,7 @@ import kernels
 from bench.aot import compile_launches, report
 from bench.counting import count_operators
 from bench.resources import Report
-from fastmc.attack import AttackConfig, attack
+from fastmc.methods.attack import AttackConfig, attack
 from kernels import attack as pieces
 
 FULL = {"frames": 64, "joints": 25, "bodies": 2}

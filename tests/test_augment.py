@@ -14,7 +14,8 @@ from plain_philox import uniform_plain, words_plain
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fastmc.augment import (
+from fastmc.reference import augment as reference
+from fastmc.views.draw import (
     BASIC_KEY,
     BASIC_QUERY,
     COLUMNS,
@@ -25,8 +26,7 @@ from fastmc.augment import (
     identity_params,
     rotation_matrix,
 )
-from fastmc.augment import draw_params as draw_by_any
-from fastmc.reference import augment as reference
+from fastmc.views.draw import draw_params as draw_by_any
 
 draw_params = partial(draw_by_any, impl="torch")  # the other implementations are held against this one
 COUNT = 20_000

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import kernels
-from fastmc import chunked
-from fastmc.bank import COEFFICIENTS, MemoryBank, bank_step_, mixing_coefficients
-from fastmc.loss import mc_loss
+from fastmc.objective import chunked
+from fastmc.objective.bank import COEFFICIENTS, MemoryBank, bank_step_, mixing_coefficients
+from fastmc.objective.loss import mc_loss
 
 MIXES = ["own", "tiled"]
 IMPLS = ["torch", "reference"]

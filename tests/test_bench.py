@@ -24,7 +24,7 @@ from bench.supervised import supervised_accuracy
 from fastmc.data.store import PackedStore
 from fastmc.reference import bank as reference_bank
 from fastmc.reference import contrast as reference
-from train.config import parse
+from train.command.config import parse
 
 SMALL = {"batch": 7, "bank": 130, "dim": 24}
 QUICK = Method(rounds=4, threads=1)
@@ -425,7 +425,7 @@ def test_git_state_ignores_results(monkeypatch):
     monkeypatch.setattr(machine, "_git", lambda *arguments: asked.append(arguments) or "")
     assert machine.provenance()["dirty"] is False
     assert any(":!bench/results" in arguments for arguments in asked)
-    monkeypatch.setattr(machine, "_git", lambda *arguments: " M fastmc/loss.py")
+    monkeypatch.setattr(machine, "_git", lambda *arguments: " M fastmc/objective/loss.py")
     assert machine.provenance()["dirty"] is True
 
 

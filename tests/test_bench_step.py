@@ -40,8 +40,8 @@ from bench.step import (
 )
 from bench.stepwise import AHEAD, FramewiseEncoder, Loader, framewise_name
 from bench.views import Clips, ViewsCase
-from fastmc.encoder import Encoder, EncoderConfig, ViewNorm
-from train.step import PretrainStep
+from fastmc.encoders.bigru import Encoder, EncoderConfig, ViewNorm
+from train.engine.step import PretrainStep
 
 CASE = StepCase("own", batch=5, bank=33, dim=16, encoder="2x12", frames=12)
 QUICK = Method(rounds=3, threads=1)

@@ -9,11 +9,11 @@ import torch
 from torch.torch_version import TorchVersion
 
 import kernels
-from fastmc.data.resident import ResidentStore
+from fastmc.data.placed.resident import ResidentStore
+from fastmc.data.placed.streamed import StreamedStore
 from fastmc.data.store import PackedStore
-from fastmc.data.streamed import StreamedStore
-from train.choices import choose_amp, choose_compile, choose_graph, choose_overlap
-from train.config import Config, StepConfig
+from train.command.config import Config, StepConfig
+from train.engine.choices import choose_amp, choose_compile, choose_graph, choose_overlap
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Case, assert_exact, budget, forward_of, forward_truth, within
 
-from fastmc import chunked, rows
-from fastmc.rows import BIT, Block, Contrast, Scratch
+from fastmc.objective import attention as rows
+from fastmc.objective import chunked
+from fastmc.objective.attention import BIT, Block, Contrast, Scratch
 
 KINDS = ["mc", "unmixed", "one-hot", "alone"]
 WEIGHTS = torch.tensor([0.5, -2.0, 3.0])

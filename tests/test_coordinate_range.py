@@ -10,15 +10,15 @@ import pytest
 from scipy.io import savemat
 
 from fastmc.data.clips import MAX_COORDINATE, TOO_FAR, FaultyClip, placed_clip
-from fastmc.data.ctrgcn import import_ctrgcn
+from fastmc.data.formats.ctrgcn import import_ctrgcn
+from fastmc.data.formats.npz import import_npz
+from fastmc.data.formats.ntu import prepare_ntu
+from fastmc.data.formats.nw_ucla import prepare_nw_ucla
+from fastmc.data.formats.pku import prepare_pku
+from fastmc.data.formats.stgcn import import_stgcn
+from fastmc.data.formats.utd_mhad import prepare_utd_mhad
 from fastmc.data.normalise import normalise
-from fastmc.data.npz import import_npz
-from fastmc.data.nw_ucla import prepare_nw_ucla
 from fastmc.data.packing import PrepareError
-from fastmc.data.pku import prepare_pku
-from fastmc.data.prepare import prepare_ntu
-from fastmc.data.stgcn import import_stgcn
-from fastmc.data.utd_mhad import prepare_utd_mhad
 from fastmc.skeleton import KINECT20, NTU25
 from tests.fuzz.formats import people
 from train.prepare import main

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from padded_clips import padded, unpadded
 
-from fastmc.data.ctrgcn import import_ctrgcn
+from fastmc.data.formats.ctrgcn import import_ctrgcn
+from fastmc.data.formats.npz import import_npz
+from fastmc.data.formats.ntu_splits import NTU60_CLASS_NAMES, NTU120_CLASS_NAMES
 from fastmc.data.normalise import normalise
-from fastmc.data.npz import import_npz
 from fastmc.data.packing import PrepareError
-from fastmc.data.protocols import NTU60_CLASS_NAMES, NTU120_CLASS_NAMES
 from fastmc.data.store import PackedStore, StoreError
 from fastmc.skeleton import KINECT20, NTU25
 from train.prepare import main

@@ -22,21 +22,21 @@ from test_train import command, errors
 
 from fastmc import checkpoint
 from fastmc.checkpoint import CheckpointError
-from fastmc.data.npz import import_npz
-from fastmc.data.ntu import read_skeleton
+from fastmc.data.bytes.safe_pickle import load_plain
+from fastmc.data.formats.npz import import_npz
+from fastmc.data.formats.ntu_splits import read_missing_list
+from fastmc.data.formats.parts import read_class_names
+from fastmc.data.formats.pku import read_recording
+from fastmc.data.formats.skeleton_file import read_skeleton
 from fastmc.data.packing import PrepareError
-from fastmc.data.parts import read_class_names
-from fastmc.data.pku import read_recording
-from fastmc.data.protocols import read_missing_list
-from fastmc.data.safe_pickle import load_plain
 from fastmc.data.store import PackedStore, StoreError
-from fastmc.encoder import Encoder, EncoderConfig
+from fastmc.encoders.bigru import Encoder, EncoderConfig
+from fastmc.encoders.released import encoder_of, read_released
 from fastmc.evaluation import EvalConfig, weights_digest
-from fastmc.released import encoder_of, read_released
-from fastmc.trained import Classifier
+from fastmc.evaluation.trained import Classifier
 from train import run
-from train.record import read_metrics
-from train.results import save_classifier
+from train.engine.record import read_metrics
+from train.runs.results import save_classifier
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastmc.encoder import Encoder, EncoderConfig, StepwiseGRU, ViewNorm
+from fastmc.encoders.bigru import Encoder, EncoderConfig, StepwiseGRU, ViewNorm
 
 
 def make(reading="sequence", encoder="2x8", **settings) -> Encoder:

@@ -8,9 +8,9 @@ from sklearn.metrics import top_k_accuracy_score
 from sklearn.neighbors import KNeighborsClassifier
 from view_cases import STREAMS, to_layout, true_stream
 
-from fastmc.data.resident import ResidentStore
+from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
-from fastmc.encoder import Encoder, EncoderConfig
+from fastmc.encoders.bigru import Encoder, EncoderConfig
 from fastmc.evaluation import (
     EvalConfig,
     FrozenFeatures,

@@ -23,21 +23,24 @@ from test_tables import filled
 from test_train import command, errors
 from torch import nn
 
-from fastmc import checkpoint, plotting
-from fastmc.data.resident import ResidentStore
+from fastmc import checkpoint
+from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore, StoreWriter
-from fastmc.encoder import Encoder, EncoderConfig
+from fastmc.encoders.bigru import Encoder, EncoderConfig
 from fastmc.evaluation import EvalConfig, FeatureCache, FeatureSource, Predictions
 from fastmc.figures import draw_attack, style
+from fastmc.figures import skeletons as plotting
 from fastmc.figures.attack import AttackStates
 from fastmc.files import WriteError, whole_file, write_json
 from fastmc.skeleton import NTU25
 from fastmc.tensor_files import write_tensors
-from train import prepare, record, results, run
+from train import prepare, run
 from train.embed import write_arrays
-from train.record import Metrics, read_metrics
-from train.report import plot_curves
-from train.results import Outcome, save_classifier, write_outcome
+from train.engine import record
+from train.engine.record import Metrics, read_metrics
+from train.runs import results
+from train.runs.report import plot_curves
+from train.runs.results import Outcome, save_classifier, write_outcome
 from train.tables import __main__ as table_command
 
 ROW = dict.fromkeys(record.COLUMNS, 0.125)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastmc.data.resident import ResidentStore
+from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
-from fastmc.encoder import Encoder, EncoderConfig
+from fastmc.encoders.bigru import Encoder, EncoderConfig
 from fastmc.evaluation import EvalConfig, FeatureCache, FeatureSource, frozen_features, weights_digest
 from fastmc.evaluation.cache import ABOUT
 

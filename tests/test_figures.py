@@ -23,8 +23,7 @@ from scipy.stats import entropy as scipy_entropy
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
-from fastmc.augment import STRONG, WEAK, AugmentConfig, ViewParams, identity_params
-from fastmc.data.resident import ResidentStore
+from fastmc.data.placed.resident import ResidentStore
 from fastmc.evaluation import represent
 from fastmc.figures.attack import (
     TOP,
@@ -40,16 +39,17 @@ from fastmc.figures.attack import (
 from fastmc.figures.curves import History, curve, draw_curves
 from fastmc.figures.draw_attack import COLUMN, LOW_ROW, _stage, animate_attack, draw_attack, frame_seconds
 from fastmc.figures.neighbours import Strip, draw_neighbours, nearest
+from fastmc.figures.skeletons import COLOURS, Front, bodies_there, front_of, side_by_side
 from fastmc.figures.style import MOST_LINES, SMALL, save
 from fastmc.figures.tsne import choose_classes, draw_embeddings, embed, loo_knn, scores_in_words
 from fastmc.files import whole_file
-from fastmc.plotting import COLOURS, Front, bodies_there, front_of, side_by_side
 from fastmc.skeleton import NTU25
+from fastmc.views.draw import STRONG, WEAK, AugmentConfig, ViewParams, identity_params
 from train import figures, run
-from train.datasets import open_dataset
-from train.figure_runs import DrawnRun, candidates, check_same_data, clips_of_classes, load_runs, run_labels
-from train.loop import build_model
-from train.record import read_metrics
+from train.command.datasets import open_dataset
+from train.engine.loop import build_model
+from train.engine.record import read_metrics
+from train.runs.figure_runs import DrawnRun, candidates, check_same_data, clips_of_classes, load_runs, run_labels
 
 T, CLIPS = 8, 48
 TINY = (

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from train import host_memory
+from train.engine import host_memory
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNT = """
 import resource, sys
-from train.host_memory import keep_freed_memory
+from train.engine.host_memory import keep_freed_memory
 import torch
 if sys.argv[1] == "keep":
     assert keep_freed_memory()

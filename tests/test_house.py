@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import kernels
-from fastmc import bank_step_, chunked, doctor, foreign_package, mc_loss, mc_step_
+from fastmc import bank_step_, doctor, foreign_package, mc_loss, mc_step_
+from fastmc.objective import chunked
 from fastmc.skeleton import KINECT20, NTU25, SKELETONS, Skeleton, mirror_from_names
-from fastmc.views import make_views
+from fastmc.views.make import make_views
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {"kernels": set(), "fastmc": {"kernels"}, "train": {"fastmc", "kernels"}}
@@ -78,7 +79,7 @@ def test_own_packages_are_ours():
 
 
 def test_without_triton_everything_works_and_asking_for_it_says_why():
-    block = "sys.modules['triton'] = None\nimport torch, fastmc, fastmc.model, train.run\n"
+    block = "sys.modules['triton'] = None\nimport torch, fastmc, fastmc.methods.a2mc, train.run\n"
     rows = "f = torch.nn.functional.normalize(torch.randn(6, 4), dim=1)\n"
     done = run_python(block + rows + "print(fastmc.mc_loss(f, f, f, f, f, 0.2).item() > 0)", ROOT)
     assert done.stdout.strip() == "True", done.stderr
@@ -121,7 +122,9 @@ def test_the_doctor_says_what_a_gpu_needs_beside_it(monkeypatch):
 
 def test_importing_fastmc_does_not_import_torch():
     """The workers that read skeleton files start fast."""
-    done = run_python("import fastmc.data.ntu, fastmc.data.normalise; print('torch' in sys.modules)", ROOT)
+    done = run_python(
+        "import fastmc.data.formats.skeleton_file, fastmc.data.normalise; print('torch' in sys.modules)", ROOT
+    )
     assert done.stdout.strip() == "False", done.stderr
 
 

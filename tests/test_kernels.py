@@ -19,8 +19,9 @@ import kernels
 from bench.aot import Launch, compile_launches, report
 from bench.counting import count_operators
 from bench.resources import Report
-from fastmc import chunked, step
-from fastmc.bank import MemoryBank
+from fastmc.objective import chunked
+from fastmc.objective import contrast_step as step
+from fastmc.objective.bank import MemoryBank
 from kernels import launch, mc, tiles
 
 WEIGHTS = torch.tensor([1.0, -2.5, 0.5])
@@ -67,8 +68,8 @@ def test_forward_and_bank_gradient(tiled):
 @needs_ttsem
 @pytest.mark.parametrize("tiled", [False, True])
 def test_step_at_the_size_of_the_paper(tiled):
-    """B = 64, K = 16,384, D = 128. The truth is fastmc.chunked in float64, which its own tests hold to the reference
-    within 1e-12: the reference would build 3.2 GB of mixed banks."""
+    """B = 64, K = 16,384, D = 128. The truth is fastmc.objective.chunked in float64, which its own tests hold to the
+    reference within 1e-12: the reference would build 3.2 GB of mixed banks."""
     case = Case.draw(64, 16384, 128, tiled=tiled, dtype=torch.float32)
     wide = case.to(torch.float64)
     truth, plain = (step_of(chunked, c, "ascent", velocity(c), 7) for c in (wide, case))

@@ -21,7 +21,7 @@ from bench.ledger_mc import compulsory
 from bench.ledger_rows import H100, issued
 from bench.providers import Case
 from bench.resources import Loop, Report
-from fastmc.augment import AugmentConfig
+from fastmc.views.draw import AugmentConfig
 
 VIEWS = ("x0, x3", "x of eq. 5", "x1, x2")
 FEW = 5  # clips

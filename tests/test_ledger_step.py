@@ -27,7 +27,7 @@ from bench.ledger_step import (
     recurrent_seconds,
 )
 from kernels.ranges import part
-from train import step as train_step
+from train.engine import step as train_step
 
 B, K, D, T, M, F, C = 3, 64, 16, 16, 2, 150, 128
 LAYERS, H = 2, 8
@@ -338,7 +338,7 @@ def test_updates_of_the_papers_encoder_move_at_most_1_7_gigabytes():
 
 def test_updates_by_pytorch_move_more(monkeypatch):
     """A mutation: two fused calls, two casts; and beside them the gradients are widened, in the part backward."""
-    monkeypatch.setattr("train.optimizer.no_triton_reason", lambda config, device: "not now")
+    monkeypatch.setattr("train.engine.optimizer.no_triton_reason", lambda config, device: "not now")
     updates, norm = moved(of_the_papers_encoder())
     assert updates + norm > 2.2e9
 
@@ -350,8 +350,8 @@ def test_a_step_that_updates_tensor_by_tensor_is_found_out(monkeypatch):
         for weight in self._sgd.param_groups[0]["params"]:
             weight.detach().lerp_(weight.grad, 0.1)
 
-    monkeypatch.setattr("train.optimizer.no_triton_reason", lambda config, device: "not now")
-    monkeypatch.setattr("train.optimizer.KeyUpdate.step", one_by_one)
+    monkeypatch.setattr("train.engine.optimizer.no_triton_reason", lambda config, device: "not now")
+    monkeypatch.setattr("train.engine.optimizer.KeyUpdate.step", one_by_one)
     works = small_step().count("cuda:90")
     assert works["ema"].operators["lerp_"] == LAYERS * 2 * 4 + 2 + 4
 

@@ -16,9 +16,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
-from fastmc import chunked, rows
 from fastmc.arguments import check_contrast, check_mixing, choose, unavailable_reason
-from fastmc.loss import info_nce, mc_loss, mc_loss_parts
+from fastmc.objective import attention as rows
+from fastmc.objective import chunked
+from fastmc.objective.loss import info_nce, mc_loss, mc_loss_parts
 
 MIXES = ["own", "tiled"]
 NAMES = ("loss", "L1", "L2", "L3", "df1", "df2", "df3", "dbank")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from fastmc.data.matlab import read_numbers
+from fastmc.data.bytes.matlab import read_numbers
 
 
 def mat(compressed=False, **variables):

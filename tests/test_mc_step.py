@@ -18,9 +18,10 @@ from test_loss import HOSTILE, WAITING, Recorder
 from torch import Tensor, nn
 
 import fastmc
-from fastmc import chunked, rows
-from fastmc.bank import MemoryBank
-from fastmc.step import MCStep, mc_step_
+from fastmc.objective import attention as rows
+from fastmc.objective import chunked
+from fastmc.objective.bank import MemoryBank
+from fastmc.objective.contrast_step import MCStep, mc_step_
 
 IMPLS = ["torch", "reference"]
 # The calls of the trainer: A²MC, B3, B2, B1 and filling, and a look without an update.

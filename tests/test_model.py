@@ -8,18 +8,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastmc.attack import AttackConfig
-from fastmc.augment import AugmentConfig, draw_params
-from fastmc.bank import mixing_coefficients
-from fastmc.data.resident import ResidentStore
+from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
-from fastmc.encoder import EncoderConfig
-from fastmc.model import A2MC, ContrastConfig, Features
+from fastmc.encoders.bigru import EncoderConfig
+from fastmc.methods.a2mc import A2MC, ContrastConfig, Features
+from fastmc.methods.attack import AttackConfig
+from fastmc.methods.streams import Beside
+from fastmc.objective.bank import mixing_coefficients
 from fastmc.reference import bank as reference_bank
 from fastmc.reference import contrast as reference
 from fastmc.skeleton import NTU25
-from fastmc.streams import Beside
-from fastmc.views import DenseClips, make_views, to_stream, whole_clips
+from fastmc.views.clips import DenseClips
+from fastmc.views.draw import AugmentConfig, draw_params
+from fastmc.views.make import make_views, to_stream, whole_clips
 from kernels.ranges import observe
 
 SMALL = ContrastConfig(bank_size=20)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastmc.data.formats.npz import import_npz, parse_train
 from fastmc.data.normalise import normalise
-from fastmc.data.npz import import_npz, parse_train
 from fastmc.data.packing import PrepareError
 from fastmc.data.store import PackedStore
 from fastmc.skeleton import KINECT20, NTU25

@@ -6,7 +6,7 @@ import pytest
 from test_prepare import clip_name, skeleton_text, write_raw
 
 from fastmc.data import packing
-from fastmc.data.protocols import (
+from fastmc.data.formats.ntu_splits import (
     NTU60_CLASS_NAMES,
     NTU60_TRAIN_SUBJECTS,
     NTU120_CLASS_NAMES,
@@ -15,7 +15,7 @@ from fastmc.data.protocols import (
     NTU120_TRAIN_SUBJECTS,
 )
 from fastmc.data.store import PackedStore
-from train.datasets import HOW_TO_GET, DatasetError, open_dataset
+from train.command.datasets import HOW_TO_GET, DatasetError, open_dataset
 from train.prepare import main
 
 NAMES = [clip_name(setup=t, subject=s, action=a) for t in (1, 18, 32) for s in (3, 38, 45, 106) for a in (1, 61, 120)]

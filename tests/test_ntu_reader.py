@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastmc.data import ntu
-from fastmc.data.ntu import ClipName, RawClip, SkeletonFileError, parse_name, read_skeleton
+from fastmc.data.formats import skeleton_file as ntu
+from fastmc.data.formats.skeleton_file import ClipName, RawClip, SkeletonFileError, parse_name, read_skeleton
 from fastmc.reference import ntu as reference
 
 READERS = [read_skeleton, reference.read_skeleton]

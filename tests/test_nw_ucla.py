@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from fastmc.data import packing
+from fastmc.data.formats.nw_ucla import HOW_TO_GET_NWUCLA, NWUCLA_CLASSES, prepare_nw_ucla
 from fastmc.data.normalise import normalise
-from fastmc.data.nw_ucla import HOW_TO_GET_NWUCLA, NWUCLA_CLASSES, prepare_nw_ucla
 from fastmc.data.packing import PrepareError
 from fastmc.data.store import PackedStore, StoreError
 from fastmc.skeleton import KINECT20
-from train.datasets import DatasetError, open_dataset
+from train.command.datasets import DatasetError, open_dataset
 from train.prepare import main
 
 

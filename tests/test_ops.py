@@ -12,8 +12,9 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import kernels
-from fastmc import bank_step_, chunked, info_nce, mc_loss, mc_loss_parts, mc_step_
-from fastmc.bank import MemoryBank
+from fastmc import bank_step_, info_nce, mc_loss, mc_loss_parts, mc_step_
+from fastmc.objective import chunked
+from fastmc.objective.bank import MemoryBank
 
 IMPLS = ["torch", "triton"]
 HYPER = (3.0, 0.9, 1e-4)

@@ -15,8 +15,8 @@ import torch
 
 import kernels
 from fastmc.reference.ema import ema_
-from train.config import OptimConfig
-from train.optimizer import KeyUpdate, QueryUpdate, choose_impl, no_apex_reason
+from train.command.config import OptimConfig
+from train.engine.optimizer import KeyUpdate, QueryUpdate, choose_impl, no_apex_reason
 
 SGD = OptimConfig(lr=0.1, weight_decay=0.01)
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")

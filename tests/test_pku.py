@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastmc.data import packing, pku
+from fastmc.data import packing
+from fastmc.data.bytes.number_lines import read_number_lines
+from fastmc.data.formats import pku
+from fastmc.data.formats.pku import prepare_pku, read_recording
+from fastmc.data.formats.pku_splits import CLASS_NAMES, PKU1, PKU2
+from fastmc.data.formats.skeleton_file import SkeletonFileError
 from fastmc.data.normalise import normalise
-from fastmc.data.ntu import SkeletonFileError
-from fastmc.data.number_lines import read_number_lines
 from fastmc.data.packing import PrepareError
-from fastmc.data.pku import prepare_pku, read_recording
-from fastmc.data.pku_protocols import CLASS_NAMES, PKU1, PKU2
 from fastmc.data.store import StoreError
 from fastmc.skeleton import NTU25
 from train.prepare import main

@@ -13,16 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastmc.data import packing, prepare
+from fastmc.data import packing
+from fastmc.data.formats import ntu as prepare
+from fastmc.data.formats.ntu import prepare_ntu, prepare_synthetic
+from fastmc.data.formats.ntu_splits import NTU60_CLASS_NAMES, NTU60_PROTOCOLS, NTU60_TRAIN_SUBJECTS, read_missing_list
+from fastmc.data.formats.skeleton_file import read_skeleton
 from fastmc.data.normalise import choose_bodies, normalise
-from fastmc.data.ntu import read_skeleton
 from fastmc.data.packing import PrepareError
 from fastmc.data.parallel import IN_FLIGHT, WorkerDied, ordered_map
-from fastmc.data.prepare import prepare_ntu, prepare_synthetic
-from fastmc.data.protocols import NTU60_CLASS_NAMES, NTU60_PROTOCOLS, NTU60_TRAIN_SUBJECTS, read_missing_list
 from fastmc.data.report import describe, summary
 from fastmc.data.store import StoreError
-from fastmc.plotting import draw_clip
+from fastmc.figures.skeletons import draw_clip
 from fastmc.skeleton import NTU25, Skeleton
 from train.prepare import find_clip, main
 
@@ -227,7 +228,7 @@ def _die(max_coordinate, source):
 
 def test_workers_do_without_torch(raw, tmp_path):
     code = (
-        "import sys, fastmc.data.prepare, train.prepare\n"
+        "import sys, fastmc.data.formats.ntu, train.prepare\n"
         "print('torch' in sys.modules, 'matplotlib' in sys.modules, 'scipy' in sys.modules)"
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 import fastmc
 import kernels
 from kernels.ranges import part
-from train import profiling
-from train.profiling import MEMORY, OPERATORS, SNAPSHOT, TRACE, WARM_UP, StepProfiler
+from train.engine import profiling
+from train.engine.profiling import MEMORY, OPERATORS, SNAPSHOT, TRACE, WARM_UP, StepProfiler
 
 CPU = torch.device("cpu")
 RECORDED = 3

@@ -31,12 +31,13 @@ from fastmc.evaluation import (
     weights_digest,
 )
 from fastmc.evaluation import finetune as finetune_encoder
+from fastmc.evaluation.trained import Classifier
 from fastmc.skeleton import KINECT20, NTU25
-from fastmc.trained import Classifier
-from train import evaluate, protocols, run
+from train import evaluate, run
 from train.evaluate import load_run
-from train.load import Run
-from train.results import save_classifier, saved_classifier
+from train.runs import evaluations as protocols
+from train.runs.load import Run
+from train.runs.results import save_classifier, saved_classifier
 
 CPU = torch.device("cpu")
 QUICK = ("--epochs", "2", "--milestones", "1", "--device", "cpu")
@@ -254,7 +255,7 @@ def test_first_step_of_finetuning_is_sgd_on_all_clips(finished):
 
 
 def represent_with_gradient(encoder, there: Run, ids: torch.Tensor, ratio: torch.Tensor) -> torch.Tensor:
-    from fastmc.views import whole_clips
+    from fastmc.views.make import whole_clips
 
     return encoder.represent(whole_clips(there.placed.select(ids), there.store.skeleton, 8))
 
@@ -266,7 +267,7 @@ def test_semi_draws_balanced_labels_and_tells_the_spread(finished, monkeypatch, 
         seen.append(args[2].tolist())
         return finetune_encoder(*args, **kwargs)
 
-    monkeypatch.setattr("train.protocols.finetune", spy)
+    monkeypatch.setattr("train.runs.evaluations.finetune", spy)
     arguments = ["semi", "--run", str(finished), "--share", "0.01", "0.5", "--draws", "3", *QUICK]
     assert evaluate.main(arguments) == 0
     there = query_of(finished)
@@ -330,7 +331,7 @@ def test_transfer_to_clips_of_fewer_bodies(own_data, data_root, finished, tmp_pa
 
 
 def test_bodies_that_clips_lack_are_zero(data_root, finished, tmp_path):
-    from train.load import load_for
+    from train.runs.load import load_for
 
     write_store(tmp_path / "target")
     there = load_for("target", finished, CPU, tmp_path)

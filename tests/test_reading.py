@@ -15,9 +15,9 @@ from fastmc.data.store import PackedStore, StoreError
 from fastmc.reading import explain, load_array, reading, shown
 from tests.fuzz.formats import FORMATS, npy_bytes
 from train import embed, evaluate, figures, prepare
-from train.config import Config, to_plain
-from train.folder import RunFolderError, read_config, read_json
-from train.record import read_metrics
+from train.command.config import Config, to_plain
+from train.engine.record import read_metrics
+from train.runs.folder import RunFolderError, read_config, read_json
 from train.tables import __main__ as tables
 
 
@@ -255,7 +255,7 @@ def test_settings_of_a_run_folder(change, tmp_path):
 def test_environment_json_of_a_run_folder(text, tmp_path):
     from dataclasses import replace
 
-    from train.folder import RunFolder
+    from train.runs.folder import RunFolder
 
     config = replace(Config(), out=tmp_path / "run")
     with RunFolder(config).begin({"python": "3.11"}):

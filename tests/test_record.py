@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from train import record
-from train.record import COLUMNS, Metrics, read_metrics
+from train.engine import record
+from train.engine.record import COLUMNS, Metrics, read_metrics
 
 
 def write(folder, epochs: range, done: int) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastmc import recurrent
-from fastmc.recurrent import SequenceGRU, StepwiseGRU
+from fastmc.encoders import recurrent
+from fastmc.encoders.recurrent import SequenceGRU, StepwiseGRU
 
 READINGS = ["sequence", "stepwise"]
 SIZES = [(5, 7, 6, 4), (1, 1, 1, 1), (1, 9, 3, 5), (4, 1, 3, 2), (3, 2, 5, 8), (2, 8, 7, 33)]  # B, T, F, H

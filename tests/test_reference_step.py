@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from bench.step import live_state, plain_choices, plain_clips, plain_encoders, plain_settings, view_params
-from fastmc.attack import AttackConfig
-from fastmc.augment import AugmentConfig
-from fastmc.data.resident import ResidentStore
+from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
-from fastmc.encoder import Encoder, EncoderConfig
-from fastmc.model import ContrastConfig
+from fastmc.encoders.bigru import Encoder, EncoderConfig
+from fastmc.methods.a2mc import ContrastConfig
+from fastmc.methods.attack import AttackConfig
 from fastmc.reference import step as reference
-from train.config import Config, OptimConfig
-from train.loop import build_model, build_step
-from train.step import PretrainStep, StepMetrics
+from fastmc.views.draw import AugmentConfig
+from train.command.config import Config, OptimConfig
+from train.engine.loop import build_model, build_step
+from train.engine.step import PretrainStep, StepMetrics
 
 BATCH, BANK, FRAMES = 6, 21, 12
 STEPS = 10

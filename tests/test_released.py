@@ -21,19 +21,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmc import checkpoint
-from fastmc.bank import MemoryBank
 from fastmc.checkpoint import CheckpointError
 from fastmc.data.packing import NORMALISATION
 from fastmc.data.store import PackedStore
-from fastmc.encoder import Encoder, EncoderConfig
+from fastmc.encoders.bigru import Encoder, EncoderConfig
+from fastmc.encoders.released import (
+    ReleasedEncoder,
+    channel_order,
+    encoder_of,
+    read_released,
+    released_name,
+    to_released,
+)
 from fastmc.evaluation import represent
-from fastmc.released import ReleasedEncoder, channel_order, encoder_of, read_released, released_name, to_released
+from fastmc.objective.bank import MemoryBank
 from fastmc.skeleton import NTU25
-from fastmc.views import to_stream
+from fastmc.views.make import to_stream
 from train import convert, evaluate, prepare, run
+from train.engine.loop import Pretraining
 from train.evaluate import load_run
-from train.folder import load_config
-from train.loop import Pretraining
+from train.runs.folder import load_config
 
 HIDDEN, DIM, FRAMES, BATCH = 8, 16, 12, 5
 QUEUE = 32

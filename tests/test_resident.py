@@ -13,16 +13,16 @@ import torch
 from conftest import write_small_store
 from torch import Tensor
 
-from fastmc.data.order import ORDER_STREAM, epoch_order
-from fastmc.data.placement import DataConfig, FreeMemory, choose_place, free_memory, needed_memory, place_store
-from fastmc.data.resident import PlacedStore, ResidentStore, copy_frames, rounding_error
+from fastmc.data.placed.order import ORDER_STREAM, epoch_order
+from fastmc.data.placed.placement import DataConfig, FreeMemory, choose_place, free_memory, needed_memory, place_store
+from fastmc.data.placed.resident import PlacedStore, ResidentStore, copy_frames, rounding_error
+from fastmc.data.placed.streamed import AHEAD, THREAD_NAME, StreamedStore, run_ahead
 from fastmc.data.store import PackedStore, StoreWriter
-from fastmc.data.streamed import AHEAD, THREAD_NAME, StreamedStore, run_ahead
-from fastmc.encoder import Encoder, EncoderConfig
+from fastmc.encoders.bigru import Encoder, EncoderConfig
 from fastmc.evaluation import represent
 from fastmc.random import philox
 from fastmc.skeleton import NTU25
-from fastmc.views import PackedClips
+from fastmc.views.clips import PackedClips
 
 CPU = torch.device("cpu")
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastmc.data.safe_pickle import SafePickleError, load_plain
+from fastmc.data.bytes.safe_pickle import SafePickleError, load_plain
 
 
 def write(tmp_path, content):

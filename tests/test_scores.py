@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import confusion_matrix, recall_score, top_k_accuracy_score
 
 from fastmc.evaluation import Predictions, fuse
-from fastmc.evaluation.confusion import draw_confusion
+from fastmc.figures.confusion import draw_confusion
 
 
 def scores_of(clips: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, tuple[str, ...]]:

@@ -12,14 +12,14 @@ import zlib
 import numpy as np
 import pytest
 
-from fastmc.data.ctrgcn import import_ctrgcn
-from fastmc.data.matlab import read_numbers
+from fastmc.data.bytes.matlab import read_numbers
+from fastmc.data.bytes.safe_pickle import SafePickleError, load_plain
+from fastmc.data.formats.ctrgcn import import_ctrgcn
+from fastmc.data.formats.npz import import_npz
+from fastmc.data.formats.skeleton_file import RawBody, RawClip
+from fastmc.data.formats.stgcn import import_stgcn
 from fastmc.data.normalise import choose_bodies
-from fastmc.data.npz import import_npz
-from fastmc.data.ntu import RawBody, RawClip
 from fastmc.data.packing import PrepareError
-from fastmc.data.safe_pickle import SafePickleError, load_plain
-from fastmc.data.stgcn import import_stgcn
 from fastmc.data.store import StoreWriter
 from fastmc.skeleton import NTU25
 from tests.fuzz.formats import npy_bytes, people

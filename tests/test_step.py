@@ -19,19 +19,22 @@ from bench.ledger_data import ntu_like_clips
 from bench.ledger_step import TrainingStep
 from bench.ledger_step import as_on_a_gpu as taken_for_a_gpu
 from bench.providers import Case
-from fastmc import arguments, chunked, recurrent, views
-from fastmc.data.resident import ResidentStore
+from fastmc import arguments
+from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
-from fastmc.encoder import EncoderConfig
+from fastmc.encoders import recurrent
+from fastmc.encoders.bigru import EncoderConfig
+from fastmc.encoders.recurrent import rounded_states
 from fastmc.evaluation import represent
-from fastmc.model import ContrastConfig
-from fastmc.recurrent import rounded_states
-from fastmc.views import whole_clips
-from train.config import Config, OptimConfig, StepConfig, preset_config
-from train.graph import WARM_UP, CudaRecorder, GraphedStep
-from train.loop import build_model, build_step, graph_step
-from train.record import log
-from train.step import FaultWatch, GradientScale, NonFiniteError, PretrainStep, StepMetrics
+from fastmc.methods.a2mc import ContrastConfig
+from fastmc.objective import chunked
+from fastmc.views.make import make as views
+from fastmc.views.make import whole_clips
+from train.command.config import Config, OptimConfig, StepConfig, preset_config
+from train.engine.graph import WARM_UP, CudaRecorder, GraphedStep
+from train.engine.loop import build_model, build_step, graph_step
+from train.engine.record import log
+from train.engine.step import FaultWatch, GradientScale, NonFiniteError, PretrainStep, StepMetrics
 
 BATCH = 8
 CPU = torch.device("cpu")

@@ -13,10 +13,10 @@ import pytest
 from padded_clips import FRAMES, padded, unpadded
 
 from fastmc.data.clips import used_frames
+from fastmc.data.formats.ntu_splits import NTU60_CLASS_NAMES, NTU60_PROTOCOLS, NTU120_CLASS_NAMES, NTU120_PROTOCOLS
+from fastmc.data.formats.stgcn import import_stgcn
 from fastmc.data.normalise import normalise
 from fastmc.data.packing import PrepareError
-from fastmc.data.protocols import NTU60_CLASS_NAMES, NTU60_PROTOCOLS, NTU120_CLASS_NAMES, NTU120_PROTOCOLS
-from fastmc.data.stgcn import import_stgcn
 from fastmc.data.store import PackedStore
 from fastmc.skeleton import KINECT20, NTU25
 from train.prepare import main

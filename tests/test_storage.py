@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastmc.amp import AMP, WorkingCopy
-from fastmc.encoder import Encoder, EncoderConfig
-from fastmc.recurrent import CUDNN_GRU, SequenceGRU, flatten_
-from fastmc.storage import ALIGNMENT, share_storage
+from fastmc.encoders.amp import AMP, WorkingCopy
+from fastmc.encoders.bigru import Encoder, EncoderConfig
+from fastmc.encoders.recurrent import CUDNN_GRU, SequenceGRU, flatten_
+from fastmc.encoders.storage import ALIGNMENT, share_storage
 
 
 def test_tensors_that_share_a_storage_keep_their_values():
@@ -62,7 +62,7 @@ def test_on_a_gpu_cudnn_s_own_order_is_asked_for(monkeypatch):
 
     monkeypatch.setattr(torch, "_cudnn_rnn_flatten_weight", stand_in, raising=False)
     gru = SequenceGRU(6, 8, 3).to(torch.bfloat16)
-    monkeypatch.setattr("fastmc.recurrent.on_gpu", lambda tensor: True)
+    monkeypatch.setattr("fastmc.encoders.recurrent.on_gpu", lambda tensor: True)
     flatten_(gru)
     # weights, dtype; weights of a layer and direction, input, kind, hidden, projection, layers, batch first, both ways
     assert asked == [(24, torch.bfloat16, 4, 6, CUDNN_GRU, 8, 0, 3, False, True)]

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastmc.data.formats.skeleton_file import RawClip, parse_name, read_skeleton
 from fastmc.data.normalise import choose_bodies, normalise
-from fastmc.data.ntu import RawClip, parse_name, read_skeleton
 from fastmc.data.synthetic import CLASS_NAMES, write_synthetic
 from fastmc.data.synthetic.actions import ACTIONS
 from fastmc.data.synthetic.body import ANATOMY, CHANNEL, mirror, rest_pose

@@ -21,17 +21,17 @@ import torch
 from conftest import write_small_store
 
 from fastmc import checkpoint
-from fastmc.data.placement import DataConfig
+from fastmc.data.placed.placement import DataConfig
+from fastmc.data.placed.streamed import THREAD_NAME
 from fastmc.data.store import PackedStore
-from fastmc.data.streamed import THREAD_NAME
 from train import evaluate, run
-from train.config import Config, LogConfig, differences, from_plain, parse, preset_config, to_plain
-from train.datasets import DatasetError, open_dataset
-from train.folder import RunFolder, RunFolderError, load_config
-from train.loop import Pretraining
-from train.record import read_metrics
-from train.step import NonFiniteError
-from train.stopping import asked_to_stop
+from train.command.config import Config, LogConfig, differences, from_plain, parse, preset_config, to_plain
+from train.command.datasets import DatasetError, open_dataset
+from train.engine.loop import Pretraining
+from train.engine.record import read_metrics
+from train.engine.step import NonFiniteError
+from train.engine.stopping import asked_to_stop
+from train.runs.folder import RunFolder, RunFolderError, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 FAST = [
@@ -899,7 +899,7 @@ def test_damaged_frames_are_not_trained_on(flags, code, data_root, tmp_path, cap
 def test_a_large_set_is_verified_where_that_is_asked_for(data_root, monkeypatch):
     seen = []
     monkeypatch.setattr(PackedStore, "verify", lambda self: seen.append(self.name))
-    monkeypatch.setattr("train.datasets.VERIFIED_BYTES", 10)
+    monkeypatch.setattr("train.command.datasets.VERIFIED_BYTES", 10)
     open_dataset("small", data_root)
     assert not seen
     open_dataset("small", data_root, "on")

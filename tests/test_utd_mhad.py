@@ -9,11 +9,11 @@ import pytest
 from scipy.io import savemat
 
 from fastmc.data import packing
+from fastmc.data.formats.utd_mhad import HOW_TO_GET_UTD, UTD_CLASS_NAMES, prepare_utd_mhad
 from fastmc.data.normalise import normalise
 from fastmc.data.packing import PrepareError
-from fastmc.data.utd_mhad import HOW_TO_GET_UTD, UTD_CLASS_NAMES, prepare_utd_mhad
 from fastmc.skeleton import KINECT20
-from train.datasets import DatasetError, open_dataset
+from train.command.datasets import DatasetError, open_dataset
 from train.prepare import main
 
 ORDER = (  # of the joints in a file

@@ -30,11 +30,12 @@ from view_cases import (
     truth,
 )
 
-from fastmc import views as views_module
-from fastmc.augment import identity_params
 from fastmc.reference import augment as reference
 from fastmc.skeleton import NTU25, Skeleton
-from fastmc.views import DenseClips, PackedClips, crop_span, make_views, present_bodies, to_stream, whole_clips
+from fastmc.views.clips import DenseClips, PackedClips
+from fastmc.views.draw import identity_params
+from fastmc.views.make import crop_span, make_views, present_bodies, to_stream, whole_clips
+from fastmc.views.make import make as views_module
 
 IN_TORCH = partial(make_views, impl="torch")
 BY_REFERENCE = partial(make_views, impl="reference")

@@ -35,9 +35,10 @@ from philox_kernel import assert_words
 from bench.aot import compile_launches, report
 from bench.counting import count_operators
 from bench.resources import Report
-from fastmc.augment import AugmentConfig, ViewParams, draw_params
 from fastmc.skeleton import KINECT20, NTU25, Skeleton
-from fastmc.views import DenseClips, PackedClips, make_views
+from fastmc.views.clips import DenseClips, PackedClips
+from fastmc.views.draw import AugmentConfig, ViewParams, draw_params
+from fastmc.views.make import make_views
 
 FEW = (1, 30, 65, 129)
 

@@ -38,14 +38,14 @@ from view_cases import (
 
 from fastmc import arguments
 from fastmc.arguments import choose_for_views
-from fastmc.augment import STRONG, AugmentConfig, ViewParams, draw_params
 from fastmc.random import normal, philox
 from fastmc.reference import augment as reference
 from fastmc.skeleton import NTU25
-from fastmc.views import make_views
+from fastmc.views.draw import STRONG, AugmentConfig, ViewParams, draw_params
+from fastmc.views.make import make_views
 
 pytest.importorskip("numba")
-from fastmc import views_numba
+from fastmc.views.make import numba_views as views_numba
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILED = partial(make_views, impl="numba")

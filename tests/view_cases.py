@@ -3,7 +3,8 @@
 The truth goes a way of its own: the single functions of `fastmc.reference.augment`, put together here in float64, with
 noise from a Philox in NumPy. It shares with the code under test what a table's columns mean, and nothing else.
 
-``make`` below is called as `fastmc.views.make_views` is: (clips, params, skeleton, size=, stream=, dtype=) -> views.
+``make`` below is called as `fastmc.views.make.make_views` is: (clips, params, skeleton, size=, stream=, dtype=) ->
+views.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import torch
 from plain_philox import normal_plain, words_plain
 from torch import Tensor
 
-from fastmc.augment import COLUMNS, AugmentConfig, ViewParams, draw_params, identity_params
 from fastmc.reference import augment as reference
 from fastmc.skeleton import KINECT20, NTU25, Skeleton
-from fastmc.views import DenseClips, PackedClips, make_views
+from fastmc.views.clips import DenseClips, PackedClips
+from fastmc.views.draw import COLUMNS, AugmentConfig, ViewParams, draw_params, identity_params
+from fastmc.views.make import make_views
 
 Clips = PackedClips | DenseClips
 Make = Callable[..., Tensor]

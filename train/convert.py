@@ -14,19 +14,19 @@ from torch import Tensor
 
 from fastmc.checkpoint import load_latest, save
 from fastmc.data.store import NOT_NORMALISED, PackedStore
+from fastmc.encoders.released import ABOUT, ReleasedEncoder, encoder_of, read_released, to_released
 from fastmc.files import make_folder_of, whole_file
-from fastmc.model import A2MC
-from fastmc.released import ABOUT, ReleasedEncoder, encoder_of, read_released, to_released
+from fastmc.methods.a2mc import A2MC
 from fastmc.skeleton import NTU25, Skeleton
 from fastmc.tensor_files import write_tensors
-from fastmc.views import Stream
-from train.config import Config, preset_config, to_plain
-from train.datasets import open_dataset
-from train.errors import run_command
-from train.folder import RunFolder, RunFolderError, load_config
-from train.loop import build_model, build_step
-from train.record import log
-from train.report import environment
+from fastmc.views.clips import Stream
+from train.command.config import Config, preset_config, to_plain
+from train.command.datasets import open_dataset
+from train.command.errors import run_command
+from train.engine.loop import build_model, build_step
+from train.engine.record import log
+from train.runs.folder import RunFolder, RunFolderError, load_config
+from train.runs.report import environment
 
 THEIR_FRAME = "2s-AGCN: every frame's spine at the origin, hip to spine +z, left to right shoulder +x"
 THEIR_FRAMES = 64
@@ -203,7 +203,7 @@ def fill_model(model: A2MC, found: ReleasedEncoder) -> A2MC:
 
 
 def run_state(config: Config, model: A2MC, layout: Layout, store: PackedStore | None, frame: str) -> dict[str, Any]:
-    """A checkpoint of a run at its end, as `train.loop.Pretraining.save` writes them."""
+    """A checkpoint of a run at its end, as `train.engine.loop.Pretraining.save` writes them."""
     return {
         "config": to_plain(config),
         "model": model.state_dict(),

@@ -14,12 +14,12 @@ import tyro
 from tqdm import tqdm
 
 from fastmc.checks import Count, check_ranges
-from fastmc.embedding import Embedder, load
+from fastmc.evaluation.embedding import Embedder, load
 from fastmc.files import make_folder_of, whole_file
 from fastmc.progress import progress_bar
-from train.clips import Input, find_inputs
-from train.errors import run_command
-from train.record import log
+from train.command.clips import Input, find_inputs
+from train.command.errors import run_command
+from train.engine.record import log
 from train.run import choose_device
 
 SHOWN = 20  # clips whose classes are shown on the terminal

@@ -15,8 +15,8 @@ import tyro
 
 from fastmc.checks import check_number
 from fastmc.evaluation import EvalConfig
-from train.errors import run_command
-from train.evaluation_settings import (
+from train.command.errors import run_command
+from train.command.evaluation_settings import (
     Ensemble,
     Finetune,
     Knn,
@@ -27,9 +27,9 @@ from train.evaluation_settings import (
     check_ensemble,
     check_semi,
 )
-from train.folder import load_config
-from train.load import Run, load_for, load_run
-from train.protocols import (
+from train.engine.record import log
+from train.run import choose_device
+from train.runs.evaluations import (
     evaluate_ensemble,
     evaluate_finetuned,
     evaluate_knn,
@@ -37,10 +37,10 @@ from train.protocols import (
     evaluate_semi,
     show_progress,
 )
-from train.record import log
-from train.report import report_table
-from train.results import Outcome, write_outcome
-from train.run import choose_device
+from train.runs.folder import load_config
+from train.runs.load import Run, load_for, load_run
+from train.runs.report import report_table
+from train.runs.results import Outcome, write_outcome
 
 __all__ = ["evaluate", "load_run", "main", "parse"]
 

@@ -13,9 +13,12 @@ import torch
 import tyro
 
 from fastmc.checks import Count, Range, Seed, Whole, check_ranges
-from fastmc.data.placement import Placement
-from train.errors import run_command
-from train.figure_runs import (
+from fastmc.data.placed.placement import Placement
+from train.command.errors import run_command
+from train.engine.record import log
+from train.prepare import find_clip
+from train.run import choose_device
+from train.runs.figure_runs import (
     DrawnRun,
     candidates,
     check_same_data,
@@ -26,10 +29,7 @@ from train.figure_runs import (
     run_labels,
     some_of,
 )
-from train.folder import load_config
-from train.prepare import find_clip
-from train.record import log
-from train.run import choose_device
+from train.runs.folder import load_config
 
 Name = Literal["attack", "tsne", "curves", "neighbours"]
 NAMES: tuple[Name, ...] = get_args(Name)

@@ -13,24 +13,24 @@ import numpy as np
 import tyro
 
 from fastmc.data.clips import MAX_COORDINATE
-from fastmc.data.npz import import_npz
-from fastmc.data.packing import PrepareError
-from fastmc.data.parallel import WorkerDied
-from fastmc.data.pku import prepare_pku
-from fastmc.data.pku_protocols import PKU1, PKU2, Phase
-from fastmc.data.prepare import HOW_TO_GET_NTU120, prepare_ntu, prepare_synthetic
-from fastmc.data.protocols import (
+from fastmc.data.formats.npz import import_npz
+from fastmc.data.formats.ntu import HOW_TO_GET_NTU120, prepare_ntu, prepare_synthetic
+from fastmc.data.formats.ntu_splits import (
     NTU60_CLIPS,
     NTU120_CLASS_NAMES,
     NTU120_CLIPS,
     NTU120_LIMITS,
     NTU120_PROTOCOLS,
 )
+from fastmc.data.formats.pku import prepare_pku
+from fastmc.data.formats.pku_splits import PKU1, PKU2, Phase
+from fastmc.data.packing import PrepareError
+from fastmc.data.parallel import WorkerDied
 from fastmc.data.report import describe, summary
 from fastmc.data.store import PackedStore, StoreError
 from fastmc.files import whole_file
-from train.debug import without_debug
-from train.readers import READERS
+from train.command.debug import without_debug
+from train.command.readers import READERS
 
 
 def ntu60(
@@ -285,7 +285,7 @@ def find_clip(store: PackedStore, name_or_index: str) -> int:
 
 
 def _plot(store: PackedStore, n: int, file: Path) -> None:
-    from fastmc.plotting import draw_clip  # here, so that nothing else waits for matplotlib
+    from fastmc.figures.skeletons import draw_clip  # here, so that nothing else waits for matplotlib
 
     label = int(store.label[n])
     title = f"{store.names[n]}: {store.class_names[label]} (label {label}), {store.num_frames[n]} frames"

@@ -12,17 +12,17 @@ import torch
 
 from fastmc import checkpoint
 from fastmc.arguments import choose_for_views, unavailable_reason
-from fastmc.data.resident import PlacedStore
+from fastmc.data.placed.resident import PlacedStore
 from fastmc.data.store import PackedStore
 from fastmc.files import write_json
-from train.config import Config, parse, to_plain
-from train.datasets import open_dataset
-from train.errors import run_command
-from train.folder import RunFolder, default_folder
-from train.host_memory import keep_freed_memory
-from train.loop import Pretraining, build_model
-from train.record import duration, log, start_logging
-from train.report import environment, evaluate_encoder, plot_curves, report_table
+from train.command.config import Config, parse, to_plain
+from train.command.datasets import open_dataset
+from train.command.errors import run_command
+from train.engine.host_memory import keep_freed_memory
+from train.engine.loop import Pretraining, build_model
+from train.engine.record import duration, log, start_logging
+from train.runs.folder import RunFolder, default_folder
+from train.runs.report import environment, evaluate_encoder, plot_curves, report_table
 
 
 def main(args: Sequence[str] | None = None) -> int:

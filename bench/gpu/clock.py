@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from train.graph import WARM_UP, CudaRecorder
+from train.engine.graph import WARM_UP, CudaRecorder
 
 Call = Callable[[], Any]
 FEWEST, MOST = 5, 400

@@ -25,7 +25,7 @@ from bench.ledger_data import THINGS, DataStep
 from bench.ledger_mc import McStep, compulsory
 from bench.ledger_rows import H100, count_rows
 from bench.providers import MIXES, Mix
-from fastmc.encoder import Encoder, EncoderConfig
+from fastmc.encoders.bigru import Encoder, EncoderConfig
 from fastmc.skeleton import NTU25
 
 PRECISION = "bf16x3"

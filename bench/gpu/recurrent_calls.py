@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from bench.gpu.clock import Call, Clock
 from bench.gpu.section import Bench
 from bench.recurrent import passes
-from fastmc.amp import AMP, tensor_cores
-from fastmc.encoder import EncoderConfig
-from fastmc.recurrent import flatten_
+from fastmc.encoders.amp import AMP, tensor_cores
+from fastmc.encoders.bigru import EncoderConfig
+from fastmc.encoders.recurrent import flatten_
 from fastmc.skeleton import NTU25
 
 SPLIT = "One bidirectional call of all layers against a call a layer and direction"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmc.files import whole_file
-from train.markdown import markdown
+from train.tables.markdown import markdown
 
 REHEARSED = (
     "**A REHEARSAL: run on a CPU at tiny sizes, with interpreted kernels. None of the numbers below means anything.**"

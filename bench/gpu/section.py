@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastmc.files import write_json
-from train.stopping import when_orphaned
+from train.engine.stopping import when_orphaned
 
 Result = TypeVar("Result")
 MARGIN = 0.85

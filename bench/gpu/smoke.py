@@ -13,15 +13,17 @@ from bench.gpu.section import Bench
 from bench.ledger_data import ntu_like_clips
 from bench.parity import BUDGET
 from bench.providers import ASCENT, MIXES, TEMPERATURE, Case, Mix, draw
-from fastmc import attack, chunked
-from fastmc.attack import AttackConfig
-from fastmc.augment import COLUMNS, AugmentConfig, ViewParams, draw_params
 from fastmc.doctor import gpu_lines
-from fastmc.encoder import EncoderConfig
-from fastmc.model import OF_ATTACKED, OF_CLIPS
+from fastmc.encoders.bigru import EncoderConfig
+from fastmc.encoders.storage import share_storage
+from fastmc.methods import attack
+from fastmc.methods.a2mc import OF_ATTACKED, OF_CLIPS
+from fastmc.methods.attack import AttackConfig
+from fastmc.objective import chunked
 from fastmc.skeleton import NTU25
-from fastmc.storage import share_storage
-from fastmc.views import DenseClips, make_views
+from fastmc.views.clips import DenseClips
+from fastmc.views.draw import COLUMNS, AugmentConfig, ViewParams, draw_params
+from fastmc.views.make import make_views
 
 SIMILARITY = {"bf16x3": 3 * 2.0**-18, "ieee": 0.0, "bf16": 2.0**-8}
 """Error of a similarity of unit rows by the kernels' products. bf16x3: either operand is off by at most 2^-18 of

@@ -6,7 +6,7 @@ import shutil
 
 from bench.gpu.section import Bench
 from bench.gpu.training import Run, prepare
-from train.profiling import OPERATORS, TRACE
+from train.engine.profiling import OPERATORS, TRACE
 
 LARGEST = 15e6
 """Bytes of a trace that is kept."""

@@ -16,7 +16,7 @@ from typing import Any
 from bench.gpu.runner import ROOT, nvidia_smi
 from bench.gpu.section import Bench
 from bench.ntu_like import write_ntu_like
-from train.record import read_metrics
+from train.engine.record import read_metrics
 
 DATASET, RUN = "ntu-like", "run"
 EPOCHS = 750

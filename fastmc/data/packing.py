@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from fastmc.checks import check_number
 from fastmc.data.clips import TOO_FAR, FaultyClip
-from fastmc.data.ntu import SkeletonFileError
+from fastmc.data.formats.skeleton_file import SkeletonFileError
 from fastmc.data.parallel import ordered_map, usable_cores
 from fastmc.data.store import StoreWriter
 from fastmc.files import find_files

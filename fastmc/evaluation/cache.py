@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fastmc.data.resident import map_frames
+from fastmc.data.placed.resident import map_frames
 from fastmc.evaluation.digest import weights_digest
 from fastmc.evaluation.features import FeatureSource, FrozenFeatures
 from fastmc.files import open_file, read_text, sum_of, summed_file, temporary_beside, write_json, writing

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastmc.amp import tensor_cores
-from fastmc.augment import identity_params
-from fastmc.data.resident import PlacedStore
+from fastmc.data.placed.resident import PlacedStore
+from fastmc.encoders.amp import tensor_cores
 from fastmc.evaluation.config import EvalConfig
 from fastmc.progress import progress_bar
-from fastmc.views import Stream, crop_span, make_views
+from fastmc.views.clips import Stream
+from fastmc.views.draw import identity_params
+from fastmc.views.make import crop_span, make_views
 
 Advance = Callable[[int], object]
 

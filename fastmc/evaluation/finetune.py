@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from fastmc.augment import identity_params
 from fastmc.checks import check_number
-from fastmc.data.resident import PlacedStore
-from fastmc.encoder import Encoder
+from fastmc.data.placed.resident import PlacedStore
+from fastmc.encoders.bigru import Encoder
 from fastmc.evaluation.config import FinetuneConfig
 from fastmc.evaluation.features import represent
 from fastmc.evaluation.linear import linear_scores, new_classifier
 from fastmc.progress import progress_bar
-from fastmc.views import Stream, crop_span, make_views
+from fastmc.views.clips import Stream
+from fastmc.views.draw import identity_params
+from fastmc.views.make import crop_span, make_views
 
 CLASSIFIER_STD = 0.01  # of the classifier's initial weights: released code of CMD
 

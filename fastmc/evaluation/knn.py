@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastmc.data.resident import map_frames
+from fastmc.data.placed.resident import map_frames
 from fastmc.evaluation.config import EvalConfig
 from fastmc.evaluation.features import FrozenFeatures
 

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastmc.augment import STRONG, WEAK, ViewParams, draw_params
-from fastmc.data.resident import PlacedStore
-from fastmc.model import A2MC
-from fastmc.views import DenseClips, PackedClips, make_views, to_stream, whole_clips
+from fastmc.data.placed.resident import PlacedStore
+from fastmc.methods.a2mc import A2MC
+from fastmc.views.clips import DenseClips, PackedClips
+from fastmc.views.draw import STRONG, WEAK, ViewParams, draw_params
+from fastmc.views.make import make_views, to_stream, whole_clips
 
 STATES = ("before", "after attack", "weak att-aug", "strong att-aug")
 TOP = 5

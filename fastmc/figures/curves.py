@@ -24,7 +24,7 @@ class History:
     """The epochs of a run.
 
     Attributes:
-        rows: one an epoch, as `train.record.read_metrics` gives them; a quantity may be missing from a row.
+        rows: one an epoch, as `train.engine.record.read_metrics` gives them; a quantity may be missing from a row.
         feature_dim: D of the contrastive features.
     """
 

@@ -16,9 +16,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from fastmc.figures.attack import STATES, TOP, AttackStates, entropy, top_classes
-from fastmc.figures.style import DOUBLE, ORANGE, SMALL, head, mark_metres, style
-from fastmc.files import whole_file
-from fastmc.plotting import (
+from fastmc.figures.skeletons import (
     Body,
     Front,
     add_legend_entries,
@@ -29,6 +27,8 @@ from fastmc.plotting import (
     pose_widths,
     side_by_side,
 )
+from fastmc.figures.style import DOUBLE, ORANGE, SMALL, head, mark_metres, style
+from fastmc.files import whole_file
 from fastmc.skeleton import Skeleton
 
 GREY = "0.65"

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from fastmc.figures.style import DOUBLE, GREEN, PURPLE, head, mark_metres, style
-from fastmc.plotting import (
+from fastmc.figures.skeletons import (
     Front,
     add_legend_entries,
     bodies_there,
@@ -20,6 +19,7 @@ from fastmc.plotting import (
     pose_widths,
     side_by_side,
 )
+from fastmc.figures.style import DOUBLE, GREEN, PURPLE, head, mark_metres, style
 from fastmc.skeleton import Skeleton
 
 TEXT_WIDTH, STRIP_HEIGHT = 1.6, 0.85  # inches

@@ -1,4 +1,5 @@
-"""NTU RGB+D `.skeleton` files read line by line, as the field reads them: the truth for `fastmc.data.ntu`.
+"""NTU RGB+D `.skeleton` files read line by line, as the field reads them: the truth for
+`fastmc.data.formats.skeleton_file`.
 
 Every number of a file is converted and every line is judged, so this reader is also where error messages come from.
 """
@@ -53,7 +54,7 @@ class SkeletonFileError(ValueError):
 
 
 def read_skeleton(path: str | Path) -> RawClip:
-    """Reads a file line by line; the rules are those of `fastmc.data.ntu.read_skeleton`."""
+    """Reads a file line by line; the rules are those of `fastmc.data.formats.skeleton_file.read_skeleton`."""
     lines = _Lines(Path(path))
     num_frames = lines.count("the number of frames")
     seen: dict[str, tuple[list[int], list[list[dict[str, float]]]]] = {}

@@ -26,7 +26,7 @@ standard deviation of the elements of f3)."""
 class Encoder(nn.Module):
     """Clips (B, T, F), F = V * M * 3, to unit features (B, D): input normalisation, bidirectional GRU, projection head.
 
-    Its weights have the names of those of `fastmc.encoder.Encoder`.
+    Its weights have the names of those of `fastmc.encoders.bigru.Encoder`.
     """
 
     def __init__(self, input_size: int, hidden: int, layers: int, feature_dim: int) -> None:

@@ -12,18 +12,18 @@ from pathlib import Path
 import numpy as np
 from scipy.io import savemat
 
+from fastmc.data.bytes.safe_pickle import SafePickleError, load_plain
 from fastmc.data.clips import MAX_COORDINATE
-from fastmc.data.ctrgcn import import_ctrgcn
-from fastmc.data.npz import import_npz
-from fastmc.data.nw_ucla import prepare_nw_ucla
+from fastmc.data.formats.ctrgcn import import_ctrgcn
+from fastmc.data.formats.npz import import_npz
+from fastmc.data.formats.ntu import prepare_ntu
+from fastmc.data.formats.nw_ucla import prepare_nw_ucla
+from fastmc.data.formats.pku import prepare_pku
+from fastmc.data.formats.stgcn import import_stgcn
+from fastmc.data.formats.utd_mhad import prepare_utd_mhad
 from fastmc.data.packing import PrepareError
-from fastmc.data.pku import prepare_pku
-from fastmc.data.prepare import prepare_ntu
 from fastmc.data.report import describe
-from fastmc.data.safe_pickle import SafePickleError, load_plain
-from fastmc.data.stgcn import import_stgcn
 from fastmc.data.store import NAME_BYTES, PackedStore, StoreError, StoreWriter
-from fastmc.data.utd_mhad import prepare_utd_mhad
 from fastmc.skeleton import KINECT20, NTU25, Skeleton
 
 Files = dict[str, bytes]  # path below a folder -> content
@@ -246,8 +246,8 @@ def _read_store(folder: Path, out: Path) -> None:
 
 
 def _run_seeds() -> list[Files]:
-    from train.config import Config, to_plain  # here, since these take seconds, and no other format needs them
-    from train.record import COLUMNS
+    from train.command.config import Config, to_plain  # here, since these take seconds, and no other format needs them
+    from train.engine.record import COLUMNS
 
     rows = ["1,10,9.5,4,3,2.5,0.1,0.2,0.1,0.1,5,500,2,30", "2,20,9.1,4,3,2.1,0.1,0.2,0.1,0.1,5,500,2,"]
     return [
@@ -261,9 +261,9 @@ def _run_seeds() -> list[Files]:
 
 
 def _read_run(folder: Path, out: Path) -> None:
-    from train.config import Config
-    from train.folder import RunFolder, load_config, read_json
-    from train.record import read_metrics
+    from train.command.config import Config
+    from train.engine.record import read_metrics
+    from train.runs.folder import RunFolder, load_config, read_json
 
     run = folder / "run"
     load_config(run)

@@ -19,9 +19,9 @@ from view_cases import assert_tables_equal, assert_views, dense_clips, drawn, le
 pytest.importorskip("triton")
 
 from bench import ntu_like
-from fastmc import chunked
-from fastmc.augment import AugmentConfig, draw_params
-from fastmc.views import make_views
+from fastmc.objective import chunked
+from fastmc.views.draw import AugmentConfig, draw_params
+from fastmc.views.make import make_views
 from kernels import attack, mc
 
 pytestmark = needs_gpu
@@ -51,7 +51,7 @@ def test_odd_shapes(shape):
 
 
 def assert_loss(case: Case, update: str, precision: str) -> None:
-    """The truth is fastmc.chunked in float64, which its own tests hold to the reference."""
+    """The truth is fastmc.objective.chunked in float64, which its own tests hold to the reference."""
     wide = case.to(torch.float64)
     truth, plain = (step_of(chunked, c, update, velocity(c), 7) for c in (wide, case))
     there = to(case, on_gpu.DEVICE)

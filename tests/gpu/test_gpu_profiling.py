@@ -11,7 +11,7 @@ from on_gpu import needs_gpu
 from test_graphed_step import pretraining
 
 from kernels.ranges import PARTS, part
-from train.profiling import MEMORY, OPERATORS, SNAPSHOT, TRACE, WARM_UP, StepProfiler
+from train.engine.profiling import MEMORY, OPERATORS, SNAPSHOT, TRACE, WARM_UP, StepProfiler
 
 pytestmark = [needs_gpu, pytest.mark.usefixtures("nothing_compiled")]
 FILES = {TRACE, OPERATORS, MEMORY, SNAPSHOT}

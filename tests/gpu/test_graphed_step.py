@@ -13,12 +13,12 @@ from on_gpu import needs_gpu
 from test_step import apart, batch, forty, near, settings
 from test_train import command
 
-from fastmc.data.resident import ResidentStore
+from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
-from train.config import Config, parse
-from train.graph import CudaRecorder, GraphedStep
-from train.loop import Pretraining, build_model, build_step, graph_step
-from train.step import FaultWatch, PretrainStep
+from train.command.config import Config, parse
+from train.engine.graph import CudaRecorder, GraphedStep
+from train.engine.loop import Pretraining, build_model, build_step, graph_step
+from train.engine.step import FaultWatch, PretrainStep
 
 pytestmark = [needs_gpu, pytest.mark.usefixtures("nothing_compiled")]
 RECORDER: Callable[[], CudaRecorder] = CudaRecorder

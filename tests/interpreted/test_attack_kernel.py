@@ -12,7 +12,7 @@ from attack_cases import FINITE, HOSTILE, LOGITS, assert_logit_gradient, assert_
 from gpu_less import kernels_on_cpu
 
 from bench.watch import watch
-from fastmc.attack import AttackConfig, attack
+from fastmc.methods.attack import AttackConfig, attack
 from kernels import attack as pieces
 from kernels.attack import MAX_BODIES, limited_step
 

@@ -13,11 +13,11 @@ import torch
 from gpu_less import kernels_on_cpu
 from test_step import advance, make, same, settings
 
-from fastmc.data.resident import ResidentStore
+from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
-from train.config import Config
-from train.optimizer import WholeUpdate
-from train.step import PretrainStep
+from train.command.config import Config
+from train.engine.optimizer import WholeUpdate
+from train.engine.step import PretrainStep
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def velocities(step: PretrainStep) -> dict[int, torch.Tensor]:
 def test_another_momentum_is_noticed(store, monkeypatch):
     """A mutation, of the last bit that matters."""
     want, _ = forty_steps("torch", "fp32", store)
-    monkeypatch.setattr("train.optimizer.MOMENTUM", 0.9000001)
+    monkeypatch.setattr("train.engine.optimizer.MOMENTUM", 0.9000001)
     assert forty_steps("triton", "fp32", store)[0] != want
 
 

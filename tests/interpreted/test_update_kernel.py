@@ -50,7 +50,7 @@ def test_the_gaps_between_weights_are_left_alone():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1.0, 2.0**16, 3.0])
 def test_a_scale_divides_the_gradients(scale, dtype):
-    """A power of 2 exactly, as `train.step.GradientScale` has it."""
+    """A power of 2 exactly, as `train.engine.step.GradientScale` has it."""
     weights = Weights.draw(SIZES, dtype)
     group, before = weights.group(), weights.clone()
     with kernels_on_cpu():

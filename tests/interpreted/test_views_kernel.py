@@ -37,8 +37,8 @@ from view_cases import (
 
 from bench import ntu_like
 from bench.watch import watch
-from fastmc.augment import COLUMNS, AugmentConfig, ViewParams, draw_params
 from fastmc.skeleton import NTU25, Skeleton
+from fastmc.views.draw import COLUMNS, AugmentConfig, ViewParams, draw_params
 
 # --- The table
 

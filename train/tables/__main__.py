@@ -14,12 +14,12 @@ import tyro
 from fastmc.checks import Count, Seed, Whole, check_ranges
 from fastmc.data.parallel import usable_cores
 from fastmc.files import whole_file
-from train.config import Config, differences, parse, preset_config, to_plain
-from train.errors import run_command
-from train.evaluation_settings import Semi
-from train.jobs import run_jobs
-from train.record import duration, log
+from train.command.config import Config, differences, parse, preset_config, to_plain
+from train.command.errors import run_command
+from train.command.evaluation_settings import Semi
+from train.engine.record import duration, log
 from train.run import choose_device
+from train.tables.jobs import run_jobs
 from train.tables.plan import VARYING, Cell, Plan
 from train.tables.published import DATASETS, OURS, PRETRAINING, TABLES, Column, Table, Variant
 from train.tables.render import Filled, draw, to_markdown, write_csv

@@ -11,11 +11,11 @@ from typing import Any
 
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import FinetuneConfig
-from train.config import Config, parse, to_plain
-from train.datasets import open_dataset
-from train.evaluation_settings import Semi
-from train.folder import RunFolder, RunFolderError, default_folder, is_finished, read_json
-from train.jobs import Job
+from train.command.config import Config, parse, to_plain
+from train.command.datasets import open_dataset
+from train.command.evaluation_settings import Semi
+from train.runs.folder import RunFolder, RunFolderError, default_folder, is_finished, read_json
+from train.tables.jobs import Job
 from train.tables.published import DATASETS, OURS, Column, Row, Table, Variant
 
 # Flags of train.run that differ from run to run, with what says them here.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fastmc.model import Method
-from fastmc.views import Stream
+from fastmc.methods.a2mc import Method
+from fastmc.views.clips import Stream
 
 Measure = Literal["linear", "knn", "semi1", "semi10", "transfer"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train.markdown import markdown
+from train.tables.markdown import markdown
 from train.tables.published import MEASURES, Column, Row, Table
 
 if TYPE_CHECKING:

@@ -1,0 +1,278 @@
+"""Import of labelled skeleton sets that are given as arrays in one ``.npz`` file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from fastmc.data.clips import MAX_COORDINATE, FaultyClip, usable_clip
+from fastmc.data.formats.parts import MAX_CLASSES, check_size, checksum
+from fastmc.data.packing import NORMALISATION, PrepareError, check_limit
+from fastmc.data.store import NOT_NORMALISED, PackedStore, StoreWriter, check_name
+from fastmc.files import open_file
+from fastmc.progress import progress_bar
+from fastmc.reading import listed, reading, shown
+from fastmc.skeleton import NTU25, SKELETONS, Skeleton
+
+REQUIRED = ("x", "num_frames", "label")
+ID_FIELDS = ("subject", "camera", "setup", "replication")
+MAX_TEXT = 1 << 28  # bytes of a member: all of its texts take the room of the longest
+BAD_LENGTH = "num_frames out of range"
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def import_npz(
+    file: str | Path,
+    out: str | Path,
+    *,
+    train: str,
+    name: str | None = None,
+    skeleton: str | None = None,
+    roles: Mapping[str, int | str] | None = None,
+    normalise: bool = True,
+    max_coordinate: float = MAX_COORDINATE,
+    strict: bool = False,
+    overwrite: bool = False,
+) -> PackedStore:
+    """Pack the arrays of a ``.npz`` file. The whole of ``x`` is read into memory.
+
+    The file holds ``x`` (N, 3, T, V, M) in metres, zero-padded in time and bodies, ``num_frames`` (N,) and ``label``
+    (N,) from 0. It may hold ``name`` (N,); ``subject``, ``camera``, ``setup`` and ``replication`` (N,) integers;
+    other keys (N,) that ``train`` may name; ``class_names``; ``joint_names`` (V,); ``parents`` (V,), where a root is
+    its own parent or -1; ``fps``; and ``ntu25_index`` (25,), which puts the joints in the order of NTU RGB+D.
+
+    Args:
+        train: ``KEY=V1,V2``: clips whose ``KEY`` has one of these values train, all others test. The store's
+            protocol is called ``KEY``.
+        name: of the set; by default that of ``out``.
+        skeleton: joint layout of ``x``: "ntu25", "kinect20" or "file" (as the file says). By default "ntu25" where
+            the file has ``ntu25_index``, else "file".
+        roles: joints (index or name) that are ``hip``, ``spine``, ``left_shoulder`` and ``right_shoulder``.
+        normalise: bring bodies to the common origin and orientation, which needs the four joints.
+        max_coordinate: metres; a clip beyond it is left out (`fastmc.data.clips.placed_clip`).
+        strict: a faulty clip is an error (by default it is reported and left out).
+
+    Raises:
+        PrepareError: the file or an option does not fit; the message names the key.
+        StoreError: ``out`` exists (without ``overwrite``) or cannot be written.
+    """
+    file = Path(file)
+    check_limit(max_coordinate)
+    arrays = _read(file)
+    with reading(f"{file} does not fit", PrepareError, passing=(PrepareError,)):
+        index, layout = _layout(arrays, skeleton, roles or {})
+        key, rule, part, trains = _protocol(arrays, train)
+        names, class_names = _clip_names(arrays), _class_names(arrays)
+    if normalise and not layout.has_frame:
+        raise PrepareError(
+            "normalisation needs to know four joints: give --hip, --spine, --left-shoulder and "
+            "--right-shoulder (names or indices), or --skeleton, or --no-normalise"
+        )
+    with StoreWriter(
+        out,
+        name=name or Path(out).name,
+        skeleton=layout,
+        fps=float(arrays.get("fps", 30.0)),
+        class_names=class_names,
+        protocols={key: rule},
+        overwrite=overwrite,
+        extra_meta={
+            "normalisation": NORMALISATION if normalise else NOT_NORMALISED,
+            "source_checksum": checksum([file]),
+        },
+    ) as writer:
+        kept = []
+        for n in tqdm(np.argsort(names, kind="stable"), **progress_bar("clip", "import")):
+            try:
+                clip = _clip(arrays, n, index, layout if normalise else None, max_coordinate)
+            except FaultyClip as fault:
+                if strict:
+                    raise PrepareError(
+                        f"{file}: clip {n} ({names[n]}): {fault}; without --strict it is left out"
+                    ) from fault
+                writer.skip(str(names[n]), fault.reason, f"clip {n}: {fault}")
+                continue
+            ids = {field: int(arrays[field][n]) for field in ID_FIELDS if field in arrays}
+            writer.add(clip, name=str(names[n]), label=int(arrays["label"][n]), split=int(part[n]), **ids)
+            kept.append(n)
+        _check_sides(file, trains[kept], writer)
+    return PackedStore.open(out)
+
+
+def parse_train(text: str) -> tuple[str, list[str]]:
+    """``KEY=V1,V2`` as (KEY, [V1, V2])."""
+    key, equals, values = text.partition("=")
+    parts = [value.strip() for value in values.split(",") if value.strip()]
+    if not (key.strip() and equals and parts):
+        raise PrepareError(f"--train {text!r} is not of the form KEY=V1,V2 (such as split=train or subject=1,3,5)")
+    return key.strip(), parts
+
+
+def _read(file: Path) -> dict[str, np.ndarray]:
+    if not file.exists():
+        raise PrepareError(f"there is no file {file}; give --file the path of a .npz file")
+    with reading(f"{file} is not a readable .npz file", PrepareError, passing=(PrepareError,)):
+        open_file(file).close()  # what is no file is refused, and not waited for
+        content = np.load(file, allow_pickle=False)
+        if not isinstance(content, np.lib.npyio.NpzFile):
+            raise PrepareError(f"{file} holds one array; expected a .npz file with {', '.join(REQUIRED)}")
+        with content:
+            if {"x_train", "x_test"} <= set(content.files):
+                raise PrepareError(f"{file} has the layout of CTR-GCN: python -m train.prepare ctrgcn --file {file}")
+            arrays = {key: _member(content, key, file) for key in content.files}
+        _check(arrays, file)
+    return arrays
+
+
+def _member(content: Mapping[str, np.ndarray], key: str, file: Path) -> np.ndarray:
+    """An array of the file; the boundary names the file alone, this one the member."""
+    with reading(f"{file}: {shown(key)}", PrepareError, passing=(PrepareError,)):
+        try:
+            array = content[key]
+        except ValueError as error:
+            if "allow_pickle" not in str(error):
+                raise
+            raise PrepareError(
+                f"{file}: {key!r} is an object array, which is never loaded; save plain numbers or strings"
+            ) from error
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is no .npy file")
+        if array.dtype.kind in "US" and array.size * array.dtype.itemsize > MAX_TEXT:
+            raise ValueError(f"it holds texts of {array.dtype.itemsize:,} bytes each, {array.size:,} of them")
+        return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array  # as MATLAB and HDF5 exports have
+
+
+def _check(arrays: Arrays, file: Path) -> None:
+    missing = [key for key in REQUIRED if key not in arrays]
+    if missing:
+        raise PrepareError(f"{file} lacks {', '.join(missing)}; it holds {listed([*arrays])}")
+    x = arrays["x"]
+    if x.ndim != 5 or x.shape[1] != 3 or x.dtype.kind != "f" or 0 in x.shape:
+        raise PrepareError(f"{file}: x is {x.dtype} {x.shape}, expected floats (N, 3, T, V, M)")
+    clips, joints = len(x), x.shape[3]
+    check_size(f"{file}: x", clips, x.shape[2])
+    lengths = {
+        **dict.fromkeys(("num_frames", "label", *ID_FIELDS), (clips, "iu")),
+        "name": (clips, "U"),
+        "joint_names": (joints, "U"),
+        "parents": (joints, "iu"),
+        "ntu25_index": (NTU25.num_joints, "iu"),
+    }
+    for key, (length, kinds) in lengths.items():
+        if key in arrays and (arrays[key].shape != (length,) or arrays[key].dtype.kind not in kinds):
+            kind = "strings" if kinds == "U" else "integers"
+            raise PrepareError(f"{file}: {key} is {arrays[key].dtype} {arrays[key].shape}, expected {length} {kind}")
+    if x.shape[4] > 2:
+        raise PrepareError(f"{file}: x holds {x.shape[4]} bodies a clip; keep the one or two that matter")
+    for key in ("label", *ID_FIELDS):
+        if key in arrays and not 0 <= int(arrays[key].min()) <= int(arrays[key].max()) < 2**31:
+            clip = int(arrays[key].argmin() if arrays[key].min() < 0 else arrays[key].argmax())
+            raise PrepareError(f"{file}: {key} {arrays[key][clip]} of clip {clip} is negative or above 2^31 - 1")
+    if "class_names" not in arrays and arrays["label"].max() >= MAX_CLASSES:
+        raise PrepareError(f"{file}: label {arrays['label'].max()} without class_names; number the classes from 0")
+    fps = arrays.get("fps", np.float32(30))
+    if fps.shape != () or fps.dtype.kind not in "iuf" or not 0 < fps < np.inf:
+        raise PrepareError(f"{file}: fps is {listed([str(fps)])}, expected one positive number")
+
+
+def _layout(arrays: Arrays, skeleton: str | None, roles: Mapping[str, int | str]) -> tuple[np.ndarray, Skeleton]:
+    """Which joints of ``x`` to take, and what they are."""
+    joints = arrays["x"].shape[3]
+    index = np.arange(joints)
+    if skeleton not in (None, "file", *SKELETONS):
+        raise PrepareError(f"there is no skeleton {skeleton!r}; choose from {', '.join((*SKELETONS, 'file'))}")
+    if skeleton in (None, "ntu25") and "ntu25_index" in arrays:
+        index, layout = arrays["ntu25_index"].astype(np.int64), NTU25
+        if index.min() < 0 or index.max() >= joints:
+            raise PrepareError(f"ntu25_index points outside of the {joints} joints of x")
+    elif skeleton in SKELETONS:
+        layout = SKELETONS[skeleton]
+        if layout.num_joints != joints:
+            raise PrepareError(f"x has {joints} joints, --skeleton {skeleton} has {layout.num_joints}")
+    else:
+        layout = _layout_of_file(arrays)
+    try:
+        changes: dict[str, Any] = {role: layout.index(joint) for role, joint in roles.items()}
+        return index, replace(layout, **changes)
+    except ValueError as error:
+        raise PrepareError(f"skeleton {layout.name}: {error}") from error
+
+
+def _layout_of_file(arrays: Arrays) -> Skeleton:
+    joints = arrays["x"].shape[3]
+    names = arrays.get("joint_names", np.array([f"joint {j}" for j in range(joints)]))
+    parents = arrays.get("parents", np.array([], np.int64))
+    parents = np.where(parents < 0, np.arange(len(parents)), parents)
+    try:
+        return Skeleton("custom", tuple(names.tolist()), tuple(parents.tolist()))
+    except ValueError as error:
+        raise PrepareError(f"joint_names and parents make no skeleton: {error}") from error
+
+
+def _protocol(arrays: Arrays, train: str) -> tuple[str, dict[str, Any], np.ndarray, np.ndarray]:
+    """Protocol name, its rule, each clip's part (-1 where the rule needs none) and whether each clip trains."""
+    key, wanted = parse_train(train)
+    clips = len(arrays["x"])
+    keys = [k for k, values in arrays.items() if values.shape == (clips,) and k not in ("num_frames", "name")]
+    if key not in keys:
+        raise PrepareError(f"--train: the file has no key {key!r} with one value a clip; there are: {listed(keys)}")
+    values, number = np.unique(arrays[key], return_inverse=True)
+    texts = [str(value) for value in values]
+    absent = [value for value in wanted if value not in texts]
+    if absent:
+        raise PrepareError(f"--train: {key} is never {listed(absent)}; its values are {listed(texts)}")
+    if len(set(wanted)) == len(texts):
+        raise PrepareError(f"--train {train} leaves no clip to test on; the values of {key} are {listed(texts)}")
+    chosen = sorted({texts.index(value) for value in wanted})
+    trains = np.isin(number, chosen)
+    if key in ID_FIELDS:
+        return key, {"field": key, "train": values[chosen].tolist()}, np.full(clips, -1), trains
+    return key, {"field": "part", "train": chosen, "values": texts}, number, trains
+
+
+def _check_sides(file: Path, trains: np.ndarray, writer: StoreWriter) -> None:
+    """Faulty clips may have been all of a side."""
+    if trains.all() or not trains.any():
+        lacking = "train or test" if not len(trains) else "test" if trains.all() else "train"
+        counts = "; ".join(f"{count} {reason}" for reason, count in writer.skip_counts.items())
+        first = f"; the first: {writer.first_skip}" if counts else ""
+        raise PrepareError(f"{file}: no usable clip is left to {lacking} on ({counts}){first}")
+
+
+def _clip_names(arrays: Arrays) -> np.ndarray:
+    clips = len(arrays["x"])
+    names = arrays.get("name", np.array([f"{n:0{len(str(clips - 1))}d}" for n in range(clips)]))
+    unique, count = np.unique(names, return_counts=True)
+    if count.max() > 1:
+        raise PrepareError(
+            f"name {shown(str(unique[count.argmax()]))} belongs to {count.max()} clips; names must be unique"
+        )
+    for name in names.tolist():
+        check_name(name)
+    return names
+
+
+def _class_names(arrays: Arrays) -> Sequence[str]:
+    highest = int(arrays["label"].max())
+    if "class_names" not in arrays:
+        return [f"class {label}" for label in range(highest + 1)]
+    names = [str(name) for name in arrays["class_names"].ravel()]
+    if highest >= len(names):
+        raise PrepareError(f"label {highest} has no name: class_names holds {len(names)}, for labels from 0")
+    for name in names:
+        check_name(name)
+    return names
+
+
+def _clip(arrays: Arrays, n: int, index: np.ndarray, layout: Skeleton | None, max_coordinate: float) -> np.ndarray:
+    """Clip n as (T_n, M_n, V, 3) without padding, normalised where a layout is given."""
+    x, frames = arrays["x"][n], int(arrays["num_frames"][n])
+    if not 1 <= frames <= x.shape[1]:
+        raise FaultyClip(BAD_LENGTH, f"num_frames is {frames}, expected 1 to {x.shape[1]}")
+    return usable_clip(x[:, :frames, index].transpose(1, 3, 2, 0), layout, max_coordinate)

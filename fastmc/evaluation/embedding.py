@@ -1,0 +1,288 @@
+"""A trained encoder in use: from raw files or arrays to features and, with a trained classifier, to class names.
+
+``fastmc.load(DIR)`` reads a run folder and gives an `Embedder`. Its features are those of the evaluation: the same
+normalisation, the same centre crop, the representation before the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from fastmc import checkpoint
+from fastmc.checkpoint import CheckpointError
+from fastmc.checks import check_number
+from fastmc.data.formats.skeleton_file import SkeletonFileError, read_skeleton
+from fastmc.data.normalise import choose_bodies
+from fastmc.data.normalise import normalise as normalise_clip
+from fastmc.data.packing import NORMALISATION
+from fastmc.data.store import NOT_NORMALISED, PackedStore
+from fastmc.encoders.amp import tensor_cores
+from fastmc.encoders.bigru import Encoder
+from fastmc.evaluation.trained import Classifier, RunSettings, TrainingData
+from fastmc.progress import progress_bar
+from fastmc.skeleton import NTU25, Skeleton
+from fastmc.views.clips import PackedClips
+from fastmc.views.draw import identity_params
+from fastmc.views.make import crop_span, make_views
+
+Clip = np.ndarray | Tensor | str | Path
+Skeletons = Clip | Sequence[Clip] | PackedStore
+
+
+class ClassScore(NamedTuple):
+    """A class and its probability, 0 to 1."""
+
+    name: str
+    probability: float
+
+
+class Embedder:
+    """A trained encoder, and what its clips have to be. `load` makes one.
+
+    Attributes:
+        encoder: the query encoder, in evaluation mode.
+        settings, data: of the run.
+        skeleton, max_bodies: V joints in this order, and M, of `data`.
+        dim: H, numbers of a feature.
+    """
+
+    def __init__(self, folder: Path, encoder: Encoder, settings: RunSettings, data: TrainingData) -> None:
+        self.folder, self.settings, self.data = folder, settings, data
+        self.encoder = encoder.eval().requires_grad_(False)
+        self.skeleton, self.max_bodies, self.dim = data.skeleton, data.max_bodies, encoder.representation_dim
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.encoder.parameters()).device
+
+    def encode(
+        self,
+        skeletons: Skeletons,
+        *,
+        normalise: bool = True,
+        crop: float | None = None,
+        batch_size: int = 256,
+        progress: bool = False,
+    ) -> Tensor:
+        """Features before the head (N, H) of N clips, float32, on the encoder's device.
+
+        Args:
+            skeletons: one clip or a list of clips: an array or tensor (T, V, 3) or (T, M, V, 3) in metres, T >= 1, or
+                the path of a ``.skeleton`` file. Or a packed store.
+            normalise: move clips as those that the encoder was trained on were (`fastmc.data.normalise.normalise`);
+                False takes coordinates as they are. A store knows whether its clips are moved already.
+            crop: share of a clip that is kept, from its middle; by default that of the run's evaluation.
+            batch_size: clips that are encoded, and held in memory, at once.
+            progress: show a bar.
+
+        Raises:
+            ValueError: a clip is none that the encoder can read; the message names it.
+            SkeletonFileError, OSError: a file is malformed or cannot be read.
+        """
+        check_number("batch_size", batch_size, at_least=1)
+        crop = self.settings.crop if crop is None else crop
+        check_number("crop", crop, above=0, at_most=1)
+        if isinstance(skeletons, PackedStore):
+            normalise = self.must_move(skeletons, normalise)
+        clips = named_clips(skeletons)
+        parts = []
+        with tqdm(total=len(clips), disable=not progress, **progress_bar("clip", "features")) as bar:
+            for first in range(0, len(clips), batch_size):
+                batch = clips[first : first + batch_size]
+                ready = [self.prepare(clip, name=name, normalise=normalise) for name, clip in batch]
+                parts.append(self._represent(self._pack(ready), crop))
+                bar.update(len(batch))
+        return torch.cat(parts)
+
+    def classify(self, skeletons: Skeletons, top: int = 5, **how: Any) -> list[list[ClassScore]]:
+        """Of each clip the ``top`` most probable classes, best first. ``how`` are the other arguments of `encode`.
+
+        Raises:
+            ValueError: the run has no trained classifier, or one of other weights; and as `encode`.
+        """
+        check_number("top", top, at_least=1)
+        _ = self.classifier  # an error before the work
+        return self.rank(self.probabilities(self.encode(skeletons, **how)), top)
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        """DIR/classifier.pt, read on first use. ValueError as `Classifier.read`."""
+        return Classifier.read(self.folder, self.encoder)
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """(N, H) features to the classifier's probabilities (N, C)."""
+        weight, bias = (tensor.to(features.device) for tensor in (self.classifier.weight, self.classifier.bias))
+        return F.linear(features, weight, bias).softmax(dim=1)
+
+    def rank(self, probabilities: Tensor, top: int) -> list[list[ClassScore]]:
+        """Of each row of probabilities (N, C) the ``top`` highest, best first."""
+        names = self.classifier.class_names
+        best = probabilities.topk(min(top, len(names)), dim=1)
+        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [[ClassScore(names[c], p) for c, p in zip(*row, strict=True)] for row in rows]
+
+    def prepare(self, clip: Clip, *, name: str = "the clip", normalise: bool = True) -> np.ndarray:
+        """A clip as the encoder's views are made of it: (T, M, V, 3) float32, without absent bodies, normalised.
+
+        Of a file's bodies those that move most are kept, as many as the encoder reads. Raises as `encode`.
+        """
+        joints = self._read(Path(clip)) if isinstance(clip, (str, Path)) else as_floats(clip, name)
+        joints = present_bodies(joints, name, self.skeleton, self.max_bodies)
+        if not self.moves(name, normalise):
+            return joints
+        try:
+            return normalise_clip(joints, self.skeleton)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}; leave it out, or say that it is normalised already") from None
+
+    def _read(self, path: Path) -> np.ndarray:
+        """The bodies of a ``.skeleton`` file, (T, M, 25, 3)."""
+        if self.skeleton.joint_names != NTU25.joint_names:
+            raise ValueError(
+                f"{path} holds the joints of {NTU25.name!r}, the encoder reads those of {self.skeleton.name!r}; "
+                "give arrays of those joints"
+            )
+        if not path.is_file():
+            fault = "is a folder" if path.is_dir() else "does not exist"
+            raise FileNotFoundError(f"{path} {fault}; name a .skeleton file")
+        try:
+            return choose_bodies(read_skeleton(path))[:, : self.max_bodies]
+        except SkeletonFileError:  # names the file itself
+            raise
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def must_move(self, store: PackedStore, normalise: bool = True) -> bool:
+        """Whether a store's clips are still to be normalised; ValueError if the encoder cannot read them."""
+        if store.skeleton.joint_names != self.skeleton.joint_names:
+            ours, theirs = self.skeleton.name, store.skeleton.name
+            raise ValueError(f"{store.path} holds joints of {theirs!r}, the encoder reads those of {ours!r}")
+        return self.moves(str(store.path), normalise, given=store.normalisation)
+
+    def moves(self, name: str, normalise: bool = True, *, given: str = NOT_NORMALISED) -> bool:
+        """Whether clips in the frame of reference ``given`` are to be moved into that of the training data; ValueError
+        where only their owner can."""
+        wanted = self.data.normalisation
+        if not normalise or given == wanted:
+            return False
+        if (given, wanted) != (NOT_NORMALISED, NORMALISATION):
+            raise ValueError(
+                f"{name} is normalised otherwise ({given}) than what the encoder was trained on ({wanted}); bring it "
+                "into that frame, and give normalise=False (--no-normalise), which takes coordinates as they are"
+            )
+        return True
+
+    def _pack(self, clips: Sequence[np.ndarray]) -> PackedClips:
+        frames = torch.from_numpy(np.concatenate([clip.reshape(-1, *clip.shape[2:]) for clip in clips]))
+        num_frames, num_bodies = (torch.tensor([clip.shape[axis] for clip in clips]) for axis in (0, 1))
+        rows = num_frames * num_bodies
+        parts = (part.to(self.device) for part in (frames, rows.cumsum(0) - rows, num_frames, num_bodies))
+        frames, start, num_frames, num_bodies = parts
+        return PackedClips(frames, start, num_frames, num_bodies, self.max_bodies)
+
+    @torch.no_grad()
+    @tensor_cores(False)
+    def _represent(self, clips: PackedClips, crop: float) -> Tensor:
+        share, middle = (torch.full((len(clips),), value, device=self.device) for value in (crop, 0.5))
+        params = identity_params(*crop_span(clips.num_frames, share, middle), self.skeleton.num_joints)
+        size, stream = self.settings.frames, self.settings.stream
+        return self.encoder.represent(make_views(clips, params, self.skeleton, size=size, stream=stream)[0])
+
+
+def named_clips(skeletons: Skeletons) -> list[tuple[str, Clip]]:
+    """Each clip with what messages call it. A store's clips stay in its file."""
+    if isinstance(skeletons, PackedStore):
+        return [(f"clip {name} of {skeletons.path}", skeletons.clip(n)) for n, name in enumerate(skeletons.names)]
+    clips = [skeletons] if isinstance(skeletons, (np.ndarray, Tensor, str, Path)) else skeletons
+    if not isinstance(clips, (list, tuple)):
+        kinds = "an array, a tensor, the path of a .skeleton file, a list of those, or a packed store"
+        raise TypeError(f"skeletons must be {kinds}, got {type(skeletons).__name__}")
+    if not clips:
+        raise ValueError("skeletons is an empty list; give at least one clip")
+    return [(str(clip) if isinstance(clip, (str, Path)) else f"clip {n}", clip) for n, clip in enumerate(clips)]
+
+
+def present_bodies(joints: np.ndarray, name: str, skeleton: Skeleton, max_bodies: int) -> np.ndarray:
+    """A clip (T, V, 3) or (T, M, V, 3) as (T, M', V, 3) without the bodies that are all zero; ValueError if it is none
+    of this skeleton with 1 to ``max_bodies`` bodies."""
+    bodies = joints[:, None] if joints.ndim == 3 else joints
+    layout = f"(T, V, 3) or (T, M, V, 3), V = {skeleton.num_joints} joints of {skeleton.name!r}"
+    if bodies.ndim != 4 or bodies.shape[2:] != (skeleton.num_joints, 3):
+        raise ValueError(
+            f"{name} has shape {joints.shape}, expected {layout}; several go in a list, or file (N, T, M, V, 3)"
+        )
+    if 0 in bodies.shape:
+        raise ValueError(f"{name} is empty: its shape is {joints.shape}, expected {layout}, T and M at least 1")
+    finite = np.isfinite(bodies).all(axis=(1, 2, 3))
+    if not finite.all():
+        frame = int(np.flatnonzero(~finite)[0])
+        raise ValueError(f"{name} holds NaN or infinite coordinates, first in frame {frame}; fill or drop them")
+    bodies = bodies[:, bodies.any(axis=(0, 2, 3))]
+    if bodies.shape[1] == 0:
+        raise ValueError(f"{name} holds no body: all coordinates are zero; leave it out")
+    if bodies.shape[1] > max_bodies:
+        most = f"the encoder was trained on at most {max_bodies}"
+        raise ValueError(f"{name} holds {bodies.shape[1]} bodies, {most}; keep those that matter")
+    return bodies
+
+
+def as_floats(clip: np.ndarray | Tensor, name: str) -> np.ndarray:
+    """A clip's coordinates in float32."""
+    if isinstance(clip, Tensor):
+        if clip.is_complex() or clip.dtype == torch.bool:
+            raise ValueError(f"{name} is a tensor of {clip.dtype}, expected coordinates in metres, floats")
+        return clip.detach().to("cpu", torch.float32).numpy()
+    if not isinstance(clip, np.ndarray):
+        raise TypeError(f"{name} must be an array, a tensor or the path of a .skeleton file, got {type(clip).__name__}")
+    if clip.dtype.kind not in "fiu":
+        raise ValueError(f"{name} is an array of {clip.dtype}, expected coordinates in metres, floats")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is found as infinite
+        return clip.astype(np.float32)
+
+
+def load(
+    folder: str | Path, *, device: torch.device | str = "auto", data: str | Path | PackedStore | None = None
+) -> Embedder:
+    """The trained encoder of a run folder, ready for clips of its kind.
+
+    Args:
+        folder: as made by ``python -m train.run``; its newest checkpoint is read.
+        device: auto takes the GPU if there is one.
+        data: the packed store that the run was trained on, where the checkpoint does not describe it.
+
+    Raises:
+        ValueError: the folder is no run folder, or there is no such device.
+        CheckpointError: it holds no checkpoint, one that does not describe its data, or one of other data.
+        StoreError: ``data`` is no packed store.
+    """
+    folder = Path(folder)
+    settings = RunSettings.read(folder)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device = {str(device)!r} cannot be used: PyTorch finds no CUDA here; give 'cpu' or 'auto'")
+    path, state = checkpoint.load_latest(folder / "checkpoints")
+    if data is None:
+        training = TrainingData.of_checkpoint(state, path)
+    else:
+        store = data if isinstance(data, PackedStore) else PackedStore.open(data)
+        if state["dataset_checksum"] not in (store.content_checksum, None):
+            raise CheckpointError(f"{path} was trained on other data than {store.path}; name the store that it was")
+        training = TrainingData.of_store(store)
+    encoder = Encoder(settings.encoder, training.skeleton.num_joints * training.max_bodies * 3)
+    query = {k.removeprefix("query."): v for k, v in state["model"].items() if k.startswith("query.")}
+    try:
+        encoder.load_state_dict(query)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} holds another encoder than {folder / 'config.json'} names: {error}") from None
+    return Embedder(folder, encoder.to(device), settings, training)

@@ -1,0 +1,342 @@
+"""impl="torch": loss, gradients, metrics and bank step in plain PyTorch operators, from one sweep over the bank.
+
+Sums of unnormalised exponentials give everything of eq. 1-3 and 9-11 but the bank's own gradient (eq. 7): that needs
+the finished sums at its own temperature, so the weights of a block of samples are stored until they are known. Memory
+is O(64 K) for any B; autograd records nothing; only a CPU's values are looked at, so a GPU is never waited for.
+
+These functions validate nothing. All tensors are of one dtype, float32 or float64, and on one device. A float32
+product on a GPU follows torch's matmul precision; TF32's error (about 1e-3 of a similarity, divided by tau) is the
+caller's choice. ``precision`` belongs to other implementations.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from fastmc.arguments import may_look
+from fastmc.objective.attention import BIT, Block, Contrast, Keys, Metrics, Scratch, Sums, shaped
+from kernels.ranges import part
+
+
+def mc_forward(
+    f0: Tensor,
+    f1: Tensor | None,
+    f2: Tensor | None,
+    f3: Tensor,
+    bank: Tensor,
+    mixing: Tensor | None,
+    temperature: float,
+    tiled: bool,
+    soft_target: bool,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The three losses with their gradients.
+
+    Args:
+        f0, f1, f2, f3: (B, D); f1 and f2 are both None for InfoNCE of f3 alone.
+        bank: (K, D) raw rows; mixing: lambda (K,), or None for no mixed entries.
+        tiled: entry i is mixed with the feature of sample i mod B, not with each sample's own.
+        soft_target: L_2 is against the distribution of f3 (eq. 10), not one-hot.
+
+    Returns:
+        parts (3,) = L_1, L_2, L_3; gradients (3, B, D) = dL_v/df_v; lse (4, B), the log-sum-exps of the rows of L_1,
+        prediction and target of L_2, L_3. Zeros for what is absent.
+    """
+    contrast = Contrast.of(f1, f2, f3, bank, mixing, tiled, soft_target)
+    results = Results(contrast, temperature)
+    _sweep(contrast, f0, temperature, None, results, None)
+    return results.parts, results.gradients, results.lse
+
+
+def mc_bank_gradient(
+    f1: Tensor | None,
+    f2: Tensor | None,
+    f3: Tensor,
+    bank: Tensor,
+    mixing: Tensor | None,
+    lse: Tensor,
+    weights: Tensor,
+    temperature: float,
+    tiled: bool,
+    soft_target: bool,
+    precision: str,
+) -> Tensor:
+    """The (K, D) gradient sum_v weights[v] dL_v/dbank; ``lse`` as :func:`mc_forward` gave it, weights (3,)."""
+    contrast = Contrast.of(f1, f2, f3, bank, mixing, tiled, soft_target)
+    scratch = Scratch(contrast)
+    gradient = torch.empty_like(bank, memory_format=torch.contiguous_format)
+    bounded = _logits_are_bounded(f3, contrast, temperature) and bool(lse.abs().max() <= _largest_logit(lse.dtype))
+    for samples in contrast.blocks():
+        block = Block(contrast, samples, scratch, temperature, shifted=not bounded)
+        lse_of_rows = _rows_of(lse, contrast)[:, samples]
+        if not bounded:
+            block.shift = lse_of_rows / BIT  # exponentials of logits - lse are softmaxes
+        scale = (-lse_of_rows).exp() if bounded else torch.ones_like(lse_of_rows)
+        queries = block.pull_queries(scale, weights, temperature)
+        for chunk in contrast.chunks():
+            e = block.exponentials(block.logits(scratch.unit_rows(chunk), chunk))
+            block.pull_(gradient[chunk], block.weights(e, chunk), scale, queries, add=samples.start > 0)
+    for chunk in contrast.chunks():
+        scratch.through_normalisation_(gradient[chunk], chunk)
+    return gradient
+
+
+def bank_step_(
+    bank: Tensor,
+    momentum: Tensor,
+    f0: Tensor,
+    f1: Tensor,
+    f2: Tensor,
+    f3: Tensor,
+    mixing: Tensor | None,
+    temperature: float,
+    lr: float,
+    momentum_factor: float,
+    weight_decay: float,
+    tiled: bool,
+    precision: str,
+) -> None:
+    """Eq. 7 in place: v = momentum_factor v - dL/dbank + weight_decay bank; bank = bank - lr v. v is ``momentum``."""
+    contrast = Contrast.of(f1, f2, f3, bank, mixing, tiled, True)
+    ascent = Ascent(contrast, momentum, temperature, lr, momentum_factor, weight_decay)
+    _sweep(contrast, f0, temperature, temperature, None, ascent)
+
+
+def mc_step_(
+    bank: Tensor,
+    momentum: Tensor,
+    f0: Tensor,
+    f1: Tensor | None,
+    f2: Tensor | None,
+    f3: Tensor,
+    mixing: Tensor | None,
+    temperature: float,
+    bank_temperature: float,
+    lr: float,
+    momentum_factor: float,
+    weight_decay: float,
+    tiled: bool,
+    soft_target: bool,
+    update: str,
+    cursor: Tensor | None,
+    precision: str,
+) -> tuple[Tensor, Tensor]:
+    """Losses, their gradients and metrics, all at the old bank; then the bank's update in place.
+
+    ``update`` is "ascent" (:func:`bank_step_` on L_1 + L_2 + L_3 at ``bank_temperature``), "fifo" (:func:`enqueue_` of
+    f0 at ``cursor``) or "none". If the loss is not finite, bank, momentum and cursor stay as they are.
+
+    Returns:
+        stats (6,): loss, L_1, L_2, L_3, the number of samples whose positive is nearer to f3 than every bank entry,
+        and psi(f3, f0) of eq. 2 at ``bank_temperature``, averaged; gradients (3, B, D) as from :func:`mc_forward`.
+    """
+    contrast = Contrast.of(f1, f2, f3, bank, mixing, tiled, soft_target)
+    results = Results(contrast, temperature)
+    ascent = None
+    if update == "ascent":
+        ascent = Ascent(contrast, momentum, bank_temperature, lr, momentum_factor, weight_decay)
+    _sweep(contrast, f0, temperature, bank_temperature, results, ascent)
+    if update == "fifo":
+        assert cursor is not None
+        with part("bank"):
+            enqueue_(bank, momentum, f0, cursor, results.finite())
+    return results.stats(bank_temperature), results.gradients
+
+
+def enqueue_(bank: Tensor, momentum: Tensor, f0: Tensor, cursor: Tensor, allowed: Tensor) -> None:
+    """Write f0 (B, D) over the rows from ``cursor`` mod K on, round the end; of more than K features the last K stay.
+
+    A replaced row starts at rest: its velocity is zeroed. ``cursor`` (int64 scalar) moves on by B. Nothing changes
+    where the scalar ``allowed`` is False.
+    """
+    size, batch = len(bank), len(f0)
+    kept = f0[-size:].to(bank.dtype)
+    rows = (cursor + (batch - len(kept)) + torch.arange(len(kept), device=bank.device)) % size
+    bank.index_copy_(0, rows, torch.where(allowed, kept, bank[rows]))
+    momentum.index_copy_(0, rows, torch.where(allowed, 0, momentum[rows]))
+    cursor.add_(batch * allowed)
+
+
+def _sweep(
+    contrast: Contrast,
+    f0: Tensor,
+    temperature: float,
+    bank_temperature: float | None,
+    results: Results | None,
+    ascent: Ascent | None,
+) -> None:
+    """One pass over the bank for each block: ``results`` at the first temperature, metrics and ascent at the second."""
+    scratch = Scratch(contrast)
+    second_temperature = bank_temperature or temperature
+    ratio = temperature / second_temperature
+    bounded = _logits_are_bounded(f0, contrast, min(temperature, second_temperature))
+    for samples in contrast.blocks():
+        block = Block(contrast, samples, scratch, temperature, shifted=not bounded)
+        positive = block.positive(f0)
+        if not bounded:
+            block.shift = block.largest_logit(positive)
+        first, second = Keys(block, temperature), Sums(block, second_temperature)
+        metrics = Metrics(block, second_temperature)
+        for chunk in contrast.chunks():
+            m = scratch.unit_rows(chunk)
+            logits = block.logits(m, chunk)
+            if results is not None:
+                e = block.exponentials(logits)
+                first.add(e)
+                first.add_weights(block.weights(e, chunk), m)
+            if ascent is not None:
+                e = block.exponentials(logits, ratio)
+                second.add(e)
+                block.weights(e, chunk, out=ascent.weights(block, chunk))
+                metrics.add(logits[:, block.q - 1], e[:, block.q - 1])
+            elif bank_temperature is not None:
+                metrics.add(logits[:, block.q - 1].mul_(ratio))
+        if results is not None:
+            results.collect(first, metrics, f0, positive)
+        if ascent is not None:
+            with part("bank"):
+                ascent.pull_(second, positive, None if results is None else results.finite())
+
+
+class Results:
+    """What a call returns, gathered block by block."""
+
+    def __init__(self, contrast: Contrast, temperature: float) -> None:
+        self.contrast, self.temperature = contrast, temperature
+        bank, batch = contrast.bank, contrast.batch
+        self.parts = bank.new_zeros(3)
+        self.gradients = bank.new_zeros(3, batch, bank.shape[1])
+        self.lse = bank.new_zeros(4, batch)
+        self.positive = bank.new_empty(batch)  # similarity of f3 and f0
+        self.nearest, self.plain_lse = bank.new_empty(batch), bank.new_empty(batch)  # of f3, see Metrics
+
+    def collect(self, sums: Keys, metrics: Metrics, f0: Tensor, positive: Tensor) -> None:
+        """Take in a block that has met the whole bank; positive is its (q, n) similarities with f0."""
+        block, contrast, tau = sums.block, self.contrast, self.temperature
+        f0, keys = f0[block.samples], sums.keys_of_others()
+        others, e_positive = sums.others(), sums.exponential(positive)
+        total = others + e_positive
+        lse = total.log() if sums.shift is None else total.log() + sums.shift * BIT
+        # Without the cancellation of lse - positive and of (expected key) - f0 where the positive has won.
+        odds = others / e_positive
+        losses = torch.where(odds.isfinite(), odds.log1p(), lse - block.per_row(positive) / tau)
+        keys = keys / total.unsqueeze(2)
+        pull = keys - (others / total).unsqueeze(2) * f0
+        if block.target is not None:
+            t = block.target
+            losses[1] -= (block.u[1] * pull[t]).sum(dim=1) / tau
+            # The difference of the two pulls; f0 enters with that of the positives' probabilities, which may be close.
+            p, p_t = e_positive[1] / total[1], e_positive[t] / total[t]
+            excess = torch.where(p < 0.5, p - p_t, others[t] / total[t] - others[1] / total[1])
+            pull[1] = keys[1] - keys[t] + excess.unsqueeze(1) * f0
+        self.parts[-block.q :] += losses[: block.q].sum(dim=1) / contrast.batch
+        self.gradients[-block.q :, block.samples] = pull[: block.q] / (tau * contrast.batch)
+        self.positive[block.samples] = positive[-1]
+        self.nearest[block.samples], self.plain_lse[block.samples] = metrics.nearest(), metrics.lse()
+        _put_rows(self.lse[:, block.samples], lse, block)
+
+    @property
+    def loss(self) -> Tensor:
+        return self.parts.sum()
+
+    def finite(self) -> Tensor:
+        """Whether the loss is, a scalar on the device."""
+        return torch.isfinite(self.loss)
+
+    def stats(self, bank_temperature: float) -> Tensor:
+        """(6,) as :func:`mc_step_` returns them."""
+        rounding = 8 * torch.finfo(self.positive.dtype).eps  # of a similarity of unit rows: it must not decide a tie
+        top1 = self.positive > self.nearest * bank_temperature + rounding
+        odds = self.plain_lse - self.positive / bank_temperature
+        return torch.stack([self.loss, *self.parts, top1.sum(), torch.sigmoid(-odds).mean()])
+
+
+class Ascent:
+    """Eq. 7 at one temperature.
+
+    The weights of a block wait here, unnormalised, until their sums are known: (K, r, n), 17 MB at the product size.
+    """
+
+    def __init__(
+        self,
+        contrast: Contrast,
+        momentum: Tensor,
+        temperature: float,
+        lr: float,
+        momentum_factor: float,
+        weight_decay: float,
+    ) -> None:
+        self.contrast, self.momentum, self.temperature = contrast, momentum, temperature
+        self.lr, self.momentum_factor, self.weight_decay = lr, momentum_factor, weight_decay
+        bank = contrast.bank
+        self._weights = bank.new_empty(len(bank) * contrast.rows_per_sample * contrast.block_size)
+        whole = len(contrast.blocks()) > 1  # then the gradient of every chunk waits for the last block
+        self._gradient = bank.new_empty(len(bank) if whole else contrast.chunk_size, bank.shape[1])
+
+    def weights(self, block: Block, chunk: slice) -> Tensor:
+        """Where the weights (k, r, n) of a chunk are kept."""
+        return shaped(self._weights, len(self.contrast.bank), block.r, block.n)[chunk]
+
+    def pull_(self, sums: Sums, positive: Tensor, allowed: Tensor | None) -> None:
+        """Take in a block whose weights are kept and whose sums are complete. The last one makes the step.
+
+        The step leaves everything as it is where the scalar ``allowed`` is False.
+        """
+        block = sums.block
+        first, last = block.samples.start == 0, block.samples.stop == self.contrast.batch
+        if last and allowed is not None and may_look(allowed):
+            if not allowed:
+                return
+            allowed = None
+        scale = 1 / (sums.others() + sums.exponential(positive))
+        queries = block.pull_queries(scale, None, self.temperature)
+        for chunk in self.contrast.chunks():
+            whole = len(self._gradient) == len(self.contrast.bank)
+            gradient = self._gradient[chunk] if whole else self._gradient[: chunk.stop - chunk.start]
+            block.pull_(gradient, self.weights(block, chunk), scale, queries, add=not first)
+            if last:
+                self._step_(chunk, gradient, block.scratch, allowed)
+
+    def _step_(self, chunk: slice, gradient: Tensor, scratch: Scratch, allowed: Tensor | None) -> None:
+        """From the gradient to the unit rows of a chunk."""
+        rows, velocity = self.contrast.bank[chunk], self.momentum[chunk]
+        along = scratch.along(gradient, chunk).add_(self.weight_decay)
+        moved = velocity if allowed is None else velocity.clone()
+        moved.mul_(self.momentum_factor).addcmul_(gradient, scratch.inverse[chunk], value=-1).addcmul_(rows, along)
+        if allowed is None:
+            rows.sub_(moved, alpha=self.lr)
+            return
+        velocity.copy_(torch.where(allowed, moved, velocity))
+        rows.copy_(torch.where(allowed, rows - self.lr * moved, rows))
+
+
+def _logits_are_bounded(f0: Tensor, contrast: Contrast, temperature: float) -> bool:
+    """Whether exponentials of the logits are known to need no shift: neither they nor their sums overflow or vanish."""
+    if not may_look(f0):
+        return False
+    longest = torch.maximum(contrast.queries.norm(dim=2).max(), f0.norm(dim=1).max())
+    return bool(longest * longest.clamp(min=1) / temperature <= _largest_logit(f0.dtype))
+
+
+def _largest_logit(dtype: torch.dtype) -> float:
+    return 0.66 * math.log(torch.finfo(dtype).max)
+
+
+_LSE_ROW = (0, 1, 3)  # of the queries f1, f2, f3; 2 is the target's
+
+
+def _rows_of(lse: Tensor, contrast: Contrast) -> Tensor:
+    """lse (4, B) of :func:`mc_forward` as (r, B), in the order of a block's rows."""
+    rows = [*_LSE_ROW[-len(contrast.queries) :], 2][: contrast.rows_per_sample]
+    return torch.stack([lse[row] for row in rows])  # an index from a list would be a copy that a GPU is waited for
+
+
+def _put_rows(lse: Tensor, values: Tensor, block: Block) -> None:
+    """The inverse of :func:`_rows_of`, for a block."""
+    for row, value in zip(_LSE_ROW[-block.q :], values[: block.q], strict=True):
+        lse[row] = value
+    if block.target is not None:
+        lse[2] = values[block.target]

@@ -1,0 +1,243 @@
+"""The random choices of augmented views, drawn from counter-based numbers into a small table of parameters.
+
+Basic and weak augmentation: pose augmentation (shear) or joint jittering, and temporal crop-resize (paper section 3.1).
+Strong: basic, then spatial flip, rotate, Gaussian noise, Gaussian filter, axis mask (section 3.2). Making a view from
+its parameters is a deterministic function: `fastmc.views.make`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastmc.arguments import call, choose_for_views
+from fastmc.checks import Count, NotNegative, Positive, Probability, Share, Whole, check_number, check_ranges
+from fastmc.random import philox, uniform
+
+BASIC_KEY, WEAK, STRONG, BASIC_QUERY = 0, 1, 2, 3
+"""The views x0..x3: of the key encoder, the two of the attacked clip, and that of the query encoder."""
+FILTER_TAPS = 15  # AimCLR
+NOISE_COUNTER = 1 << 16  # noise blocks count from here, parameter blocks from 0: they never meet
+
+DRAW = {"triton": "kernels.draw", "numba": "fastmc.views.numba_views", "torch": __name__, "reference": __name__}
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Strength of the augmentations. The defaults are the field's; each says where it comes from."""
+
+    crop_ratio_min: Share = 0.1
+    """Shortest temporal crop, as a share of the clip. Source: ISC (Thoker et al. 2021), l_ratio = [0.1, 1]."""
+    crop_frames_min: Count = 64
+    """Shortest temporal crop in frames (or the whole clip, if shorter). Source: ISC."""
+    shear: NotNegative = 1.0
+    """Amplitude s of the pose augmentation: off-diagonal entries of the shear are uniform in [-s, s]. Source: ISC."""
+    jitter_joints: Whole = 15
+    """Joints that joint jittering zeroes or maps by a random 3x3 matrix, at most three fifths of them all. Source: ISC,
+    15 of 25."""
+    flip_probability: Probability = 0.5
+    """Strong only: swap left and right joints. Source: AimCLR (Guo et al. 2022)."""
+    rotation_degrees: NotNegative = 30.0
+    """Strong only: largest angle about the main axis. Source: AimCLR."""
+    rotation_minor_degrees: NotNegative = 1.0
+    """Strong only: largest angle about the two other axes. Source: AimCLR."""
+    noise_std: NotNegative = 0.01
+    """Strong only: standard deviation of the Gaussian noise, metres. Source: AimCLR."""
+    noise_probability: Probability = 0.5
+    """Strong only. Source: AimCLR."""
+    filter_sigma_min: Positive = 0.1
+    """Strong only: smallest sigma of the Gaussian filter in time, frames. Source: AimCLR, [0.1, 2], 15 taps."""
+    filter_sigma_max: Positive = 2.0
+    """Strong only: largest sigma of the Gaussian filter in time, frames. Source: AimCLR."""
+    filter_probability: Probability = 0.5
+    """Strong only. Source: AimCLR."""
+    axis_mask_probability: Probability = 0.5
+    """Strong only: set one coordinate axis to zero. Source: AimCLR."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        check_number("filter_sigma_min", self.filter_sigma_min, at_most=self.filter_sigma_max)
+
+    def jittered_of(self, num_joints: int) -> int:
+        """How many joints joint jittering takes of so many."""
+        return min(self.jitter_joints, round(0.6 * num_joints))
+
+
+COLUMNS = {
+    "crop_start": slice(0, 1),
+    "crop_length": slice(1, 2),
+    "flip": slice(2, 3),
+    "noise_std": slice(3, 4),
+    "filter_sigma": slice(4, 5),
+    "axis_scale": slice(5, 8),
+    "pose": slice(8, 17),
+    "jitter": slice(17, 26),
+    "jittered": slice(26, None),
+}
+"""The parameter table's columns; kernels/views.py reads the same."""
+
+
+@dataclass(frozen=True)
+class ViewParams:
+    """What is to be done to each of B clips for each of W views: a table, and the key of the noise.
+
+    Attributes:
+        table: (W, B, 26 + V) float32, by ``COLUMNS``; what is an integer or a choice is exact in float32.
+            crop_start, crop_length: in frames of the clip. flip: 0 or 1. noise_std: metres, 0 for none.
+            filter_sigma: frames, 0 for none. axis_scale: zeros and ones. pose: the linear map (3, 3) of a joint that is
+            not jittered, row-major; jitter: that of one that is. jittered: 0 or 1 by joint.
+        seed, step, sample, views: the key. step: an int or a 0-dim int64 tensor; sample: (B,) int64; views: W numbers.
+    """
+
+    table: Tensor
+    seed: int
+    step: Tensor | int
+    sample: Tensor
+    views: tuple[int, ...]
+
+    @property
+    def num_joints(self) -> int:
+        return self.table.shape[2] - COLUMNS["jittered"].start
+
+    def column(self, name: str) -> Tensor:
+        """(W, B), (W, B, 3), (W, B, 3, 3) or (W, B, V) float32."""
+        values = self.table[:, :, COLUMNS[name]]
+        if name in ("pose", "jitter"):
+            return values.unflatten(2, (3, 3))
+        return values.squeeze(2) if values.shape[2] == 1 and name != "jittered" else values
+
+
+def identity_params(start: Tensor, length: Tensor, num_joints: int) -> ViewParams:
+    """One view that only resizes frames [start, start + length) of each clip. start, length: (B,) int64."""
+    table = torch.zeros(1, len(start), COLUMNS["jittered"].start + num_joints, device=start.device)
+    table[0, :, 0], table[0, :, 1] = start, length
+    table[..., COLUMNS["axis_scale"]] = 1
+    for name in ("pose", "jitter"):
+        table[..., COLUMNS[name]][..., ::4] = 1
+    return ViewParams(table, 0, 0, torch.zeros_like(start), (0,))
+
+
+def draw_params(
+    config: AugmentConfig,
+    num_frames: Tensor,
+    num_joints: int,
+    *,
+    views: Sequence[int],
+    seed: int,
+    step: Tensor | int,
+    sample: Tensor,
+    resized_to: int | None = None,
+    impl: str = "auto",
+) -> ViewParams:
+    """Draw the random choices of some views of each clip.
+
+    Args:
+        num_frames: (B,) frames of each source clip, below 2^24.
+        views: numbers 0..3 of the views; number 2, STRONG, gets the strong augmentation, all others the basic one.
+        seed, step, sample: the rest of the key. step may be a 0-dim int64 tensor on the clips' device; sample: (B,)
+            int64 ids of the clips.
+        resized_to: the views are to be taken of clips that were resized to so many frames before. The crop is drawn in
+            frames of the source clip, which the shortest crop counts in, and then carried over.
+        impl: "triton", "numba", "torch", or "auto": triton on a GPU and numba on a CPU where they can run.
+
+    Returns:
+        ViewParams whose row of a clip and a view depends on (config, its num_frames, seed, step, its sample id, view)
+        alone. Integers and choices are the same on all devices, and maps up to the rounding of sine and cosine.
+    """
+    views, frames = tuple(views), num_frames.to(torch.int64)
+    impl = choose_for_views(impl, frames.device)
+    what = (config, frames, num_joints, views, STRONG, seed, step, sample, resized_to)
+    table = call(DRAW, impl, "draw", frames.device, *what)
+    return ViewParams(table, seed, step, sample, views)
+
+
+def draw(
+    config: AugmentConfig,
+    frames: Tensor,
+    num_joints: int,
+    views: tuple[int, ...],
+    strong: int,
+    seed: int,
+    step: Tensor | int,
+    sample: Tensor,
+    resized_to: int | None,
+) -> Tensor:
+    """The table of :func:`draw_params` in PyTorch. strong: the number of the strong view."""
+    blocks = 8 + math.ceil(num_joints / 4)
+    index = torch.arange(blocks, device=frames.device)
+    view = view_numbers(views, frames.device)[:, None, None]
+    u = uniform(philox(seed, index, step, sample[:, None], view)).flatten(2)  # (W, B, 4 * blocks)
+    table = torch.cat([_crop(config, frames, u, resized_to), *_basic(config, num_joints, u)], dim=2)
+    for row, number in enumerate(views):
+        if number == strong:
+            _strengthen_(config, table[row], u[row])
+    return table
+
+
+def view_numbers(views: Sequence[int], device: torch.device) -> Tensor:
+    """(W,) int64, filled on the device: a copy to a GPU would wait."""
+    return torch.stack([torch.full((), view, device=device) for view in views])
+
+
+def _crop(config: AugmentConfig, frames: Tensor, u: Tensor, resized_to: int | None) -> Tensor:
+    """Columns crop_start and crop_length (W, B, 2)."""
+    ratio = config.crop_ratio_min + (1 - config.crop_ratio_min) * u[..., 0]
+    shortest = frames.clamp_max(config.crop_frames_min)
+    length = torch.floor(frames * ratio).to(torch.int64).maximum(shortest).minimum(frames)
+    start = torch.floor((frames - length + 1) * u[..., 1]).to(torch.int64).minimum(frames - length)
+    if resized_to is not None:
+        length = ((2 * length * resized_to + frames) // (2 * frames)).clamp(1, resized_to)
+        start = (start * resized_to // frames).minimum(resized_to - length)
+    return torch.stack([start, length], dim=2).to(torch.float32)
+
+
+def _basic(config: AugmentConfig, num_joints: int, u: Tensor) -> tuple[Tensor, ...]:
+    """The columns after the crop's, of the basic augmentation."""
+    is_jitter, is_zeroing = u[..., 2:3] < 0.5, u[..., 3:4] < 0.5
+    signed = 2 * u[..., 4:13] - 1
+    eye = torch.eye(3, device=u.device).flatten()
+    shear = eye + (1 - eye) * config.shear * signed
+    pose = torch.where(is_jitter, eye, shear)
+    jitter = torch.where(is_zeroing, 0.0, signed)
+    jittered = is_jitter & (_rank(u[..., 32 : 32 + num_joints]) < config.jittered_of(num_joints))
+    none = torch.zeros_like(u[..., :3])
+    return none, torch.ones_like(none), pose, jitter, jittered.to(torch.float32)
+
+
+def _rank(u: Tensor) -> Tensor:
+    """The place (..., V) of each of the V numbers in their increasing order; of equal ones the first comes first."""
+    mine, other = u[..., :, None], u[..., None, :]
+    index = torch.arange(u.shape[-1], device=u.device)
+    before = (other < mine) | ((other == mine) & (index < index[:, None]))
+    return before.sum(dim=-1)
+
+
+def _strengthen_(config: AugmentConfig, table: Tensor, u: Tensor) -> None:
+    """Make one view's basic rows (B, P) strong ones, in place."""
+    axes = torch.arange(3, device=u.device)
+    is_main = axes == torch.floor(3 * u[:, 14:15])
+    largest = torch.where(is_main, config.rotation_degrees, config.rotation_minor_degrees)
+    rotation = rotation_matrix(torch.deg2rad(largest * u[:, 15:18]))
+    is_masked = (axes == torch.floor(3 * u[:, 19:20])) & (u[:, 18:19] < config.axis_mask_probability)
+    sigma = config.filter_sigma_min + (config.filter_sigma_max - config.filter_sigma_min) * u[:, 21]
+    for name in ("pose", "jitter"):
+        table[:, COLUMNS[name]] = (rotation @ table[:, COLUMNS[name]].unflatten(1, (3, 3))).flatten(1)
+    table[:, COLUMNS["axis_scale"]] = (~is_masked).to(torch.float32)
+    table[:, 2] = u[:, 22] < config.flip_probability
+    table[:, 3] = torch.where(u[:, 23] < config.noise_probability, config.noise_std, 0.0)
+    table[:, 4] = torch.where(u[:, 20] < config.filter_probability, sigma, 0.0)
+
+
+def rotation_matrix(angles: Tensor) -> Tensor:
+    """(B, 3) angles about x, y, z in radians to (B, 3, 3) matrices R_z R_y R_x."""
+    (cx, cy, cz), (sx, sy, sz) = torch.cos(angles).unbind(1), torch.sin(angles).unbind(1)
+    rows = (
+        (cz * cy, cz * sy * sx - sz * cx, cz * sy * cx + sz * sx),
+        (sz * cy, sz * sy * sx + cz * cx, sz * sy * cx - cz * sx),
+        (-sy, cy * sx, cy * cx),
+    )
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)

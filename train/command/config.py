@@ -1,0 +1,227 @@
+"""The settings of a run: typed dataclasses, the presets, and the command line that tyro makes from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from fastmc.checks import Count, NotNegative, Positive, Range, Seed, Whole, check_ranges
+from fastmc.data.placed.placement import DataConfig
+from fastmc.encoders.bigru import EncoderConfig
+from fastmc.evaluation import EvalConfig
+from fastmc.methods.a2mc import ContrastConfig
+from fastmc.methods.attack import AttackConfig
+from fastmc.views.clips import Stream
+from fastmc.views.draw import AugmentConfig
+
+Preset = Literal["paper", "small", "tiny"]
+Frames = Annotated[int, Range(at_least=2)]
+"""A difference of frames takes two."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimizer and schedule of the query encoder."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """sgd has momentum 0.9, as in paper section 4.2."""
+    optimizer_impl: Literal["auto", "triton", "torch", "apex"] = "auto"
+    """Who updates the weights. triton: sgd, the key encoder and both copies in half precision, in one pass over the
+    weights. torch: its fused optimizers. apex: FusedSGD of NVIDIA's apex. auto: triton for sgd where Triton can run,
+    else torch."""
+    lr: Positive = 0.01
+    """Initial learning rate."""
+    weight_decay: NotNegative = 1e-4
+    """Weight decay of the encoder."""
+    epochs: Count = 750
+    """Epochs of pre-training."""
+    milestones: tuple[Whole, ...] = (350,)
+    """Epochs at which the learning rate drops to a tenth."""
+    warmup_epochs: NotNegative = 0.0
+    """Epochs over which the learning rate rises from zero."""
+    batch_size: Count = 64
+    """B, clips per step."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    def lr_at(self, epoch: float) -> float:
+        """Learning rate at a (fractional) epoch."""
+        warmup = min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs > 0 else 1.0
+        return self.lr * warmup * 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """How a step is computed. What auto has chosen, and why, is in the log."""
+
+    amp: Literal["auto", "bf16", "fp16", "tf32", "fp32"] = "auto"
+    """Numbers of the recurrent nets and heads. bf16 and fp16: weights and activations in half precision, beside float32
+    weights that learn; fp16 with a gradient scale. tf32: float32, multiplied in TF32 on a GPU. fp32: float32. Norm,
+    loss, bank and optimizer are float32 in any case. auto: bf16 on a GPU that has it, fp32 elsewhere."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of what surrounds the recurrent calls: input norm, head, verdict on the step. auto: on a GPU."""
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    """Launch each step as one CUDA graph, once the bank is full. auto: on a GPU that holds all frames; what cannot be
+    captured runs launch by launch, and the log says why."""
+    overlap: Literal["auto", "on", "off"] = "auto"
+    """The key encoder beside the attack, on a second stream; changes no bit. auto: on a GPU."""
+    profile: Whole = 0
+    """Record so many steps once the bank is full, and write them to profile/ in the run folder: docs/profiling.md."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What a run writes, and when."""
+
+    probe_every: Whole = 10
+    """Epochs between kNN probes of the query encoder; 0 for none."""
+    checkpoint_every: Count = 1
+    """Epochs between checkpoints."""
+    checkpoint_minutes: NotNegative = 10.0
+    """A long epoch is interrupted for a checkpoint after this many minutes."""
+    checkpoints_kept: Annotated[int, Range(at_least=2)] = 2
+    """How many checkpoints stay on disk, at least two: one may be unreadable after a crash of the machine."""
+    keep_features: bool = True
+    """Keep the frozen features of the last evaluation in the run folder, so that train.evaluate, train.figures and
+    ensembles need not compute them again: 8 crops of NTU-60 are 3 GB."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Pre-train a skeleton encoder with A²MC, then evaluate it.
+
+    Without data: python -m train.run --dataset synthetic --preset tiny
+
+    NTU-60: python -m train.prepare ntu60 --raw DIR --out data/ntu60
+
+    and then: python -m train.run --dataset ntu60
+
+    The same command resumes an interrupted run.
+    """
+
+    dataset: str = "synthetic"
+    """Name of a packed store under --data-root (see python -m train.prepare), or synthetic, which is made on demand."""
+    data_root: Path = Path("data")
+    """Folder of the packed stores."""
+    protocol: str | None = None
+    """Training and test split, such as xsub or xview; by default the store's first."""
+    preset: Preset = "paper"
+    """paper: the settings of section 4.2, for a GPU. small: hours on a CPU. tiny: minutes, for a first look. A
+    preset sets defaults, every other flag overrides it. By default paper; tiny for the synthetic dataset."""
+    stream: Stream = "joint"
+    """Input stream: joint coordinates, their motion, or bones."""
+    frames: Frames = 64
+    """T, frames of every view."""
+    out: Path | None = None
+    """Run folder; by default runs/DATASET-PROTOCOL-METHOD-STREAM-PRESET-seedN."""
+    seed: Seed = 0
+    """Seed of initial weights, order of the clips, and augmentation."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    restart: bool = False
+    """Start over in a run folder that holds a run, instead of resuming it."""
+    print_config: bool = False
+    """Print the resolved settings as JSON and stop."""
+    data: DataConfig = field(default_factory=DataConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    step: StepConfig = field(default_factory=StepConfig)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+# Found by trying: at the paper's SGD and full-strength augmentation nothing visible is learnt in a few thousand steps.
+CPU_AUGMENT = AugmentConfig(crop_ratio_min=0.5, crop_frames_min=1, shear=0.5, jitter_joints=5)
+
+
+def preset_config(preset: Preset, dataset: str = "synthetic") -> Config:
+    """The settings of a preset; PKU-MMD has a longer schedule in preset paper (section 4.2)."""
+    if preset == "paper":
+        pku = dataset.startswith("pku")
+        return Config(preset=preset, optim=OptimConfig(epochs=1000, milestones=(800,)) if pku else OptimConfig())
+    small = preset == "small"
+    return Config(
+        preset=preset,
+        frames=64 if small else 32,
+        encoder=EncoderConfig(encoder="2x256" if small else "1x128"),
+        augment=CPU_AUGMENT,
+        contrast=ContrastConfig(bank_size=4096 if small else 1024, ema=0.99),
+        optim=OptimConfig(
+            optimizer="adamw",
+            lr=1e-3 if small else 2e-3,
+            batch_size=64 if small else 32,
+            epochs=300 if small else 60,
+            milestones=(240,) if small else (50,),
+            warmup_epochs=2.0,
+        ),
+        log=LogConfig(probe_every=10, checkpoint_every=5),
+    )
+
+
+def parse(args: Sequence[str] | None = None) -> Config:
+    """The command line to a Config. --preset and --dataset are read first, since they set the other flags' defaults."""
+
+    @dataclass
+    class First:
+        preset: Preset | None = None
+        dataset: str = "synthetic"
+
+    first, _ = tyro.cli(First, args=args, return_unknown_args=True, add_help=False)
+    preset = first.preset or ("tiny" if first.dataset == "synthetic" else "paper")
+    default = replace(preset_config(preset, first.dataset), dataset=first.dataset)
+    return tyro.cli(Config, prog="python -m train.run", args=args, default=default, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A config dataclass as JSON-able plain types: paths are strings, tuples are lists."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def from_plain(cls: type, values: Mapping[str, Any]) -> Any:
+    """The inverse of `to_plain`; ValueError for a key that the dataclass does not have."""
+    hints = typing.get_type_hints(cls)
+    unknown = set(values) - set(hints)
+    if unknown:
+        raise ValueError(f"{cls.__name__} has no setting named {', '.join(sorted(unknown))}")
+    return cls(**{name: _typed(hints[name], value) for name, value in values.items()})
+
+
+def _typed(hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_plain(hint, value)
+    if value is not None and (hint is Path or (isinstance(hint, types.UnionType) and Path in typing.get_args(hint))):
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Names (dotted) of the settings whose plain values differ."""
+    found = []
+    for key in sorted(set(a) | set(b)):
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            found += differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            found.append(f"{prefix}{key}")
+    return found

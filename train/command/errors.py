@@ -1,0 +1,47 @@
+"""Errors that are the user's to mend: one line on stderr and exit code 1, no traceback."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+
+from fastmc.checkpoint import CheckpointError
+from fastmc.data.packing import PrepareError
+from fastmc.data.parallel import WorkerDied
+from fastmc.data.store import StoreError
+from train.command.datasets import DatasetError
+from train.command.debug import without_debug
+from train.engine.record import log, start_logging
+from train.engine.step import NonFiniteError
+from train.tables.jobs import JobFailed
+
+USER_ERRORS = (
+    *(ValueError, OSError, DatasetError, StoreError, PrepareError, WorkerDied, NonFiniteError, CheckpointError),
+    JobFailed,
+)
+
+
+def report_error(error: BaseException) -> None:
+    log.error("error: %s", error)
+
+
+def run_command(action: Callable[[list[str]], object], args: Sequence[str] | None, *, stopped: str) -> int:
+    """Run what a command line asks for; returns the exit code. ``stopped`` is said after Ctrl-C.
+
+    Args:
+        action: is given the command line, without --debug, which shows the traceback of an error.
+        args: the command line; by default that of this process.
+    """
+    given, debug = without_debug(args)
+    start_logging()
+    try:
+        action(given)
+    except USER_ERRORS as error:
+        if debug:
+            log.error("%s", traceback.format_exc())
+        report_error(error)
+        return 1
+    except KeyboardInterrupt:
+        log.warning(stopped)
+        return 130
+    return 0

@@ -1,0 +1,199 @@
+"""Commands of train.prepare for what the field has on disk already: arrays of other codes, and two small sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from fastmc.data.clips import MAX_COORDINATE
+from fastmc.data.formats.ctrgcn import import_ctrgcn
+from fastmc.data.formats.nw_ucla import NWUCLA_CLIPS, prepare_nw_ucla
+from fastmc.data.formats.stgcn import import_stgcn
+from fastmc.data.formats.utd_mhad import UTD_CLIPS, prepare_utd_mhad
+from fastmc.data.report import summary
+from fastmc.data.store import PackedStore
+
+SHOULDERS = (0.1, 1.0)  # metres between the shoulders of a person, and a large margin
+
+
+def npy(
+    train: tuple[Path, Path],
+    test: tuple[Path, Path],
+    out: Path,
+    name: str | None = None,
+    protocol: str = "split",
+    class_names: Path | None = None,
+    no_normalise: bool = False,
+    max_coordinate: float = MAX_COORDINATE,
+    strict: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Pack the arrays and label pickles of ST-GCN, 2s-AGCN, CrosSCLR, AimCLR and CMD: a pair of files for each part.
+
+    Example: python -m train.prepare npy --train xsub/train_data_joint.npy xsub/train_label.pkl --test
+    xsub/val_data_joint.npy xsub/val_label.pkl --out data/ntu60-agcn
+
+    Args:
+        train: DATA.npy LABEL.pkl: floats (N, 3, T, V, M) in metres, and a pickle of (sample names, labels).
+        test: the same two for the clips that test.
+        out: folder of the store.
+        name: of the set; by default that of the folder.
+        protocol: what the split into these files is called. Names of NTU RGB+D clips give its own protocols too.
+        class_names: text file with the name of a class a line; NTU RGB+D's are known.
+        no_normalise: keep the coordinates; by default bodies are turned to a common frame.
+        max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
+            out.
+        strict: stop at the first faulty clip, instead of leaving it out.
+        overwrite: replace a store that exists, once the new one is complete.
+    """
+    store = import_stgcn(
+        train,
+        test,
+        out,
+        name=name,
+        protocol=protocol,
+        class_names=class_names,
+        normalise=not no_normalise,
+        max_coordinate=max_coordinate,
+        strict=strict,
+        overwrite=overwrite,
+    )
+    _report(store)
+
+
+def ctrgcn(
+    file: Path,
+    out: Path,
+    name: str | None = None,
+    protocol: str = "split",
+    class_names: Path | None = None,
+    no_normalise: bool = False,
+    max_coordinate: float = MAX_COORDINATE,
+    strict: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Pack the single file of CTR-GCN, InfoGCN and HD-GCN: x_train, y_train, x_test and y_test.
+
+    Example: python -m train.prepare ctrgcn --file NTU60_CS.npz --out data/ntu60-cs --protocol xsub
+
+    Args:
+        file: the .npz file: x (N, T, M*V*3) or (N, 3, T, V, M) in metres, y one-hot or integers.
+        out: folder of the store.
+        name: of the set; by default that of the folder.
+        protocol: what the split into training and test arrays is called.
+        class_names: text file with the name of a class a line; NTU RGB+D's are known.
+        no_normalise: keep the coordinates; by default bodies are turned to a common frame.
+        max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
+            out.
+        strict: stop at the first faulty clip, instead of leaving it out.
+        overwrite: replace a store that exists, once the new one is complete.
+    """
+    store = import_ctrgcn(
+        file,
+        out,
+        name=name,
+        protocol=protocol,
+        class_names=class_names,
+        normalise=not no_normalise,
+        max_coordinate=max_coordinate,
+        strict=strict,
+        overwrite=overwrite,
+    )
+    _report(store)
+
+
+def nwucla(
+    raw: Path,
+    out: Path = Path("data/nwucla"),
+    no_normalise: bool = False,
+    max_coordinate: float = MAX_COORDINATE,
+    strict: bool = False,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Pack NW-UCLA from its JSON files (protocol xview: views 1 and 2 train, view 3 tests).
+
+    Example: python -m train.prepare nwucla --raw ~/NW-UCLA/all_sqe --out data/nwucla
+
+    Args:
+        raw: folder of the a##_s##_e##_v##.json files, at any depth.
+        out: folder of the store.
+        no_normalise: keep the coordinates; by default bodies are turned to a common frame.
+        max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
+            out.
+        strict: stop at the first malformed or misnamed file, instead of leaving it out.
+        workers: processes; all cores by default.
+        overwrite: replace a store that exists, once the new one is complete.
+    """
+    store = prepare_nw_ucla(
+        raw,
+        out,
+        normalise=not no_normalise,
+        max_coordinate=max_coordinate,
+        strict=strict,
+        workers=workers,
+        overwrite=overwrite,
+    )
+    _report(store, NWUCLA_CLIPS)
+
+
+def utd_mhad(
+    raw: Path,
+    out: Path = Path("data/utd-mhad"),
+    no_normalise: bool = False,
+    max_coordinate: float = MAX_COORDINATE,
+    strict: bool = False,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Pack UTD-MHAD from its MATLAB files (protocol xsub: odd subjects train, even ones test).
+
+    Example: python -m train.prepare utd-mhad --raw ~/UTD-MHAD/Skeleton --out data/utd-mhad
+
+    Args:
+        raw: folder of the a#_s#_t#_skeleton.mat files, at any depth.
+        out: folder of the store.
+        no_normalise: keep the coordinates; by default bodies are turned to a common frame.
+        max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
+            out.
+        strict: stop at the first malformed or misnamed file, instead of leaving it out.
+        workers: processes; all cores by default.
+        overwrite: replace a store that exists, once the new one is complete.
+    """
+    store = prepare_utd_mhad(
+        raw,
+        out,
+        normalise=not no_normalise,
+        max_coordinate=max_coordinate,
+        strict=strict,
+        workers=workers,
+        overwrite=overwrite,
+    )
+    _report(store, UTD_CLIPS)
+
+
+def _report(store: PackedStore, published: int | None = None) -> None:
+    print(summary(store))
+    repeats = store.meta.get("repeats_cut", 0)
+    if repeats:
+        print(f"  note: {repeats:,} clips were padded by repetition; each is cut to its first period")
+    copies = store.meta.get("copied_bodies_cut", 0)
+    if copies:
+        print(f"  note: in {copies:,} clips the second body was the first again; it is left out")
+    if published not in (None, len(store)):
+        print(f"  note: the complete set has {published:,} clips")
+    width = _shoulder_width(store)
+    if not SHOULDERS[0] < width < SHOULDERS[1]:
+        print(f"  warning: shoulders are {width:.3g} apart (median): these coordinates do not seem to be metres")
+
+
+def _shoulder_width(store: PackedStore) -> float:
+    """Median over the clips, in the first frame of the first body."""
+    first, layout = store.frames[store.start], store.skeleton
+    across = first[:, layout.left_shoulder] - first[:, layout.right_shoulder]
+    return float(np.median(np.linalg.norm(across, axis=1)))
+
+
+READERS: dict[str, Callable[..., None]] = {"npy": npy, "ctrgcn": ctrgcn, "nwucla": nwucla, "utd-mhad": utd_mhad}

@@ -1,0 +1,142 @@
+"""The whole training step as one CUDA graph: captured once, launched at every step.
+
+A graph repeats its kernels on the addresses and with the numbers that they had when it was captured. So a captured step
+must read all that changes from tensors, and must not wait for the device: see `train.engine.step`.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from train.engine.record import log
+
+WARM_UP = 3
+"""Steps before a capture, in which libraries choose algorithms and kernels are compiled. They leave no trace."""
+
+
+class Graph(Protocol):
+    """What was captured."""
+
+    def replay(self) -> None: ...
+
+
+class Recorder(Protocol):
+    """Who captures."""
+
+    def warm_up(self, body: Callable[[], None]) -> None:
+        """Run the body where it will be captured."""
+
+    def record(self, body: Callable[[], None]) -> Graph:
+        """Capture the body. RuntimeError if it does what cannot be captured."""
+
+
+class CudaRecorder:
+    """Captures on the current CUDA device, on a stream of its own.
+
+    It warms up there too, as PyTorch asks for what is captured afterwards: autograd remembers streams, and memory and
+    workspaces of libraries are kept by stream.
+    """
+
+    def __init__(self) -> None:
+        self._stream: torch.cuda.Stream | None = None
+
+    @property
+    def stream(self) -> torch.cuda.Stream:
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()
+        return self._stream
+
+    def warm_up(self, body: Callable[[], None]) -> None:
+        here = torch.cuda.current_stream()
+        self.stream.wait_stream(here)
+        with torch.cuda.stream(self.stream):
+            body()
+        here.wait_stream(self.stream)
+
+    def record(self, body: Callable[[], None]) -> Graph:
+        gc.collect()  # not within the capture, where it might free what a graph of before holds
+        graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                body()
+        finally:  # torch.cuda.graph ends the capture before it puts the stream back, and that may raise
+            torch.cuda.set_stream(here)
+        return graph
+
+
+class GraphedStep:
+    """A step that is captured when it is called first, and launched as one graph from then on.
+
+    It is captured anew when a tensor of its state has moved or a number that it took from the host has changed. If the
+    capture fails, the step runs launch by launch, and the log says why.
+
+    Attributes:
+        captures: how often it was captured.
+    """
+
+    def __init__(
+        self,
+        body: Callable[[], None],
+        state: Callable[[], list[Tensor]],
+        baked: Callable[[], tuple[float, ...]] = tuple,
+        recorder: Recorder | None = None,
+    ) -> None:
+        """
+        Args:
+            body: the step: reads its inputs from tensors, and changes nothing but ``state``.
+            state: all tensors that the body changes and that outlive it.
+            baked: numbers of the host that the body hands to its kernels.
+            recorder: who captures.
+        """
+        self._body, self._state, self._baked = body, state, baked
+        self._recorder = recorder or CudaRecorder()
+        self._graph: Graph | None = None
+        self._key: tuple[Any, ...] | None = None
+        self._failed = False
+        self.captures = 0
+
+    def __call__(self) -> None:
+        """Make the step."""
+        if not self._failed:
+            state = self._state()
+            key = (*self._baked(), *(tensor.data_ptr() for tensor in state))
+            if self._graph is None or key != self._key:
+                self._capture(state)
+                self._key = key
+        if self._graph is None:
+            self._body()
+        else:
+            self._graph.replay()
+
+    def _capture(self, state: list[Tensor]) -> None:
+        self._graph = None  # its memory is free for the next
+        before = [tensor.detach().clone() for tensor in state]
+        for _ in range(WARM_UP):
+            self._recorder.warm_up(self._body)
+        _restore(state, before)
+        try:
+            self._graph = self._recorder.record(self._body)
+        except RuntimeError as error:
+            self._failed = True
+            reason = str(_root(error)).strip().splitlines()[0]
+            log.warning("the step cannot be captured as a CUDA graph and runs launch by launch: %s", reason)
+        _restore(state, before)
+        self.captures += self._graph is not None
+
+
+def _root(error: BaseException) -> BaseException:
+    """What went wrong first: ending a broken capture raises an error of its own over it."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
+@torch.no_grad()
+def _restore(state: list[Tensor], before: list[Tensor]) -> None:
+    for tensor, value in zip(state, before, strict=True):
+        tensor.copy_(value)

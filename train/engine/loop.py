@@ -1,0 +1,324 @@
+"""The pre-training loop: epochs of steps, with probes, checkpoints and resume."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fastmc import checkpoint
+from fastmc.data.placed.order import epoch_order
+from fastmc.data.placed.placement import place_store
+from fastmc.data.placed.resident import PlacedStore
+from fastmc.data.store import PackedStore
+from fastmc.evaluation import frozen_features, knn_evaluate
+from fastmc.methods.a2mc import A2MC
+from fastmc.progress import progress_bar
+from fastmc.skeleton import Skeleton
+from fastmc.views.clips import PackedClips
+from train.command.config import Config, to_plain
+from train.engine.choices import choose_amp, choose_compile, choose_graph, choose_overlap
+from train.engine.graph import GraphedStep, Recorder
+from train.engine.profiling import StepProfiler
+from train.engine.record import Metrics, epoch_line, log
+from train.engine.step import FaultWatch, NonFiniteError, PretrainStep, StepMetrics
+from train.engine.stopping import asked_to_stop
+
+
+class ClipLayout(Protocol):
+    """As much of a store as the size of a model depends on."""
+
+    @property
+    def skeleton(self) -> Skeleton: ...
+
+    @property
+    def max_bodies(self) -> int: ...
+
+
+def build_model(config: Config, store: ClipLayout, device: torch.device) -> A2MC:
+    """A fresh model; its initial weights depend on the config's seed alone."""
+    return A2MC(
+        store.skeleton,
+        store.max_bodies,
+        encoder=config.encoder,
+        augment=config.augment,
+        attack=config.attack,
+        contrast=config.contrast,
+        stream=config.stream,
+        frames=config.frames,
+        seed=config.seed,
+        view_impl=config.data.view_impl,
+    ).to(device)
+
+
+def build_step(config: Config, model: A2MC, amp: str = "fp32", overlap: str = "off") -> PretrainStep:
+    """The step of this model; ``amp`` and ``overlap`` as `train.engine.choices` chooses them."""
+    return PretrainStep(model, config.optim, config.optim.batch_size, amp=amp, overlap=overlap == "on")
+
+
+def graph_step(stepper: PretrainStep, store: PlacedStore, recorder: Recorder | None = None) -> GraphedStep:
+    """Steps on a full bank as one graph, of clips whose frames stay where they are."""
+
+    def body() -> None:
+        stepper.advance(store.select(stepper.sample), filling=False)
+
+    return GraphedStep(body, stepper.state, lambda: stepper.query_update.baked, recorder)
+
+
+class Pretraining:
+    """A run in progress.
+
+    Attributes:
+        data: the clips; ``placement`` says in one line where their frames are and why.
+        stepper: makes the steps; ``amp``, ``compiled``, ``graph`` and ``overlap`` say how, and why. Its sums of the
+            metrics since the epoch began make the epoch's row of metrics.csv, with ``seconds``.
+        epoch, batch: position; ``step`` counts all batches since the start.
+        before_saving: is called before each checkpoint is written.
+    """
+
+    def __init__(self, config: Config, store: PackedStore, folder: Path, device: torch.device) -> None:
+        """Writes nothing. ValueError for a protocol that cannot be trained and tested on, or too large a batch."""
+        assert config.protocol is not None
+        protocol = config.protocol
+        self.config, self.folder, self.device = config, folder, device
+        self.checksum, self.about_data = store.content_checksum, describe_data(store)
+        train, test = store.split(protocol)
+        self.train_ids, self.test_ids = torch.from_numpy(train).to(device), torch.from_numpy(test).to(device)
+        self.batches = len(train) // config.optim.batch_size
+        if self.batches == 0:
+            raise ValueError(
+                f"batch_size = {config.optim.batch_size} is larger than the {len(train)} training clips of {protocol}"
+            )
+        if len(test) == 0:
+            raise ValueError(f"protocol = {protocol!r} leaves no test clip in {store.path}")
+        self._store = store
+        self.data, self.placement = place_store(store, device, config.data)
+        self.model = build_model(config, self.data, device)
+        self.amp, self.compiled = choose_amp(config.step, device), choose_compile(config.step, device)
+        self.graph = choose_graph(config, self.data, device)
+        self.overlap = choose_overlap(config, device)
+        self.stepper = build_step(config, self.model, self.amp.value, self.overlap.value)
+        if self.compiled.value == "on":
+            self.stepper.compile_around()
+        self._graphed = graph_step(self.stepper, self.data) if self.graph.value == "on" else None
+        self._watch = FaultWatch(self.stepper)
+        self.epoch = self.batch = self.step = 0
+        self.seconds = 0.0
+        self._saved_at = self._started_at = time.monotonic()
+        self._earlier_seconds = 0.0
+        self._rows: list[dict[str, Any]] | None = None
+        self.before_saving: Callable[[], None] = lambda: None
+
+    @property
+    def wall_seconds(self) -> float:
+        """Wall time of the run so far, that of its earlier parts up to their last checkpoints included."""
+        return self._earlier_seconds + time.monotonic() - self._started_at
+
+    @property
+    def computed(self) -> str:
+        """How steps are computed, and why, in one line."""
+        made = {"amp": self.amp, "compile": self.compiled, "CUDA graph": self.graph, "overlap": self.overlap}
+        choices = ", ".join(f"{name} {choice.value} ({choice.why})" for name, choice in made.items())
+        return f"step: {choices}; {self.stepper.query_update.says}"
+
+    @property
+    def finished(self) -> bool:
+        return self.epoch >= self.config.optim.epochs
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def run(self) -> None:
+        """Train to the last epoch, from wherever the run stands.
+
+        Raises:
+            NonFiniteError: names epoch, step, values, and the last good checkpoint.
+            StoreError: the data were changed meanwhile.
+            KeyboardInterrupt: it was asked to stop (`train.engine.stopping`), and a checkpoint of that moment is
+            written.
+        """
+        metrics = Metrics(self.folder, epochs_done=self.epoch, rows=self._rows)
+        self._rows = metrics.rows
+        steps = self.config.optim.epochs * self.batches
+        bar = tqdm(total=steps, initial=self.step, disable=not sys.stderr.isatty(), **progress_bar("step"))
+        try:
+            profile = StepProfiler(self.config.step.profile, self.folder / "profile", self.device)
+            with bar, closing(profile) as profiler, asked_to_stop() as stops:
+                while not self.finished:
+                    bar.set_description(f"epoch {self.epoch + 1}/{self.config.optim.epochs}")
+                    self._run_epoch(bar, profiler, stops)
+                    metrics.write(row := self._epoch_row())
+                    eta = row["seconds"] * (self.config.optim.epochs - self.epoch - 1)
+                    log.info(epoch_line(row, self.config.optim.epochs, eta, self.config.encoder.feature_dim))
+                    self._start_epoch(self.epoch + 1)
+                    every = self.config.log.checkpoint_every
+                    if self.finished or self.epoch % every == 0 or self._is_late or stops():
+                        self.save()
+                    if stops():
+                        raise KeyboardInterrupt
+        finally:
+            metrics.close()
+
+    def _run_epoch(self, bar: tqdm, profiler: StepProfiler, stops: Callable[[], bool]) -> None:
+        self._store.check_unchanged()
+        started = time.perf_counter()
+        with closing(self._remaining_batches()) as batches:
+            for ids, clips in batches:
+                if not self._advance(ids, clips):
+                    profiler.step()
+                bar.update()
+                # Not after the epoch's last batch: what comes next is its row of the metrics.
+                if self.batch < self.batches and (self._is_late or stops()):
+                    self._check()
+                    self.seconds += time.perf_counter() - started
+                    self.save()
+                    if stops():
+                        raise KeyboardInterrupt
+                    started = time.perf_counter()
+        self._check()  # waits for the device, so that the time is that of the steps
+        self.seconds += time.perf_counter() - started
+
+    @property
+    def _is_late(self) -> bool:
+        """Whether the last checkpoint is older than it may be."""
+        return time.monotonic() - self._saved_at > 60 * self.config.log.checkpoint_minutes
+
+    def _remaining_batches(self) -> Generator[tuple[Tensor, PackedClips]]:
+        """What is left of the epoch, without its last short batch."""
+        size = self.config.optim.batch_size
+        order = epoch_order(self.train_ids, self.config.seed, self.epoch)
+        return self.data.batches(order[self.batch * size : self.batches * size], size)
+
+    def _advance(self, ids: Tensor, clips: PackedClips) -> bool:
+        """One step; returns whether the bank was being filled."""
+        lr = self.config.optim.lr_at(self.epoch + self.batch / self.batches)
+        filling = self.step * len(ids) < self.config.contrast.bank_size
+        self.stepper.prepare(ids, self.step, lr)
+        if self._graphed is None or filling:
+            self.stepper.advance(clips, filling=filling)
+        else:
+            self._graphed()
+        self.batch += 1
+        self.step += 1
+        if self._watch.sees_a_fault():
+            self._check()
+        return filling
+
+    def _check(self) -> None:
+        """Wait for the device; NonFiniteError if a step was not finite."""
+        try:
+            self.stepper.check()
+        except NonFiniteError as error:
+            saved = checkpoint.complete(self.checkpoints)
+            last = saved[-1][1] if saved else "none yet"
+            raise NonFiniteError(
+                f"stopped in epoch {self.epoch + 1}, {error}. "
+                f"Last good checkpoint: {last}. A smaller --lr or --shear may help, in a new run (--out)."
+            ) from error
+
+    def _epoch_row(self) -> dict[str, Any]:
+        row: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step}
+        row |= dict(zip(StepMetrics._fields, (self.stepper.sums / self.batches).tolist(), strict=True))
+        row["lr"] = self.config.optim.lr_at(self.epoch + (self.batch - 1) / self.batches)
+        row["steps_per_second"] = self.batches / self.seconds
+        row["samples_per_second"] = self.batches * self.config.optim.batch_size / self.seconds
+        row["seconds"] = self.seconds
+        every = self.config.log.probe_every
+        if every and ((self.epoch + 1) % every == 0 or self.epoch + 1 == self.config.optim.epochs):
+            row["knn_top1"] = self.probe()
+        return row
+
+    def _start_epoch(self, epoch: int) -> None:
+        self.epoch, self.batch, self.seconds = epoch, 0, 0.0
+        self.stepper.sums.zero_()
+
+    def probe(self) -> float:
+        """kNN top-1 accuracy of the query encoder, percent."""
+        config = self.config.evaluation
+        features = frozen_features(
+            self.model.query,
+            self.data,
+            self.train_ids,
+            self.test_ids,
+            self.config.stream,
+            config,
+            frames=self.config.frames,
+            crops=0,
+        )
+        return knn_evaluate(features, config)["knn_top1"]
+
+    def save(self) -> Path:
+        """Write a checkpoint of this moment; NonFiniteError, and none, if a number in it is not finite."""
+        state = {
+            "config": to_plain(self.config),
+            "model": self.model.state_dict(),
+            **self.stepper.state_dict(),
+            "position": {"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds},
+            "dataset_checksum": self.checksum,
+            "data": self.about_data,
+            "wall_seconds": self.wall_seconds,
+            "metrics": self._rows,
+            "random": {
+                "cpu": torch.get_rng_state(),
+                "device": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            },
+        }
+        _check_finite(state, self.step)
+        self.before_saving()
+        path = checkpoint.save(self.checkpoints, self.step, state, keep=self.config.log.checkpoints_kept)
+        self._saved_at = time.monotonic()
+        return path
+
+    def load(self, state: dict[str, Any], path: Path) -> None:
+        """Continue from the state of the checkpoint ``path``; CheckpointError if it was trained on other data."""
+        check_dataset(state, self.checksum, path)
+        self.model.load_state_dict(state["model"])
+        self.stepper.load_state_dict(state)
+        position = state["position"]
+        self.epoch, self.batch, self.step = position["epoch"], position["batch"], position["step"]
+        self.seconds = position["seconds"]
+        self._earlier_seconds = state["wall_seconds"]
+        self._rows = state.get("metrics")  # a checkpoint of an older version leaves them to the file
+        torch.set_rng_state(state["random"]["cpu"].cpu())
+        if self.device.type == "cuda" and state["random"]["device"] is not None:
+            torch.cuda.set_rng_state(state["random"]["device"].cpu(), self.device)
+
+
+def describe_data(store: PackedStore) -> dict[str, Any]:
+    """What a trained encoder's user has to know of the data, as a checkpoint holds it: plain types."""
+    return {
+        "dataset": store.name,
+        "skeleton": store.skeleton.to_dict(),
+        "max_bodies": store.max_bodies,
+        "class_names": list(store.class_names),
+        "fps": store.fps,
+        "normalisation": store.normalisation,
+    }
+
+
+def check_dataset(state: dict[str, Any], checksum: str, path: Path) -> None:
+    """CheckpointError if a checkpoint's state was trained on other data than those with this checksum. A checkpoint
+    that came from other code (checksum None) does not say."""
+    if state["dataset_checksum"] not in (checksum, None):
+        raise checkpoint.CheckpointError(
+            f"{path} was trained on other data: frames of checksum {state['dataset_checksum']}, now {checksum}. "
+            "Give the --data-root of the data it was trained on, or start a new run with --out"
+        )
+
+
+def _check_finite(state: dict[str, Any], step: int) -> None:
+    """NonFiniteError if a parameter, statistic, bank entry or optimizer state is not finite."""
+    tensors = dict(state["model"])
+    for index, slots in state["optimizer"]["state"].items():
+        tensors |= {f"optimizer state {name} of parameter {index}": value for name, value in slots.items()}
+    for name, value in tensors.items():
+        if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():
+            raise NonFiniteError(f"{name} is not finite after step {step}; no checkpoint was written of it")

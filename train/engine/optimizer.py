@@ -1,0 +1,304 @@
+"""Updates of the two encoders' weights, which a flag on the device can call off: SGD, eq. 4 and the working copies in
+one pass by a kernel of our own, or a multi-tensor call for the query encoder and one for the key encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+import kernels
+from fastmc.encoders.amp import WorkingCopy, gradient_of
+from fastmc.encoders.storage import share_storage
+from train.command.config import OptimConfig
+
+MOMENTUM = 0.9
+"""Of SGD, paper section 4.2."""
+
+
+def encoder_updates(
+    config: OptimConfig,
+    query: WorkingCopy,
+    key: WorkingCopy,
+    alpha: float,
+    skip: Tensor,
+    scale: Tensor | None = None,
+) -> tuple[QueryUpdate | WholeUpdate, KeyUpdate | None]:
+    """What updates query and key encoder; None beside what does both.
+
+    Args:
+        alpha: of eq. 4.
+        skip: () float32 beside the weights, 1 to leave weights and state as they are, 0 to update them.
+        scale: () float32, by which the gradients have to be divided; None for 1.
+
+    Raises:
+        ValueError: the config asks for an implementation that cannot serve.
+    """
+    weights = [weight for weight, _ in query.pairs]
+    impl, why = choose_impl(config, weights[0].device, scaled=scale is not None)
+    if impl == "triton":
+        return WholeUpdate(config, query, key, alpha, skip, scale, why=why), None
+    keys = [weight for weight, _ in key.pairs]
+    return QueryUpdate(config, weights, skip, scale, impl=impl, why=why), KeyUpdate(keys, weights, alpha, skip)
+
+
+def choose_impl(config: OptimConfig, device: torch.device, *, scaled: bool) -> tuple[str, str]:
+    """triton, torch or apex, and why. ValueError if what was asked for cannot serve."""
+    asked = config.optimizer_impl
+    if asked == "auto":
+        reason = no_triton_reason(config, device)
+        return ("triton", "with the key encoder, in one pass") if reason is None else ("torch", reason)
+    reason = None
+    if asked == "triton":
+        reason = no_triton_reason(config, device)
+    if asked == "apex":
+        reason = no_apex_reason(config, device, scaled=scaled)
+    if reason is not None:
+        raise ValueError(f"optimizer_impl = {asked!r} is impossible: {reason}. Give --optimizer-impl auto")
+    return asked, f"--optimizer-impl {asked}"
+
+
+def no_triton_reason(config: OptimConfig, device: torch.device) -> str | None:
+    """Why our kernel does not serve, as a note; None if it does."""
+    if config.optimizer != "sgd":
+        return f"our kernel is for sgd, not {config.optimizer}"
+    return kernels.unavailable_reason(device)
+
+
+def build_optimizer(config: OptimConfig, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
+    """PyTorch's fused optimizer of these parameters; the learning rate is the caller's to set."""
+    weights = list(parameters)
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "sgd":
+        optimizer = torch.optim.SGD(
+            weights, lr=config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay, fused=True
+        )
+        allocate_state(optimizer, "momentum_buffer")
+    else:
+        on_gpu = weights[0].device.type == "cuda"  # where AdamW refuses to be captured unless it was told before
+        optimizer = torch.optim.AdamW(
+            weights, lr=config.lr, weight_decay=config.weight_decay, fused=True, capturable=on_gpu
+        )
+        allocate_state(optimizer, "exp_avg", "exp_avg_sq", counts="step")
+    return optimizer
+
+
+def allocate_state(optimizer: torch.optim.Optimizer, *names: str, counts: str | None = None) -> None:
+    """Zeros for each weight, by the names that the optimizer looks for. Left to itself it allocates them in its first
+    step; SGD even without setting them, so that a first step that is called off would leave garbage there."""
+    for weight in optimizer.param_groups[0]["params"]:
+        if counts is not None:
+            optimizer.state[weight][counts] = torch.zeros((), device=weight.device)
+        for name in names:
+            optimizer.state[weight][name] = torch.zeros_like(weight)
+
+
+class QueryUpdate:
+    """The optimizer of the query encoder.
+
+    Attributes:
+        optimizer: PyTorch's or apex's.
+        says: which, and why, for the log.
+        lr: () float32 on the weights' device, read at every step. apex takes a number of the host instead, see `baked`.
+        scale: () float32, by which the gradients have to be divided; None for 1.
+    """
+
+    def __init__(
+        self,
+        config: OptimConfig,
+        parameters: Iterable[Parameter],
+        skip: Tensor,
+        scale: Tensor | None = None,
+        *,
+        impl: str = "torch",
+        why: str = "asked for",
+    ) -> None:
+        """``skip`` and ``scale`` as of `encoder_updates`. ``impl``: torch or apex, and ``why``."""
+        weights = list(parameters)
+        self.lr = torch.full((), config.lr, device=weights[0].device)
+        self.skip, self.scale = skip, scale
+        self._apex = impl == "apex"
+        if self._apex:
+            self.optimizer = _apex_sgd(config, weights)
+            self.says = f"FusedSGD of apex ({why})"
+        else:
+            self.optimizer = build_optimizer(config, weights)
+            self.says = f"{type(self.optimizer).__name__} of torch, fused ({why})"
+            self._point_to_device()
+
+    def set_lr(self, lr: float) -> None:
+        """Without waiting for the device."""
+        if self._apex:
+            self.optimizer.param_groups[0]["lr"] = lr
+        self.lr.fill_(lr)
+
+    @property
+    def baked(self) -> tuple[float, ...]:
+        """Numbers of the host that the next step would hand to its kernels: a captured graph keeps them."""
+        return (self.optimizer.param_groups[0]["lr"],) if self._apex else ()
+
+    def step(self) -> None:
+        """Update the weights by their gradients, if they are not to be skipped."""
+        if self._apex:
+            self.optimizer._dummy_overflow_buf.copy_(self.skip)  # type: ignore[attr-defined]
+        self.optimizer.step()
+
+    def tensors(self) -> list[Tensor]:
+        """What a step changes beside the weights."""
+        return [value for slots in self.optimizer.state.values() for value in slots.values()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The state by weight; learning rate and the rest are this run's own."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
+        if not self._apex:
+            self._point_to_device()
+
+    def _point_to_device(self) -> None:
+        """Have the fused kernels read the learning rate, and GradScaler's two tensors, from ours."""
+        self.optimizer.param_groups[0]["lr"] = self.lr
+        self.optimizer.found_inf, self.optimizer.grad_scale = self.skip, self.scale  # type: ignore[attr-defined]
+
+
+def no_apex_reason(config: OptimConfig, device: torch.device, *, scaled: bool) -> str | None:
+    """Why apex's FusedSGD does not serve, as a note; None if it does. PyPI's package of that name is another one."""
+    if config.optimizer != "sgd":
+        return f"apex is for sgd, not {config.optimizer}"
+    if device.type != "cuda":
+        return f"apex needs a GPU, not {device.type}"
+    if scaled:
+        return "apex does not take a gradient scale from the device"
+    if config.warmup_epochs > 0:
+        return "apex takes the learning rate from the host, and a warm-up changes it at every step"
+    try:
+        import amp_C  # noqa: F401
+        from apex.optimizers import FusedSGD  # noqa: F401
+    except ImportError as error:
+        return f"NVIDIA's apex is not installed: {error}"
+    return None
+
+
+def _apex_sgd(config: OptimConfig, weights: list[Parameter]) -> torch.optim.Optimizer:
+    from apex.optimizers import FusedSGD
+
+    sgd = FusedSGD(weights, lr=config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay)
+    allocate_state(sgd, "momentum_buffer")
+    return sgd
+
+
+class KeyUpdate:
+    """Eq. 4, theta_k = alpha theta_k + (1 - alpha) theta_q, in one call that can be called off.
+
+    That is a step of gradient descent on |theta_k - theta_q|^2 / 2 at the rate 1 - alpha, so it is PyTorch's fused SGD:
+    the "gradients" are theta_q itself, taken with a minus, and the weight decay of 1 adds theta_k.
+    """
+
+    def __init__(self, key: Iterable[Parameter], query: Iterable[Parameter], alpha: float, skip: Tensor) -> None:
+        """``skip`` as of `QueryUpdate`."""
+        keys = list(key)
+        self._sgd = torch.optim.SGD(keys, lr=1 - alpha, weight_decay=1.0, maximize=True, fused=True)
+        self._sgd.found_inf = skip  # type: ignore[attr-defined]
+        for mine, theirs in zip(keys, query, strict=True):
+            mine.grad = theirs.detach()
+
+    def step(self) -> None:
+        """Follow the query encoder, if it is not to be skipped."""
+        self._sgd.step()
+
+
+class WholeUpdate:
+    """SGD of the query encoder, eq. 4, and the working copies of both, by `kernels.update`: a launch for each group of
+    weights that lie in the same storages.
+
+    Its bits are those of torch.optim.SGD in float32, operator by operator. PyTorch's fused kernel for GPUs keeps double
+    precision within a statement, and so differs in the last one.
+
+    Attributes:
+        optimizer: holds the velocities under the names that a checkpoint has them by; does nothing itself.
+        groups: what one launch each updates.
+        lr, scale, says: as of `QueryUpdate`.
+    """
+
+    baked: tuple[float, ...] = ()
+
+    def __init__(
+        self,
+        config: OptimConfig,
+        query: WorkingCopy,
+        key: WorkingCopy,
+        alpha: float,
+        skip: Tensor,
+        scale: Tensor | None = None,
+        *,
+        why: str = "asked for",
+    ) -> None:
+        """As of `encoder_updates`. Moves weights that have a storage of their own together."""
+        from kernels.update import WIDE, UpdateGroup
+
+        # Of each weight: query, key, and where there are any their copies
+        rows: list[tuple[Parameter, ...]] = [
+            (master, follower) if working is master else (master, follower, working, computing)
+            for (master, working), (follower, computing) in zip(query.pairs, key.pairs, strict=True)
+        ]
+        self._move_together(rows)
+        by_place: dict[Any, list[tuple[Parameter, ...]]] = {}
+        for row in rows:
+            storages = (weight.untyped_storage()._cdata for weight in row)
+            by_place.setdefault((row[0].numel() % WIDE == 0, *storages), []).append(row)
+        self.groups = [UpdateGroup(*zip(*same, strict=True)) for same in by_place.values()]
+        self._working = [[row[2] if len(row) > 2 else row[0] for row in same] for same in by_place.values()]
+        self._copies = [weight.detach() for row in rows for weight in row[2:]]
+
+        weights = [weight for weight, _ in query.pairs]
+        self._device = weights[0].device
+        self.lr = torch.full((), config.lr, device=self._device)
+        self.skip, self.scale = skip, scale
+        self._settings = {"momentum": MOMENTUM, "weight_decay": config.weight_decay, "alpha": alpha}
+        self.optimizer = torch.optim.SGD(weights, lr=config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay)
+        for same, group in zip(by_place.values(), self.groups, strict=True):
+            for row, velocity in zip(same, group.velocity, strict=True):
+                self.optimizer.state[row[0]]["momentum_buffer"] = velocity
+        self.says = f"SGD of fastmc.kernels ({why})"
+
+    @staticmethod
+    def _move_together(rows: list[tuple[Parameter, ...]]) -> None:
+        """Weights of each role that have a storage of their own. cuDNN's lie in one already, in its order."""
+        for role in range(4):
+            weights = [row[role] for row in rows if len(row) > role]
+            lone = [w for w in weights if w.untyped_storage().nbytes() == w.numel() * w.element_size()]
+            if lone:
+                share_storage(lone)
+
+    def set_lr(self, lr: float) -> None:
+        """Without waiting for the device."""
+        self.lr.fill_(lr)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update weights and copies by the gradients, unless they are to be skipped, and drop these."""
+        unscale = None if self.scale is None else self.scale.reciprocal()
+        with kernels.launching_on(self._device, "update"):
+            for group, working in zip(self.groups, self._working, strict=True):
+                gradients = [gradient_of(weight) for weight in working]
+                group.step(gradients, skip=self.skip, lr=self.lr, unscale=unscale, **self._settings)
+        for weight in (weight for working in self._working for weight in working):
+            weight.grad = None
+
+    def tensors(self) -> list[Tensor]:
+        """What a step changes beside the weights: velocities and copies."""
+        return [*(slots["momentum_buffer"] for slots in self.optimizer.state.values()), *self._copies]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The state by weight, in place; learning rate and the rest are this run's own."""
+        for index, weight in enumerate(self.optimizer.param_groups[0]["params"]):
+            self.optimizer.state[weight]["momentum_buffer"].copy_(state["state"][index]["momentum_buffer"])

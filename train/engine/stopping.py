@@ -1,0 +1,61 @@
+"""How a process that trains is asked to end: by Ctrl-C, by a signal, or by the death of whoever started it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from train.engine.record import log
+
+HEARD = (signal.SIGINT, signal.SIGTERM)
+LOOK = 1.0
+"""Seconds between two looks at whether a parent is still there."""
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Within: a function that says whether this process was asked to end, by Ctrl-C or SIGTERM. Who hears of it in time
+    can finish what must not be cut. A second one raises KeyboardInterrupt at once; what is ignored stays ignored.
+
+    Outside of the main thread, where Python hears no signal, nobody ever asks.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def hear(number: int, _: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        name = signal.Signals(number).name
+        log.warning("%s: stopping after this step, with a checkpoint; once more stops at once", name)
+
+    before = {n: signal.getsignal(n) for n in HEARD if signal.getsignal(n) is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, hear)
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_without(parent: int) -> None:
+    """From now on this process is sent SIGINT when ``parent``, who started it, has died, however that came about."""
+    when_orphaned(parent, lambda: os.kill(os.getpid(), signal.SIGINT))
+
+
+def when_orphaned(parent: int, act: Callable[[], None]) -> None:
+    """From now on ``act`` is called, in a thread, once this process's ``parent`` has died, however that came about."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK)
+        act()
+
+    threading.Thread(target=watch, name="fastmc-parent", daemon=True).start()

@@ -1,0 +1,154 @@
+"""Runs as `train.figures` needs them: loaded, labelled by what differs, with the clips that can be drawn."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fastmc.data.placed.placement import Placement
+from fastmc.evaluation import represent
+from fastmc.methods.a2mc import A2MC
+from fastmc.progress import progress_bar
+from train.command.config import differences, to_plain
+from train.engine.record import read_metrics
+from train.runs.folder import CALL_SETTINGS, FREE_SETTINGS, load_config
+from train.runs.load import Run, load_run
+
+CLASSES = 10
+LONGEST_LABEL = 3  # settings
+
+
+@dataclass(frozen=True)
+class DrawnRun(Run):
+    """A trained run with its data, and the label that tells it from the others."""
+
+    label: str
+
+    def clips(self) -> tuple[np.ndarray, np.ndarray]:
+        """(training, test) clips, int64; ValueError where either is empty."""
+        train, test = self.split()
+        return train.cpu().numpy(), test.cpu().numpy()
+
+    def features(self, ids: np.ndarray, model: A2MC | None = None) -> np.ndarray:
+        """Frozen features (N, H) of the query encoder, of this model or the given one, at the centre crop."""
+        clips = torch.from_numpy(ids).to(self.placed.device)
+        share = torch.full((len(ids),), self.config.evaluation.test_crop, device=self.placed.device)
+        with progress("clip", "features", len(ids)) as advance:
+            h = represent(
+                (model or self.model).query,
+                self.placed,
+                clips,
+                self.config.stream,
+                frames=self.config.frames,
+                ratio=share,
+                position=torch.full_like(share, 0.5),
+                advance=advance,
+            )
+        return h.float().cpu().numpy()
+
+    def describe(self, clip: int) -> str:
+        """A clip's class and name."""
+        return f"{self.store.class_names[self.store.label[clip]]} ({self.store.names[clip]})"
+
+
+@contextmanager
+def progress(unit: str, what: str, total: int) -> Iterator[Callable[[int], object]]:
+    """Within: a function that is told how many units are done, and shows it on a terminal."""
+    with tqdm(total=total, disable=not sys.stderr.isatty(), **progress_bar(unit, what)) as bar:
+        yield bar.update
+
+
+def run_labels(folders: Sequence[Path]) -> list[str]:
+    """What tells the runs apart: the settings in which they differ, or else the folders' names.
+
+    Raises:
+        RunFolderError: a folder is no run.
+    """
+    plain = [to_plain(load_config(folder)) for folder in folders]
+    changed = {name for other in plain[1:] for name in differences(plain[0], other)}
+    changed = {name for name in changed if not name.startswith((*CALL_SETTINGS, *FREE_SETTINGS))}
+    if len(changed) > 1:
+        changed -= {"preset"}  # it only sets the defaults of the others
+    by_setting = [", ".join(f"{name.split('.')[-1]} {_setting(p, name)}" for name in sorted(changed)) for p in plain]
+    by_name = [folder.resolve().name for folder in folders]
+    for labels in (by_setting if 1 <= len(changed) <= LONGEST_LABEL else [], by_name):
+        if labels and len(set(labels)) == len(labels):
+            return labels
+    return [str(folder) for folder in folders]
+
+
+def _setting(plain: Mapping[str, Any], dotted: str) -> Any:
+    return functools.reduce(lambda values, key: values[key], dotted.split("."), plain)
+
+
+def load_runs(
+    folders: Sequence[Path], *, device: torch.device, data_root: Path | None, protocol: str | None, placement: Placement
+) -> list[DrawnRun]:
+    """All runs, trained. ``data_root``, ``protocol``: by default each run's own. Raises what `load_run` raises."""
+    runs = []
+    for folder, label in zip(folders, run_labels(folders), strict=True):
+        config, model, placed, store = load_run(folder, device, data_root, placement)
+        config = replace(config, protocol=protocol or config.protocol or store.protocols[0])
+        # The machine that draws need not have what the run was trained with.
+        model.view_impl, model.contrast = "auto", replace(model.contrast, impl="auto")
+        runs.append(DrawnRun(folder, config, model, placed, store, label))
+    return runs
+
+
+def check_same_data(runs: Sequence[DrawnRun]) -> None:
+    """ValueError, naming two of the runs, unless all are of the same clips, split in the same way."""
+    first = runs[0]
+    for other in runs[1:]:
+        what = [(r.store.content_checksum, r.protocol) for r in (first, other)]
+        if what[0] != what[1]:
+            raise ValueError(
+                f"--run {first.folder} and --run {other.folder} are of different clips ({first.store.name} "
+                f"{first.protocol} and {other.store.name} {other.protocol}), which one t-SNE cannot compare: "
+                "name runs of one dataset, or leave tsne out with --only"
+            )
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.csv; ValueError where no epoch is complete."""
+    path = folder / "metrics.csv"
+    rows = read_metrics(path) if path.exists() else []
+    if not rows:
+        raise ValueError(f"{path} holds no epoch: the run's first is not complete yet, or its checkpoint was imported")
+    return rows
+
+
+def candidates(run: DrawnRun, clip: int, k: int) -> np.ndarray:
+    """The training clips other than this one; ValueError where they are fewer than ``k``."""
+    train = run.clips()[0]
+    train = train[train != clip]
+    if not 1 <= k <= len(train):
+        raise ValueError(f"k = {k} must be in 1..{len(train)}, the number of training clips of {run.protocol}")
+    return train
+
+
+def clips_of_classes(run: DrawnRun, seed: int) -> np.ndarray:
+    """The test clips of ten random classes; ValueError where they are too few."""
+    from fastmc.figures.tsne import FEWEST, choose_classes
+
+    test = run.clips()[1]
+    label = run.store.label[test]
+    ids = test[np.isin(label, choose_classes(label, CLASSES, seed))]
+    if len(ids) < FEWEST:
+        raise ValueError(f"protocol {run.protocol} leaves {len(ids)} test clips, a t-SNE needs {FEWEST} at least")
+    return ids
+
+
+def some_of(ids: np.ndarray, count: int, seed: int) -> Tensor:
+    """All of the clips, or ``count`` random ones."""
+    chosen = np.random.default_rng(seed).permutation(ids)[:count]
+    return torch.from_numpy(np.sort(chosen))

@@ -1,0 +1,220 @@
+"""The run folder: whether what it holds is this run, and who may write to it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastmc.files import read_text, write_json
+from fastmc.reading import reading, shown
+from train.command.config import Config, differences, from_plain, to_plain
+from train.engine.record import log
+
+# What may differ between a run and its resumption without changing what it computes.
+FREE_SETTINGS = (
+    *("data_root", "device", "data.placement", "data.verify", "data.view_impl", "contrast.impl", "log.", "evaluation."),
+    *("optim.optimizer_impl", "step.compile", "step.cuda_graph", "step.overlap", "step.profile"),
+)
+# Said of one call, not of the run.
+CALL_SETTINGS = ("out", "print_config", "restart")
+OURS = (
+    "checkpoints",
+    "tensorboard",
+    "profile",
+    "config.json",
+    "environment.json",
+    "metrics.csv",
+    "run.log",
+    "curves.png",
+    "report.json",
+    "evaluate",
+    "features",
+    "figures",
+    "classifier.pt",
+)
+
+
+JSON_KINDS: dict[type, str] = {dict: "object", list: "array"}
+
+
+RESULTS = ("metrics.csv", "curves.png", "classifier.pt")
+"""Of a finished run, beside report.json."""
+ACCURACIES = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_top5": "linear top-5"}
+"""In percent, in report.json, of the encoder and, below ``random_init``, of the untrained one."""
+
+
+class RunFolderError(ValueError):
+    """The run folder holds something that this command must not continue or overwrite."""
+
+
+def default_folder(config: Config) -> Path:
+    method, seed = config.contrast.method, f"seed{config.seed}"
+    return Path("runs") / f"{config.dataset}-{config.protocol}-{method}-{config.stream}-{config.preset}-{seed}"
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The content of a file that a run or an evaluation has written, None if it is not there; RunFolderError if it is
+    damaged."""
+    return _read_json(path, dict) if path.exists() else None
+
+
+def _read_json(path: Path, kind: type) -> Any:
+    with reading(f"{path} is damaged", RunFolderError, remedy="delete it, and the same command makes it anew"):
+        found = json.loads(read_text(path))
+        if not isinstance(found, kind):
+            raise ValueError(f"it holds {shown(found)}, expected a JSON {JSON_KINDS[kind]}")
+    return found
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The plain values of a run's config.json, checked to be one.
+
+    Raises:
+        RunFolderError: there is none, or it is damaged, or it is not of fastmc.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise RunFolderError(f"{folder} is no run folder (it has no config.json); python -m train.run makes one")
+    remedy = "name a folder that python -m train.run made"
+    with reading(f"{path} is damaged or not of fastmc", RunFolderError, remedy=remedy):
+        plain: dict[str, Any] = json.loads(read_text(path))
+        from_plain(Config, plain)
+        if not {"optim", "contrast"} <= set(plain):
+            raise ValueError("settings are missing")
+    return plain
+
+
+def load_config(folder: Path) -> Config:
+    """The settings of the run in ``folder``; what is newer than the run has its default. Raises as `read_config`."""
+    config: Config = from_plain(Config, read_config(folder))
+    return config
+
+
+def _run_settings(config: Config) -> dict[str, Any]:
+    """Plain values of all that is said of the run."""
+    return {key: value for key, value in to_plain(config).items() if key not in CALL_SETTINGS}
+
+
+def is_finished(config: Config, data: str) -> bool:
+    """Whether the folder that a config names holds this run, trained, and evaluated in this way on these clips and
+    labels (`PackedStore.split_digest`).
+
+    Raises:
+        RunFolderError: it holds something else.
+    """
+    return RunFolder(config).finished_report(data) is not None
+
+
+class RunFolder:
+    """The folder that a config names. Making this object checks it and writes nothing.
+
+    Raises:
+        RunFolderError: it holds another run, or files that are no run at all.
+    """
+
+    def __init__(self, config: Config) -> None:
+        assert config.out is not None
+        self.path, self.restart = config.out, config.restart
+        self.plain = _run_settings(config)
+        self.saved: dict[str, Any] | None = None
+        self._held: os.stat_result | None = None
+        self._again: Callable[[], None] | None = None
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"out = {self.path} is a file; name a folder")
+        if self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+            if not (self.path / "config.json").exists():
+                raise RunFolderError(f"out = {self.path} holds files that are no run of fastmc; name another folder")
+            self.saved = _run_settings(load_config(self.path))
+            if not config.restart:
+                self._check_same_run()
+
+    def _check_same_run(self) -> None:
+        assert self.saved is not None
+        changed = [name for name in differences(self.saved, self.plain) if not name.startswith(FREE_SETTINGS)]
+        if changed:
+            raise RunFolderError(
+                f"{self.path} holds a run with other settings ({', '.join(changed)}). Resume it with the settings in "
+                "its config.json, name another folder with --out, or replace it with --restart"
+            )
+
+    def finished_report(self, data: str) -> dict[str, Any] | None:
+        """The content of report.json, if it has all accuracies of the evaluation that is asked for, on these
+        clips and labels."""
+        report = read_json(self.path / "report.json")
+        asked = {"evaluation": self.plain["evaluation"], "data": data}
+        if report is None or not asked.items() <= report.items():
+            return None
+        found = (report, report.get("random_init"))
+        is_whole = all(isinstance(of, dict) and all(isinstance(of.get(k), float) for k in ACCURACIES) for of in found)
+        return report if is_whole else None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all results of a finished run are there, beside report.json."""
+        return all((self.path / name).exists() for name in RESULTS)
+
+    @contextmanager
+    def begin(self, environment: dict[str, Any]) -> Iterator[None]:
+        """Within: this process alone writes to the folder. Deletes the run that is there if it is to start over; of
+        other files in the folder none is touched.
+
+        Raises:
+            RunFolderError: another process trains in it.
+        """
+        with ExitStack() as locks:
+            self._lock(locks)
+            if self.restart:
+                self._delete_run()
+            starts = self.path / "environment.json"
+            before = _read_json(starts, list) if starts.exists() else []
+            self._write_settings(environments := [*before, environment])
+
+            def again() -> None:
+                self._lock(locks)
+                self._write_settings(environments)
+
+            self._again = again
+            try:
+                yield
+            finally:
+                self._again = None
+
+    def make_again(self) -> None:
+        """Where the folder or its settings were removed under a run, make them again: what the run leaves is a run.
+
+        Raises:
+            RunFolderError: another process trains in it meanwhile.
+        """
+        if self._again is not None and not (self.path / "config.json").exists():
+            log.warning("%s or its settings were removed; they are made again", self.path)
+            self._again()
+
+    def _lock(self, locks: ExitStack) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path / ".lock", os.O_WRONLY | os.O_CREAT, 0o666)
+        locks.callback(os.close, handle)
+        if self._held is not None and os.path.samestat(os.fstat(handle), self._held):
+            return
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunFolderError(f"another process trains in {self.path}; wait for it or name another --out") from None
+        self._held = os.fstat(handle)
+
+    def _write_settings(self, environments: list[dict[str, Any]]) -> None:
+        write_json(self.path / "config.json", self.plain)
+        write_json(self.path / "environment.json", environments)
+
+    def _delete_run(self) -> None:
+        for name in OURS:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
