@@ -16,12 +16,13 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from fastmc.config import Config
 from fastmc.data.placed.placement import place_store
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import frozen_features, knn_evaluate, linear_evaluate
-from train.command.config import Config, parse
 from train.command.datasets import open_dataset
 from train.command.errors import USER_ERRORS
+from train.command.parse import parse
 from train.runs.folder import is_finished
 from train.runs.report import ACCURACIES
 from train.tables.jobs import Job, run_jobs

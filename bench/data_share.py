@@ -13,10 +13,10 @@ from torch import Tensor
 from bench.measure import Method, Turns
 from bench.ntu_like import write_ntu_like
 from bench.step import Ours
+from fastmc.config import Config
 from fastmc.data.placed.resident import PlacedStore, ResidentStore
 from fastmc.methods.a2mc import A2MC, OF_ATTACKED, OF_CLIPS
 from fastmc.views.make import whole_clips
-from train.command.config import Config
 
 STEP, DATA = "whole step", "its data"
 BATCHES = 8

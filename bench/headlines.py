@@ -26,7 +26,7 @@ from bench.measure import (
 from bench.providers import MIXES, PROVIDERS, Case, fast_provider
 from bench.step import ENCODER, OURS, OURS_STEPWISE, REFERENCE, STEPWISE, StepCase, StepRace, samples_per_second, text
 from bench.views import ViewsCase
-from train.command.config import Preset, preset_config
+from fastmc.config import Preset, preset_config
 from train.tables.markdown import markdown
 
 STEP_SECONDS = 2

@@ -22,6 +22,7 @@ from bench.ledger_mc import McStep
 from bench.ledger_rows import H100, MB, count_rows, table
 from bench.providers import Case
 from fastmc.arguments import check_choice
+from fastmc.config import OptimConfig
 from fastmc.encoders.amp import AMP
 from fastmc.encoders.bigru import EncoderConfig
 from fastmc.methods.a2mc import A2MC, OF_ATTACKED, OF_CLIPS, ContrastConfig
@@ -31,7 +32,6 @@ from fastmc.skeleton import NTU25
 from fastmc.views.draw import AugmentConfig, draw_params
 from kernels.ranges import PARTS, part
 from kernels.update import UpdateGroup
-from train.command.config import OptimConfig
 from train.engine.optimizer import WholeUpdate
 from train.engine.step import PretrainStep
 

@@ -24,6 +24,7 @@ from bench.parity import BUDGET, ParityError
 from bench.providers import PROVIDERS, Case, Mix
 from bench.stepwise import FramewiseEncoder, Loader, NumpyClips, Sample, StepwiseStep, framewise_name
 from bench.views import Clips, ViewsCase, choices_of, noise_of
+from fastmc.config import Config, OptimConfig, StepConfig, preset_config
 from fastmc.data.placed.resident import PlacedStore
 from fastmc.encoders.bigru import EncoderConfig, Reading
 from fastmc.methods.a2mc import OF_ATTACKED, OF_CLIPS, ContrastConfig
@@ -32,7 +33,6 @@ from fastmc.reference import step as reference
 from fastmc.views.clips import PackedClips
 from fastmc.views.draw import COLUMNS, ViewParams, draw_params
 from fastmc.views.make import whole_clips
-from train.command.config import Config, OptimConfig, StepConfig, preset_config
 from train.engine.choices import choose_amp, choose_compile, choose_graph, choose_overlap
 from train.engine.graph import GraphedStep
 from train.engine.loop import build_model, build_step, graph_step
@@ -261,7 +261,7 @@ def plain_settings(config: Config) -> dict[str, Any]:
 
 def view_params(config: Config, clips: PackedClips, joints: int, ids: Tensor, number: int) -> list[ViewParams]:
     """The random choices of a step: of views 0 and 3, and of views 1 and 2."""
-    keyed: dict[str, Any] = {"seed": config.seed, "step": number, "sample": ids, "impl": config.data.view_impl}
+    keyed: dict[str, Any] = {"seed": config.seed, "step": number, "sample": ids, "impl": config.step.view_impl}
     return [
         draw_params(config.augment, clips.num_frames, joints, views=views, resized_to=resized_to, **keyed)
         for views, resized_to in ((OF_CLIPS, None), (OF_ATTACKED, config.frames))

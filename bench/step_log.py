@@ -19,8 +19,8 @@ from bench.ntu_like import write_ntu_like
 from bench.providers import Mix
 from bench.step import BATCHES, OURS, Ours, StepCase, start_state
 from bench.views import Clips, ViewsCase
+from fastmc.config import LogConfig
 from fastmc.data.store import PackedStore, StoreWriter
-from train.command.config import LogConfig
 from train.engine.loop import Pretraining
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from fastmc.config import Config
 from fastmc.data.placed.order import epoch_order
 from fastmc.data.placed.placement import place_store
 from fastmc.data.placed.resident import PlacedStore
@@ -23,9 +24,9 @@ from fastmc.data.store import PackedStore
 from fastmc.evaluation import represent
 from fastmc.methods.a2mc import A2MC, BASIC_QUERY, STRONG
 from fastmc.progress import progress_bar
-from train.command.config import Config, parse
 from train.command.datasets import open_dataset
 from train.command.errors import USER_ERRORS
+from train.command.parse import parse
 from train.engine.loop import build_model
 from train.engine.optimizer import build_optimizer
 

@@ -185,7 +185,7 @@ def _draw_kernel(
     )
     tl.store(p_row, start.to(tl.float32))
     tl.store(p_row + 1, length.to(tl.float32))
-    is_strong = view == STRONG
+    is_strong = ((STRONG >> view) & 1) == 1
     sigma = sigma_min + sigma_range * u_sigma
     tl.store(p_row + 2, tl.where(is_strong & (u_flip < flip_probability), 1.0, 0.0))
     tl.store(p_row + 3, tl.where(is_strong & (u_noise < noise_probability), noise_std, 0.0))
@@ -223,14 +223,14 @@ def draw(
     frames: Tensor,
     num_joints: int,
     views: Sequence[int],
-    strong: int,
+    strong: Sequence[int],
     seed: int,
     step: Tensor | int,
     sample: Tensor,
     resized_to: int | None,
 ) -> Tensor:
-    """The table (W, B, 26 + V) float32 in one launch. config: a `fastmc.views.draw.AugmentConfig`; strong: the number
-    of the strong view."""
+    """The table (W, B, 26 + V) float32 in one launch. config: a `fastmc.views.draw.AugmentConfig`; strong: numbers of
+    the strong views."""
     batch, on_device = len(frames), isinstance(step, Tensor)
     table = torch.empty(len(views), batch, 26 + num_joints, device=frames.device)
     _draw_kernel[(batch, len(views))](
@@ -239,7 +239,8 @@ def draw(
         config.jittered_of(num_joints), config.flip_probability, config.rotation_degrees,
         config.rotation_minor_degrees, config.noise_std, config.noise_probability, config.filter_sigma_min,
         config.filter_sigma_max - config.filter_sigma_min, config.filter_probability, config.axis_mask_probability,
-        VIEWS=pack_views(views), STRONG=strong, STEP_ON_DEVICE=on_device, RESIZED=resized_to or 0, V=num_joints,
+        VIEWS=pack_views(views), STRONG=sum(1 << view for view in strong), STEP_ON_DEVICE=on_device,
+        RESIZED=resized_to or 0, V=num_joints,
         BLOCK_V=triton.next_power_of_2(num_joints), num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
     return table

@@ -24,7 +24,7 @@ from bench.supervised import supervised_accuracy
 from fastmc.data.store import PackedStore
 from fastmc.reference import bank as reference_bank
 from fastmc.reference import contrast as reference
-from train.command.config import parse
+from train.command.parse import parse
 
 SMALL = {"batch": 7, "bank": 130, "dim": 24}
 QUICK = Method(rounds=4, threads=1)

@@ -16,11 +16,11 @@ from bench.ntu_like import CLIPS, lengths, motion, padded, write_ntu_like
 from bench.numpy_views import STYLES, Choices, Strong, draw_choices, make_view
 from bench.parity import ParityError
 from bench.views import Batch, Clips, ViewsCase, compare
+from fastmc.config import preset_config
 from fastmc.methods import a2mc as fastmc_model
 from fastmc.reference import augment as reference
 from fastmc.skeleton import NTU25
 from fastmc.views.draw import STRONG, AugmentConfig, draw_params
-from train.command.config import preset_config
 
 CASE = ViewsCase(batch=24, frames=20, clips=40)
 SHEAR = np.array([[1, 0.3, -0.5], [0.2, 1, 0.9], [-0.7, 0.1, 1]], np.float32)

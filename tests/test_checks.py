@@ -12,13 +12,13 @@ from typing import Annotated, Any
 import pytest
 
 from fastmc.checks import Count, Positive, Range, Whole, check_number, check_ranges, declared_ranges
+from fastmc.config import Config, LogConfig, OptimConfig, StepConfig
 from fastmc.data.placed.placement import DataConfig
 from fastmc.encoders.bigru import EncoderConfig
 from fastmc.evaluation import EvalConfig, FinetuneConfig
 from fastmc.methods.a2mc import ContrastConfig
 from fastmc.methods.attack import AttackConfig
 from fastmc.views.draw import AugmentConfig
-from train.command.config import Config, LogConfig, OptimConfig, StepConfig
 from train.command.evaluation_settings import Ensemble, Finetune, Knn, Linear, Semi, Transfer
 from train.embed import Embed
 from train.figures import Settings as Figures

@@ -9,10 +9,10 @@ import torch
 from torch.torch_version import TorchVersion
 
 import kernels
+from fastmc.config import Config, StepConfig
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.placed.streamed import StreamedStore
 from fastmc.data.store import PackedStore
-from train.command.config import Config, StepConfig
 from train.engine.choices import choose_amp, choose_compile, choose_graph, choose_overlap
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")

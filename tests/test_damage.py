@@ -33,7 +33,7 @@ from fastmc.data.store import PackedStore, StoreError
 from fastmc.encoders.bigru import Encoder, EncoderConfig
 from fastmc.encoders.released import encoder_of, read_released
 from fastmc.evaluation import EvalConfig, weights_digest
-from fastmc.evaluation.trained import Classifier
+from fastmc.evaluation.classifier import Classifier
 from train import run
 from train.engine.record import read_metrics
 from train.runs.results import save_classifier

@@ -15,6 +15,7 @@ from view_cases import to_layout
 import fastmc
 from fastmc import checkpoint
 from fastmc.checkpoint import CheckpointError
+from fastmc.config import Config, preset_config, to_plain
 from fastmc.data.formats.ntu import prepare_ntu
 from fastmc.data.formats.skeleton_file import read_skeleton
 from fastmc.data.normalise import choose_bodies
@@ -28,7 +29,6 @@ from fastmc.files import write_json
 from fastmc.reference import augment as reference
 from fastmc.skeleton import KINECT20, NTU25
 from train import embed
-from train.command.config import Config, preset_config, to_plain
 from train.engine.loop import Pretraining, describe_data
 
 NAMES = tuple(f"class {c}" for c in range(6))
@@ -695,7 +695,7 @@ def test_a_stopped_command_writes_nothing(run, files, tmp_path, monkeypatch, cap
 
 
 def test_config_of_a_run_is_read_as_the_trainer_writes_it(run):
-    """The settings that are read by key are those of train.command.config."""
+    """The settings that are read by key are those of fastmc.config."""
     plain = to_plain(Config())
     assert plain["evaluation"]["test_crop"] == 0.95
     settings = fastmc.load(run, device="cpu").settings

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import kernels
+from fastmc.config import OptimConfig
 from fastmc.reference.ema import ema_
-from train.command.config import OptimConfig
 from train.engine.optimizer import KeyUpdate, QueryUpdate, choose_impl, no_apex_reason
 
 SGD = OptimConfig(lr=0.1, weight_decay=0.01)

@@ -31,7 +31,7 @@ from fastmc.evaluation import (
     weights_digest,
 )
 from fastmc.evaluation import finetune as finetune_encoder
-from fastmc.evaluation.trained import Classifier
+from fastmc.evaluation.classifier import Classifier
 from fastmc.skeleton import KINECT20, NTU25
 from train import evaluate, run
 from train.evaluate import load_run

@@ -11,13 +11,13 @@ import zipfile
 import numpy as np
 import pytest
 
+from fastmc.config import Config, RunFolderError, load_config, to_plain
 from fastmc.data.store import PackedStore, StoreError
 from fastmc.reading import explain, load_array, reading, shown
 from tests.fuzz.formats import FORMATS, npy_bytes
 from train import embed, evaluate, figures, prepare
-from train.command.config import Config, to_plain
 from train.engine.record import read_metrics
-from train.runs.folder import RunFolderError, read_config, read_json
+from train.runs.folder import read_json
 from train.tables import __main__ as tables
 
 
@@ -233,7 +233,7 @@ FOLDER_JSON = {
 
 
 @pytest.mark.parametrize("fault", FOLDER_JSON)
-@pytest.mark.parametrize("read", [read_json, lambda path: read_config(path.parent)], ids=["report.json", "config.json"])
+@pytest.mark.parametrize("read", [read_json, lambda path: load_config(path.parent)], ids=["report.json", "config.json"])
 def test_json_of_a_run_folder(read, fault, tmp_path):
     path = tmp_path / ("report.json" if read is read_json else "config.json")
     path.write_text(FOLDER_JSON[fault], encoding="latin1")
@@ -248,7 +248,7 @@ def test_json_of_a_run_folder(read, fault, tmp_path):
 def test_settings_of_a_run_folder(change, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(to_plain(Config()) | change))
     with pytest.raises(RunFolderError, match=f"{tmp_path}/config.json is damaged or not of fastmc"):
-        read_config(tmp_path)
+        load_config(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "7", DEEP])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.step import live_state, plain_choices, plain_clips, plain_encoders, plain_settings, view_params
+from fastmc.config import Config, OptimConfig
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
 from fastmc.encoders.bigru import Encoder, EncoderConfig
@@ -17,7 +18,6 @@ from fastmc.methods.a2mc import ContrastConfig
 from fastmc.methods.attack import AttackConfig
 from fastmc.reference import step as reference
 from fastmc.views.draw import AugmentConfig
-from train.command.config import Config, OptimConfig
 from train.engine.loop import build_model, build_step
 from train.engine.step import PretrainStep, StepMetrics
 

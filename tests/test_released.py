@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from fastmc import checkpoint
 from fastmc.checkpoint import CheckpointError
+from fastmc.config import load_config
 from fastmc.data.packing import NORMALISATION
 from fastmc.data.store import PackedStore
 from fastmc.encoders.bigru import Encoder, EncoderConfig
@@ -40,7 +41,6 @@ from fastmc.views.make import to_stream
 from train import convert, evaluate, prepare, run
 from train.engine.loop import Pretraining
 from train.evaluate import load_run
-from train.runs.folder import load_config
 
 HIDDEN, DIM, FRAMES, BATCH = 8, 16, 12, 5
 QUEUE = 32

@@ -20,6 +20,7 @@ from bench.ledger_step import TrainingStep
 from bench.ledger_step import as_on_a_gpu as taken_for_a_gpu
 from bench.providers import Case
 from fastmc import arguments
+from fastmc.config import Config, OptimConfig, StepConfig, preset_config
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
 from fastmc.encoders import recurrent
@@ -30,7 +31,6 @@ from fastmc.methods.a2mc import ContrastConfig
 from fastmc.objective import chunked
 from fastmc.views.make import make as views
 from fastmc.views.make import whole_clips
-from train.command.config import Config, OptimConfig, StepConfig, preset_config
 from train.engine.graph import WARM_UP, CudaRecorder, GraphedStep
 from train.engine.loop import build_model, build_step, graph_step
 from train.engine.record import log

@@ -25,13 +25,13 @@ import pytest
 from conftest import exit_code, write_small_store
 
 from fastmc import checkpoint
+from fastmc.config import RunFolderError, to_plain
 from fastmc.data.store import StoreWriter
 from fastmc.evaluation import FinetuneConfig
 from fastmc.files import write_json
 from fastmc.skeleton import NTU25
 from train import run
-from train.command.config import to_plain
-from train.runs.folder import ACCURACIES, RunFolderError
+from train.runs.folder import ACCURACIES
 from train.tables import __main__ as tables
 from train.tables.jobs import Job, JobFailed, run_jobs
 from train.tables.plan import Plan

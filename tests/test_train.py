@@ -21,17 +21,27 @@ import torch
 from conftest import write_small_store
 
 from fastmc import checkpoint
+from fastmc.config import (
+    Config,
+    LogConfig,
+    RunFolderError,
+    differences,
+    from_plain,
+    load_config,
+    preset_config,
+    to_plain,
+)
 from fastmc.data.placed.placement import DataConfig
 from fastmc.data.placed.streamed import THREAD_NAME
 from fastmc.data.store import PackedStore
 from train import evaluate, run
-from train.command.config import Config, LogConfig, differences, from_plain, parse, preset_config, to_plain
 from train.command.datasets import DatasetError, open_dataset
+from train.command.parse import parse
 from train.engine.loop import Pretraining
 from train.engine.record import read_metrics
 from train.engine.step import NonFiniteError
 from train.engine.stopping import asked_to_stop
-from train.runs.folder import RunFolder, RunFolderError, load_config
+from train.runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 FAST = [

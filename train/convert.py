@@ -12,20 +12,24 @@ import torch
 import tyro
 from torch import Tensor
 
-from fastmc.checkpoint import load_latest, save
+from fastmc.build import build_model
+from fastmc.checkpoint import save
+from fastmc.config import Config, RunFolderError, load_config, preset_config, to_plain
 from fastmc.data.store import NOT_NORMALISED, PackedStore
+from fastmc.encoders.bigru import BiGRUConfig
 from fastmc.encoders.released import ABOUT, ReleasedEncoder, encoder_of, read_released, to_released
 from fastmc.files import make_folder_of, whole_file
-from fastmc.methods.a2mc import A2MC
+from fastmc.methods import OF_RELEASED
+from fastmc.methods.base import Method
 from fastmc.skeleton import NTU25, Skeleton
+from fastmc.state import Position, RunState, TrainingData
 from fastmc.tensor_files import write_tensors
 from fastmc.views.clips import Stream
-from train.command.config import Config, preset_config, to_plain
 from train.command.datasets import open_dataset
 from train.command.errors import run_command
-from train.engine.loop import build_model, build_step
+from train.engine.loop import build_step
 from train.engine.record import log
-from train.runs.folder import RunFolder, RunFolderError, load_config
+from train.runs.folder import RunFolder
 from train.runs.report import environment
 
 THEIR_FRAME = "2s-AGCN: every frame's spine at the origin, hip to spine +z, left to right shoulder +x"
@@ -88,7 +92,7 @@ def load(
         raise RunFolderError(f"out = {out} holds a run; name another folder, or replace it with --overwrite")
     state = run_state(config, fill_model(build_model(config, layout, CPU), found), layout, store, frame)
     with folder.begin({**environment(CPU), "released": {"file": str(checkpoint), "encoder": found.name}}):
-        save(out / "checkpoints", 0, state, keep=1)
+        save(out / "checkpoints", 0, state.to_plain(), keep=1)
     log.info("%s: %s, epoch %s", checkpoint, describe(found), file.epochs or "unknown")
     log.info("%s is a run now: python -m train.evaluate linear --run %s", out, out)
 
@@ -115,7 +119,7 @@ def export(run: tuple[Path, ...], out: Path, overwrite: bool = False) -> None:
     epochs, encoders, abouts = [], set(), []
     for folder in run:
         config = load_config(folder)
-        path, state = load_latest(folder / "checkpoints")
+        path, state = RunState.read(folder / "checkpoints")
         try:
             new = released_state(config, state)
         except ValueError as error:
@@ -128,7 +132,7 @@ def export(run: tuple[Path, ...], out: Path, overwrite: bool = False) -> None:
                 "encoders of one size, with an input norm, and of the same frames and preparation of the data"
             )
         tensors |= new
-        epochs.append(state["position"]["epoch"])
+        epochs.append(state.position.epoch)
         log.info("%s: %s stream of %s", folder, config.stream, path)
     with whole_file(out) as unfinished:
         # ISC asks for PyTorch 1.2, which reads no zip archives.
@@ -139,9 +143,9 @@ def export(run: tuple[Path, ...], out: Path, overwrite: bool = False) -> None:
     warn_of_their_input(abouts[0])
 
 
-def about_input(config: Config, state: dict[str, Any]) -> dict[str, Any]:
+def about_input(config: Config, state: RunState) -> dict[str, Any]:
     """What an encoder's input is like and no tensor says: frames, and the clips' frame of reference ("" if unknown)."""
-    return {"frames": config.frames, "normalisation": (state.get("data") or {}).get("normalisation", "")}
+    return {"frames": config.frames, "normalisation": state.data.normalisation if state.data else ""}
 
 
 def warn_of_their_input(about: dict[str, Any]) -> None:
@@ -180,19 +184,14 @@ def check_store(store: PackedStore, layout: Layout, protocol: str, frame: str) -
 def config_of(found: ReleasedEncoder, epochs: int, dataset: str) -> Config:
     """Settings of a finished run that this encoder might come from: those of preset paper, a bank that takes features
     first in, first out, and no attack."""
-    config = preset_config("paper", dataset)
-    size = config.contrast.bank_size if found.queue is None else len(found.queue)
-    return replace(
-        config,
-        dataset=dataset,
-        encoder=found.config,
-        contrast=replace(config.contrast, method="b1", bank_size=size),
-        optim=replace(config.optim, epochs=max(1, epochs)),
-    )
+    config = preset_config("paper", dataset, method=OF_RELEASED)
+    settings = config.settings if found.queue is None else replace(config.settings, bank_size=len(found.queue))  # type: ignore[call-arg]
+    optim = replace(config.optim, epochs=max(1, epochs))
+    return replace(config, encoder=found.config, settings=settings, optim=optim)
 
 
-def fill_model(model: A2MC, found: ReleasedEncoder) -> A2MC:
-    """Put what was found into a fresh model. The key encoder is a copy of the query encoder where the file has none;
+def fill_model(model: Any, found: ReleasedEncoder) -> Method:
+    """Put what was found into a fresh model of the method OF_RELEASED. The key encoder is a copy of the query encoder where the file has none;
     head and bank are left as they are where it has none."""
     model.query.load_state_dict(found.query, strict=found.has_head)
     model.key.load_state_dict(found.query if found.key is None else found.key, strict=found.has_head)
@@ -202,40 +201,32 @@ def fill_model(model: A2MC, found: ReleasedEncoder) -> A2MC:
     return model
 
 
-def run_state(config: Config, model: A2MC, layout: Layout, store: PackedStore | None, frame: str) -> dict[str, Any]:
-    """A checkpoint of a run at its end, as `train.engine.loop.Pretraining.save` writes them."""
-    return {
-        "config": to_plain(config),
-        "model": model.state_dict(),
+def run_state(config: Config, model: Method, layout: Layout, store: PackedStore | None, frame: str) -> RunState:
+    """The checkpoint of a run at its end."""
+    names = () if store is None else store.class_names
+    fps = 30.0 if store is None else store.fps
+    return RunState(
+        config=to_plain(config),
+        model=model.state_dict(),
         **build_step(config, model).state_dict(),
-        "position": {"epoch": config.optim.epochs, "batch": 0, "step": 0, "seconds": 0.0},
-        "dataset_checksum": None,
-        "data": {
-            "dataset": config.dataset,
-            "skeleton": layout.skeleton.to_dict(),
-            "max_bodies": layout.max_bodies,
-            "class_names": [] if store is None else list(store.class_names),
-            "fps": 30.0 if store is None else store.fps,
-            "normalisation": frame,
-        },
-        "wall_seconds": 0.0,
-        "random": {"cpu": torch.get_rng_state(), "device": None},
-    }
+        position=Position(epoch=config.optim.epochs),
+        dataset_checksum=None,
+        data=TrainingData(layout.skeleton, layout.max_bodies, names, fps, frame, config.dataset),
+    )
 
 
-def released_state(config: Config, state: dict[str, Any]) -> dict[str, Tensor]:
+def released_state(config: Config, state: RunState) -> dict[str, Tensor]:
     """The encoders and the bank of a run's checkpoint under released names. ValueError as `to_released`."""
-    data = state.get("data")
-    if data is None:
-        store = open_dataset(config.dataset, config.data_root)
-        data = {"skeleton": store.skeleton.to_dict(), "max_bodies": store.max_bodies}
+    data = state.data or TrainingData.of_store(open_dataset(config.dataset, config.data_root))
+    if not isinstance(config.encoder, BiGRUConfig) or "bank.momentum" not in state.model:
+        raise ValueError("codes of this layout have a BiGRU, a key encoder and a bank, and this run has not")
     return to_released(
-        state["model"],
+        state.model,
         config.encoder,
-        joints=Skeleton.from_dict(data["skeleton"]).num_joints,
-        bodies=data["max_bodies"],
+        joints=data.skeleton.num_joints,
+        bodies=data.max_bodies,
         stream=config.stream,
-        unit_queue=config.contrast.learns_bank,
+        unit_queue=bool(state.model["bank.momentum"].any()),  # the rows of one that learns have any length
     )
 
 

@@ -59,6 +59,8 @@ class Embed:
     """Stop at the first faulty clip, instead of leaving it out."""
     overwrite: bool = False
     """Replace OUT if it exists."""
+    allow: tuple[str, ...] = ()
+    """Methods and encoders outside of fastmc, MODULE:CLASS, that may be imported if the run is of one."""
 
     def __post_init__(self) -> None:
         if not self.input:
@@ -74,7 +76,7 @@ def embed(settings: Embed) -> dict[str, np.ndarray]:
         CheckpointError, StoreError, OSError: run, store or file cannot be read or written.
     """
     check_out(settings.out, settings.overwrite)
-    embedder = load(settings.run, device=choose_device(settings.device), data=settings.data)
+    embedder = load(settings.run, device=choose_device(settings.device), data=settings.data, allow=settings.allow)
     inputs = [found for path in settings.input for found in find_inputs(path, embedder, settings.normalise)]
     names: list[str] = []
     lengths: list[int] = []

@@ -14,6 +14,7 @@ import torch
 import tyro
 
 from fastmc.checks import check_number
+from fastmc.config import load_config
 from fastmc.evaluation import EvalConfig
 from train.command.errors import run_command
 from train.command.evaluation_settings import (
@@ -37,7 +38,6 @@ from train.runs.evaluations import (
     evaluate_semi,
     show_progress,
 )
-from train.runs.folder import load_config
 from train.runs.load import Run, load_for, load_run
 from train.runs.report import report_table
 from train.runs.results import Outcome, write_outcome
@@ -52,9 +52,10 @@ def parse(args: Sequence[str] | None = None) -> Settings:
     @dataclass
     class First:
         run: Path | None = None
+        allow: tuple[str, ...] = ()
 
     first, _ = tyro.cli(First, args=args, return_unknown_args=True, add_help=False)
-    own = dataclasses.asdict(load_config(first.run).evaluation) if first.run is not None else {}
+    own = dataclasses.asdict(load_config(first.run, first.allow).evaluation) if first.run is not None else {}
 
     def default(kind: type) -> Any:
         fields = {f.name for f in dataclasses.fields(kind)}
@@ -130,11 +131,9 @@ def _outcomes(settings: Settings, device: torch.device) -> Iterator[tuple[Outcom
 
 def _load(folder: Path, settings: Settings, device: torch.device) -> Run:
     """The run with the settings that were given in place of its own."""
-    where = (device, settings.data_root, settings.placement)
-    if isinstance(settings, Transfer):
-        run = load_for(settings.dataset, folder, *where)
-    else:
-        run = Run(folder, *load_run(folder, *where))
+    where = (device, settings.data_root, settings.placement, settings.allow)
+    target = settings.dataset if isinstance(settings, Transfer) else None
+    run = load_run(folder, *where) if target is None else load_for(target, folder, *where)
     config = replace(run.config, protocol=settings.protocol or run.protocol)
     if isinstance(settings, Knn | Linear):
         names = {f.name for f in dataclasses.fields(EvalConfig)}

@@ -6,14 +6,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import numpy as np
 import torch
 import tyro
 
 from fastmc.checks import Count, Range, Seed, Whole, check_ranges
+from fastmc.config import load_config
 from fastmc.data.placed.placement import Placement
+from fastmc.methods import find_method
 from train.command.errors import run_command
 from train.engine.record import log
 from train.prepare import find_clip
@@ -29,7 +31,9 @@ from train.runs.figure_runs import (
     run_labels,
     some_of,
 )
-from train.runs.folder import load_config
+
+if TYPE_CHECKING:
+    from fastmc.figures.curves import History  # matplotlib is imported where it draws
 
 Name = Literal["attack", "tsne", "curves", "neighbours"]
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -78,22 +82,26 @@ class Settings:
     placement: Placement = "auto"
     """Where the frames are kept: device, pinned, mapped, or auto; see python -m train.run --help."""
 
+    allow: tuple[str, ...] = ()
+    """Methods and encoders outside of fastmc, MODULE:CLASS, that may be imported if the run is of one."""
+
     def __post_init__(self) -> None:
         check_ranges(self)
 
 
 def draw_attack_of(run: DrawnRun, settings: Settings, clip: int, out: Path) -> list[Path]:
     """Figure 3: attack.png, attack.svg and attack.gif."""
-    from fastmc.figures.attack import attack_states, entropy_change
+    from fastmc.figures.attack import attack_states, attacking, entropy_change
     from fastmc.figures.draw_attack import animate_attack, draw_attack, frame_seconds
     from fastmc.figures.style import save
 
+    model = attacking(run.model)
     ids = torch.tensor([clip], device=run.placed.device)
-    states = attack_states(run.model, run.placed.select(ids), ids, draw=settings.draw)
+    states = attack_states(model, run.placed.select(ids), ids, draw=settings.draw)
     log.info("attack: clip %d, %s; augmentations of draw %d", clip, run.describe(clip), states.draw)
     test = some_of(run.clips()[1], CLIPS_FOR_MEAN, settings.seed).to(run.placed.device)
     with progress("clip", "attacks", len(test)) as advance:
-        before, after = entropy_change(run.model, run.placed, test, advance=advance)
+        before, after = entropy_change(model, run.placed, test, advance=advance)
     mean = f"mean entropy over {len(test)} test clips {before.mean():.4f} nats before attack, {after.mean():.4f} after"
     log.info("attack: %s; it rises in %.1f %% of them", mean, 100 * (after > before).mean())
     title = f"{run.describe(clip)}; {mean}"
@@ -133,17 +141,23 @@ def draw_tsne_of(runs: Sequence[DrawnRun], settings: Settings, out: Path) -> lis
     return save(draw_embeddings(panels, labels, first.store.class_names, title=title), out, "tsne", settings.dpi)
 
 
-def draw_curves_of(folders: Sequence[Path], out: Path, dpi: int) -> list[Path]:
+def draw_curves_of(folders: Sequence[Path], out: Path, dpi: int, allow: Sequence[str] = ()) -> list[Path]:
     """curves.png and curves.svg."""
-    from fastmc.figures.curves import History, draw_curves
+    from fastmc.figures.curves import draw_curves
     from fastmc.figures.style import save
 
     histories = {
-        label: History(read_rows(folder), load_config(folder).encoder.feature_dim)
-        for folder, label in zip(folders, run_labels(folders), strict=True)
+        label: _history(folder, allow) for folder, label in zip(folders, run_labels(folders, allow), strict=True)
     }
     title = f"Training of {folders[0].resolve().name}" if len(folders) == 1 else ""
     return save(draw_curves(histories, title=title), out, "curves", dpi)
+
+
+def _history(folder: Path, allow: Sequence[str]) -> History:
+    from fastmc.figures.curves import History
+
+    config = load_config(folder, allow)
+    return History(read_rows(folder), find_method(config.method, allow).metrics, config.encoder.feature_dim)
 
 
 def draw_neighbours_of(run: DrawnRun, settings: Settings, clip: int, out: Path) -> list[Path]:
@@ -186,7 +200,7 @@ def draw(settings: Settings) -> list[Path]:
     draws: dict[Name, Callable[[], list[Path]]] = {
         "attack": lambda: draw_attack_of(runs[0], settings, clip, out),
         "tsne": lambda: draw_tsne_of(runs, settings, out),
-        "curves": lambda: draw_curves_of(settings.run, out, settings.dpi),
+        "curves": lambda: draw_curves_of(settings.run, out, settings.dpi, settings.allow),
         "neighbours": lambda: draw_neighbours_of(runs[0], settings, clip, out),
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -203,6 +217,7 @@ def _load(settings: Settings) -> list[DrawnRun]:
         data_root=settings.data_root,
         protocol=settings.protocol,
         placement=settings.placement,
+        allow=settings.allow,
     )
 
 
@@ -220,7 +235,7 @@ def check_settings(settings: Settings) -> Path:
     again = next((folder for folder in settings.run if folders.count(folder.resolve()) > 1), None)
     if again is not None:
         raise ValueError(f"--run {again} is named twice; name each run once")
-    run_labels(settings.run)
+    run_labels(settings.run, settings.allow)
     out = settings.out or settings.run[0] / "figures"
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; name a folder")

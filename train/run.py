@@ -12,17 +12,20 @@ import torch
 
 from fastmc import checkpoint
 from fastmc.arguments import choose_for_views, unavailable_reason
+from fastmc.build import build_model
+from fastmc.config import Config, to_plain
 from fastmc.data.placed.resident import PlacedStore
 from fastmc.data.store import PackedStore
-from fastmc.files import write_json
-from train.command.config import Config, parse, to_plain
+from fastmc.files import whole_file, write_json
+from fastmc.state import RunState
 from train.command.datasets import open_dataset
 from train.command.errors import run_command
+from train.command.parse import parse
 from train.engine.host_memory import keep_freed_memory
-from train.engine.loop import Pretraining, build_model
-from train.engine.record import duration, log, start_logging
+from train.engine.loop import Pretraining
+from train.engine.record import duration, log, read_metrics, start_logging
 from train.runs.folder import RunFolder, default_folder
-from train.runs.report import environment, evaluate_encoder, plot_curves, report_table
+from train.runs.report import environment, evaluate_encoder, report_table
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -44,9 +47,9 @@ def run(config: Config) -> dict[str, Any]:
     Everything that can be wrong with the settings is found before anything is written.
     """
     device = choose_device(config.device)
-    reason = unavailable_reason(config.contrast.impl, device)
+    reason = unavailable_reason(config.step.impl, device)
     if reason is not None:
-        raise ValueError(f"impl = {config.contrast.impl!r} cannot run on {device}: {reason}")
+        raise ValueError(f"impl = {config.step.impl!r} cannot run on {device}: {reason}")
     store = open_dataset(config.dataset, config.data_root, config.data.verify)
     protocol = config.protocol or store.protocols[0]
     config = replace(config, protocol=protocol)
@@ -69,7 +72,7 @@ def _resume(pretraining: Pretraining, folder: RunFolder, data: str) -> dict[str,
     data (their digest)."""
     if not checkpoint.complete(pretraining.checkpoints):
         return None
-    path, state = checkpoint.load_latest(pretraining.checkpoints)
+    path, state = RunState.read(pretraining.checkpoints)
     pretraining.load(state, path)
     report = folder.finished_report(data)
     if pretraining.finished and report is not None and folder.is_complete:
@@ -88,14 +91,14 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     if pretraining.device.type == "cpu" and config.preset == "paper":
         log.warning("preset paper is made for a GPU; on a CPU --preset small or tiny is done in hours or minutes")
     pretraining.run()
-    plot_curves(folder / "metrics.csv", folder / "curves.png", config.encoder.feature_dim, title=folder.name)
+    plot_curves(pretraining)
     log.info("evaluating the frozen encoder, pre-trained and untrained: kNN and linear")
     report = {
         "dataset": config.dataset,
         "dataset_checksum": store.checksum,
         "data": store.split_digest(config.protocol),
         "protocol": config.protocol,
-        "method": config.contrast.method,
+        "method": config.method,
         "stream": config.stream,
         "preset": config.preset,
         "seed": config.seed,
@@ -114,9 +117,23 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     return report
 
 
+def plot_curves(pretraining: Pretraining) -> None:
+    """curves.png of the run."""
+    from fastmc.figures.curves import History, draw_curves  # here, so that nothing else waits for matplotlib
+
+    folder, rows = pretraining.folder, read_metrics(pretraining.folder / "metrics.csv")
+    if not rows:
+        log.warning("no epoch is complete yet: %s is not drawn", folder / "curves.png")
+        return
+    history = History(rows, pretraining.model.metrics, pretraining.config.encoder.feature_dim)
+    with whole_file(folder / "curves.png") as unfinished:
+        draw_curves({folder.name: history}, title=folder.name).savefig(unfinished, dpi=130, format="png")
+
+
 def untrained_accuracy(config: Config, store: PackedStore, placed: PlacedStore) -> dict[str, float]:
     """The same evaluation of the encoder as it was before training."""
-    return evaluate_encoder(build_model(config, store, placed.device), store, placed, config)
+    model = build_model(config, store, placed.device, allow=(config.method, config.backbone))
+    return evaluate_encoder(model, store, placed, config)
 
 
 def choose_device(name: str) -> torch.device:
@@ -133,15 +150,15 @@ def choose_device(name: str) -> torch.device:
 
 
 def start_line(config: Config, store: PackedStore, pretraining: Pretraining) -> str:
-    layers, hidden = config.encoder.size
-    parameters = sum(p.numel() for p in pretraining.model.query.parameters())
+    parameters = sum(p.numel() for p in pretraining.model.representation.parameters())
     drops = ", ".join(str(epoch) for epoch in config.optim.milestones if epoch < config.optim.epochs)
+    settings = f"{config.settings.says}, " if config.settings.says else ""
     return (
-        f"{config.contrast.method} on {store.name} {config.protocol} ({len(pretraining.train_ids)} training clips, "
-        f"{len(pretraining.test_ids)} test clips), {config.stream} stream, BiGRU {layers}x{hidden} "
-        f"({parameters / 1e6:.1f}M parameters), bank {config.contrast.bank_size}, {config.optim.epochs} epochs of "
-        f"{pretraining.batches} steps, {config.optim.optimizer} at {config.optim.lr:g} "
-        f"(drops at epochs: {drops or 'none'}), views by {view_maker(pretraining)}, {pretraining.device}"
+        f"{config.method} on {store.name} {config.protocol} ({len(pretraining.train_ids)} training clips, "
+        f"{len(pretraining.test_ids)} test clips), {config.stream} stream, {config.encoder.says} "
+        f"({parameters / 1e6:.1f}M parameters), {settings}{config.optim.epochs} epochs of {pretraining.batches} steps, "
+        f"{config.optim.optimizer} at {config.optim.lr:g} (drops at epochs: {drops or 'none'}), "
+        f"views by {view_maker(pretraining)}, {pretraining.device}"
     )
 
 
@@ -150,7 +167,7 @@ def view_maker(pretraining: Pretraining) -> str:
     data, config = pretraining.data, pretraining.config
     size = (config.frames, data.max_bodies, data.skeleton.num_joints)
     try:
-        return choose_for_views(config.data.view_impl, pretraining.device, data.dtype, size)
+        return choose_for_views(config.step.view_impl, pretraining.device, data.dtype, size)
     except RuntimeError as error:
         raise ValueError(f"view_impl: {error}") from None
 

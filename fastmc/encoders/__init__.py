@@ -1,0 +1,20 @@
+"""Skeleton encoders, one file each: `fastmc.encoders.base` says what an encoder is."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from fastmc.registry import find
+
+if TYPE_CHECKING:
+    from fastmc.encoders.base import Encoder
+
+ENCODERS = {"bigru": "fastmc.encoders.bigru:BiGRU"}
+
+
+def find_encoder(name: str, allow: Collection[str] = ()) -> type[Encoder]:
+    """The class of an encoder by its name; ``allow`` and errors as of `fastmc.registry.find`."""
+    from fastmc.encoders.base import Encoder
+
+    return find("backbone", name, Encoder, ENCODERS, allow)

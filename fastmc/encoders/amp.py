@@ -1,4 +1,4 @@
-"""Mixed precision: an encoder's recurrent net and head in a low precision, beside the float32 weights that learn.
+"""Mixed precision: a network in a low precision, beside the float32 weights that learn.
 
 A working copy is refreshed once per step and called as often as the step likes; autocast would cast the recurrent net's
 weights, and lay them out for cuDNN, at every call. Input norm, unit length, loss, bank, optimizer and key encoder's
@@ -10,13 +10,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 
-from fastmc.encoders.bigru import Encoder
+from fastmc.encoders.recurrent import flatten_
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Amp(NamedTuple):
@@ -73,30 +75,44 @@ def cudnn_text(number: int) -> str:
     return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
 
 
-class WorkingCopy:
-    """What computes in place of an encoder.
+class WorkingCopy(Generic[Network]):
+    """What computes in place of an encoder or another network.
 
     Attributes:
-        encoder: to be called. Its input norm is the master's own, statistics and gradients included; its recurrent net
-            and head hold the master's weights as they were at the last `refresh`. In float32 all its parts are the
-            master's own; it is another object, so that what is compiled for a step serves no call of other shapes.
+        network: to be called. The parts that the master names in ``in_float32`` are the master's own, statistics and
+            gradients included; the others hold the master's weights as they were at the last `refresh`. In float32 all
+            parts are the master's own; it is another object, so that what is compiled for a step serves no call of
+            other shapes.
         pairs: each weight of the master beside the one that computes in its place, and gets its gradient.
     """
 
-    def __init__(self, master: Encoder, dtype: torch.dtype) -> None:
-        """Copies the weights. ``dtype``: of net and head."""
-        self.encoder = copy.copy(master)
-        if dtype != master.dtype:
-            self.encoder = copy.deepcopy(master)
-            self.encoder.norm = master.norm
-            self.encoder.recurrent.to(dtype)
-            self.encoder.recurrent.flatten_()
-            self.encoder.head.to(dtype)
-        self.pairs = list(zip(master.parameters(), self.encoder.parameters(), strict=True))
+    def __init__(self, master: Network, dtype: torch.dtype) -> None:
+        """Copies the weights. ``dtype``: of all parts but those in float32."""
+        self.network = copy.copy(master)
+        if dtype != torch.float32:
+            self.network = copy.deepcopy(master)
+            for name, part in master.named_children():
+                if name in getattr(master, "in_float32", ()):
+                    setattr(self.network, name, part)
+                else:
+                    self._lower(getattr(self.network, name), dtype)
+        self.pairs = list(zip(master.parameters(), self.network.parameters(), strict=True))
         self._masters: list[Tensor] = [theirs for theirs, mine in self.pairs if mine is not theirs]
         self._copies: list[Tensor] = [mine for theirs, mine in self.pairs if mine is not theirs]
         self._gradients: list[Tensor] = []
         self._versions = self._versions_now()
+
+    @staticmethod
+    def _lower(part: nn.Module, dtype: torch.dtype) -> None:
+        part.to(dtype)
+        for module in part.modules():
+            if isinstance(module, nn.GRU):
+                flatten_(module)
+
+    @property
+    def masters(self) -> list[nn.Parameter]:
+        """The weights of the master."""
+        return [master for master, _ in self.pairs]
 
     @torch.no_grad()
     def refresh(self) -> None:

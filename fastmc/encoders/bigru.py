@@ -1,25 +1,24 @@
-"""The skeleton encoder: input normalisation, a GRU in both readings of fastmc.encoders.recurrent, a projection head."""
+"""The paper's encoder: input normalisation, a bidirectional GRU in either reading, and a projection head."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastmc.arguments import working_dtype
-from fastmc.checks import Count, check_ranges
+from fastmc.encoders.base import ClipShape, Encoder, EncoderConfig, mlp_head
 from fastmc.encoders.recurrent import SequenceGRU, StepwiseGRU
 
 Reading = Literal["sequence", "stepwise"]
 
 
 @dataclass(frozen=True)
-class EncoderConfig:
+class BiGRUConfig(EncoderConfig):
     """BiGRU encoder. ``3x1024`` is what the works that the paper follows use (45M parameters in the GRU), ``3x512`` has
     11.5M, near the 10.0M of the paper's table."""
 
@@ -30,12 +29,15 @@ class EncoderConfig:
     codes compute it, two GRUs per layer that both run forward in time."""
     input_norm: bool = True
     """Batch normalisation of the input channels, with statistics per view."""
-    feature_dim: Count = 128
-    """D, the size of the contrastive features."""
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         _ = self.size
+
+    @property
+    def says(self) -> str:
+        """Such as BiGRU 3x1024."""
+        return f"BiGRU {self.encoder}"
 
     @property
     def size(self) -> tuple[int, int]:
@@ -66,35 +68,24 @@ class ViewNorm(nn.BatchNorm1d):
         return torch.cat(normalised) if views > 1 else normalised[0]
 
 
-class Encoder(nn.Module):
-    """Skeleton clips (B, T, F), F = V * M * 3, to unit features f (B, D)."""
+class BiGRU(Encoder):
+    """Skeleton clips (B, T, F), F = V * M * 3, to unit features f (B, D); H is twice the hidden units."""
 
-    def __init__(self, config: EncoderConfig, input_size: int) -> None:
-        super().__init__()
+    Config = BiGRUConfig
+    presets: ClassVar = {"small": {"encoder": "2x256"}, "tiny": {"encoder": "1x128"}}
+    in_float32 = ("norm",)
+
+    def __init__(self, config: BiGRUConfig, shape: ClipShape) -> None:
+        super().__init__(config, shape)
         layers, hidden = config.size
-        self.input_size = input_size
-        self.norm = ViewNorm(input_size) if config.input_norm else None
+        self.norm = ViewNorm(shape.width) if config.input_norm else None
         recurrent = SequenceGRU if config.reading == "sequence" else StepwiseGRU
-        self.recurrent = recurrent(input_size, hidden, layers)
+        self.recurrent = recurrent(shape.width, hidden, layers)
         self.representation_dim = 2 * hidden
-        self.head = nn.Sequential(
-            nn.Linear(2 * hidden, 2 * hidden), nn.ReLU(inplace=True), nn.Linear(2 * hidden, config.feature_dim)
-        )
+        self.head = mlp_head(self.representation_dim, config.feature_dim)
 
-    def represent(self, x: Tensor, views: int = 1) -> Tensor:
-        """Representation before the head (views * B, 2 * hidden): what kNN and the linear classifier see.
-
-        Args:
-            x: (views * B, T, F), the views one after the other.
-            views: how many views the batch holds; each is normalised on its own.
-
-        Raises:
-            ValueError: x has another shape, or is no whole number of views.
-        """
-        if x.dim() != 3 or x.shape[-1] != self.input_size:
-            raise ValueError(f"x must be (B, T, {self.input_size}), got {tuple(x.shape)}")
-        if views < 1 or len(x) % views:
-            raise ValueError(f"views = {views} does not divide the batch of {len(x)}")
+    def body(self, x: Tensor, views: int) -> Tensor:
+        """Representations (n, 2 * hidden): the final states of both directions."""
         by_batch = self.norm is not None and self.norm.training
         if by_batch and self._folds(x):
             assert self.norm is not None
@@ -127,10 +118,6 @@ class Encoder(nn.Module):
             for parameter in learning:
                 parameter.requires_grad_()
 
-    def forward(self, x: Tensor, views: int = 1) -> Tensor:
-        """Unit features (views * B, D), in float32 at least."""
-        return self.after(self.represent(x, views))
-
     # What surrounds the recurrent call, in functions that torch.compile takes whole
 
     def before(self, x: Tensor, views: int) -> Tensor:
@@ -152,21 +139,11 @@ class Encoder(nn.Module):
         x = F.batch_norm(x.flatten(0, 1), norm.running_mean, norm.running_var, weight, bias, eps=norm.eps).view_as(x)
         return self._for_recurrent(x)
 
-    def after(self, h: Tensor) -> Tensor:
-        """Representations (n, 2 * hidden) to unit features (n, D); lengths are taken in float32 at least."""
-        f = self.head(h)
-        return F.normalize(f.to(working_dtype(f)), dim=-1)
-
     def _for_recurrent(self, x: Tensor) -> Tensor:
         """x (B, T, F) in the recurrent net's dtype; for cuDNN its memory holds frames first, in the same pass."""
         if x.device.type == "cpu":
             return x.to(self.dtype)
         return x.transpose(0, 1).to(self.dtype, memory_format=torch.contiguous_format).contiguous().transpose(0, 1)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the recurrent net and the head compute in."""
-        return next(self.head.parameters()).dtype
 
     def compile_around(self, backend: str = "inductor") -> None:
         """Compile what surrounds the recurrent call. Each function is one graph, or an error."""

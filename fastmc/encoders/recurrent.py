@@ -83,12 +83,6 @@ class StepwiseGRU(nn.Module):
             x = torch.cat([gru(x)[0] for gru in pair], dim=-1)
         return x[-1]
 
-    def flatten_(self) -> None:
-        """As `SequenceGRU.flatten_`, each GRU for itself."""
-        for gru in self.modules():
-            if isinstance(gru, nn.GRU):
-                flatten_(gru)
-
 
 class SequenceGRU(nn.GRU):
     """A bidirectional GRU whose output is the final states of both directions.
@@ -111,10 +105,6 @@ class SequenceGRU(nn.GRU):
             return _final_states(x, list(zip(weights[::2], weights[1::2], strict=True)), reverse=True, affine=affine)
         _, final = super().forward(_applied(x, affine).transpose(0, 1))
         return torch.cat((final[-2], final[-1]), dim=-1)
-
-    def flatten_(self) -> None:
-        """Move the weights into one storage, in cuDNN's order where it computes: it packs others anew at every call."""
-        flatten_(self)
 
 
 @torch.no_grad()

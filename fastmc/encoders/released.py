@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastmc.checkpoint import CheckpointError
-from fastmc.encoders.bigru import Encoder, EncoderConfig
+from fastmc.encoders.base import ClipShape
+from fastmc.encoders.bigru import BiGRU, BiGRUConfig
 from fastmc.tensor_files import TensorFileError, read_tensors
 from fastmc.views.clips import Stream
 
@@ -72,7 +73,7 @@ class ReleasedEncoder:
     """
 
     name: str
-    config: EncoderConfig
+    config: BiGRUConfig
     input_size: int
     has_head: bool
     query: dict[str, Tensor]
@@ -164,7 +165,7 @@ def released_name(name: str) -> str:
 
 def to_released(
     state: Mapping[str, Tensor],
-    config: EncoderConfig,
+    config: BiGRUConfig,
     *,
     joints: int,
     bodies: int,
@@ -222,7 +223,7 @@ def _query_name(file: ReleasedFile, stream: Stream) -> str:
 class _Size(NamedTuple):
     """An encoder's configuration, the size of a frame, and whether its head is a projection head."""
 
-    config: EncoderConfig
+    config: BiGRUConfig
     input_size: int
     has_head: bool
 
@@ -240,11 +241,11 @@ def _measure(file: ReleasedFile, name: str) -> _Size:
         raise CheckpointError(f"{file.path}: {name or 'the encoder'} has {layers} layers, more than {MOST_LAYERS}")
     last = file.tensors.get(_join(name, "fc.2.weight"))
     has_head = any(key.startswith(("fc.0.", "fc.2.")) for key in _names(file, name))
-    config = EncoderConfig(
+    config = BiGRUConfig(
         encoder=f"{layers}x{len(first) // 3}",
         reading="stepwise",
         input_norm=any(key.startswith("input_norm.") for key in _names(file, name)),
-        feature_dim=EncoderConfig.feature_dim if last is None or not last.dim() else len(last),
+        feature_dim=BiGRUConfig.feature_dim if last is None or not last.dim() else len(last),
     )
     return _Size(config, first.shape[1], has_head)
 
@@ -281,7 +282,7 @@ def _state(file: ReleasedFile, name: str, size: _Size, order: Tensor) -> dict[st
     return state
 
 
-def _queue(file: ReleasedFile, name: str, config: EncoderConfig) -> tuple[Tensor | None, int, tuple[str, str]]:
+def _queue(file: ReleasedFile, name: str, config: BiGRUConfig) -> tuple[Tensor | None, int, tuple[str, str]]:
     """(K, D) features of this stream's key encoder, the row for the next one, and the names of both in the file."""
     suffix = name.removeprefix("encoder_q")
     # ISC's inter-skeleton training has two queues; the key encoder of its BiGRU fills the first.
@@ -302,10 +303,13 @@ def _queue(file: ReleasedFile, name: str, config: EncoderConfig) -> tuple[Tensor
     return None, 0, ("", "")
 
 
-def _template(config: EncoderConfig, input_size: int) -> dict[str, tuple[int, ...]]:
+def _template(config: BiGRUConfig, input_size: int) -> dict[str, tuple[int, ...]]:
     """Shapes of an `Encoder`'s tensors, by name."""
     with torch.device("meta"):
-        return {name: tuple(value.shape) for name, value in Encoder(config, input_size).state_dict().items()}
+        return {
+            name: tuple(value.shape)
+            for name, value in BiGRU(config, ClipShape(input_size // 3, 1)).state_dict().items()
+        }
 
 
 def _by_channel(name: str) -> bool:

@@ -6,7 +6,7 @@ normalisation, the same centre crop, the representation before the head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,19 +17,21 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from fastmc import checkpoint
+from fastmc.build import trained_model
 from fastmc.checkpoint import CheckpointError
 from fastmc.checks import check_number
+from fastmc.config import Config, load_config
 from fastmc.data.formats.skeleton_file import SkeletonFileError, read_skeleton
 from fastmc.data.normalise import choose_bodies
 from fastmc.data.normalise import normalise as normalise_clip
 from fastmc.data.packing import NORMALISATION
 from fastmc.data.store import NOT_NORMALISED, PackedStore
 from fastmc.encoders.amp import tensor_cores
-from fastmc.encoders.bigru import Encoder
-from fastmc.evaluation.trained import Classifier, RunSettings, TrainingData
+from fastmc.encoders.base import Encoder
+from fastmc.evaluation.classifier import Classifier
 from fastmc.progress import progress_bar
 from fastmc.skeleton import NTU25, Skeleton
+from fastmc.state import RunState, TrainingData
 from fastmc.views.clips import PackedClips
 from fastmc.views.draw import identity_params
 from fastmc.views.make import crop_span, make_views
@@ -50,13 +52,13 @@ class Embedder:
 
     Attributes:
         encoder: the query encoder, in evaluation mode.
-        settings, data: of the run.
+        config, data: of the run.
         skeleton, max_bodies: V joints in this order, and M, of `data`.
         dim: H, numbers of a feature.
     """
 
-    def __init__(self, folder: Path, encoder: Encoder, settings: RunSettings, data: TrainingData) -> None:
-        self.folder, self.settings, self.data = folder, settings, data
+    def __init__(self, folder: Path, encoder: Encoder, config: Config, data: TrainingData) -> None:
+        self.folder, self.config, self.data = folder, config, data
         self.encoder = encoder.eval().requires_grad_(False)
         self.skeleton, self.max_bodies, self.dim = data.skeleton, data.max_bodies, encoder.representation_dim
 
@@ -89,7 +91,7 @@ class Embedder:
             SkeletonFileError, OSError: a file is malformed or cannot be read.
         """
         check_number("batch_size", batch_size, at_least=1)
-        crop = self.settings.crop if crop is None else crop
+        crop = self.config.evaluation.test_crop if crop is None else crop
         check_number("crop", crop, above=0, at_most=1)
         if isinstance(skeletons, PackedStore):
             normalise = self.must_move(skeletons, normalise)
@@ -194,7 +196,7 @@ class Embedder:
     def _represent(self, clips: PackedClips, crop: float) -> Tensor:
         share, middle = (torch.full((len(clips),), value, device=self.device) for value in (crop, 0.5))
         params = identity_params(*crop_span(clips.num_frames, share, middle), self.skeleton.num_joints)
-        size, stream = self.settings.frames, self.settings.stream
+        size, stream = self.config.frames, self.config.stream
         return self.encoder.represent(make_views(clips, params, self.skeleton, size=size, stream=stream)[0])
 
 
@@ -250,7 +252,11 @@ def as_floats(clip: np.ndarray | Tensor, name: str) -> np.ndarray:
 
 
 def load(
-    folder: str | Path, *, device: torch.device | str = "auto", data: str | Path | PackedStore | None = None
+    folder: str | Path,
+    *,
+    device: torch.device | str = "auto",
+    data: str | Path | PackedStore | None = None,
+    allow: Collection[str] = (),
 ) -> Embedder:
     """The trained encoder of a run folder, ready for clips of its kind.
 
@@ -258,31 +264,27 @@ def load(
         folder: as made by ``python -m train.run``; its newest checkpoint is read.
         device: auto takes the GPU if there is one.
         data: the packed store that the run was trained on, where the checkpoint does not describe it.
+        allow: method and encoder of the run, MODULE:CLASS, where they are no part of fastmc: they are imported.
 
     Raises:
-        ValueError: the folder is no run folder, or there is no such device.
+        ValueError: the folder is no run folder, it is of a class that is not allowed, or there is no such device.
         CheckpointError: it holds no checkpoint, one that does not describe its data, or one of other data.
         StoreError: ``data`` is no packed store.
     """
     folder = Path(folder)
-    settings = RunSettings.read(folder)
+    config = load_config(folder, allow)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device = {str(device)!r} cannot be used: PyTorch finds no CUDA here; give 'cpu' or 'auto'")
-    path, state = checkpoint.load_latest(folder / "checkpoints")
+    path, state = RunState.read(folder / "checkpoints")
     if data is None:
-        training = TrainingData.of_checkpoint(state, path)
+        training = state.training_data(path)
     else:
         store = data if isinstance(data, PackedStore) else PackedStore.open(data)
-        if state["dataset_checksum"] not in (store.content_checksum, None):
+        if state.dataset_checksum not in (store.content_checksum, None):
             raise CheckpointError(f"{path} was trained on other data than {store.path}; name the store that it was")
         training = TrainingData.of_store(store)
-    encoder = Encoder(settings.encoder, training.skeleton.num_joints * training.max_bodies * 3)
-    query = {k.removeprefix("query."): v for k, v in state["model"].items() if k.startswith("query.")}
-    try:
-        encoder.load_state_dict(query)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} holds another encoder than {folder / 'config.json'} names: {error}") from None
-    return Embedder(folder, encoder.to(device), settings, training)
+    model = trained_model(config, state, training, device, allow, path=path)
+    return Embedder(folder, model.representation, config, training)

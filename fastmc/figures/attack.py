@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastmc.data.placed.resident import PlacedStore
-from fastmc.methods.a2mc import A2MC
-from fastmc.views.clips import DenseClips, PackedClips
-from fastmc.views.draw import STRONG, WEAK, ViewParams, draw_params
-from fastmc.views.make import make_views, to_stream, whole_clips
+from fastmc.methods.a2mc import A2MC, X1, X2
+from fastmc.methods.base import Batch, Method
+from fastmc.views.clips import PackedClips
+from fastmc.views.draw import ViewParams
+from fastmc.views.make import to_stream
 
 STATES = ("before", "after attack", "weak att-aug", "strong att-aug")
 TOP = 5
@@ -40,6 +41,13 @@ class AttackStates:
     draw: int
 
 
+def attacking(model: Method) -> A2MC:
+    """The model, if its method has an attack that can be drawn; else ValueError."""
+    if not isinstance(model, A2MC):
+        raise ValueError(f"{type(model).__name__} has no attack to draw; name other pictures with --only")
+    return model
+
+
 def attack_states(model: A2MC, clips: PackedClips, sample: Tensor, *, draw: int | None = None) -> AttackStates:
     """The four states of one clip as a pre-training step makes them (paper sections 3.1 and 3.2).
 
@@ -52,24 +60,22 @@ def attack_states(model: A2MC, clips: PackedClips, sample: Tensor, *, draw: int 
     """
     if len(clips) != 1:
         raise ValueError(f"clips must be one clip, got {len(clips)}")
-    draw = visible_draw(model, clips.num_frames, sample) if draw is None else draw
-    params = _view_params(model, clips.num_frames, sample, draw)
-    x = whole_clips(clips, model.skeleton, model.frames, impl=model.view_impl)
-    attacked = model.attacked(clips)
-    source = DenseClips(attacked, clips.num_bodies, clips.max_bodies)
-    views = make_views(source, params, model.skeleton, size=model.frames, impl=model.view_impl)
-    states = torch.cat([x, attacked, *views])
-    shape = (model.skeleton.num_joints, model.max_bodies, 3)
+    draw = visible_draw(model, clips, sample) if draw is None else draw
+    setup = replace(model.setup, stream="joint")
+    batch = Batch(setup, A2MC.views, clips, sample, draw)
+    x, attacked, params = batch.whole(), model.attacked(batch), batch.params(X1, X2)
+    states = torch.cat([x, attacked, *batch.make(X1, X2, of=attacked)])
     rho = torch.linalg.vector_norm((attacked - x).double())
     frames = int(clips.num_frames[0])
-    whole = f"whole clip, {frames} frame{'s' * (frames > 1)} as {model.frames}"
+    whole = f"whole clip, {frames} frame{'s' * (frames > 1)} as {setup.frames}"
+    limit = model.config.attack_norm
     return AttackStates(
-        joints=states.unflatten(2, shape).transpose(2, 3).cpu().numpy(),
+        joints=states.unflatten(2, (setup.shape.joints, setup.shape.bodies, 3)).transpose(2, 3).cpu().numpy(),
         distribution=distribution(model, states).cpu().numpy(),
         rho_norm=float(rho),
-        limit=model.attack_config.attack_norm,
-        notes=(whole, f"‖ρ‖ = {float(rho):.3g} m (η = {model.attack_config.attack_norm:g} m)")
-        + tuple(describe_view(params, row, model.frames) for row in range(2)),
+        limit=limit,
+        notes=(whole, f"‖ρ‖ = {float(rho):.3g} m (η = {limit:g} m)")
+        + tuple(describe_view(params, row, setup.frames) for row in range(2)),
         draw=draw,
     )
 
@@ -79,7 +85,7 @@ def distribution(model: A2MC, x: Tensor) -> Tensor:
     """softmax(FC(encoder_q(x))) of eq. 5, (B, C), for joint coordinates (B, T, V * M * 3); the encoder's input norm
     uses its running statistics, as the attack does."""
     with model.query.fixed():
-        h = model.query.represent(to_stream(x, model.stream, model.skeleton))
+        h = model.query.represent(to_stream(x, model.setup.stream, model.setup.skeleton))
     return model.attack_head(h.to(model.attack_head.weight.dtype)).softmax(dim=-1)
 
 
@@ -108,22 +114,22 @@ def entropy_change(
     """
     before, after = [], []
     for batch in ids.split(batch_size):
-        clips = store.select(batch)
-        x = whole_clips(clips, model.skeleton, model.frames, impl=model.view_impl)
-        before.append(entropy(distribution(model, x).cpu().numpy()))
+        clips = Batch(model.setup, A2MC.views, store.select(batch), batch, 0)
+        before.append(entropy(distribution(model, clips.whole()).cpu().numpy()))
         after.append(entropy(distribution(model, model.attacked(clips)).cpu().numpy()))
         if advance is not None:
             advance(len(batch))
     return np.concatenate(before), np.concatenate(after)
 
 
-def visible_draw(model: A2MC, num_frames: Tensor, sample: Tensor) -> int:
+def visible_draw(model: A2MC, clips: PackedClips, sample: Tensor) -> int:
     """The first draw from 0 on whose strong view masks no axis of the clip; 0 if there is none among 64.
 
     A masked axis flattens a skeleton, which hides in a picture what the other augmentations do.
     """
     for draw in range(DRAWS_TRIED):
-        if bool((_view_params(model, num_frames, sample, draw).column("axis_scale") == 1).all()):
+        params = Batch(model.setup, A2MC.views, clips, sample, draw).params(X1, X2)
+        if bool((params.column("axis_scale") == 1).all()):
             return draw
     return 0
 
@@ -137,25 +143,10 @@ def describe_view(params: ViewParams, row: int, frames: int) -> str:
     start, length = int(of("crop_start")), int(of("crop_length"))
     jittered = int(of("jittered").sum())
     words = [f"{jittered} joints jittered" if jittered else "shear"]
-    if params.views[row] == STRONG:
+    if params.views[row] == X2.number:
         words += ["rotation"]
         words += ["left-right flip"] if of("flip") else []
         words += ["noise"] if of("noise_std") else []
         words += ["smoothing"] if of("filter_sigma") else []
         words += [f"{axis} masked" for axis, kept in zip("xyz", of("axis_scale"), strict=True) if not kept]
     return f"frames {start}-{start + length - 1} of {frames}; " + ", ".join(words)
-
-
-def _view_params(model: A2MC, num_frames: Tensor, sample: Tensor, draw: int) -> ViewParams:
-    """The random choices of the views x1 and x2 of attacked clips, as `A2MC.views` makes them."""
-    return draw_params(
-        model.augment_config,
-        num_frames,
-        model.skeleton.num_joints,
-        views=(WEAK, STRONG),
-        seed=model.seed,
-        step=draw,
-        sample=sample,
-        resized_to=model.frames,
-        impl=model.view_impl,
-    )

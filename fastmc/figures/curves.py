@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fastmc.figures.style import DOUBLE, MOST_LINES, head, line_style, quiet_grid, style
+from fastmc.methods.base import Metric
 
-PANELS = (
-    ("loss", "loss (nats)", 1.0),
-    ("top1", "contrastive top-1 of f₃ (%)", 100.0),
-    ("feature_std", "std of feature elements", 1.0),
-    ("knn_top1", "kNN probe, top-1 (%)", 1.0),
-)
 MARKED = 40  # so many epochs at most have a marker each
 
 
@@ -25,10 +21,11 @@ class History:
 
     Attributes:
         rows: one an epoch, as `train.engine.record.read_metrics` gives them; a quantity may be missing from a row.
-        feature_dim: D of the contrastive features.
+        metrics: of the run's method. feature_dim: D of the contrastive features.
     """
 
     rows: Sequence[Mapping[str, float]]
+    metrics: Sequence[Metric]
     feature_dim: int
 
 
@@ -40,7 +37,8 @@ def curve(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], 
 
 @style()
 def draw_curves(runs: Mapping[str, History], *, title: str = "") -> Figure:
-    """Loss, contrastive top-1, standard deviation of the features and kNN probe by epoch, a line a run.
+    """Loss, shares such as contrastive top-1, standard deviation of the features and kNN probe by epoch. Of one run the
+    terms of the loss and all shares are drawn; of several the loss and the first share, a line a run.
 
     The dotted line at 1/sqrt(D) is the standard deviation of features that have not collapsed.
 
@@ -52,26 +50,44 @@ def draw_curves(runs: Mapping[str, History], *, title: str = "") -> Figure:
     columns = max(1, min(len(runs), int(DOUBLE / (0.5 + 0.055 * max(map(len, runs))))))  # inches a name and a letter
     figure = Figure(figsize=(DOUBLE, 4.3 + 0.15 * (-(-len(runs) // columns))), layout="constrained")
     head(figure, title)
-    panels = figure.subplots(2, 2, sharex=True).flatten()
-    for (name, label, scale), axes in zip(PANELS, panels, strict=True):
-        for i, (run, history) in enumerate(runs.items()):
-            epochs, values = curve(history.rows, name)
-            marker = "o" if len(epochs) <= MARKED else ""
-            look = {**line_style(i), "marker": marker, "markersize": 2.5}
-            axes.plot(epochs, [scale * v for v in values], label=run, **look)
-        axes.set_ylabel(label)
-        quiet_grid(axes)
-    loss, contrast, spread, probe = panels
-    contrast.set_ylim(0, 100)
+    loss, contrast, spread, probe = panels = figure.subplots(2, 2, sharex=True).flatten()
+    for i, (run, history) in enumerate(runs.items()):
+        _draw_run(panels, run, history, i, alone=len(runs) == 1)
+    loss.set_ylabel("loss (nats)")
+    probe.set_ylabel("kNN probe, top-1 (%)")
     _mark_no_collapse(spread, sorted({history.feature_dim for history in runs.values()}))
     if not any("knn_top1" in row for history in runs.values() for row in history.rows):
         probe.text(0.5, 0.5, "no probe (--probe-every 0)", transform=probe.transAxes, ha="center", color="0.4")
     for axes in (spread, probe):
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
-    handles, names = loss.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.6)
+    for axes in panels:
+        quiet_grid(axes)
+        if len(runs) == 1 and len(axes.get_legend_handles_labels()[0]) > 1:
+            axes.legend(frameon=False)
+    contrast.set_ylim(0, 100)
+    if len(runs) > 1:
+        handles, names = probe.get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.6)
     return figure
+
+
+def _draw_run(panels: Sequence[Axes], run: str, history: History, number: int, *, alone: bool) -> None:
+    """A run's curves: several lines a panel where it is ``alone``, else one that has its name."""
+    loss, contrast, spread, probe = panels
+    of = {kind: [m for m in history.metrics if m.kind == kind] for kind in ("loss", "term", "share", "spread")}
+    lines = [(loss, m, 1.0) for m in (*of["loss"], *(of["term"] if alone else ()))]
+    lines += [(contrast, m, 100.0) for m in of["share"][: None if alone else 1]]
+    lines += [(spread, m, 1.0) for m in of["spread"]]
+    drawn = [(axes, metric.name, metric.label, scale) for axes, metric, scale in lines]
+    for i, (axes, name, label, scale) in enumerate([*drawn, (probe, "knn_top1", "kNN probe", 1.0)]):
+        epochs, values = curve(history.rows, name)
+        marker = "o" if len(epochs) <= MARKED else ""
+        look: dict[str, Any] = {**line_style(i if alone else number), "marker": marker, "markersize": 2.5}
+        axes.plot(epochs, [scale * v for v in values], label=label if alone else run, **look)
+    for axes, metrics, unit in ((contrast, of["share"], " (%)"), (spread, of["spread"], "")):
+        if metrics:
+            axes.set_ylabel("share (%)" if alone and len(metrics) > 1 else metrics[0].label + unit)
 
 
 def _mark_no_collapse(axes: Axes, dims: Sequence[int]) -> None:

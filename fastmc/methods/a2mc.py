@@ -1,39 +1,35 @@
-"""A²MC: query and key encoder, attack, bank and loss, put together for one pre-training step (paper figure 2)."""
+"""A²MC, and the rows of the paper's table 6 that lead to it: query and key encoder, attack, bank and loss (figure
+2)."""
 
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastmc.checks import Count, NotNegative, Positive, Probability, check_ranges
-from fastmc.encoders.bigru import Encoder, EncoderConfig
-from fastmc.methods.attack import AttackConfig, AttackHead, attack
-from fastmc.methods.streams import Beside
+from fastmc.encoders.base import Encoder
+from fastmc.methods.attack import AttackHead, attack
+from fastmc.methods.base import LOSS, SPREAD, Batch, Follow, Found, Method, MethodConfig, Metric, Setup, View
 from fastmc.objective.bank import MemoryBank, mixing_coefficients
 from fastmc.objective.contrast_step import MCStep
 from fastmc.random import keyed_generator
-from fastmc.skeleton import Skeleton
-from fastmc.views.clips import DenseClips, PackedClips, Stream, ViewImpl
-from fastmc.views.draw import BASIC_KEY, BASIC_QUERY, STRONG, WEAK, AugmentConfig, draw_params
-from fastmc.views.make import make_views, to_stream, whole_clips
+from fastmc.views.draw import BASIC_KEY, BASIC_QUERY, STRONG, WEAK
+from fastmc.views.make import to_stream
 from kernels.ranges import part
 
-Method = Literal["a2mc", "b1", "b2", "b3"]
-OF_CLIPS, OF_ATTACKED = (BASIC_KEY, BASIC_QUERY), (WEAK, STRONG)
+X0, X3 = View(BASIC_KEY), View(BASIC_QUERY)
+X1, X2 = View(WEAK, of="given"), View(STRONG, strong=True, of="given")
 
 
 @dataclass(frozen=True)
-class ContrastConfig:
-    """Loss and bank. The defaults are those of paper section 4.2."""
+class A2MCConfig(MethodConfig):
+    """Bank, loss and attack. The defaults are those of paper section 4.2."""
 
-    method: Method = "a2mc"
-    """Row of table 6. b1: x0, x3, InfoNCE, FIFO bank; b2: + attack and views x1, x2; b3: + MC loss; a2mc: + mixing
-    and the learned bank."""
     bank_size: Count = 16384
     """K, entries of the bank."""
     temperature: Positive = 0.07
@@ -54,11 +50,12 @@ class ContrastConfig:
     i mod B, as released codes of this family do."""
     ema: Probability = 0.999
     """alpha of eq. 4: the key encoder follows the query encoder."""
-    impl: Literal["auto", "triton", "torch", "reference"] = "auto"
-    """Implementation of loss, bank step and attack. auto: triton where it can run, torch elsewhere."""
-    precision: Literal["bf16x3", "ieee", "bf16"] = "bf16x3"
-    """Products of triton's loss and bank step. bf16x3: operands as sums of two bfloat16 numbers, about 16 bits; ieee:
-    float32, slower; bf16: rounded to bfloat16, which moves probabilities by percents."""
+    attack_lr: Positive = 0.1
+    """epsilon, the learning rate of the one Adam step."""
+    attack_norm: Positive = 0.5
+    """eta, the largest L2 norm of the perturbation of a clip, metres."""
+    attack_classes: Count = 128
+    """C, the outputs of the fixed random fully-connected layer."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -68,13 +65,8 @@ class ContrastConfig:
             raise ValueError(f"mixing: {error}") from None
 
     @property
-    def attacks(self) -> bool:
-        """Whether there are views x1 and x2, of attacked clips."""
-        return self.method != "b1"
-
-    @property
-    def learns_bank(self) -> bool:
-        return self.method == "a2mc"
+    def says(self) -> str:
+        return f"bank {self.bank_size}"
 
 
 class Features(NamedTuple):
@@ -86,157 +78,134 @@ class Features(NamedTuple):
     f3: Tensor
 
 
-class A2MC(nn.Module):
-    """Everything that a pre-training run learns or keeps.
+class A2MC(Method):
+    """The whole method: views x1 and x2 of attacked clips, MC loss, mixed and learned bank.
 
     Attributes:
         query, key: the encoders theta_q and theta_k.
         bank: M_0.
         attack_head: the fixed FC of eq. 5.
         coefficients: lambda of eq. 8, (K,).
+        attacks, objective, mixes, learns_bank: what the rows of table 6 differ in.
     """
 
+    Config = A2MCConfig
+    presets: ClassVar = {"small": {"bank_size": 4096, "ema": 0.99}, "tiny": {"bank_size": 1024, "ema": 0.99}}
+    # Each launch writes two neighbours, and the queries are neighbours too.
+    views = (X0, X3, X1, X2)
+    metrics = (
+        LOSS,
+        *(Metric(f"l{i}", f"L{i}", f"L{i}", "term") for i in (1, 2, 3)),
+        Metric("top1", "contrastive top-1 of f₃", "top1", "share", ".0%"),
+        Metric("positive_probability", "probability of the positive", "p+", "share"),
+        SPREAD,
+    )
+    attacks, objective, mixes, learns_bank = True, "mc", True, True
+
+    config: A2MCConfig
     coefficients: Tensor
 
-    def __init__(
-        self,
-        skeleton: Skeleton,
-        max_bodies: int,
-        *,
-        encoder: EncoderConfig,
-        augment: AugmentConfig,
-        attack: AttackConfig,
-        contrast: ContrastConfig,
-        stream: Stream = "joint",
-        frames: int = 64,
-        seed: int = 0,
-        view_impl: ViewImpl = "auto",
-    ) -> None:
-        super().__init__()
-        self.skeleton, self.max_bodies, self.stream, self.frames, self.seed = skeleton, max_bodies, stream, frames, seed
-        self.augment_config, self.attack_config, self.contrast = augment, attack, contrast
-        self.view_impl = view_impl
-        generator = torch.Generator().manual_seed(seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.query = Encoder(encoder, input_size=skeleton.num_joints * max_bodies * 3)
-            self.attack_head = AttackHead(self.query.representation_dim, attack.attack_classes)
+    def __init__(self, config: A2MCConfig, setup: Setup) -> None:
+        super().__init__(config, setup)
+        self.query = setup.new_encoder()
+        self.attack_head = AttackHead(self.query.representation_dim, config.attack_classes)
         self.key = copy.deepcopy(self.query).requires_grad_(False)
-        self.bank = MemoryBank(contrast.bank_size, encoder.feature_dim, generator=generator)
-        policy = mixing_coefficients(contrast.bank_size, contrast.mixing, generator=generator)
+        generator = torch.Generator().manual_seed(setup.seed)
+        self.bank = MemoryBank(config.bank_size, setup.encoder.feature_dim, generator=generator)
+        policy = mixing_coefficients(config.bank_size, config.mixing, generator=generator)
         self.register_buffer("coefficients", policy, persistent=False)
 
-    def views(
-        self,
-        clips: PackedClips,
-        sample: Tensor,
-        step: Tensor | int,
-        views: tuple[int, ...],
-        *,
-        attacked: Tensor | None = None,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        """Views (W, B, T, V * M * 3) of each clip, by their numbers 0..3, in this run's stream.
+    @property
+    def overlaps(self) -> bool:  # type: ignore[override]
+        """The key encoder computes beside the attack."""
+        return self.attacks
 
-        Args:
-            sample: (B,) int64, the clips' ids.
-            step: as in `features`.
-            attacked: (B, T, V * M * 3), the attacked clips, if the views are to be made of them.
-            out: where to write them.
-        """
-        params = draw_params(
-            self.augment_config,
-            clips.num_frames,
-            self.skeleton.num_joints,
-            views=views,
-            seed=self.seed,
-            step=step,
-            sample=sample,
-            resized_to=None if attacked is None else self.frames,
-            impl=self.view_impl,
-        )
-        source = clips if attacked is None else DenseClips(attacked, clips.num_bodies, clips.max_bodies)
-        size, impl = self.frames, self.view_impl
-        return make_views(source, params, self.skeleton, size=size, stream=self.stream, out=out, impl=impl)
+    def followers(self) -> dict[str, tuple[nn.Module, Follow]]:
+        return {"key": (self.key, Follow("query", self.config.ema))}
 
-    def room_for_views(self, batch: int) -> Tensor:
-        """Uninitialised memory (4, B, T, V * M * 3) for the views of a batch, float32 beside the model: x0, x3, then
-        x1, x2, so that each launch writes two neighbours, and the queries are neighbours too."""
-        width = self.skeleton.num_joints * self.max_bodies * 3
-        return torch.empty(4, batch, self.frames, width, device=self.coefficients.device)
+    def phase(self, clips_seen: int, epoch: int) -> str:
+        """fill: the bank is not yet full of f0, so a step is plain InfoNCE that writes f0 to it."""
+        return "fill" if clips_seen < self.config.bank_size else "main"
 
-    def attacked(self, clips: PackedClips, query: Encoder | None = None) -> Tensor:
+    def prepare(self, step: int) -> None:
+        """The coefficients, where they are drawn anew at every step."""
+        if self.config.mixing == "draw":
+            generator = keyed_generator(self.setup.seed, step)
+            # A number, not a vector: it goes with the launch, and nothing is copied to the device.
+            self.coefficients.fill_(mixing_coefficients(1, "draw", generator=generator).item())
+
+    def step(self, batch: Batch, networks: Mapping[str, Encoder], phase: str) -> Found:
+        filling = phase == "fill"
+        f = self.features(batch, networks["query"], networks["key"], attacks=self.attacks and not filling)
+        f = f._replace(f0=batch.guard(f.f0))
+        found = self.contrast_step_(f, None if filling else self.mixing, filling=filling)
+        pairs = ((f.f1, found.df1), (f.f2, found.df2), (f.f3, found.df3))
+        outputs, gradients = zip(*((x, g) for x, g in pairs if x is not None), strict=True)
+        return Found(found.loss, outputs, gradients, (found, f.f3.detach()))
+
+    def measure(self, seen: tuple[MCStep, Tensor]) -> Tensor:
+        found, f3 = seen
+        losses = torch.stack((found.loss, found.l1, found.l2, found.l3))
+        std = f3.std(dim=0, correction=0).mean()
+        return torch.cat((losses, torch.stack((found.top1_count / len(f3), found.positive_probability, std))))
+
+    def restored(self) -> list[Tensor]:
+        """The running statistics of the input norms: the bank is left alone where the loss is not finite, and where a
+        gradient overflows alone it has made its update rightly."""
+        return [*self.query.buffers(), *self.key.buffers()]
+
+    def features(self, batch: Batch, query: Encoder, key: Encoder, *, attacks: bool) -> Features:
+        """f0..f3 of a batch; f1 and f2 (attack-augmentation, section 3.2) only where it ``attacks``."""
+        queries = batch.x[1:] if attacks else batch.x[1:2]
+        with part("augment"):
+            x0, _ = batch.make(X0, X3)
+        # The key encoder does not depend on the attack. Without one there is nothing to compute beside it.
+        with batch.beside(attacks), part("key"), torch.no_grad():
+            f0 = key(x0)
+        if attacks:
+            with part("attack"):
+                attacked = self.attacked(batch, query)
+            with part("augment"):
+                batch.make(X1, X2, of=attacked)
+            batch.join()
+        with part("query"):
+            f3, *hard = query(queries.flatten(0, 1), views=len(queries)).chunk(len(queries))
+        f1, f2 = hard if attacks else (None, None)
+        return Features(f0, f1, f2, f3)
+
+    def attacked(self, batch: Batch, query: Encoder | None = None) -> Tensor:
         """x_hat of eq. 6, joint coordinates (B, T, V * M * 3): the whole clips resized to T frames, then attacked.
 
         ``query``: what computes in place of the query encoder.
         """
-        encoder = query or self.query
+        encoder, setup = query or self.query, self.setup
 
         def classify(x: Tensor) -> Tensor:
-            h = encoder.represent(to_stream(x, self.stream, self.skeleton))
+            h = encoder.represent(to_stream(x, setup.stream, setup.skeleton))
             return self.attack_head(h.to(self.attack_head.weight.dtype))
 
-        x = whole_clips(clips, self.skeleton, self.frames, impl=self.view_impl)
+        x = batch.whole()
         with encoder.fixed():
-            return attack(x, classify, self.attack_config, bodies=self.max_bodies, impl=self.contrast.impl)
-
-    def features(
-        self,
-        clips: PackedClips,
-        sample: Tensor,
-        step: Tensor | int,
-        *,
-        hard_positives: bool,
-        encoders: tuple[Encoder, Encoder] | None = None,
-        out: Tensor | None = None,
-        beside: Beside | None = None,
-    ) -> Features:
-        """f0..f3 of a batch; f1 and f2 (attack-augmentation, section 3.2) only with ``hard_positives``.
-
-        Args:
-            sample: (B,) int64, the clips' ids.
-            step: its number, which keys the random choices; an int, or () int64.
-            encoders: what computes in place of query and key encoder, see `fastmc.encoders.amp`.
-            out: `room_for_views`, where the views are written.
-            beside: where the key encoder computes while the clips are attacked; it does not depend on that.
-        """
-        query, key = encoders or (self.query, self.key)
-        x = self.room_for_views(len(sample)) if out is None else out
-        queries = x[1:] if hard_positives else x[1:2]
-        with part("augment"):
-            self.views(clips, sample, step, OF_CLIPS, out=x[:2])
-        with beside or nullcontext(), part("key"), torch.no_grad():
-            f0 = key(x[0])
-        if hard_positives:
-            with part("attack"):
-                attacked = self.attacked(clips, query)
-            with part("augment"):
-                self.views(clips, sample, step, OF_ATTACKED, attacked=attacked, out=x[2:])
-        if beside is not None:
-            beside.join()
-        with part("query"):
-            f3, *hard = query(queries.flatten(0, 1), views=len(queries)).chunk(len(queries))
-        f1, f2 = hard if hard_positives else (None, None)
-        return Features(f0, f1, f2, f3)
-
-    def draw_mixing_(self, step: int) -> None:
-        """The coefficients of this step, where they are drawn anew at every step."""
-        if self.contrast.mixing == "draw":
-            generator = keyed_generator(self.seed, step)
-            # A number, not a vector: it goes with the launch, and nothing is copied to the device.
-            self.coefficients.fill_(mixing_coefficients(1, "draw", generator=generator).item())
+            return attack(
+                x,
+                classify,
+                bodies=setup.max_bodies,
+                lr=self.config.attack_lr,
+                limit=self.config.attack_norm,
+                impl=setup.impl,
+            )
 
     @property
     def mixing(self) -> Tensor | None:
         """The coefficients lambda (K,) as they are now; None where the method does not mix."""
-        return self.coefficients if self.contrast.method == "a2mc" else None
+        return self.coefficients if self.mixes else None
 
     def contrast_step_(self, f: Features, mixing: Tensor | None, *, filling: bool) -> MCStep:
-        """Loss of this run's method with its gradients and metrics, then the bank's update.
+        """Loss of this method with its gradients and metrics, then the bank's update.
 
         A bank that does not learn yet (``filling``) or ever takes f0 in, first in, first out.
         """
-        c = self.contrast
+        c = self.config
         with part("mc"):
             return self.bank.mc_step_(
                 f.f0,
@@ -250,8 +219,26 @@ class A2MC(nn.Module):
                 momentum_factor=c.bank_momentum,
                 weight_decay=c.bank_weight_decay,
                 mix=c.mix,
-                objective="mc" if c.method in ("b3", "a2mc") and not filling else "info_nce",
-                update="ascent" if c.learns_bank and not filling else "fifo",
-                impl=c.impl,
-                precision=c.precision,
+                objective="info_nce" if filling else self.objective,
+                update="ascent" if self.learns_bank and not filling else "fifo",
+                impl=self.setup.impl,
+                precision=self.setup.precision,
             )
+
+
+class B3(A2MC):
+    """Table 6: the MC loss, without mixing, on a bank that takes f0 in first in, first out."""
+
+    mixes = learns_bank = False
+
+
+class B2(B3):
+    """Table 6: InfoNCE of x3 and of the attacked views x1 and x2."""
+
+    objective = "info_nce"
+
+
+class B1(B2):
+    """Table 6: InfoNCE of x3 alone, which is the loss of SkeletonCLR."""
+
+    attacks = False

@@ -7,34 +7,17 @@ Two functions surround the encoder's two passes: :func:`logit_gradient`, where t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from fastmc.arguments import call, choose, working_dtype
-from fastmc.checks import Count, Positive, check_ranges
 from fastmc.reference import attack as reference
 from fastmc.views.make import present_bodies
 
 ADAM_EPSILON = 1e-8  # torch.optim.Adam's
 MODULES = {"torch": __name__, "triton": "kernels.attack"}  # by name: kernels.attack needs Triton
 Classify = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class AttackConfig:
-    """Settings of paper section 4.2."""
-
-    attack_lr: Positive = 0.1
-    """epsilon, the learning rate of the one Adam step."""
-    attack_norm: Positive = 0.5
-    """eta, the largest L2 norm of the perturbation of a clip, metres."""
-    attack_classes: Count = 128
-    """C, the outputs of the fixed random fully-connected layer."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 class AttackHead(nn.Linear):
@@ -50,7 +33,9 @@ def attack_loss(logits: Tensor) -> Tensor:
     return (logits.softmax(dim=-1) - 1.0 / logits.shape[-1]).square().mean(dim=-1)
 
 
-def attack(x: Tensor, classify: Classify, config: AttackConfig, *, bodies: int, impl: str = "auto") -> Tensor:
+def attack(
+    x: Tensor, classify: Classify, *, bodies: int, lr: float = 0.1, limit: float = 0.5, impl: str = "auto"
+) -> Tensor:
     """Eq. 6: the attacked clips x_hat = x + rho.
 
     The first step of Adam from a zero state is -epsilon * g / (|g| + 1e-8), then rho is scaled to norm at most eta.
@@ -65,6 +50,7 @@ def attack(x: Tensor, classify: Classify, config: AttackConfig, *, bodies: int, 
             its gradient counts nowhere.
         classify: clips (B, T, V * M * 3) to class logits (B, C), differentiable.
         bodies: M.
+        lr: epsilon of eq. 6, the learning rate. limit: eta, the largest norm of a clip's rho, metres.
         impl: "auto", "triton", "torch" or "reference": who computes what surrounds ``classify``.
 
     Returns:
@@ -81,15 +67,14 @@ def attack(x: Tensor, classify: Classify, config: AttackConfig, *, bodies: int, 
     if impl == "reference":
         by_body = _by_body(x, bodies)
         present = present_bodies(by_body).expand_as(by_body).flatten(2)
-        eps, eta = config.attack_lr, config.attack_norm
-        return reference.attack(x, classify, lambda logits: logits, eps=eps, eta=eta, present=present)
+        return reference.attack(x, classify, lambda logits: logits, eps=lr, eta=limit, present=present)
     with torch.enable_grad():
         variable = x.detach().requires_grad_()
         logits = classify(variable)
     (gradient,) = torch.autograd.grad(
         logits, variable, call(MODULES, impl, "logit_gradient", x.device, logits.detach())
     )
-    return call(MODULES, impl, "limited_step", x.device, x, gradient, bodies, config.attack_lr, config.attack_norm)
+    return call(MODULES, impl, "limited_step", x.device, x, gradient, bodies, lr, limit)
 
 
 def logit_gradient(logits: Tensor) -> Tensor:

@@ -127,6 +127,7 @@ def draw_params(
     num_joints: int,
     *,
     views: Sequence[int],
+    strong: Sequence[int] = (STRONG,),
     seed: int,
     step: Tensor | int,
     sample: Tensor,
@@ -137,7 +138,7 @@ def draw_params(
 
     Args:
         num_frames: (B,) frames of each source clip, below 2^24.
-        views: numbers 0..3 of the views; number 2, STRONG, gets the strong augmentation, all others the basic one.
+        views: numbers of the views, 0 to 15. strong: those that get the strong augmentation; the others get the basic.
         seed, step, sample: the rest of the key. step may be a 0-dim int64 tensor on the clips' device; sample: (B,)
             int64 ids of the clips.
         resized_to: the views are to be taken of clips that were resized to so many frames before. The crop is drawn in
@@ -148,9 +149,9 @@ def draw_params(
         ViewParams whose row of a clip and a view depends on (config, its num_frames, seed, step, its sample id, view)
         alone. Integers and choices are the same on all devices, and maps up to the rounding of sine and cosine.
     """
-    views, frames = tuple(views), num_frames.to(torch.int64)
+    views, strong, frames = tuple(views), tuple(strong), num_frames.to(torch.int64)
     impl = choose_for_views(impl, frames.device)
-    what = (config, frames, num_joints, views, STRONG, seed, step, sample, resized_to)
+    what = (config, frames, num_joints, views, strong, seed, step, sample, resized_to)
     table = call(DRAW, impl, "draw", frames.device, *what)
     return ViewParams(table, seed, step, sample, views)
 
@@ -160,20 +161,20 @@ def draw(
     frames: Tensor,
     num_joints: int,
     views: tuple[int, ...],
-    strong: int,
+    strong: tuple[int, ...],
     seed: int,
     step: Tensor | int,
     sample: Tensor,
     resized_to: int | None,
 ) -> Tensor:
-    """The table of :func:`draw_params` in PyTorch. strong: the number of the strong view."""
+    """The table of :func:`draw_params` in PyTorch. strong: numbers of the strong views."""
     blocks = 8 + math.ceil(num_joints / 4)
     index = torch.arange(blocks, device=frames.device)
     view = view_numbers(views, frames.device)[:, None, None]
     u = uniform(philox(seed, index, step, sample[:, None], view)).flatten(2)  # (W, B, 4 * blocks)
     table = torch.cat([_crop(config, frames, u, resized_to), *_basic(config, num_joints, u)], dim=2)
     for row, number in enumerate(views):
-        if number == strong:
+        if number in strong:
             _strengthen_(config, table[row], u[row])
     return table
 

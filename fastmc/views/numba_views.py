@@ -142,13 +142,14 @@ def draw(
     num_frames: Tensor,
     num_joints: int,
     views: Sequence[int],
-    strong: int,
+    strong: Sequence[int],
     seed: int,
     step: Tensor | int,
     sample: Tensor,
     resized_to: int | None,
 ) -> Tensor:
-    """The table (W, B, 26 + V) float32 of ``fastmc.views.draw.draw_params``. strong: the number of the strong view."""
+    """The table (W, B, 26 + V) float32 of ``fastmc.views.draw.draw_params``. strong: numbers of the
+    strong views."""
     table = torch.empty(len(views), len(num_frames), COLUMNS["jittered"].start + num_joints)
     _noted(
         _draw,
@@ -157,7 +158,7 @@ def draw(
         _Strength.of(config, num_joints),
         _integers(num_frames),
         np.array(views, dtype=np.int64),
-        strong,
+        np.array([view in strong for view in views]),
         _Key.of(seed, step),
         _integers(sample),
         resized_to or 0,
@@ -535,7 +536,7 @@ def _draw(table, columns, strength, num_frames, views, strong, key, sample, resi
             row[:] = 0
             _draw_crop(row, columns, strength, num_frames[n], resized_to, u)
             _draw_basic(row, columns, strength, u)
-            if views[w] == strong:
+            if strong[w]:
                 _draw_strong(row, columns, strength, u)
 
 

@@ -246,7 +246,7 @@ def _read_store(folder: Path, out: Path) -> None:
 
 
 def _run_seeds() -> list[Files]:
-    from train.command.config import Config, to_plain  # here, since these take seconds, and no other format needs them
+    from fastmc.config import Config, to_plain  # here, since these take seconds, and no other format needs them
     from train.engine.record import COLUMNS
 
     rows = ["1,10,9.5,4,3,2.5,0.1,0.2,0.1,0.1,5,500,2,30", "2,20,9.1,4,3,2.1,0.1,0.2,0.1,0.1,5,500,2,"]
@@ -261,9 +261,9 @@ def _run_seeds() -> list[Files]:
 
 
 def _read_run(folder: Path, out: Path) -> None:
-    from train.command.config import Config
+    from fastmc.config import Config, load_config
     from train.engine.record import read_metrics
-    from train.runs.folder import RunFolder, load_config, read_json
+    from train.runs.folder import RunFolder, read_json
 
     run = folder / "run"
     load_config(run)

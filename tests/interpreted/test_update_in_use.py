@@ -13,9 +13,9 @@ import torch
 from gpu_less import kernels_on_cpu
 from test_step import advance, make, same, settings
 
+from fastmc.config import Config
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
-from train.command.config import Config
 from train.engine.optimizer import WholeUpdate
 from train.engine.step import PretrainStep
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastmc.checks import Count, NotNegative, Positive, Share, Whole, check_ranges
+from fastmc.config import load_config
 from fastmc.data.placed.placement import Placement
 from fastmc.evaluation import EvalConfig, FinetuneConfig, check_weights
-from train.runs.folder import load_config
 
 DEFAULTS, TUNING = EvalConfig(), FinetuneConfig()
 
@@ -26,6 +26,8 @@ class Evaluation:
     """auto, cpu, cuda, ..."""
     placement: Placement = "auto"
     """Where the frames are kept: device, pinned, mapped, or auto; see python -m train.run --help."""
+    allow: tuple[str, ...] = ()
+    """Methods and encoders outside of fastmc, MODULE:CLASS, that may be imported if the run is of one."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -155,6 +157,8 @@ class Ensemble:
     """Where the frames are kept; see python -m train.run --help."""
     cache: bool = True
     """Keep the features in the run folders, and take those that are kept there."""
+    allow: tuple[str, ...] = ()
+    """Methods and encoders outside of fastmc, MODULE:CLASS, that may be imported if the run is of one."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -174,7 +178,7 @@ def check_ensemble(settings: Ensemble) -> None:
         raise ValueError("an ensemble needs two or more runs: --run A B C")
     if settings.weights:
         check_weights(settings.weights, len(settings.run))
-    configs = [load_config(folder) for folder in settings.run]
+    configs = [load_config(folder, settings.allow) for folder in settings.run]
     for what in ("dataset", "protocol"):
         values = {getattr(config, what) for config in configs}
         if len(values) > 1:

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 
 import kernels
+from fastmc.config import Config, StepConfig
 from fastmc.data.placed.resident import PlacedStore, ResidentStore
 from fastmc.encoders.amp import no_bf16_reason
-from train.command.config import Config, StepConfig
+from fastmc.methods.base import Method
 
 
 class Choice(NamedTuple):
@@ -91,13 +92,13 @@ def no_graph_reason(config: Config, store: PlacedStore, device: torch.device) ->
         return f"CUDA graphs need an NVIDIA GPU, not {device.type}"
     if not isinstance(store, ResidentStore):
         return "streamed frames lie elsewhere at every step (--placement device)"
-    for flag, impl in (("--impl", config.contrast.impl), ("--view-impl", config.data.view_impl)):
+    for flag, impl in (("--impl", config.step.impl), ("--view-impl", config.step.view_impl)):
         if impl == "reference":
             return f"{flag} reference reads numbers back from the device"
     return None
 
 
-def choose_overlap(config: Config, device: torch.device) -> Choice:
+def choose_overlap(config: Config, model: Method, device: torch.device) -> Choice:
     """on or off.
 
     Raises:
@@ -108,8 +109,8 @@ def choose_overlap(config: Config, device: torch.device) -> Choice:
         return Choice("off", "--overlap off")
     if device.type != "cuda":
         reason = f"a second stream needs a GPU, not {device.type}"
-    elif not config.contrast.attacks:
-        reason = f"--method {config.contrast.method} has no attack"
+    elif not model.overlaps:
+        reason = f"--method {config.method} has nothing to compute beside the rest"
     if reason is not None and asked == "on":
         raise ValueError(f"overlap = 'on' is impossible: {reason}. Give --overlap auto")
     return Choice("on", "the key encoder beside the attack") if reason is None else Choice("off", reason)

@@ -7,69 +7,46 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from fastmc import checkpoint
+from fastmc.build import build_model
+from fastmc.config import Config, to_plain
 from fastmc.data.placed.order import epoch_order
 from fastmc.data.placed.placement import place_store
 from fastmc.data.placed.resident import PlacedStore
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import frozen_features, knn_evaluate
-from fastmc.methods.a2mc import A2MC
+from fastmc.methods.base import Method
 from fastmc.progress import progress_bar
-from fastmc.skeleton import Skeleton
+from fastmc.state import Position, RunState, TrainingData, random_states
 from fastmc.views.clips import PackedClips
-from train.command.config import Config, to_plain
 from train.engine.choices import choose_amp, choose_compile, choose_graph, choose_overlap
 from train.engine.graph import GraphedStep, Recorder
 from train.engine.profiling import StepProfiler
 from train.engine.record import Metrics, epoch_line, log
-from train.engine.step import FaultWatch, NonFiniteError, PretrainStep, StepMetrics
+from train.engine.step import FaultWatch, NonFiniteError, PretrainStep
 from train.engine.stopping import asked_to_stop
 
 
-class ClipLayout(Protocol):
-    """As much of a store as the size of a model depends on."""
-
-    @property
-    def skeleton(self) -> Skeleton: ...
-
-    @property
-    def max_bodies(self) -> int: ...
-
-
-def build_model(config: Config, store: ClipLayout, device: torch.device) -> A2MC:
-    """A fresh model; its initial weights depend on the config's seed alone."""
-    return A2MC(
-        store.skeleton,
-        store.max_bodies,
-        encoder=config.encoder,
-        augment=config.augment,
-        attack=config.attack,
-        contrast=config.contrast,
-        stream=config.stream,
-        frames=config.frames,
-        seed=config.seed,
-        view_impl=config.data.view_impl,
-    ).to(device)
-
-
-def build_step(config: Config, model: A2MC, amp: str = "fp32", overlap: str = "off") -> PretrainStep:
+def build_step(config: Config, model: Method, amp: str = "fp32", overlap: str = "off") -> PretrainStep:
     """The step of this model; ``amp`` and ``overlap`` as `train.engine.choices` chooses them."""
     return PretrainStep(model, config.optim, config.optim.batch_size, amp=amp, overlap=overlap == "on")
 
 
-def graph_step(stepper: PretrainStep, store: PlacedStore, recorder: Recorder | None = None) -> GraphedStep:
-    """Steps on a full bank as one graph, of clips whose frames stay where they are."""
+def graph_step(
+    stepper: PretrainStep, store: PlacedStore, recorder: Recorder | None = None, phase: str = "main"
+) -> GraphedStep:
+    """Steps of one phase as one graph, of clips whose frames stay where they are."""
 
     def body() -> None:
-        stepper.advance(store.select(stepper.sample), filling=False)
+        stepper.advance(store.select(stepper.sample), phase=phase)
 
-    return GraphedStep(body, stepper.state, lambda: stepper.query_update.baked, recorder)
+    return GraphedStep(body, stepper.state, lambda: stepper.update.baked, recorder)
 
 
 class Pretraining:
@@ -88,7 +65,7 @@ class Pretraining:
         assert config.protocol is not None
         protocol = config.protocol
         self.config, self.folder, self.device = config, folder, device
-        self.checksum, self.about_data = store.content_checksum, describe_data(store)
+        self.checksum, self.about_data = store.content_checksum, TrainingData.of_store(store)
         train, test = store.split(protocol)
         self.train_ids, self.test_ids = torch.from_numpy(train).to(device), torch.from_numpy(test).to(device)
         self.batches = len(train) // config.optim.batch_size
@@ -100,14 +77,14 @@ class Pretraining:
             raise ValueError(f"protocol = {protocol!r} leaves no test clip in {store.path}")
         self._store = store
         self.data, self.placement = place_store(store, device, config.data)
-        self.model = build_model(config, self.data, device)
+        self.model = build_model(config, self.data, device, allow=(config.method, config.backbone))
         self.amp, self.compiled = choose_amp(config.step, device), choose_compile(config.step, device)
         self.graph = choose_graph(config, self.data, device)
-        self.overlap = choose_overlap(config, device)
+        self.overlap = choose_overlap(config, self.model, device)
         self.stepper = build_step(config, self.model, self.amp.value, self.overlap.value)
         if self.compiled.value == "on":
             self.stepper.compile_around()
-        self._graphed = graph_step(self.stepper, self.data) if self.graph.value == "on" else None
+        self._graphs: dict[str, GraphedStep] = {}
         self._watch = FaultWatch(self.stepper)
         self.epoch = self.batch = self.step = 0
         self.seconds = 0.0
@@ -126,7 +103,7 @@ class Pretraining:
         """How steps are computed, and why, in one line."""
         made = {"amp": self.amp, "compile": self.compiled, "CUDA graph": self.graph, "overlap": self.overlap}
         choices = ", ".join(f"{name} {choice.value} ({choice.why})" for name, choice in made.items())
-        return f"step: {choices}; {self.stepper.query_update.says}"
+        return f"step: {choices}; {self.stepper.update.says}"
 
     @property
     def finished(self) -> bool:
@@ -145,19 +122,21 @@ class Pretraining:
             KeyboardInterrupt: it was asked to stop (`train.engine.stopping`), and a checkpoint of that moment is
             written.
         """
-        metrics = Metrics(self.folder, epochs_done=self.epoch, rows=self._rows)
+        names = [metric.name for metric in self.model.metrics]
+        metrics = Metrics(self.folder, names, epochs_done=self.epoch, rows=self._rows)
         self._rows = metrics.rows
-        steps = self.config.optim.epochs * self.batches
+        epochs = self.config.optim.epochs
+        steps = epochs * self.batches
         bar = tqdm(total=steps, initial=self.step, disable=not sys.stderr.isatty(), **progress_bar("step"))
         try:
             profile = StepProfiler(self.config.step.profile, self.folder / "profile", self.device)
             with bar, closing(profile) as profiler, asked_to_stop() as stops:
                 while not self.finished:
-                    bar.set_description(f"epoch {self.epoch + 1}/{self.config.optim.epochs}")
+                    bar.set_description(f"epoch {self.epoch + 1}/{epochs}")
                     self._run_epoch(bar, profiler, stops)
                     metrics.write(row := self._epoch_row())
-                    eta = row["seconds"] * (self.config.optim.epochs - self.epoch - 1)
-                    log.info(epoch_line(row, self.config.optim.epochs, eta, self.config.encoder.feature_dim))
+                    eta = row["seconds"] * (epochs - self.epoch - 1)
+                    log.info(epoch_line(row, self.model.metrics, epochs, eta, self.config.encoder.feature_dim))
                     self._start_epoch(self.epoch + 1)
                     every = self.config.log.checkpoint_every
                     if self.finished or self.epoch % every == 0 or self._is_late or stops():
@@ -198,19 +177,22 @@ class Pretraining:
         return self.data.batches(order[self.batch * size : self.batches * size], size)
 
     def _advance(self, ids: Tensor, clips: PackedClips) -> bool:
-        """One step; returns whether the bank was being filled."""
+        """One step; returns whether it is of a phase that is soon over."""
         lr = self.config.optim.lr_at(self.epoch + self.batch / self.batches)
-        filling = self.step * len(ids) < self.config.contrast.bank_size
+        phase = self.model.phase(self.step * len(ids), self.epoch)
+        is_brief = phase in self.model.brief
         self.stepper.prepare(ids, self.step, lr)
-        if self._graphed is None or filling:
-            self.stepper.advance(clips, filling=filling)
+        if self.graph.value == "off" or is_brief:
+            self.stepper.advance(clips, phase=phase)
         else:
-            self._graphed()
+            if phase not in self._graphs:
+                self._graphs[phase] = graph_step(self.stepper, self.data, phase=phase)
+            self._graphs[phase]()
         self.batch += 1
         self.step += 1
         if self._watch.sees_a_fault():
             self._check()
-        return filling
+        return is_brief
 
     def _check(self) -> None:
         """Wait for the device; NonFiniteError if a step was not finite."""
@@ -226,7 +208,8 @@ class Pretraining:
 
     def _epoch_row(self) -> dict[str, Any]:
         row: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step}
-        row |= dict(zip(StepMetrics._fields, (self.stepper.sums / self.batches).tolist(), strict=True))
+        means = (self.stepper.sums / self.batches).tolist()
+        row |= {metric.name: mean for metric, mean in zip(self.model.metrics, means, strict=True)}
         row["lr"] = self.config.optim.lr_at(self.epoch + (self.batch - 1) / self.batches)
         row["steps_per_second"] = self.batches / self.seconds
         row["samples_per_second"] = self.batches * self.config.optim.batch_size / self.seconds
@@ -241,10 +224,10 @@ class Pretraining:
         self.stepper.sums.zero_()
 
     def probe(self) -> float:
-        """kNN top-1 accuracy of the query encoder, percent."""
+        """kNN top-1 accuracy of the encoder, percent."""
         config = self.config.evaluation
         features = frozen_features(
-            self.model.query,
+            self.model.representation,
             self.data,
             self.train_ids,
             self.test_ids,
@@ -257,67 +240,42 @@ class Pretraining:
 
     def save(self) -> Path:
         """Write a checkpoint of this moment; NonFiniteError, and none, if a number in it is not finite."""
-        state = {
-            "config": to_plain(self.config),
-            "model": self.model.state_dict(),
+        state = RunState(
+            config=to_plain(self.config),
+            model=self.model.state_dict(),
             **self.stepper.state_dict(),
-            "position": {"epoch": self.epoch, "batch": self.batch, "step": self.step, "seconds": self.seconds},
-            "dataset_checksum": self.checksum,
-            "data": self.about_data,
-            "wall_seconds": self.wall_seconds,
-            "metrics": self._rows,
-            "random": {
-                "cpu": torch.get_rng_state(),
-                "device": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            },
-        }
+            position=Position(self.epoch, self.batch, self.step, self.seconds),
+            dataset_checksum=self.checksum,
+            data=self.about_data,
+            wall_seconds=self.wall_seconds,
+            metrics=self._rows,
+            random=random_states(self.device),
+            evaluated=self.model.evaluated,
+        )
         _check_finite(state, self.step)
         self.before_saving()
-        path = checkpoint.save(self.checkpoints, self.step, state, keep=self.config.log.checkpoints_kept)
+        path = checkpoint.save(self.checkpoints, self.step, state.to_plain(), keep=self.config.log.checkpoints_kept)
         self._saved_at = time.monotonic()
         return path
 
-    def load(self, state: dict[str, Any], path: Path) -> None:
+    def load(self, state: RunState, path: Path) -> None:
         """Continue from the state of the checkpoint ``path``; CheckpointError if it was trained on other data."""
-        check_dataset(state, self.checksum, path)
-        self.model.load_state_dict(state["model"])
+        state.check_dataset(self.checksum, path)
+        self.model.load_state_dict(state.model)
         self.stepper.load_state_dict(state)
-        position = state["position"]
-        self.epoch, self.batch, self.step = position["epoch"], position["batch"], position["step"]
-        self.seconds = position["seconds"]
-        self._earlier_seconds = state["wall_seconds"]
-        self._rows = state.get("metrics")  # a checkpoint of an older version leaves them to the file
-        torch.set_rng_state(state["random"]["cpu"].cpu())
-        if self.device.type == "cuda" and state["random"]["device"] is not None:
-            torch.cuda.set_rng_state(state["random"]["device"].cpu(), self.device)
+        self.epoch, self.batch, self.step, self.seconds = state.position
+        self._earlier_seconds = state.wall_seconds
+        self._rows = state.metrics
+        assert state.random["cpu"] is not None
+        torch.set_rng_state(state.random["cpu"].cpu())
+        if self.device.type == "cuda" and state.random["device"] is not None:
+            torch.cuda.set_rng_state(state.random["device"].cpu(), self.device)
 
 
-def describe_data(store: PackedStore) -> dict[str, Any]:
-    """What a trained encoder's user has to know of the data, as a checkpoint holds it: plain types."""
-    return {
-        "dataset": store.name,
-        "skeleton": store.skeleton.to_dict(),
-        "max_bodies": store.max_bodies,
-        "class_names": list(store.class_names),
-        "fps": store.fps,
-        "normalisation": store.normalisation,
-    }
-
-
-def check_dataset(state: dict[str, Any], checksum: str, path: Path) -> None:
-    """CheckpointError if a checkpoint's state was trained on other data than those with this checksum. A checkpoint
-    that came from other code (checksum None) does not say."""
-    if state["dataset_checksum"] not in (checksum, None):
-        raise checkpoint.CheckpointError(
-            f"{path} was trained on other data: frames of checksum {state['dataset_checksum']}, now {checksum}. "
-            "Give the --data-root of the data it was trained on, or start a new run with --out"
-        )
-
-
-def _check_finite(state: dict[str, Any], step: int) -> None:
+def _check_finite(state: RunState, step: int) -> None:
     """NonFiniteError if a parameter, statistic, bank entry or optimizer state is not finite."""
-    tensors = dict(state["model"])
-    for index, slots in state["optimizer"]["state"].items():
+    tensors = dict(state.model)
+    for index, slots in state.optimizer["state"].items():
         tensors |= {f"optimizer state {name} of parameter {index}": value for name, value in slots.items()}
     for name, value in tensors.items():
         if isinstance(value, Tensor) and value.is_floating_point() and not torch.isfinite(value).all():

@@ -1,59 +1,70 @@
-"""Updates of the two encoders' weights, which a flag on the device can call off: SGD, eq. 4 and the working copies in
-one pass by a kernel of our own, or a multi-tensor call for the query encoder and one for the key encoder."""
+"""Updates of weights, which a flag on the device can call off: SGD, eq. 4 and the working copies in one pass by a
+kernel of our own, or a multi-tensor call for the networks that learn and one for each that follows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 import kernels
+from fastmc.config import OptimConfig
 from fastmc.encoders.amp import WorkingCopy, gradient_of
 from fastmc.encoders.storage import share_storage
-from train.command.config import OptimConfig
 
 MOMENTUM = 0.9
 """Of SGD, paper section 4.2."""
 
 
-def encoder_updates(
+class Following(NamedTuple):
+    """A network that follows one that learns, at the rate alpha of eq. 4."""
+
+    follower: WorkingCopy
+    learner: WorkingCopy
+    alpha: float
+
+
+def updates(
     config: OptimConfig,
-    query: WorkingCopy,
-    key: WorkingCopy,
-    alpha: float,
+    learners: Sequence[WorkingCopy],
+    pairs: Sequence[Following],
     skip: Tensor,
     scale: Tensor | None = None,
-) -> tuple[QueryUpdate | WholeUpdate, KeyUpdate | None]:
-    """What updates query and key encoder; None beside what does both.
+) -> tuple[LearnerUpdate | WholeUpdate, list[FollowerUpdate]]:
+    """What updates the networks that learn, and those that follow; none beside what does both.
 
     Args:
-        alpha: of eq. 4.
         skip: () float32 beside the weights, 1 to leave weights and state as they are, 0 to update them.
         scale: () float32, by which the gradients have to be divided; None for 1.
 
     Raises:
         ValueError: the config asks for an implementation that cannot serve.
     """
-    weights = [weight for weight, _ in query.pairs]
-    impl, why = choose_impl(config, weights[0].device, scaled=scale is not None)
+    weights = [weight for copy in learners for weight in copy.masters]
+    in_pairs = [id(pair.learner) for pair in pairs] == [id(copy) for copy in learners]
+    alone = None if in_pairs and len({pair.alpha for pair in pairs}) == 1 else "it takes pairs of query and key encoder"
+    impl, why = choose_impl(config, weights[0].device, scaled=scale is not None, no_pairs=alone)
     if impl == "triton":
-        return WholeUpdate(config, query, key, alpha, skip, scale, why=why), None
-    keys = [weight for weight, _ in key.pairs]
-    return QueryUpdate(config, weights, skip, scale, impl=impl, why=why), KeyUpdate(keys, weights, alpha, skip)
+        return WholeUpdate(config, pairs, skip, scale, why=why), []
+    follow = [FollowerUpdate(follower.masters, learner.masters, alpha, skip) for follower, learner, alpha in pairs]
+    return LearnerUpdate(config, weights, skip, scale, impl=impl, why=why), follow
 
 
-def choose_impl(config: OptimConfig, device: torch.device, *, scaled: bool) -> tuple[str, str]:
-    """triton, torch or apex, and why. ValueError if what was asked for cannot serve."""
+def choose_impl(
+    config: OptimConfig, device: torch.device, *, scaled: bool, no_pairs: str | None = None
+) -> tuple[str, str]:
+    """triton, torch or apex, and why. ``no_pairs``: why the networks are none for triton. ValueError if what was asked
+    for cannot serve."""
     asked = config.optimizer_impl
     if asked == "auto":
-        reason = no_triton_reason(config, device)
+        reason = no_pairs or no_triton_reason(config, device)
         return ("triton", "with the key encoder, in one pass") if reason is None else ("torch", reason)
     reason = None
     if asked == "triton":
-        reason = no_triton_reason(config, device)
+        reason = no_pairs or no_triton_reason(config, device)
     if asked == "apex":
         reason = no_apex_reason(config, device, scaled=scaled)
     if reason is not None:
@@ -96,15 +107,18 @@ def allocate_state(optimizer: torch.optim.Optimizer, *names: str, counts: str | 
             optimizer.state[weight][name] = torch.zeros_like(weight)
 
 
-class QueryUpdate:
-    """The optimizer of the query encoder.
+class LearnerUpdate:
+    """The optimizer of the networks that learn.
 
     Attributes:
         optimizer: PyTorch's or apex's.
         says: which, and why, for the log.
         lr: () float32 on the weights' device, read at every step. apex takes a number of the host instead, see `baked`.
         scale: () float32, by which the gradients have to be divided; None for 1.
+        refreshes: whether a step leaves the working copies up to date.
     """
+
+    refreshes = False
 
     def __init__(
         self,
@@ -116,7 +130,7 @@ class QueryUpdate:
         impl: str = "torch",
         why: str = "asked for",
     ) -> None:
-        """``skip`` and ``scale`` as of `encoder_updates`. ``impl``: torch or apex, and ``why``."""
+        """``skip`` and ``scale`` as of `updates`. ``impl``: torch or apex, and ``why``."""
         weights = list(parameters)
         self.lr = torch.full((), config.lr, device=weights[0].device)
         self.skip, self.scale = skip, scale
@@ -192,29 +206,35 @@ def _apex_sgd(config: OptimConfig, weights: list[Parameter]) -> torch.optim.Opti
     return sgd
 
 
-class KeyUpdate:
+class FollowerUpdate:
     """Eq. 4, theta_k = alpha theta_k + (1 - alpha) theta_q, in one call that can be called off.
 
     That is a step of gradient descent on |theta_k - theta_q|^2 / 2 at the rate 1 - alpha, so it is PyTorch's fused SGD:
     the "gradients" are theta_q itself, taken with a minus, and the weight decay of 1 adds theta_k.
     """
 
-    def __init__(self, key: Iterable[Parameter], query: Iterable[Parameter], alpha: float, skip: Tensor) -> None:
-        """``skip`` as of `QueryUpdate`."""
-        keys = list(key)
-        self._sgd = torch.optim.SGD(keys, lr=1 - alpha, weight_decay=1.0, maximize=True, fused=True)
+    def __init__(
+        self,
+        follower: Iterable[Parameter],
+        learner: Iterable[Parameter],
+        alpha: float,
+        skip: Tensor,
+    ) -> None:
+        """``skip`` as of `LearnerUpdate`."""
+        mine = list(follower)
+        self._sgd = torch.optim.SGD(mine, lr=1 - alpha, weight_decay=1.0, maximize=True, fused=True)
         self._sgd.found_inf = skip  # type: ignore[attr-defined]
-        for mine, theirs in zip(keys, query, strict=True):
-            mine.grad = theirs.detach()
+        for key, query in zip(mine, learner, strict=True):
+            key.grad = query.detach()
 
     def step(self) -> None:
-        """Follow the query encoder, if it is not to be skipped."""
+        """Follow, if it is not to be skipped."""
         self._sgd.step()
 
 
 class WholeUpdate:
-    """SGD of the query encoder, eq. 4, and the working copies of both, by `kernels.update`: a launch for each group of
-    weights that lie in the same storages.
+    """SGD of query encoders, eq. 4 of their key encoders, and the working copies of both, by `kernels.update`: a launch
+    for each group of weights that lie in the same storages.
 
     Its bits are those of torch.optim.SGD in float32, operator by operator. PyTorch's fused kernel for GPUs keeps double
     precision within a statement, and so differs in the last one.
@@ -222,29 +242,29 @@ class WholeUpdate:
     Attributes:
         optimizer: holds the velocities under the names that a checkpoint has them by; does nothing itself.
         groups: what one launch each updates.
-        lr, scale, says: as of `QueryUpdate`.
+        lr, scale, says: as of `LearnerUpdate`.
     """
 
     baked: tuple[float, ...] = ()
+    refreshes = True
 
     def __init__(
         self,
         config: OptimConfig,
-        query: WorkingCopy,
-        key: WorkingCopy,
-        alpha: float,
+        pairs: Sequence[Following],
         skip: Tensor,
         scale: Tensor | None = None,
         *,
         why: str = "asked for",
     ) -> None:
-        """As of `encoder_updates`. Moves weights that have a storage of their own together."""
+        """As of `updates`. Moves weights that have a storage of their own together."""
         from kernels.update import WIDE, UpdateGroup
 
         # Of each weight: query, key, and where there are any their copies
         rows: list[tuple[Parameter, ...]] = [
             (master, follower) if working is master else (master, follower, working, computing)
-            for (master, working), (follower, computing) in zip(query.pairs, key.pairs, strict=True)
+            for pair in pairs
+            for (master, working), (follower, computing) in zip(pair.learner.pairs, pair.follower.pairs, strict=True)
         ]
         self._move_together(rows)
         by_place: dict[Any, list[tuple[Parameter, ...]]] = {}
@@ -255,11 +275,11 @@ class WholeUpdate:
         self._working = [[row[2] if len(row) > 2 else row[0] for row in same] for same in by_place.values()]
         self._copies = [weight.detach() for row in rows for weight in row[2:]]
 
-        weights = [weight for weight, _ in query.pairs]
+        weights = [row[0] for row in rows]
         self._device = weights[0].device
         self.lr = torch.full((), config.lr, device=self._device)
         self.skip, self.scale = skip, scale
-        self._settings = {"momentum": MOMENTUM, "weight_decay": config.weight_decay, "alpha": alpha}
+        self._settings = {"momentum": MOMENTUM, "weight_decay": config.weight_decay, "alpha": pairs[0].alpha}
         self.optimizer = torch.optim.SGD(weights, lr=config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay)
         for same, group in zip(by_place.values(), self.groups, strict=True):
             for row, velocity in zip(same, group.velocity, strict=True):

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
@@ -21,26 +21,15 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 from fastmc.files import GrowingFile, read_text, whole_file
+from fastmc.methods.base import Metric
 from fastmc.reading import reading
 
 log = logging.getLogger("fastmc")
 
-COLUMNS = (
-    "epoch",
-    "step",
-    "loss",
-    "l1",
-    "l2",
-    "l3",
-    "top1",
-    "positive_probability",
-    "feature_std",
-    "lr",
-    "steps_per_second",
-    "samples_per_second",
-    "seconds",
-    "knn_top1",
-)
+
+def columns(names: Iterable[str]) -> list[str]:
+    """Of metrics.csv, where these are the numbers of a method's steps."""
+    return ["epoch", "step", *names, "lr", "steps_per_second", "samples_per_second", "seconds", "knn_top1"]
 
 
 class _LogFile(WatchedFileHandler):
@@ -90,12 +79,15 @@ class Metrics:
         rows: of all epochs so far.
     """
 
-    def __init__(self, folder: Path, epochs_done: int, rows: list[dict[str, Any]] | None = None) -> None:
-        """Rows of later epochs, left by a run that was stopped after its last checkpoint, are dropped.
+    def __init__(
+        self, folder: Path, names: Iterable[str], epochs_done: int, rows: list[dict[str, Any]] | None = None
+    ) -> None:
+        """``names``: of the numbers of a method's steps. Rows of later epochs, left by a run that was stopped after its
+        last checkpoint, are dropped.
 
         ``rows``: of the epochs that are done; by default those of the file.
         """
-        self.path = folder / "metrics.csv"
+        self.path, self._columns = folder / "metrics.csv", columns(names)
         if rows is None:
             rows = read_metrics(self.path) if self.path.exists() else []
         self.rows = [row for row in rows if row["epoch"] <= epochs_done]
@@ -106,7 +98,7 @@ class Metrics:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # A crash here must not lose the history.
         with whole_file(self.path) as kept:
-            kept.write_bytes(_lines(self.rows, head=True))
+            kept.write_bytes(_lines(self._columns, self.rows, head=True))
         self._file = GrowingFile(self.path)
         first = int(self.rows[-1]["step"]) + 1 if self.rows and not anew else 0
         self._board = _Board(self.path.with_name("tensorboard"), first_step=first)
@@ -120,7 +112,7 @@ class Metrics:
             self.close()
             self._begin(anew=True)
         self.rows.append(row)
-        self._file.append(_lines([row]))
+        self._file.append(_lines(self._columns, [row]))
         self._board.write(_scalars(row), row["step"])
 
     def close(self) -> None:
@@ -160,10 +152,10 @@ class _Board:
         self._file.close()
 
 
-def _lines(rows: list[dict[str, Any]], head: bool = False) -> bytes:
+def _lines(columns: Sequence[str], rows: list[dict[str, Any]], head: bool = False) -> bytes:
     """Rows as lines of metrics.csv."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS)
+    writer = csv.DictWriter(text, columns)
     if head:
         writer.writeheader()
     writer.writerows(rows)
@@ -199,16 +191,21 @@ def _as_numbers(line: dict[str, str | None]) -> dict[str, Any]:
     return {**numbers, "epoch": int(numbers["epoch"]), "step": int(numbers["step"])}
 
 
-def epoch_line(row: dict[str, Any], epochs: int, eta_seconds: float, feature_dim: int) -> str:
-    """One epoch in one line. The std of features is shown against 1/sqrt(D), its value without collapse."""
-    probe = f"  kNN {row['knn_top1']:.1f}%" if "knn_top1" in row else ""
-    return (
-        f"epoch {row['epoch']}/{epochs}  loss {row['loss']:.4f} = {row['l1']:.3f} + {row['l2']:.3f} + {row['l3']:.3f}  "
-        f"top1 {100 * row['top1']:.0f}%  p+ {row['positive_probability']:.3f}  "
-        f"std {row['feature_std']:.4f}/{feature_dim**-0.5:.4f}  "
-        f"{row['steps_per_second']:.3g} steps/s  {row['samples_per_second']:.0f} samples/s  "
-        f"ETA {duration(eta_seconds)}{probe}"
-    )
+def epoch_line(
+    row: Mapping[str, Any], metrics: Sequence[Metric], epochs: int, eta_seconds: float, feature_dim: int
+) -> str:
+    """One epoch in one line. A standard deviation of features is shown against 1/sqrt(D), its value without
+    collapse."""
+
+    def written(metric: Metric) -> str:
+        return f"{row[metric.name]:{metric.spec}}" + (f"/{feature_dim**-0.5:.4f}" if metric.kind == "spread" else "")
+
+    terms = " + ".join(written(metric) for metric in metrics if metric.kind == "term")
+    loss, *others = (f"{metric.short} {written(metric)}" for metric in metrics if metric.kind != "term")
+    words = [f"epoch {row['epoch']}/{epochs}", f"{loss} = {terms}" if terms else loss, *others]
+    words += [f"{row['steps_per_second']:.3g} steps/s", f"{row['samples_per_second']:.0f} samples/s"]
+    words += [f"ETA {duration(eta_seconds)}", *([f"kNN {row['knn_top1']:.1f}%"] if "knn_top1" in row else [])]
+    return "  ".join(words)
 
 
 def duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""One pre-training step: views, features, loss, backward, optimizer, key encoder, bank.
+"""One pre-training step of any method: its losses, backward, optimizer, the networks that follow others.
 
 `PretrainStep.advance` only gives the device work: whatever changes from step to step is read from tensors there, and
 nothing comes back. So the host never waits, and the whole step can be one CUDA graph (`train.engine.graph`).
@@ -8,59 +8,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastmc.config import OptimConfig
 from fastmc.encoders.amp import AMP, WorkingCopy, gradient_of, tensor_cores
+from fastmc.encoders.base import Encoder
 from fastmc.encoders.storage import share_storage
-from fastmc.methods.a2mc import A2MC, Features
+from fastmc.methods.base import Batch, Found, Method, room_for_views
 from fastmc.methods.streams import Beside
-from fastmc.objective.contrast_step import MCStep
+from fastmc.state import RunState
 from fastmc.views.clips import PackedClips
 from kernels.ranges import part
-from train.command.config import OptimConfig
-from train.engine.optimizer import encoder_updates
+from train.engine.optimizer import Following, updates
 
 
 class NonFiniteError(RuntimeError):
-    """The loss or the encoder's gradient is not finite. Weights and statistics are as they were before the step.
+    """The loss or the gradient of the weights is not finite. All is as it was before the step.
 
-    So is the bank, unless the loss is finite and only the gradient overflowed on its way through the encoder: the bank
-    has then made its own update of this step, and the message says so.
+    But for what a method's own kernels have updated, such as a learned bank, where the loss is finite and only the
+    gradient overflowed on its way back: the message says so.
     """
 
 
-class StepMetrics(NamedTuple):
-    """What a step tells, as a tensor on the device so that nothing waits for it. Means over the batch."""
-
-    loss: Tensor
-    l1: Tensor
-    l2: Tensor
-    l3: Tensor
-    top1: Tensor
-    """Contrastive top-1 of f3: its positive is nearer than every bank entry."""
-    positive_probability: Tensor
-    """The positive's probability at the bank's temperature."""
-    feature_std: Tensor
-    """Mean standard deviation of the elements of f3; 1/sqrt(D) for spread features, 0 for collapsed ones."""
-
-
-class Fault(NamedTuple):
-    """The step that stopped a run, as numbers on the device."""
-
-    stopped: float
-    step: float
-    loss: float
-    l1: float
-    l2: float
-    l3: float
-    gradient_norm: float
+STOPPED, STEP, NORM = range(3)
+"""Of `PretrainStep.fault`, before the step's numbers."""
 
 
 class PretrainStep:
-    """Advances query encoder, key encoder and bank by one batch.
+    """Advances all that a method learns or keeps by one batch.
 
     A step whose loss or gradient is not finite changes no weight and no statistic, and neither does any step after it:
     the fault stays on the device until `check` reads it. With a gradient scale (float16), a gradient that overflows
@@ -68,47 +46,59 @@ class PretrainStep:
 
     Attributes:
         sample: (B,) int64, the batch's clip ids, and counter: () int64, the step's number. Inputs, as the learning rate
-            and the mixing coefficients; `prepare` writes them.
-        sums: float64, of the metrics by `StepMetrics`, over all steps since they were last set to zero.
-        query_update, key_update: what changes the encoders' weights. The latter is None where the former does it all.
+            and what the method prepares; `prepare` writes them.
+        metrics: (n,) float32, the numbers of the last step, by the method's ``metrics``. sums: float64, of all steps
+            since they were last set to zero.
+        fault: float64, of the step that stopped the run: 1, the step's number, norm of its gradient, its numbers.
+        update: what changes the weights that learn. followers: what changes those that follow, where the former does
+            not do it all.
     """
 
     def __init__(
-        self, model: A2MC, optim: OptimConfig, batch_size: int, *, amp: str = "fp32", overlap: bool = False
+        self, model: Method, optim: OptimConfig, batch_size: int, *, amp: str = "fp32", overlap: bool = False
     ) -> None:
         """Allocates all that outlives a step.
 
         Args:
-            amp: what recurrent nets and heads compute in, a key of `fastmc.encoders.amp.AMP`; gradients of float16 are
-            scaled.
-            overlap: the key encoder computes beside the attack, on a second stream of the GPU.
+            amp: what networks compute in, a key of `fastmc.encoders.amp.AMP`; gradients of float16 are scaled.
+            overlap: a second stream of the GPU is there for the method's work.
         """
         self.model = model
         dtype, self._tensor_cores = AMP[amp]
-        device = model.coefficients.device
+        device = next(model.parameters()).device
+        numbers = len(model.metrics)
         self._beside = Beside(device) if overlap else None
         self.sample = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.counter = torch.zeros((), dtype=torch.int64, device=device)
-        self.metrics = torch.zeros(len(StepMetrics._fields), device=device)
-        self.sums = torch.zeros(len(StepMetrics._fields), dtype=torch.float64, device=device)
-        self.fault = torch.zeros(len(Fault._fields), dtype=torch.float64, device=device)
+        self.metrics = torch.zeros(numbers, device=device)
+        self.sums = torch.zeros(numbers, dtype=torch.float64, device=device)
+        self.fault = torch.zeros(NORM + 1 + numbers, dtype=torch.float64, device=device)
         self.scaling = GradientScale(device) if dtype == torch.float16 else None
         self._skip = torch.zeros((), device=device)
-        self._views = model.room_for_views(batch_size)
-        self._query, self._key = WorkingCopy(model.query, dtype), WorkingCopy(model.key, dtype)
-        self._statistics = [share_storage(same) for same in _norm_statistics(model)]
+        self._views = room_for_views(model.setup, len(model.views), batch_size, device)
+        self._learners = {name: WorkingCopy(net, dtype) for name, net in model.learners().items()}
+        followers = {name: (WorkingCopy(net, dtype), follow) for name, (net, follow) in model.followers().items()}
+        self._copies = {**self._learners, **{name: copy for name, (copy, _) in followers.items()}}
+        restored = model.restored()
+        self._has_a_bank = len(restored) < len(list(model.buffers()))  # that its own kernels update
+        self._statistics = [share_storage(same) for same in _by_dtype(restored)]
         self._before = [torch.empty_like(flat) for flat in self._statistics]
+        pairs = [Following(copy, self._learners[follow.of], follow.alpha) for copy, follow in followers.values()]
         scale = None if self.scaling is None else self.scaling.scale
-        self.query_update, self.key_update = encoder_updates(
-            optim, self._query, self._key, model.contrast.ema, self._skip, scale
-        )
+        self.update, self.followers = updates(optim, list(self._learners.values()), pairs, self._skip, scale)
         self._judge: Callable[..., tuple[Tensor, Tensor, Tensor]] = judge
 
+    @property
+    def networks(self) -> dict[str, Any]:
+        """What computes in place of the model's networks, by name."""
+        return {name: copy.network for name, copy in self._copies.items()}
+
     def compile_around(self, backend: str = "inductor") -> None:
-        """Compile what surrounds the recurrent calls, and the verdict. The loss, the attack's arithmetic and the views
-        are single operators already."""
-        for copy in (self._query, self._key):
-            copy.encoder.compile_around(backend)
+        """Compile what of the encoders may be, and the verdict. The loss, the attack's arithmetic and the views are
+        single operators already."""
+        for network in self.networks.values():
+            if isinstance(network, Encoder):
+                network.compile_around(backend)
         self._judge = torch.compile(judge, fullgraph=True, dynamic=False, backend=backend)
 
     def prepare(self, sample: Tensor, step: int, lr: float) -> None:
@@ -117,7 +107,7 @@ class PretrainStep:
         Args:
             sample: (B,) int64 on the device, the batch's clip ids.
             step: its number; keys the random choices.
-            lr: learning rate of the query encoder.
+            lr: learning rate.
 
         Raises:
             ValueError: the batch has another size than the step was made for.
@@ -126,55 +116,49 @@ class PretrainStep:
             raise ValueError(f"sample must be ({len(self.sample)},), got {tuple(sample.shape)}")
         self.sample.copy_(sample)
         self.counter.fill_(step)
-        self.query_update.set_lr(lr)
-        self.model.draw_mixing_(step)
-        for copy in (self._query, self._key):
-            if self.key_update is None and copy.is_stale:  # a state was loaded: the step before left them up to date
+        self.update.set_lr(lr)
+        self.model.prepare(step)
+        for copy in self._copies.values():
+            if self.update.refreshes and copy.is_stale:  # a state was loaded: the step before left them up to date
                 copy.refresh()
 
-    def advance(self, clips: PackedClips, *, filling: bool) -> None:
-        """One step on the clips that ``sample`` names.
-
-        ``filling``: the bank is not yet full of f0, so this is a plain InfoNCE step that writes f0 to it.
-        """
+    def advance(self, clips: PackedClips, *, phase: str = "main") -> None:
+        """One step on the clips that ``sample`` names, in this phase of the method."""
         with tensor_cores(self._tensor_cores):
-            self._advance(clips, filling)
+            self._advance(clips, phase)
 
-    def _advance(self, clips: PackedClips, filling: bool) -> None:
-        model = self.model
-        model.train()
+    def _advance(self, clips: PackedClips, phase: str) -> None:
+        self.model.train()
         for before, now in zip(self._before, self._statistics, strict=True):
             before.copy_(now)
-        for copy in (self._query, self._key):
-            copy.encoder.train()
-            if self.key_update is not None:
+        for copy in self._copies.values():
+            copy.network.train()
+            if not self.update.refreshes:
                 copy.refresh()
 
-        attacks = model.contrast.attacks and not filling
-        f = model.features(
+        batch = Batch(
+            self.model.setup,
+            self.model.views,
             clips,
             self.sample,
             self.counter,
-            hard_positives=attacks,
-            encoders=(self._query.encoder, self._key.encoder),
-            out=self._views,
-            beside=self._beside if attacks else None,
+            x=self._views,
+            stopped=self.fault[STOPPED] > 0,
+            beside=self._beside,
         )
-        # After a fault nothing may change: this makes the loss NaN, and what is NaN changes nothing.
-        stopped = self.fault[0] > 0
-        f = f._replace(f0=torch.where(stopped, torch.nan, f.f0))
-        found = model.contrast_step_(f, None if filling else model.mixing, filling=filling)
+        found = self.model.step(batch, self.networks, phase)
         with part("backward"):
-            norm = self._backward(f, found)
+            norm = self._backward(found)
 
         with part("optimizer"):
-            self._conclude(f, found, norm)
-            self.query_update.step()
+            self._conclude(found, norm)
+            self.update.step()
             if self.scaling is not None:  # not before: the gradients of this step have the scale of before
                 self.scaling.update_(self._skip)
-        if self.key_update is not None:
+        if self.followers:
             with part("ema"):
-                self.key_update.step()
+                for follower in self.followers:
+                    follower.step()
 
     def check(self) -> None:
         """Wait for the device, and raise what it has found.
@@ -182,47 +166,65 @@ class PretrainStep:
         Raises:
             NonFiniteError: of the first step that was not finite; see there for what is unchanged.
         """
-        fault = Fault(*self.fault.tolist())
-        if fault.stopped:
-            raise NonFiniteError(_says(fault))
+        fault = self.fault.tolist()
+        if fault[STOPPED]:
+            raise NonFiniteError(self._says(fault))
+
+    def _says(self, fault: list[float]) -> str:
+        loss, *others = zip(self.model.metrics, fault[NORM + 1 :], strict=True)
+        terms = ", ".join(f"{metric.label} = {value:g}" for metric, value in others if metric.kind == "term")
+        left = "Weights and bank" if self._has_a_bank else "Weights and statistics"
+        if self._has_a_bank and math.isfinite(loss[1]):
+            left = "The bank has moved; weights"
+        return (
+            f"step {fault[STEP]:.0f}: loss = {loss[1]:g}{f' ({terms})' if terms else ''}, "
+            f"gradient norm = {fault[NORM]:g}. {left} were left as before this step"
+        )
 
     def state(self) -> list[Tensor]:
         """All tensors that a step changes and that outlive it; those of its inputs are not among them."""
-        kept = [*self.model.state_dict().values(), *self.query_update.tensors(), self.sums, self.metrics, self.fault]
+        kept = [*self.model.state_dict().values(), *self.update.tensors(), self.sums, self.metrics, self.fault]
         return kept if self.scaling is None else [*kept, self.scaling.state]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs beside the model."""
-        state = {"optimizer": self.query_update.state_dict(), "sums": self.sums}
+        """What a resumed run needs beside the model, as `RunState` has it."""
+        state = {"optimizer": self.update.state_dict(), "sums": self.sums}
         return state if self.scaling is None else state | {"scaling": self.scaling.state}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: RunState) -> None:
         """The inverse, in place."""
-        self.query_update.load_state_dict(state["optimizer"])
-        self.sums.copy_(state["sums"])
-        if self.scaling is not None and "scaling" in state:
-            self.scaling.state.copy_(state["scaling"])
+        self.update.load_state_dict(state.optimizer)
+        self.sums.copy_(state.sums)
+        if self.scaling is not None and state.scaling is not None:
+            self.scaling.state.copy_(state.scaling)
 
-    def _backward(self, f: Features, found: MCStep) -> Tensor:
-        """Carry the gradients of the features into the query encoder; returns their norm ()."""
-        weights = [working for _, working in self._query.pairs]
-        for weight in (*weights, *self.model.query.parameters()):
-            weight.grad = None
-        pairs = ((f.f1, found.df1), (f.f2, found.df2), (f.f3, found.df3))
-        features, gradients = zip(*((x, g) for x, g in pairs if x is not None), strict=True)
+    def _backward(self, found: Found) -> Tensor:
+        """Carry the gradients into the networks that learn; returns their norm ()."""
+        weights = [working for copy in self._learners.values() for _, working in copy.pairs]
+        for copy in self._learners.values():
+            for pair in copy.pairs:
+                for weight in pair:
+                    weight.grad = None
+        outputs, gradients = found.outputs, found.gradients
+        if gradients is None:
+            outputs, gradients = (found.loss,), (torch.ones_like(found.loss),)
         if self.scaling is not None:
             gradients = tuple(g * self.scaling.scale for g in gradients)
-        torch.autograd.backward(features, gradients)
+        torch.autograd.backward(outputs, gradients)
+        for weight in weights:  # of what this phase does not use
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
         norm = norm_of([gradient_of(weight) for weight in weights])
-        if self.key_update is not None:
-            self._query.collect_()
+        if not self.update.refreshes:
+            for copy in self._learners.values():
+                copy.collect_()
         return norm if self.scaling is None else norm / self.scaling.scale
 
     @torch.no_grad()
-    def _conclude(self, f: Features, found: MCStep, norm: Tensor) -> None:
-        """Metrics, and what becomes of a step that is not finite."""
+    def _conclude(self, found: Found, norm: Tensor) -> None:
+        """The step's numbers, and what becomes of a step that is not finite."""
         smallest = None if self.scaling is None else self.scaling.at_its_smallest
-        skip, metrics, fault = self._judge(found, f.f3.detach(), norm, self.counter, self.fault, smallest)
+        skip, metrics, fault = self._judge(self.model.measure, found.seen, norm, self.counter, self.fault, smallest)
         self._skip.copy_(skip)
         self.metrics.copy_(metrics)
         self.fault.copy_(fault)
@@ -241,23 +243,28 @@ def norm_of(gradients: list[Tensor]) -> Tensor:
 
 
 def judge(
-    found: MCStep, f3: Tensor, norm: Tensor, counter: Tensor, fault: Tensor, scale_at_its_smallest: Tensor | None
+    measure: Callable[[Any], Tensor],
+    seen: Any,
+    norm: Tensor,
+    counter: Tensor,
+    fault: Tensor,
+    scale_at_its_smallest: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What a step has come to: whether it must be skipped () bool, its metrics, and the fault that stops the run.
+    """What a step has come to: whether it must be skipped () bool, its numbers, and the fault that stops the run.
 
     Args:
-        norm: () of the query encoder's gradient.
+        measure: `Method.measure`, and ``seen`` what it takes.
+        norm: () of the gradient.
         fault: as it was before the step.
         scale_at_its_smallest: () bool, that the gradient scale cannot become smaller. None where there is no scale: a
             gradient that is not finite stops the run then.
     """
-    no_loss, no_gradient = ~torch.isfinite(found.loss), ~torch.isfinite(norm)
+    metrics = measure(seen)
+    no_loss, no_gradient = ~torch.isfinite(metrics[0]), ~torch.isfinite(norm)
     stops = no_loss | (no_gradient if scale_at_its_smallest is None else no_gradient & scale_at_its_smallest)
-    losses = torch.stack((found.loss, found.l1, found.l2, found.l3))
-    std = f3.std(dim=0, correction=0).mean()
-    metrics = torch.cat((losses, torch.stack((found.top1_count / len(f3), found.positive_probability, std))))
-    values = torch.cat((torch.ones_like(fault[:1]), counter.view(1), losses, norm.view(1)))
-    return no_loss | no_gradient, metrics, torch.where(stops & (fault[0] == 0), values, fault)
+    stopped = fault[STOPPED] != 0
+    values = torch.cat((torch.ones_like(fault[:1]), counter.view(1), norm.view(1), metrics))
+    return no_loss | no_gradient | stopped, metrics, torch.where(stops & ~stopped, values, fault)
 
 
 class GradientScale:
@@ -317,17 +324,7 @@ class FaultWatch:
         return seen
 
 
-def _norm_statistics(model: A2MC) -> list[list[Tensor]]:
-    """Running statistics of the input norms, the one thing that a forward pass changes, by dtype."""
-    buffers = [*model.query.buffers(), *model.key.buffers()]
-    kinds = {buffer.dtype for buffer in buffers}
-    return [[buffer for buffer in buffers if buffer.dtype == dtype] for dtype in sorted(kinds, key=str)]
-
-
-def _says(fault: Fault) -> str:
-    left = "The bank has moved; weights" if math.isfinite(fault.loss) else "Weights and bank"
-    parts = f"L1 = {fault.l1:g}, L2 = {fault.l2:g}, L3 = {fault.l3:g}"
-    return (
-        f"step {fault.step:.0f}: loss = {fault.loss:g} ({parts}), gradient norm = {fault.gradient_norm:g}. "
-        f"{left} were left as before this step"
-    )
+def _by_dtype(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """Tensors of one dtype together, for `share_storage`."""
+    kinds = {tensor.dtype for tensor in tensors}
+    return [[tensor for tensor in tensors if tensor.dtype == dtype] for dtype in sorted(kinds, key=str)]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastmc.config import Config, to_plain
 from fastmc.data.placed.resident import PlacedStore
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import (
@@ -32,8 +33,7 @@ from fastmc.evaluation import (
     weights_digest,
 )
 from fastmc.evaluation.features import compute_features
-from fastmc.methods.a2mc import A2MC
-from train.command.config import Config, to_plain
+from fastmc.methods.base import Method
 from train.engine.record import log
 from train.runs.load import Run
 from train.runs.results import Outcome, save_classifier, saved_classifier
@@ -43,13 +43,13 @@ DRAWS_APART = 1_000_003
 
 @dataclass(frozen=True)
 class Frozen:
-    """A frozen query encoder and the clips that classifiers of its features learn from and are tested on.
+    """A frozen encoder and the clips that classifiers of its features learn from and are tested on.
 
     Attributes:
         cache: where its features are kept; None to compute them each time.
     """
 
-    model: A2MC
+    model: Method
     store: PackedStore
     config: Config
     source: FeatureSource
@@ -59,7 +59,7 @@ class Frozen:
     @classmethod
     def of(
         cls,
-        model: A2MC,
+        model: Method,
         store: PackedStore,
         placed: PlacedStore,
         config: Config,
@@ -71,7 +71,7 @@ class Frozen:
         """``cache_in``: run folder in which features are kept."""
         run = Run(cache_in or Path(), config, model, placed, store)
         source = FeatureSource(
-            model.query, placed, *run.split(), config.stream, config.evaluation, config.frames, config.seed
+            model.representation, placed, *run.split(), config.stream, config.evaluation, config.frames, config.seed
         )
         cache = None
         if cache_in is not None:
@@ -110,7 +110,7 @@ class Frozen:
             protocol=self.config.protocol,
             data=self.store.split_digest(self.config.protocol),
             top1=top1,
-            weights=weights_digest(self.model.query),
+            weights=weights_digest(self.model.representation),
             settings=self.config.evaluation,
             seed=self.config.seed,
         )
@@ -199,7 +199,7 @@ def _finetune(run: Run, train: Tensor, settings: FinetuneConfig, seed: int, what
     _, test = run.split()
     stream, frames = run.config.stream, run.config.frames
     encoder, classifier = finetune(
-        run.model.query,
+        run.model.representation,
         run.placed,
         train,
         run.store.num_classes,
@@ -231,7 +231,7 @@ def evaluate_ensemble(
         stream = run.config.stream
         scores[stream] = _linear_scores(run, cache, progress).cpu()
         alone[stream] = _predictions(run, scores[stream]).top1
-        digests.append(weights_digest(run.model.query))
+        digests.append(weights_digest(run.model.representation))
         seen.append(run)
         log.info("%s stream: top-1 %.2f %%", stream, alone[stream])
     first = seen[0]
@@ -255,7 +255,7 @@ def _linear_scores(run: Run, cache: bool, progress: bool) -> Tensor:
         run.folder,
         protocol=run.protocol,
         data=run.store.split_digest(run.protocol),
-        weights=weights_digest(run.model.query),
+        weights=weights_digest(run.model.representation),
         settings=run.config.evaluation,
         seed=run.config.seed,
     )
@@ -277,7 +277,7 @@ def _outcome(
     weights: list[str] | None = None,
     more: dict[str, Any] | None = None,
 ) -> Outcome:
-    digest = weights_digest(run.model.query) if weights is None else weights
+    digest = weights_digest(run.model.representation) if weights is None else weights
     return Outcome(
         name=f"{name or kind}-{run.protocol}",
         kind=kind,

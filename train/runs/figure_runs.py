@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fastmc.config import differences, load_config, to_plain
 from fastmc.data.placed.placement import Placement
 from fastmc.evaluation import represent
-from fastmc.methods.a2mc import A2MC
+from fastmc.methods.base import Method
 from fastmc.progress import progress_bar
-from train.command.config import differences, to_plain
 from train.engine.record import read_metrics
-from train.runs.folder import CALL_SETTINGS, FREE_SETTINGS, load_config
+from train.runs.folder import CALL_SETTINGS, FREE_SETTINGS
 from train.runs.load import Run, load_run
 
 CLASSES = 10
@@ -32,20 +32,20 @@ LONGEST_LABEL = 3  # settings
 class DrawnRun(Run):
     """A trained run with its data, and the label that tells it from the others."""
 
-    label: str
+    label: str = ""
 
     def clips(self) -> tuple[np.ndarray, np.ndarray]:
         """(training, test) clips, int64; ValueError where either is empty."""
         train, test = self.split()
         return train.cpu().numpy(), test.cpu().numpy()
 
-    def features(self, ids: np.ndarray, model: A2MC | None = None) -> np.ndarray:
+    def features(self, ids: np.ndarray, model: Method | None = None) -> np.ndarray:
         """Frozen features (N, H) of the query encoder, of this model or the given one, at the centre crop."""
         clips = torch.from_numpy(ids).to(self.placed.device)
         share = torch.full((len(ids),), self.config.evaluation.test_crop, device=self.placed.device)
         with progress("clip", "features", len(ids)) as advance:
             h = represent(
-                (model or self.model).query,
+                (model or self.model).representation,
                 self.placed,
                 clips,
                 self.config.stream,
@@ -68,13 +68,14 @@ def progress(unit: str, what: str, total: int) -> Iterator[Callable[[int], objec
         yield bar.update
 
 
-def run_labels(folders: Sequence[Path]) -> list[str]:
-    """What tells the runs apart: the settings in which they differ, or else the folders' names.
+def run_labels(folders: Sequence[Path], allow: Sequence[str] = ()) -> list[str]:
+    """What tells the runs apart: the settings in which they differ, or else the folders' names. ``allow`` as of
+    `load_config`.
 
     Raises:
         RunFolderError: a folder is no run.
     """
-    plain = [to_plain(load_config(folder)) for folder in folders]
+    plain = [to_plain(load_config(folder, allow)) for folder in folders]
     changed = {name for other in plain[1:] for name in differences(plain[0], other)}
     changed = {name for name in changed if not name.startswith((*CALL_SETTINGS, *FREE_SETTINGS))}
     if len(changed) > 1:
@@ -92,16 +93,22 @@ def _setting(plain: Mapping[str, Any], dotted: str) -> Any:
 
 
 def load_runs(
-    folders: Sequence[Path], *, device: torch.device, data_root: Path | None, protocol: str | None, placement: Placement
+    folders: Sequence[Path],
+    *,
+    device: torch.device,
+    data_root: Path | None,
+    protocol: str | None,
+    placement: Placement,
+    allow: tuple[str, ...] = (),
 ) -> list[DrawnRun]:
     """All runs, trained. ``data_root``, ``protocol``: by default each run's own. Raises what `load_run` raises."""
     runs = []
-    for folder, label in zip(folders, run_labels(folders), strict=True):
-        config, model, placed, store = load_run(folder, device, data_root, placement)
-        config = replace(config, protocol=protocol or config.protocol or store.protocols[0])
+    for folder, label in zip(folders, run_labels(folders, allow), strict=True):
+        run = load_run(folder, device, data_root, placement, allow)
+        config = replace(run.config, protocol=protocol or run.protocol)
         # The machine that draws need not have what the run was trained with.
-        model.view_impl, model.contrast = "auto", replace(model.contrast, impl="auto")
-        runs.append(DrawnRun(folder, config, model, placed, store, label))
+        run.model.setup = replace(run.model.setup, impl="auto", view_impl="auto")
+        runs.append(DrawnRun(folder, config, run.model, run.placed, run.store, allow, label))
     return runs
 
 

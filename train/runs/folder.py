@@ -5,21 +5,22 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from fastmc.config import Config, RunFolderError, differences, load_config, to_plain
 from fastmc.files import read_text, write_json
 from fastmc.reading import reading, shown
-from train.command.config import Config, differences, from_plain, to_plain
 from train.engine.record import log
 
 # What may differ between a run and its resumption without changing what it computes.
 FREE_SETTINGS = (
-    *("data_root", "device", "data.placement", "data.verify", "data.view_impl", "contrast.impl", "log.", "evaluation."),
-    *("optim.optimizer_impl", "step.compile", "step.cuda_graph", "step.overlap", "step.profile"),
+    *("data_root", "device", "data.placement", "data.verify", "log.", "evaluation.", "optim.optimizer_impl"),
+    *("step.impl", "step.view_impl", "step.compile", "step.cuda_graph", "step.overlap", "step.profile"),
 )
 # Said of one call, not of the run.
 CALL_SETTINGS = ("out", "print_config", "restart")
@@ -49,12 +50,8 @@ ACCURACIES = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_to
 """In percent, in report.json, of the encoder and, below ``random_init``, of the untrained one."""
 
 
-class RunFolderError(ValueError):
-    """The run folder holds something that this command must not continue or overwrite."""
-
-
 def default_folder(config: Config) -> Path:
-    method, seed = config.contrast.method, f"seed{config.seed}"
+    method, seed = re.sub(r"[^\w.-]+", ".", config.method), f"seed{config.seed}"
     return Path("runs") / f"{config.dataset}-{config.protocol}-{method}-{config.stream}-{config.preset}-{seed}"
 
 
@@ -70,30 +67,6 @@ def _read_json(path: Path, kind: type) -> Any:
         if not isinstance(found, kind):
             raise ValueError(f"it holds {shown(found)}, expected a JSON {JSON_KINDS[kind]}")
     return found
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The plain values of a run's config.json, checked to be one.
-
-    Raises:
-        RunFolderError: there is none, or it is damaged, or it is not of fastmc.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise RunFolderError(f"{folder} is no run folder (it has no config.json); python -m train.run makes one")
-    remedy = "name a folder that python -m train.run made"
-    with reading(f"{path} is damaged or not of fastmc", RunFolderError, remedy=remedy):
-        plain: dict[str, Any] = json.loads(read_text(path))
-        from_plain(Config, plain)
-        if not {"optim", "contrast"} <= set(plain):
-            raise ValueError("settings are missing")
-    return plain
-
-
-def load_config(folder: Path) -> Config:
-    """The settings of the run in ``folder``; what is newer than the run has its default. Raises as `read_config`."""
-    config: Config = from_plain(Config, read_config(folder))
-    return config
 
 
 def _run_settings(config: Config) -> dict[str, Any]:
@@ -130,7 +103,7 @@ class RunFolder:
         if self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
             if not (self.path / "config.json").exists():
                 raise RunFolderError(f"out = {self.path} holds files that are no run of fastmc; name another folder")
-            self.saved = _run_settings(load_config(self.path))
+            self.saved = _run_settings(load_config(self.path, (config.method, config.backbone)))
             if not config.restart:
                 self._check_same_run()
 

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from fastmc import checkpoint
-from fastmc.checkpoint import CheckpointError
+from fastmc.build import ClipLayout, build_model, trained_model
+from fastmc.config import Config, load_config
 from fastmc.data.placed.placement import Placement, place_store
 from fastmc.data.placed.resident import PlacedStore
 from fastmc.data.store import PackedStore
-from fastmc.evaluation.trained import TrainingData
-from fastmc.methods.a2mc import A2MC
-from train.command.config import Config
+from fastmc.methods.base import Method
+from fastmc.state import RunState, TrainingData
 from train.command.datasets import open_dataset
-from train.engine.loop import ClipLayout, build_model, check_dataset
 from train.engine.record import log
-from train.runs.folder import load_config
 
 
 @dataclass(frozen=True)
@@ -28,9 +24,10 @@ class Run:
 
     folder: Path
     config: Config
-    model: A2MC
+    model: Method
     placed: PlacedStore
     store: PackedStore
+    allow: tuple[str, ...] = ()
 
     @property
     def protocol(self) -> str:
@@ -48,89 +45,88 @@ class Run:
         device = self.placed.device
         return torch.from_numpy(train).to(device), torch.from_numpy(test).to(device)
 
-    def untrained(self) -> A2MC:
+    def untrained(self) -> Method:
         """The model as it was before training."""
-        return build_model(self.config, self.model, self.placed.device)
+        return build_model(self.config, self.model.setup, self.placed.device, self.allow)
 
 
 def load_run(
-    folder: Path, device: torch.device, data_root: Path | None = None, placement: Placement = "auto"
-) -> tuple[Config, A2MC, PlacedStore, PackedStore]:
-    """Config, trained model, placed store and packed store of a run folder.
+    folder: Path,
+    device: torch.device,
+    data_root: Path | None = None,
+    placement: Placement = "auto",
+    allow: tuple[str, ...] = (),
+) -> Run:
+    """A trained run with its data.
+
+    Args:
+        allow: methods and encoders of the user's own that may be imported, should the run be of one.
 
     Raises:
-        ValueError: the placement does not fit.
+        ValueError: the placement does not fit, or as of `fastmc.registry.find`.
         RunFolderError: the folder is no run. CheckpointError: it holds no checkpoint, or one of other data.
         DatasetError: the data are not there.
     """
-    config = load_config(folder)
-    path, state = checkpoint.load_latest(folder / "checkpoints")
+    config = load_config(folder, allow)
+    path, state = RunState.read(folder / "checkpoints")
     store = open_dataset(config.dataset, data_root or config.data_root)
-    check_dataset(state, store.content_checksum, path)
-    model = _build(config, state, _layout(state, path) or store, device)
-    return config, model, place(store, model, config, device, placement), store
+    state.check_dataset(store.content_checksum, path)
+    model = trained_model(config, state, state.data or store, device, allow, path=path)
+    return Run(folder, config, model, place(store, model, config, device, placement), store, allow)
 
 
 def load_for(
-    dataset: str, folder: Path, device: torch.device, data_root: Path | None = None, placement: Placement = "auto"
+    dataset: str,
+    folder: Path,
+    device: torch.device,
+    data_root: Path | None = None,
+    placement: Placement = "auto",
+    allow: tuple[str, ...] = (),
 ) -> Run:
     """A run with clips of another data set, under its first protocol. The run's own data need not be there, unless its
     checkpoint does not describe them. Raises as `load_run`; ValueError if the encoder cannot read the clips."""
-    config = load_config(folder)
-    path, state = checkpoint.load_latest(folder / "checkpoints")
+    config = load_config(folder, allow)
+    path, state = RunState.read(folder / "checkpoints")
     root = data_root or config.data_root
-    layout = _layout(state, path) or open_dataset(config.dataset, root)
+    layout: ClipLayout = state.data or open_dataset(config.dataset, root)
     store = open_dataset(dataset, root)
-    model = _build(config, state, layout, device)
+    model = trained_model(config, state, layout, device, allow, path=path)
     placed = place(store, model, config, device, placement)
     if isinstance(layout, TrainingData) and layout.normalisation != store.normalisation:
         log.warning(
             "%s: the frame of its clips is %s, that of the clips of %s was %s; the encoder does not know it",
             *(store.path, store.normalisation, config.dataset, layout.normalisation),
         )
-    return Run(folder, replace(config, dataset=dataset, protocol=store.protocols[0]), model, placed, store)
+    config = replace(config, dataset=dataset, protocol=store.protocols[0])
+    return Run(folder, config, model, placed, store, allow)
 
 
 def place(
-    store: PackedStore, model: A2MC, config: Config, device: torch.device, placement: Placement = "auto"
+    store: PackedStore, model: Method, config: Config, device: torch.device, placement: Placement = "auto"
 ) -> PlacedStore:
     """The store's frames, placed, with as many bodies as the encoder reads: those that clips lack are zero.
 
     Raises:
         ValueError: the encoder cannot read these clips, or the placement does not fit.
     """
-    check_layout(store, model, config.stream)
+    check_layout(store, model.setup, config.stream)
     placed, where = place_store(store, device, replace(config.data, placement=placement))
-    placed.max_bodies = model.max_bodies
+    placed.max_bodies = model.setup.max_bodies
     log.info(where)
     return placed
 
 
-def check_layout(store: PackedStore, model: A2MC, stream: str) -> None:
+def check_layout(store: PackedStore, read: ClipLayout, stream: str) -> None:
     """ValueError if the store's clips have other joints, or more bodies, than the encoder reads."""
-    theirs, ours = store.skeleton, model.skeleton
+    theirs, ours = store.skeleton, read.skeleton
     bones = stream == "bone" and theirs.parents != ours.parents
     if theirs.joint_names != ours.joint_names or bones:
         raise ValueError(
             f"{store.path} has another skeleton ({theirs.name}, {theirs.num_joints} joints) than the encoder reads "
             f"({ours.name}, {ours.num_joints} joints); name a data set of the same joints in the same order"
         )
-    if store.max_bodies > model.max_bodies:
+    if store.max_bodies > read.max_bodies:
         raise ValueError(
-            f"{store.path} has clips of {store.max_bodies} bodies, the encoder reads {model.max_bodies}; prepare the "
+            f"{store.path} has clips of {store.max_bodies} bodies, the encoder reads {read.max_bodies}; prepare the "
             "data set with fewer, or pre-train on clips of as many"
         )
-
-
-def _layout(state: dict[str, Any], path: Path) -> TrainingData | None:
-    """What the checkpoint says of its data; None if it does not."""
-    try:
-        return TrainingData.of_checkpoint(state, path)
-    except CheckpointError:
-        return None
-
-
-def _build(config: Config, state: dict[str, Any], layout: ClipLayout, device: torch.device) -> A2MC:
-    model = build_model(config, layout, device)
-    model.load_state_dict(state["model"])
-    return model

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from fastmc.config import to_plain
 from fastmc.evaluation import EvalConfig, Predictions
-from fastmc.evaluation.trained import CLASSIFIER
+from fastmc.evaluation.classifier import CLASSIFIER
 from fastmc.figures.confusion import draw_confusion
 from fastmc.files import whole_file, write_json
 from fastmc.tensor_files import check_values, read_tensors, write_tensors
-from train.command.config import to_plain
 from train.engine.record import log
 
 UNUSED = {"knn_k"}  # settings of EvalConfig that a linear classifier does not depend on

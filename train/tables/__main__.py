@@ -12,11 +12,12 @@ from pathlib import Path
 import tyro
 
 from fastmc.checks import Count, Seed, Whole, check_ranges
+from fastmc.config import Config, differences, preset_config, to_plain
 from fastmc.data.parallel import usable_cores
 from fastmc.files import whole_file
-from train.command.config import Config, differences, parse, preset_config, to_plain
 from train.command.errors import run_command
 from train.command.evaluation_settings import Semi
+from train.command.parse import parse
 from train.engine.record import duration, log
 from train.run import choose_device
 from train.tables.jobs import run_jobs
@@ -170,17 +171,13 @@ def _fine_print(plan: Plan, table: Table, columns: tuple[Column, ...]) -> tuple[
 
 def _our_settings(plan: Plan, column: Column, variant: Variant) -> str:
     config = plan.config(column, variant, variant.streams[0], plan.seeds[0])
-    optim, contrast = config.optim, config.contrast
+    optim = config.optim
     paper = preset_config("paper", column.dataset)
-    groups = ("frames", "augment", "attack", "contrast", "encoder", "optim", "evaluation")
-    changed = [
-        name
-        for name in differences(to_plain(paper), to_plain(config))
-        if name.split(".")[0] in groups and name not in ("contrast.method", "contrast.impl")
-    ]
+    groups = ("frames", "augment", "settings", "encoder", "optim", "evaluation")
+    changed = [name for name in differences(to_plain(paper), to_plain(config)) if name.split(".")[0] in groups]
     return (
-        f"preset {config.preset}: BiGRU {config.encoder.encoder}, {config.frames} frames, {optim.optimizer} at "
-        f"{optim.lr:g}, batches of {optim.batch_size}, K = {contrast.bank_size:,}, {optim.epochs} epochs, times 0.1 at "
+        f"preset {config.preset}: {config.encoder.says}, {config.frames} frames, {optim.optimizer} at "
+        f"{optim.lr:g}, batches of {optim.batch_size}, {config.settings.says}, {optim.epochs} epochs, times 0.1 at "
         f"{', '.join(map(str, optim.milestones))}."
         + (f" Settings that are not those of preset paper: {', '.join(changed)}." if changed else "")
     )

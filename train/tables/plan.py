@@ -9,12 +9,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from fastmc.config import Config, RunFolderError, to_plain
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import FinetuneConfig
-from train.command.config import Config, parse, to_plain
 from train.command.datasets import open_dataset
 from train.command.evaluation_settings import Semi
-from train.runs.folder import RunFolder, RunFolderError, default_folder, is_finished, read_json
+from train.command.parse import parse
+from train.runs.folder import RunFolder, default_folder, is_finished, read_json
 from train.tables.jobs import Job
 from train.tables.published import DATASETS, OURS, Column, Row, Table, Variant
 
@@ -134,7 +135,7 @@ class Plan:
             raise RunFolderError(f"{error}. Here: name another folder with --runs, or delete {config.out}") from None
         arguments = (
             *self.flags,
-            *("--dataset", config.dataset, "--protocol", str(config.protocol), "--method", config.contrast.method),
+            *("--dataset", config.dataset, "--protocol", str(config.protocol), "--method", config.method),
             *("--stream", config.stream, "--seed", str(config.seed), "--out", str(config.out)),
         )
         name = config.out.name

@@ -12,7 +12,6 @@ import torch
 from fastmc.data.placed.resident import PlacedStore, ResidentStore
 from fastmc.data.placed.streamed import AHEAD, StreamedStore
 from fastmc.data.store import PackedStore
-from fastmc.views.clips import ViewImpl
 
 Placement = Literal["auto", "device", "pinned", "mapped"]
 Place = Literal["device", "pinned", "mapped"]
@@ -22,7 +21,7 @@ SHARE = 0.5  # of the free memory that auto gives to the frames; the rest is for
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the frames of the training set are kept, in which numbers, and who makes views of them."""
+    """Where the frames of the training set are kept, and in which numbers."""
 
     placement: Placement = "auto"
     """device: whole on the training device, the fastest. pinned: whole in page-locked memory of the host; mapped: left
@@ -35,9 +34,6 @@ class DataConfig:
     verify: Literal["auto", "on", "off"] = "auto"
     """Read all frames first and compare them with their checksum, so that no damaged file is trained on. auto: where
     they take at most 512 MB."""
-    view_impl: ViewImpl = "auto"
-    """Implementation of the views that are trained on. auto: the Triton kernels on a GPU; on a CPU numba where it is
-    installed; else PyTorch. Views differ in their last bits between implementations."""
 
     @property
     def dtype(self) -> torch.dtype:

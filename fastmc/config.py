@@ -1,4 +1,4 @@
-"""The settings of a run: typed dataclasses, the presets, and the command line that tyro makes from them."""
+"""The settings of a run: typed dataclasses, presets, and config.json, which keeps them in the run folder."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
-
 from fastmc.checks import Count, NotNegative, Positive, Range, Seed, Whole, check_ranges
 from fastmc.data.placed.placement import DataConfig
-from fastmc.encoders.bigru import EncoderConfig
-from fastmc.evaluation import EvalConfig
-from fastmc.methods.a2mc import ContrastConfig
-from fastmc.methods.attack import AttackConfig
-from fastmc.views.clips import Stream
+from fastmc.encoders import find_encoder
+from fastmc.encoders.base import EncoderConfig
+from fastmc.evaluation.config import EvalConfig
+from fastmc.files import read_text
+from fastmc.methods import find_method
+from fastmc.methods.base import Impl, MethodConfig, Precision
+from fastmc.reading import reading
+from fastmc.registry import NotAllowed
+from fastmc.views.clips import Stream, ViewImpl
 from fastmc.views.draw import AugmentConfig
 
 Preset = Literal["paper", "small", "tiny"]
@@ -74,6 +76,14 @@ class StepConfig:
     captured runs launch by launch, and the log says why."""
     overlap: Literal["auto", "on", "off"] = "auto"
     """The key encoder beside the attack, on a second stream; changes no bit. auto: on a GPU."""
+    impl: Impl = "auto"
+    """Implementation of loss, bank step and attack. auto: triton where it can run, torch elsewhere."""
+    view_impl: ViewImpl = "auto"
+    """Implementation of the views that are trained on. auto: the Triton kernels on a GPU; on a CPU numba where it is
+    installed; else PyTorch. Views differ in their last bits between implementations."""
+    precision: Precision = "bf16x3"
+    """Products of triton's loss and bank step. bf16x3: operands as sums of two bfloat16 numbers, about 16 bits; ieee:
+    float32, slower; bf16: rounded to bfloat16, which moves probabilities by percents."""
     profile: Whole = 0
     """Record so many steps once the bank is full, and write them to profile/ in the run folder: docs/profiling.md."""
 
@@ -103,7 +113,7 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """Pre-train a skeleton encoder with A²MC, then evaluate it.
+    """Pre-train a skeleton encoder, by default with A²MC, then evaluate it.
 
     Without data: python -m train.run --dataset synthetic --preset tiny
 
@@ -123,6 +133,12 @@ class Config:
     preset: Preset = "paper"
     """paper: the settings of section 4.2, for a GPU. small: hours on a CPU. tiny: minutes, for a first look. A
     preset sets defaults, every other flag overrides it. By default paper; tiny for the synthetic dataset."""
+    method: str = "a2mc"
+    """a2mc, or the rows of the paper's table 6 that lead to it. b1: x0, x3, InfoNCE, FIFO bank; b2: + attack and views
+    x1, x2; b3: + MC loss; a2mc: + mixing and the learned bank. Or a class of your own, MODULE:CLASS, see
+    docs/methods.md. Its settings are flags of their own."""
+    backbone: str = "bigru"
+    """Kind of the encoder: bigru, or a class of your own, MODULE:CLASS. Its settings are flags of their own."""
     stream: Stream = "joint"
     """Input stream: joint coordinates, their motion, or bones."""
     frames: Frames = 64
@@ -138,10 +154,9 @@ class Config:
     print_config: bool = False
     """Print the resolved settings as JSON and stop."""
     data: DataConfig = field(default_factory=DataConfig)
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    encoder: EncoderConfig = field(default_factory=lambda: find_encoder("bigru").Config())
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    attack: AttackConfig = field(default_factory=AttackConfig)
-    contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    settings: MethodConfig = field(default_factory=lambda: find_method("a2mc").Config())
     optim: OptimConfig = field(default_factory=OptimConfig)
     step: StepConfig = field(default_factory=StepConfig)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
@@ -155,18 +170,27 @@ class Config:
 CPU_AUGMENT = AugmentConfig(crop_ratio_min=0.5, crop_frames_min=1, shear=0.5, jitter_joints=5)
 
 
-def preset_config(preset: Preset, dataset: str = "synthetic") -> Config:
-    """The settings of a preset; PKU-MMD has a longer schedule in preset paper (section 4.2)."""
+def preset_config(
+    preset: Preset,
+    dataset: str = "synthetic",
+    method: str = "a2mc",
+    backbone: str = "bigru",
+    allow: Collection[str] = (),
+) -> Config:
+    """The settings of a preset; PKU-MMD has a longer schedule in preset paper (section 4.2). ``allow`` and errors as of
+    `fastmc.registry.find`."""
+    kinds = find_encoder(backbone, allow), find_method(method, allow)
+    encoder, settings = (kind.Config(**kind.presets.get(preset, {})) for kind in kinds)
+    chosen: dict[str, Any] = {"preset": preset, "dataset": dataset, "method": method, "backbone": backbone}
+    chosen |= {"encoder": encoder, "settings": settings}
     if preset == "paper":
         pku = dataset.startswith("pku")
-        return Config(preset=preset, optim=OptimConfig(epochs=1000, milestones=(800,)) if pku else OptimConfig())
+        return Config(**chosen, optim=OptimConfig(epochs=1000, milestones=(800,)) if pku else OptimConfig())
     small = preset == "small"
     return Config(
-        preset=preset,
+        **chosen,
         frames=64 if small else 32,
-        encoder=EncoderConfig(encoder="2x256" if small else "1x128"),
         augment=CPU_AUGMENT,
-        contrast=ContrastConfig(bank_size=4096 if small else 1024, ema=0.99),
         optim=OptimConfig(
             optimizer="adamw",
             lr=1e-3 if small else 2e-3,
@@ -179,18 +203,48 @@ def preset_config(preset: Preset, dataset: str = "synthetic") -> Config:
     )
 
 
-def parse(args: Sequence[str] | None = None) -> Config:
-    """The command line to a Config. --preset and --dataset are read first, since they set the other flags' defaults."""
+class RunFolderError(ValueError):
+    """A folder is no run folder, or holds something that this command must not continue or overwrite."""
 
-    @dataclass
-    class First:
-        preset: Preset | None = None
-        dataset: str = "synthetic"
 
-    first, _ = tyro.cli(First, args=args, return_unknown_args=True, add_help=False)
-    preset = first.preset or ("tiny" if first.dataset == "synthetic" else "paper")
-    default = replace(preset_config(preset, first.dataset), dataset=first.dataset)
-    return tyro.cli(Config, prog="python -m train.run", args=args, default=default, config=(tyro.conf.OmitArgPrefixes,))
+def load_config(folder: Path, allow: Collection[str] = ()) -> Config:
+    """The settings of the run in ``folder``, from its config.json; what is newer than the run has its default.
+
+    Args:
+        allow: methods and encoders of the user's own that may be imported, should the run be of one.
+
+    Raises:
+        RunFolderError: there is none, or it is damaged, or not of fastmc. ValueError: as of `fastmc.registry.find`.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        fault = "has no config.json" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
+        raise RunFolderError(f"{folder} is no run folder (it {fault}); python -m train.run --out {folder} makes one")
+    remedy = "name a folder that python -m train.run made"
+    with reading(f"{path} is damaged or not of fastmc", RunFolderError, remedy=remedy, passing=(NotAllowed,)):
+        plain = upgraded(json.loads(read_text(path)))
+        if not {"optim", "settings"} <= set(plain):
+            raise ValueError("settings are missing")
+        return config_of(plain, allow)
+
+
+def upgraded(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain settings as fastmc 0.1 wrote them, in the places that they have now."""
+    plain = dict(plain)
+    if "contrast" in plain:
+        contrast = {**plain.pop("contrast"), **plain.pop("attack", {})}
+        data, step = dict(plain.get("data", {})), dict(plain.get("step", {}))
+        step |= {name: contrast.pop(name) for name in ("impl", "precision") if name in contrast}
+        step |= {name: data.pop(name) for name in ("view_impl",) if name in data}
+        plain |= {"method": contrast.pop("method", "a2mc"), "settings": contrast, "data": data, "step": step}
+    return plain
+
+
+def config_of(plain: Mapping[str, Any], allow: Collection[str] = ()) -> Config:
+    """The inverse of `to_plain` of a Config. ValueError for a setting that there is not; else as `load_config`."""
+    method = find_method(plain.get("method", Config.method), allow)
+    encoder = find_encoder(plain.get("backbone", Config.backbone), allow)
+    return from_plain(Config, plain, settings=method.Config, encoder=encoder.Config)
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -198,9 +252,10 @@ def to_plain(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
-def from_plain(cls: type, values: Mapping[str, Any]) -> Any:
-    """The inverse of `to_plain`; ValueError for a key that the dataclass does not have."""
-    hints = typing.get_type_hints(cls)
+def from_plain(cls: type, values: Mapping[str, Any], **types: type) -> Any:
+    """The inverse of `to_plain`; ValueError for a key that the dataclass does not have. ``types``: of fields whose
+    annotation is of a base class."""
+    hints = typing.get_type_hints(cls) | types
     unknown = set(values) - set(hints)
     if unknown:
         raise ValueError(f"{cls.__name__} has no setting named {', '.join(sorted(unknown))}")

@@ -1,0 +1,130 @@
+"""What an encoder of skeleton clips is to the rest: settings, layout of its input, a representation, and a head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastmc.checks import Count, check_ranges
+
+
+class ClipShape(NamedTuple):
+    """What an encoder is built for: clips of T frames of M bodies of V joints."""
+
+    joints: int
+    bodies: int
+    frames: int = 64
+
+    @property
+    def width(self) -> int:
+        """Numbers of a frame, V * M * 3."""
+        return self.joints * self.bodies * 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Settings that every encoder has; its own class adds those of its kind. Each becomes a flag of train.run."""
+
+    feature_dim: Count = 128
+    """D, the size of the contrastive features."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    @property
+    def says(self) -> str:
+        """Kind and size of the encoder, for people."""
+        return type(self).__name__.removesuffix("Config")
+
+
+class Encoder(nn.Module):
+    """An encoder: clips to a representation h, and by its head to unit features f.
+
+    A new kind is one file with a subclass: ``__init__`` builds it and sets ``representation_dim`` and `mlp_head`, and
+    ``body`` computes. Its clips come as ``layout`` says: "sequence", (n, T, V * M * 3) with the coordinates of a joint
+    next to each other and the bodies of a joint before the next joint; or "graph", (n, 3, T, V, M).
+
+    Attributes:
+        Config: class of its settings. presets: by preset, what of these differs from their defaults.
+        in_float32: names of the parts that stay in float32 in mixed precision, such as normalisation.
+        shape: of the clips. representation_dim: H, what kNN and the linear classifier see.
+        head: h (n, H) to features (n, D) before they get unit length; a method may set another one.
+    """
+
+    Config: ClassVar[type[EncoderConfig]] = EncoderConfig
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    layout: ClassVar[Literal["sequence", "graph"]] = "sequence"
+    in_float32: ClassVar[tuple[str, ...]] = ()
+    representation_dim: int
+    head: nn.Module
+
+    def __init__(self, config: EncoderConfig, shape: ClipShape) -> None:
+        super().__init__()
+        self.config, self.shape = config, shape
+
+    def body(self, x: Tensor, views: int) -> Tensor:
+        """Representations (n, H) of clips in this encoder's layout: ``views`` views of n / views clips, one after the
+        other; what takes statistics of a batch has to take them of each view on its own."""
+        raise NotImplementedError(f"{type(self).__name__} has no body")
+
+    def represent(self, x: Tensor, views: int = 1) -> Tensor:
+        """Representation before the head (n, H): what kNN and the linear classifier see.
+
+        Args:
+            x: (n, T, V * M * 3), the views one after the other.
+            views: how many views the batch holds.
+
+        Raises:
+            ValueError: x has another shape, or is no whole number of views.
+        """
+        if x.dim() != 3 or x.shape[-1] != self.shape.width:
+            raise ValueError(f"x must be (B, T, {self.shape.width}), got {tuple(x.shape)}")
+        if views < 1 or len(x) % views:
+            raise ValueError(f"views = {views} does not divide the batch of {len(x)}")
+        if self.layout == "graph":
+            x = x.unflatten(2, (self.shape.joints, self.shape.bodies, 3)).permute(0, 4, 1, 2, 3)
+        return self.body(x, views)
+
+    def forward(self, x: Tensor, views: int = 1) -> Tensor:
+        """Unit features (n, D), in float32 at least."""
+        return self.after(self.represent(x, views))
+
+    def after(self, h: Tensor) -> Tensor:
+        """Representations (n, H) to unit features (n, D); lengths are taken in float32 at least."""
+        f = self.head(h)
+        return F.normalize(f.to(torch.promote_types(f.dtype, torch.float32)), dim=-1)
+
+    @contextmanager
+    def fixed(self) -> Iterator[None]:
+        """Within: clips do not influence each other, no statistic changes, and no weight asks for a gradient."""
+        training, learning = self.training, [p for p in self.parameters() if p.requires_grad]
+        self.eval().requires_grad_(False)
+        try:
+            yield
+        finally:
+            self.train(training)
+            for parameter in learning:
+                parameter.requires_grad_()
+
+    def compile_around(self, backend: str = "inductor") -> None:
+        """Compile what of the encoder torch.compile may enter; by default nothing."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the encoder computes in, but for its parts in float32."""
+        return next(self.head.parameters()).dtype
+
+
+def mlp_head(representation_dim: int, feature_dim: int) -> nn.Sequential:
+    """The projection head of this family: H to H, ReLU, H to D."""
+    return nn.Sequential(
+        nn.Linear(representation_dim, representation_dim),
+        nn.ReLU(inplace=True),
+        nn.Linear(representation_dim, feature_dim),
+    )
