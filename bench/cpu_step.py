@@ -27,7 +27,7 @@ from fastmc.checks import check_number
 from fastmc.config import Preset, preset_config
 from fastmc.data.parallel import usable_cores
 from fastmc.data.placed.resident import ResidentStore
-from fastmc.encoders.bigru import Encoder
+from fastmc.encoders.bigru import BiGRU
 from train.engine.host_memory import keep_freed_memory
 
 Way = Literal["fastmc", "freed memory given back", "norm applied apart"]
@@ -65,7 +65,7 @@ def turn_of(settings: CpuStep, way: Way) -> Callable[[], tuple[float, float]]:
     if way != "freed memory given back":
         keep_freed_memory()
     if way == "norm applied apart":
-        Encoder._folds = lambda self, x: False  # type: ignore[method-assign]
+        BiGRU._folds = lambda self, x: False  # type: ignore[method-assign]
     config = preset_config(settings.preset, "synthetic")
     batch = config.optim.batch_size
     with tempfile.TemporaryDirectory() as folder:

@@ -8,15 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from bench.measure import Method, Turns
 from bench.ntu_like import write_ntu_like
-from bench.step import Ours
+from bench.step import Ours, make_data
 from fastmc.config import Config
-from fastmc.data.placed.resident import PlacedStore, ResidentStore
-from fastmc.methods.a2mc import A2MC, OF_ATTACKED, OF_CLIPS
-from fastmc.views.make import whole_clips
+from fastmc.data.placed.resident import ResidentStore
 
 STEP, DATA = "whole step", "its data"
 BATCHES = 8
@@ -42,15 +39,3 @@ def race(config: Config, batch: int, method: Method) -> Turns:
     turns.enter(STEP, whole_step, compiles=True)
     turns.enter(DATA, its_data, compiles=True)
     return turns
-
-
-@torch.no_grad()
-def make_data(model: A2MC, store: PlacedStore, ids: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """All that a step does before an encoder sees anything: x of eq. 5, (B, T, V * M * 3), and the four views
-    (4, B, T, V * M * 3), of which 1 and 2 are made of x as if it had been attacked."""
-    clips = store.select(ids)
-    x = whole_clips(clips, model.skeleton, model.frames)
-    views = torch.empty(4, *x.shape, device=x.device)
-    model.views(clips, ids, step, OF_CLIPS, out=views[:2])
-    model.views(clips, ids, step, OF_ATTACKED, attacked=x, out=views[2:])
-    return x, views

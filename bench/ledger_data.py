@@ -33,8 +33,8 @@ from bench.ledger_rows import (
 )
 from fastmc.arguments import check_choice
 from fastmc.checks import check_number
-from fastmc.methods.a2mc import OF_ATTACKED, OF_CLIPS
-from fastmc.methods.attack import MODULES, AttackConfig
+from fastmc.methods.a2mc import OF_ATTACKED, OF_CLIPS, A2MCConfig
+from fastmc.methods.attack import MODULES
 from fastmc.skeleton import NTU25
 from fastmc.views.clips import STREAMS, DenseClips, PackedClips, Stream
 from fastmc.views.draw import AugmentConfig, ViewParams, draw_params, identity_params
@@ -100,7 +100,7 @@ class DataStep:
         choices = each(lambda: self.draw(clips.num_frames, sample, OF_CLIPS, impl))
         each(lambda: make_views(clips, choices, NTU25, out=x[:2], **views))
 
-        attack, config = importlib.import_module(MODULES[impl]), AttackConfig()
+        attack, config = importlib.import_module(MODULES[impl]), A2MCConfig()
         whole = each(lambda: whole_clips(clips, NTU25, self.frames, impl=impl))
         logits, gradient = torch.ones(self.batch, config.attack_classes, device=device), torch.ones_like(whole)
         each(lambda: attack.logit_gradient(logits))
@@ -135,7 +135,7 @@ class DataStep:
         clips, sample = self.clips("cpu"), torch.arange(self.batch)
         whole = identity_params(torch.zeros_like(clips.num_frames), clips.num_frames, JOINTS)
         drawn, hard = (self.draw(clips.num_frames, sample, views, "torch") for views in (OF_CLIPS, OF_ATTACKED))
-        ids, logits = 2 * 8 * self.batch, self.batch * AttackConfig.attack_classes
+        ids, logits = 2 * 8 * self.batch, self.batch * A2MCConfig.attack_classes
         return [
             ids + 4 * drawn.table.numel(),
             self.bytes_of_views(drawn, clips, self.torch_dtype),

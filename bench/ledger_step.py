@@ -24,9 +24,11 @@ from bench.providers import Case
 from fastmc.arguments import check_choice
 from fastmc.config import OptimConfig
 from fastmc.encoders.amp import AMP
-from fastmc.encoders.bigru import EncoderConfig
-from fastmc.methods.a2mc import A2MC, OF_ATTACKED, OF_CLIPS, ContrastConfig
-from fastmc.methods.attack import AttackConfig
+from fastmc.encoders.bigru import BiGRU, BiGRUConfig
+from fastmc.encoders.recurrent import flatten_
+from fastmc.methods import build_method
+from fastmc.methods.a2mc import A2MC, OF_ATTACKED, OF_CLIPS, A2MCConfig
+from fastmc.methods.base import Setup
 from fastmc.reference import step as reference
 from fastmc.skeleton import NTU25
 from fastmc.views.draw import AugmentConfig, draw_params
@@ -92,8 +94,8 @@ class TrainingStep:
         )
 
     @property
-    def network(self) -> EncoderConfig:
-        return EncoderConfig(self.encoder, feature_dim=self.case.dim)
+    def network(self) -> BiGRUConfig:
+        return BiGRUConfig(self.encoder, feature_dim=self.case.dim)
 
     @property
     def data(self) -> DataStep:
@@ -106,24 +108,25 @@ class TrainingStep:
         clips = ntu_like_clips(self.case.batch, self.bodies, "meta")
         with as_on_a_gpu(), compile_launches(target) as launches:
             step = self.stepper()
-            return count_parts(lambda: step.advance(clips, filling=False), launches)
+            return count_parts(lambda: step.advance(clips), launches)
 
     def stepper(self) -> PretrainStep:
         """The step on tensors without memory; to be made and advanced `as_on_a_gpu`."""
         c = self.case
-        contrast = ContrastConfig(bank_size=c.bank, mix=c.mix, impl="triton", precision=self.precision)  # type: ignore[arg-type]
-        model = A2MC(
+        setup = Setup(
             NTU25,
             self.bodies,
-            encoder=self.network,
-            augment=AugmentConfig(),
-            attack=AttackConfig(),
-            contrast=contrast,
+            BiGRU,
+            self.network,
             frames=self.frames,
+            impl="triton",
+            precision=self.precision,  # type: ignore[arg-type]
             view_impl="triton",
-        ).to("meta")
-        for encoder in (model.query, model.key):
-            encoder.recurrent.flatten_()  # as nn.GRU does when it is moved to a GPU
+        )
+        model = build_method(A2MC, A2MCConfig(bank_size=c.bank, mix=c.mix), setup).to("meta")
+        for module in model.modules():
+            if isinstance(module, torch.nn.GRU):
+                flatten_(module)  # as nn.GRU does when it is moved to a GPU
         return PretrainStep(model, OptimConfig(), c.batch, amp=self.amp)
 
     def count_plain(self) -> dict[str, PartWork]:
@@ -134,7 +137,7 @@ class TrainingStep:
         choices = self.choices(packed.num_frames)
         with torch.device("meta"):
             query, key = (reference.Encoder(self.data.width, hidden, layers, c.dim) for _ in range(2))
-            fc = torch.nn.Linear(2 * hidden, AttackConfig.attack_classes)
+            fc = torch.nn.Linear(2 * hidden, A2MCConfig.attack_classes)
             bank, momentum, mixing = torch.empty(c.bank, c.dim), torch.empty(c.bank, c.dim), torch.empty(c.bank)
         key.requires_grad_(False)
         fc.requires_grad_(False)
@@ -176,7 +179,7 @@ class TrainingStep:
     def update_rows(self) -> list[dict[str, Any]]:
         """Of `kernels.update`, if it is what updates the encoders."""
         with as_on_a_gpu():
-            update = self.stepper().query_update
+            update = self.stepper().update
         if not isinstance(update, WholeUpdate):
             return []
         return [update_row(group, scaled=update.scale is not None) for group in update.groups]

@@ -15,7 +15,7 @@ from bench.machine import conditions, provenance
 from bench.measure import Method, Turns, quotient, times
 from bench.parity import ParityError
 from fastmc.checks import check_number
-from fastmc.encoders.bigru import EncoderConfig
+from fastmc.encoders.bigru import BiGRUConfig
 from fastmc.encoders.recurrent import SequenceGRU
 
 FASTMC, PYTORCH = "fastmc", "nn.GRU"
@@ -39,7 +39,7 @@ class CompareGRU(Method):
         super().__post_init__()
         for name in ("batch", "frames"):
             check_number(name, getattr(self, name), at_least=1)
-        _ = EncoderConfig(self.encoder).size
+        _ = BiGRUConfig(self.encoder).size
 
 
 class PlainGRU(nn.GRU):
@@ -82,7 +82,7 @@ def race(settings: CompareGRU, inputs: int = 150) -> Turns:
         ParityError: they differ.
     """
     turns = Turns(settings)
-    layers, hidden = EncoderConfig(settings.encoder).size
+    layers, hidden = BiGRUConfig(settings.encoder).size
     torch.manual_seed(0)
     plain = PlainGRU(inputs, hidden, layers, batch_first=True, bidirectional=True)
     ours = SequenceGRU(inputs, hidden, layers)

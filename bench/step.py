@@ -24,26 +24,27 @@ from bench.parity import BUDGET, ParityError
 from bench.providers import PROVIDERS, Case, Mix
 from bench.stepwise import FramewiseEncoder, Loader, NumpyClips, Sample, StepwiseStep, framewise_name
 from bench.views import Clips, ViewsCase, choices_of, noise_of
+from fastmc.build import ClipLayout, build_model
 from fastmc.config import Config, OptimConfig, StepConfig, preset_config
 from fastmc.data.placed.resident import PlacedStore
-from fastmc.encoders.bigru import EncoderConfig, Reading
-from fastmc.methods.a2mc import OF_ATTACKED, OF_CLIPS, ContrastConfig
+from fastmc.encoders.bigru import BiGRUConfig, Reading, ViewNorm
+from fastmc.methods.a2mc import A2MC, OF_ATTACKED, OF_CLIPS, X0, X1, X2, X3, A2MCConfig
 from fastmc.methods.attack import attack_loss
+from fastmc.methods.base import Batch
 from fastmc.reference import step as reference
 from fastmc.views.clips import PackedClips
 from fastmc.views.draw import COLUMNS, ViewParams, draw_params
-from fastmc.views.make import whole_clips
 from train.engine.choices import choose_amp, choose_compile, choose_graph, choose_overlap
 from train.engine.graph import GraphedStep
-from train.engine.loop import build_model, build_step, graph_step
-from train.engine.step import FaultWatch, StepMetrics
+from train.engine.loop import build_step, graph_step
+from train.engine.step import FaultWatch
 
 OURS, REFERENCE, ENCODER = "fastmc", "plain reference", "fastmc's encoder calls alone"
 OURS_STEPWISE, STEPWISE = "fastmc, stepwise reading", "as earlier codes, stepwise reading"
 BATCHES = 8
 """Batches that the timed steps go through, over and over again."""
 State = dict[str, Tensor]
-"""What a step changes, by name: query.*, key.* and velocity.* with the names of `fastmc.encoders.bigru.Encoder`,
+"""What a step changes, by name: query.*, key.* and velocity.* with the names of `fastmc.encoders.bigru.BiGRU`,
 bank.entries, bank.momentum."""
 
 
@@ -75,8 +76,8 @@ class StepCase:
         return replace(
             preset_config("paper"),
             frames=self.frames,
-            encoder=EncoderConfig(self.encoder, reading=reading, feature_dim=self.dim),
-            contrast=ContrastConfig(bank_size=self.bank, mix=self.mix),
+            encoder=BiGRUConfig(self.encoder, reading, feature_dim=self.dim),
+            settings=A2MCConfig(bank_size=self.bank, mix=self.mix),
             optim=OptimConfig(batch_size=self.batch),
             step=StepConfig(amp="fp32"),
         )
@@ -88,7 +89,7 @@ class StepCase:
 def start_state(config: Config, store: PlacedStore, device: torch.device) -> State:
     """A state as in the middle of a run, where every part of a step shows: the key encoder is not the query encoder,
     velocities are not zero, no bank row has unit length, the input norm has seen data."""
-    models = [build_model(replace(config, seed=config.seed + n), store, device) for n in range(2)]
+    models = [a2mc(replace(config, seed=config.seed + n), store, device) for n in range(2)]
     generator = torch.Generator().manual_seed(config.seed)
 
     def noise(like: Tensor) -> Tensor:
@@ -97,7 +98,7 @@ def start_state(config: Config, store: PlacedStore, device: torch.device) -> Sta
     state: State = {}
     for name, encoder in (("query", models[0].query), ("key", models[1].key)):
         norm = encoder.norm
-        assert norm is not None and norm.running_mean is not None and norm.running_var is not None
+        assert isinstance(norm, ViewNorm) and norm.running_mean is not None and norm.running_var is not None
         norm.running_mean.copy_(0.1 * noise(norm.running_mean))
         norm.running_var.copy_(0.25 * (1 + noise(norm.running_var).square()))
         state |= {f"{name}.{key}": value.clone() for key, value in encoder.state_dict().items()}
@@ -124,7 +125,7 @@ def live_state(
 
 
 def renamed(live: State, names: Iterable[str]) -> State:
-    """What lies under these names of `fastmc.encoders.bigru.Encoder`, where a side may have those of
+    """What lies under these names of `fastmc.encoders.bigru.BiGRU`, where a side may have those of
     `FramewiseEncoder`."""
     return {name: live[framewise_name(name)] for name in names}
 
@@ -151,8 +152,8 @@ class Ours:
     def __init__(self, config: Config, store: PlacedStore, start: State | None = None) -> None:
         """``start``: by default that of a fresh run."""
         self.config, self.store, device = config, store, store.device
-        self.model = build_model(config, store, device)
-        choices = choose_amp(config.step, device), choose_overlap(config, device)
+        self.model = a2mc(config, store, device)
+        choices = choose_amp(config.step, device), choose_overlap(config, device, has_work=self.model.overlaps)
         self.stepper = build_step(config, self.model, *(choice.value for choice in choices))
         if choose_compile(config.step, device).value == "on":
             self.stepper.compile_around()
@@ -165,7 +166,7 @@ class Ours:
 
     def live_state(self) -> State:
         model, bank = self.model, self.model.bank
-        optimizer = self.stepper.query_update.optimizer
+        optimizer = self.stepper.update.optimizer
         return live_state(model.query, model.key, bank.entries, bank.momentum, optimizer)
 
     @property
@@ -176,12 +177,30 @@ class Ours:
     def __call__(self, ids: Tensor, number: int) -> reference.Metrics:
         self.stepper.prepare(ids, number, self.config.optim.lr)
         if self._graphed is None:
-            self.stepper.advance(self.store.select(self.stepper.sample), filling=False)
+            self.stepper.advance(self.store.select(self.stepper.sample))
         else:
             self._graphed()
         if self._watch.sees_a_fault():
             self.stepper.check()
-        return dict(zip(StepMetrics._fields, self.stepper.metrics, strict=True))
+        return {metric.name: value for metric, value in zip(A2MC.metrics, self.stepper.metrics, strict=True)}
+
+
+def a2mc(config: Config, layout: ClipLayout, device: torch.device) -> A2MC:
+    """The method at hand."""
+    model = build_model(config, layout, device)
+    assert isinstance(model, A2MC)
+    return model
+
+
+@torch.no_grad()
+def make_data(model: A2MC, store: PlacedStore, ids: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """All that a step does before an encoder sees anything: x of eq. 5, (B, T, V * M * 3), and the four views
+    (4, B, T, V * M * 3) as the step has them, of which x1 and x2 are made of x as if it had been attacked."""
+    batch = Batch(model.setup, model.views, store.select(ids), ids, step)
+    x = batch.whole()
+    batch.make(X0, X3)
+    batch.make(X1, X2, of=x)
+    return x, batch.x
 
 
 class Plain:
@@ -189,8 +208,8 @@ class Plain:
 
     def __init__(self, config: Config, store: PlacedStore, start: State) -> None:
         self.config, self.store = config, store
-        self.model = build_model(config, store, store.device)
-        self.query, self.key = plain_encoders(config, self.model.query.input_size, store.device)
+        self.model = a2mc(config, store, store.device)
+        self.query, self.key = plain_encoders(config, self.model.setup.shape.width, store.device)
         self.optimizer = plain_optimizer(config, self.query)
         self._names = tuple(start)
         load(self.live_state(), start)
@@ -223,8 +242,8 @@ class Plain:
 def stepwise_step(config: Config, clips: Clips, start: State, loader: Loader) -> tuple[StepwiseStep, State]:
     """The step as earlier codes write it, and its live state."""
     store = clips.packed
-    model = build_model(config, store, store.device)
-    query, key = plain_encoders(config, model.query.input_size, store.device)
+    model = a2mc(config, store, store.device)
+    query, key = plain_encoders(config, model.setup.shape.width, store.device)
     optimizer, bank = plain_optimizer(config, query), model.bank
     learning = (query, key, model.attack_head, optimizer, bank.entries, bank.momentum, model.coefficients)
     step = StepwiseStep(*learning, clips=clips, loader=loader, **plain_settings(config))
@@ -235,8 +254,10 @@ def stepwise_step(config: Config, clips: Clips, start: State, loader: Loader) ->
 
 def plain_encoders(config: Config, width: int, device: torch.device) -> tuple[reference.Encoder, reference.Encoder]:
     """Query and key encoder in the config's reading, for clips of so many numbers a frame."""
-    (layers, hidden), dim = config.encoder.size, config.encoder.feature_dim
-    kind = reference.Encoder if config.encoder.reading == "sequence" else FramewiseEncoder
+    encoder = config.encoder
+    assert isinstance(encoder, BiGRUConfig)
+    (layers, hidden), dim = encoder.size, encoder.feature_dim
+    kind = reference.Encoder if encoder.reading == "sequence" else FramewiseEncoder
     query, key = (kind(width, hidden, layers, dim).to(device) for _ in range(2))
     return query, key
 
@@ -251,11 +272,12 @@ def plain_optimizer(config: Config, query: torch.nn.Module) -> torch.optim.Optim
 
 def plain_settings(config: Config) -> dict[str, Any]:
     """Those of `fastmc.reference.step.pretrain_step` that a config has."""
-    c = config.contrast
+    c = config.settings
+    assert isinstance(c, A2MCConfig)
     names = ("temperature", "bank_temperature", "bank_lr", "bank_momentum", "bank_weight_decay", "ema", "mix")
     return {name: getattr(c, name) for name in names} | {
-        "eps": config.attack.attack_lr,
-        "eta": config.attack.attack_norm,
+        "eps": c.attack_lr,
+        "eta": c.attack_norm,
     }
 
 
@@ -298,17 +320,13 @@ class EncoderCalls:
     the attack's pass and the gradient of its input, the query encoder's pass over three views and back."""
 
     def __init__(self, config: Config, store: PlacedStore, start: State, ids: Tensor) -> None:
-        self.model = model = build_model(config, store, store.device)
+        self.model = model = a2mc(config, store, store.device)
         for name, encoder in (("query", model.query), ("key", model.key)):
             encoder.load_state_dict(under(start, f"{name}."))
             if choose_compile(config.step, store.device).value == "on":
                 encoder.compile_around()
         model.train()
-        clips = store.select(ids)
-        self.x = whole_clips(clips, model.skeleton, model.frames)
-        self.views = model.room_for_views(len(ids))
-        model.views(clips, ids, 0, OF_CLIPS, out=self.views[:2])
-        model.views(clips, ids, 0, OF_ATTACKED, attacked=self.x, out=self.views[2:])
+        self.x, self.views = make_data(model, store, ids, 0)
         generator = torch.Generator().manual_seed(0)
         shape = (3 * len(ids), config.encoder.feature_dim)
         self.df = torch.randn(shape, generator=generator).to(store.device) / len(ids)
@@ -335,7 +353,7 @@ class EncoderCalls:
 
     def expected(self, config: Config, start: State) -> State:
         """The same of the reference's encoder, a view at a time."""
-        query, key = plain_encoders(config, self.model.query.input_size, self.x.device)
+        query, key = plain_encoders(config, self.model.setup.shape.width, self.x.device)
         query.load_state_dict(under(start, "query."))
         key.load_state_dict(under(start, "key."))
         found: State = {}
@@ -368,7 +386,7 @@ def compare(name: str, case: StepCase, before: State, found: State, truth: State
         ParityError: it uses more than all of it, or is not finite; the message names the tensor.
     """
     worst = 0.0
-    tau = min(case.config().contrast.temperature, case.config().contrast.bank_temperature)
+    tau = min(A2MCConfig.temperature, A2MCConfig.bank_temperature)
     for part, exact in truth.items():
         exact = exact.double()
         change = exact - before[part].double() if part in before else exact

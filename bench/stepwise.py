@@ -51,7 +51,7 @@ class FramewiseEncoder(reference.Encoder):
 
 
 def framewise_name(name: str) -> str:
-    """Of a weight of `FramewiseEncoder`, given that of `fastmc.encoders.bigru.Encoder` with ``reading="stepwise"``: the
+    """Of a weight of `FramewiseEncoder`, given that of `fastmc.encoders.bigru.BiGRU` with ``reading="stepwise"``: the
     GRUs ``layers.2.0`` and ``layers.2.1`` are the third layer's two directions."""
     prefix, found, rest = name.partition("recurrent.layers.")
     if not found:

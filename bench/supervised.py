@@ -22,8 +22,9 @@ from fastmc.data.placed.placement import place_store
 from fastmc.data.placed.resident import PlacedStore
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import represent
-from fastmc.methods.a2mc import A2MC, BASIC_QUERY, STRONG
+from fastmc.methods.base import Batch, Method, View
 from fastmc.progress import progress_bar
+from fastmc.views.draw import BASIC_QUERY, STRONG
 from train.command.datasets import open_dataset
 from train.command.errors import USER_ERRORS
 from train.command.parse import parse
@@ -58,15 +59,19 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
+VIEWS = (View(BASIC_QUERY), View(STRONG, strong=True))
+
+
 def supervised_accuracy(config: Config, store: PackedStore) -> float:
     """Top-1 accuracy on the test clips, percent, after the last epoch."""
     assert config.protocol is not None
     placed, _ = place_store(store, "cpu", config.data)
     train, test = (torch.from_numpy(ids) for ids in store.split(config.protocol))
     model = build_model(config, store, torch.device("cpu"))
+    encoder = model.representation
     torch.manual_seed(config.seed)
-    classifier = nn.Linear(model.query.representation_dim, store.num_classes)
-    parameters = [*model.query.parameters(), *classifier.parameters()]
+    classifier = nn.Linear(encoder.representation_dim, store.num_classes)
+    parameters = [*encoder.parameters(), *classifier.parameters()]
     optimizer = build_optimizer(config.optim, parameters)
     model.train()
     step = 0
@@ -81,17 +86,15 @@ def supervised_accuracy(config: Config, store: PackedStore) -> float:
             step += 1
     with torch.no_grad():
         ratio, position = torch.full((len(test),), config.evaluation.test_crop), torch.full((len(test),), 0.5)
-        features = represent(
-            model.query, placed, test, config.stream, frames=config.frames, ratio=ratio, position=position
-        )
+        features = represent(encoder, placed, test, config.stream, frames=config.frames, ratio=ratio, position=position)
         hit = classifier(features).argmax(dim=1) == placed.label[test]
     return 100 * hit.double().mean().item()
 
 
-def _loss(model: A2MC, classifier: nn.Linear, placed: PlacedStore, ids: Tensor, step: int) -> Tensor:
-    clips = placed.select(ids)
-    x = model.views(clips, ids, step, (BASIC_QUERY, STRONG))
-    scores = classifier(model.query.represent(x.flatten(0, 1), views=2))
+def _loss(model: Method, classifier: nn.Linear, placed: PlacedStore, ids: Tensor, step: int) -> Tensor:
+    batch = Batch(model.setup, VIEWS, placed.select(ids), ids, step)
+    x = batch.make(*VIEWS)
+    scores = classifier(model.representation.represent(x.flatten(0, 1), views=2))
     return F.cross_entropy(scores, placed.label[ids].repeat(2))
 
 

@@ -12,8 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import fastmc.methods.attack as pieces
-from fastmc.encoders.bigru import Encoder, EncoderConfig
-from fastmc.methods.attack import AttackConfig, AttackHead, attack, attack_loss, limited_step, logit_gradient
+from fastmc.encoders.base import ClipShape
+from fastmc.encoders.bigru import BiGRU, BiGRUConfig
+from fastmc.methods.a2mc import A2MCConfig
+from fastmc.methods.attack import AttackHead, attack, attack_loss, limited_step, logit_gradient
 from fastmc.reference import attack as reference
 
 BATCH, FRAMES, HIDDEN, CLASSES = 5, 8, 16, 128
@@ -23,12 +25,12 @@ BATCH, FRAMES, HIDDEN, CLASSES = 5, 8, 16, 128
 def setting():
     torch.manual_seed(0)
     x, _ = cases.draw(BATCH, FRAMES, 25, 2)
-    return x, Encoder(EncoderConfig(encoder=f"2x{HIDDEN}"), 150), AttackHead(2 * HIDDEN, CLASSES)
+    return x, BiGRU(BiGRUConfig(encoder=f"2x{HIDDEN}"), ClipShape(25, 2)), AttackHead(2 * HIDDEN, CLASSES)
 
 
 def attacked(x, encoder, head, impl="auto", **config):
     with encoder.fixed():
-        return attack(x, lambda x: head(encoder.represent(x)), AttackConfig(**config), bodies=2, impl=impl)
+        return attack(x, lambda x: head(encoder.represent(x)), bodies=2, impl=impl, **config)
 
 
 @pytest.mark.parametrize("eta", [0.5, 1e-3, 1e3])
@@ -38,7 +40,7 @@ def test_equals_the_reference_in_float64(setting, eta):
     with encoder.fixed():
         want = reference.attack(x, encoder.represent, head, eta=eta, present=cases.present(x, 2))
     for impl in ("auto", "torch", "reference"):
-        got = attacked(x, encoder, head, impl, attack_norm=eta)
+        got = attacked(x, encoder, head, impl, limit=eta)
         torch.testing.assert_close(got, want, rtol=0, atol=1e-12 * max(1.0, min(eta, 10)))
         assert not got.requires_grad
 
@@ -81,7 +83,7 @@ def test_no_clip_moves_further_than_eta(limit, hostile):
 
 def test_zero_gradient_leaves_the_clip_through_the_whole_attack(setting):
     x, *_ = setting
-    assert torch.equal(attack(x, lambda x: 0.0 * x.flatten(1)[:, :CLASSES], AttackConfig(), bodies=2), x)
+    assert torch.equal(attack(x, lambda x: 0.0 * x.flatten(1)[:, :CLASSES], bodies=2), x)
 
 
 @pytest.mark.parametrize("name", LOGITS)
@@ -138,7 +140,7 @@ def test_a_gradient_of_one_number_for_all_elements(setting):
     """Autograd gives such a gradient as an expanded view, which nothing may write to."""
     x, *_ = setting
     weights = torch.linspace(0, 1, CLASSES)
-    got = attack(x, lambda x: x.sum(dim=(1, 2))[:, None] * weights * 1e-2, AttackConfig(), bodies=2)
+    got = attack(x, lambda x: x.sum(dim=(1, 2))[:, None] * weights * 1e-2, bodies=2)
     torch.testing.assert_close(cases.norms(x, got), torch.full((BATCH,), 0.5, dtype=torch.float64), rtol=1e-4, atol=0)
 
 
@@ -146,7 +148,7 @@ def test_moves_towards_the_uniform_distribution(setting):
     x, encoder, head = setting
     head.weight.data *= 20  # a peaked distribution to begin with
     # A step short enough for the gradient to tell the truth; nothing promises a descent for a long one.
-    moved = attacked(x, encoder, head, attack_norm=0.02)
+    moved = attacked(x, encoder, head, limit=0.02)
     with encoder.fixed():
         before, after = (attack_loss(head(encoder.represent(clips))) for clips in (x, moved))
     assert (after < before).all()
@@ -185,7 +187,7 @@ def test_no_weight_gradient_is_computed_by_counted_flops(setting):
         head(encoder.represent(x))
     with encoder.fixed(), FlopCounterMode(display=False) as both:
         # The counter's hooks do not bear a leaf as a module's input under autograd.grad: hence the factor.
-        attack(x, lambda x: head(encoder.represent(1.0 * x)), AttackConfig(), bodies=2)
+        attack(x, lambda x: head(encoder.represent(1.0 * x)), bodies=2)
     backward = both.get_total_flops() - forward.get_total_flops()
     assert backward == products_of_the_input_gradient()
 
@@ -226,7 +228,7 @@ def test_cudnn_is_asked_for_no_weight_gradient(setting):
         return head(out[-1])
 
     with Cudnn() as seen:
-        attack(x, classify, AttackConfig(), bodies=2)
+        attack(x, classify, bodies=2)
     assert seen.wanted == [[True, False, False, False]]
     with Cudnn() as seen:
         classify(x).sum().backward()
@@ -237,12 +239,12 @@ def test_nonsense_is_refused(setting):
     x, *_ = setting
     for clips, bodies in ((x, 4), (x, 0), (x[0], 2)):
         with pytest.raises(ValueError, match=r"x must be \(B, T, V \* \d \* 3\)"):
-            attack(clips, lambda x: x, AttackConfig(), bodies=bodies)
+            attack(clips, lambda x: x, bodies=bodies)
     with pytest.raises(ValueError, match="impl must be one of"):
-        attack(x, lambda x: x, AttackConfig(), bodies=2, impl="fast")
+        attack(x, lambda x: x, bodies=2, impl="fast")
 
 
 @pytest.mark.parametrize("name", ["attack_lr", "attack_norm", "attack_classes"])
 def test_config_refuses_nonsense(name):
     with pytest.raises(ValueError, match=name):
-        AttackConfig(**{name: 0})
+        A2MCConfig(**{name: 0})

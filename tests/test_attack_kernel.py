@@ -16,7 +16,7 @@ import kernels
 from bench.aot import compile_launches, report
 from bench.counting import count_operators
 from bench.resources import Report
-from fastmc.methods.attack import AttackConfig, attack
+from fastmc.methods.attack import attack
 from kernels import attack as pieces
 
 FULL = {"frames": 64, "joints": 25, "bodies": 2}
@@ -82,9 +82,7 @@ def test_two_launches_around_the_encoder_and_nothing_else(monkeypatch):
     monkeypatch.setattr(kernels, "unavailable_reason", lambda device: None)
     x, _ = cases.draw(4, 7, 25, 2)
     weights = torch.randn(7 * 150, 16)
-    counts = count_operators(
-        lambda: attack(x, lambda x: x.flatten(1) @ weights, AttackConfig(), bodies=2, impl="triton")
-    )
+    counts = count_operators(lambda: attack(x, lambda x: x.flatten(1) @ weights, bodies=2, impl="triton"))
     assert launched == ["_logit_gradient_kernel", "_limited_step_kernel"]
     assert counts["launches"] == 2  # the product and its gradient, which stand for the encoder
 

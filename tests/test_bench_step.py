@@ -40,7 +40,8 @@ from bench.step import (
 )
 from bench.stepwise import AHEAD, FramewiseEncoder, Loader, framewise_name
 from bench.views import Clips, ViewsCase
-from fastmc.encoders.bigru import Encoder, EncoderConfig, ViewNorm
+from fastmc.encoders.base import ClipShape
+from fastmc.encoders.bigru import BiGRU, BiGRUConfig, ViewNorm
 from train.engine.step import PretrainStep
 
 CASE = StepCase("own", batch=5, bank=33, dim=16, encoder="2x12", frames=12)
@@ -86,7 +87,7 @@ def test_everybody_makes_the_same_step_and_is_timed(mix):
 
 def test_the_framewise_encoder_is_ours_in_the_stepwise_reading():
     torch.manual_seed(0)
-    ours = Encoder(EncoderConfig("3x12", reading="stepwise", feature_dim=16), 30).double()
+    ours = BiGRU(BiGRUConfig("3x12", reading="stepwise", feature_dim=16), ClipShape(5, 2)).double()
     theirs = FramewiseEncoder(30, 12, 3, 16).double()
     theirs.load_state_dict({framewise_name(name): value for name, value in ours.state_dict().items()})
     x = torch.randn(5, 9, 30, dtype=torch.float64)
@@ -138,16 +139,16 @@ def spoilt_step(spoil: Callable[[PretrainStep], None]) -> Callable[[pytest.Monke
 
 
 def no_ema(built: PretrainStep) -> None:
-    built.key_update.step = lambda: None
+    built.followers = []
 
 
 def no_weight_decay(built: PretrainStep) -> None:
-    built.query_update.optimizer.param_groups[0]["weight_decay"] = 0.0
+    built.update.optimizer.param_groups[0]["weight_decay"] = 0.0
 
 
 def other_contrast(**changes: Any) -> Callable[[PretrainStep], None]:
     def spoil(built: PretrainStep) -> None:
-        built.model.contrast = replace(built.model.contrast, **changes)
+        built.model.config = replace(built.model.config, **changes)
 
     return spoil
 
@@ -161,7 +162,7 @@ def shared_statistics(built: PretrainStep) -> None:
 
 
 def smaller_attack(built: PretrainStep) -> None:
-    built.model.attack_config = replace(built.model.attack_config, attack_norm=0.49)
+    built.model.config = replace(built.model.config, attack_norm=0.49)
 
 
 WRONG_STEPS = {

@@ -14,10 +14,9 @@ import pytest
 from fastmc.checks import Count, Positive, Range, Whole, check_number, check_ranges, declared_ranges
 from fastmc.config import Config, LogConfig, OptimConfig, StepConfig
 from fastmc.data.placed.placement import DataConfig
-from fastmc.encoders.bigru import EncoderConfig
+from fastmc.encoders.bigru import BiGRUConfig
 from fastmc.evaluation import EvalConfig, FinetuneConfig
-from fastmc.methods.a2mc import ContrastConfig
-from fastmc.methods.attack import AttackConfig
+from fastmc.methods.a2mc import A2MCConfig
 from fastmc.views.draw import AugmentConfig
 from train.command.evaluation_settings import Ensemble, Finetune, Knn, Linear, Semi, Transfer
 from train.embed import Embed
@@ -33,7 +32,7 @@ NEEDED: dict[type, dict[str, Any]] = {
     Embed: {"run": HERE, "input": (HERE,), "out": HERE},
 }
 CLASSES = (
-    *(AttackConfig, AugmentConfig, ContrastConfig, DataConfig, EncoderConfig, EvalConfig, FinetuneConfig),
+    *(AugmentConfig, A2MCConfig, DataConfig, BiGRUConfig, EvalConfig, FinetuneConfig),
     *(Config, LogConfig, OptimConfig, StepConfig),
     *NEEDED,
 )

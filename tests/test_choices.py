@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from fastmc.config import Config, StepConfig
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.placed.streamed import StreamedStore
 from fastmc.data.store import PackedStore
-from train.engine.choices import choose_amp, choose_compile, choose_graph, choose_overlap
+from train.engine.choices import choose_amp, choose_compile, choose_graph
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -92,9 +93,9 @@ def test_cuda_graph(data_root):
     config = Config()
     assert choose_graph(config, resident, CUDA) == ("on", "the whole step")
     assert "--placement device" in choose_graph(config, streamed, CUDA).why
-    slow = replace(config, contrast=replace(config.contrast, impl="reference"))
+    slow = replace(config, step=replace(config.step, impl="reference"))
     assert "--impl reference reads" in choose_graph(slow, resident, CUDA).why
-    slow = replace(config, data=replace(config.data, view_impl="reference"))
+    slow = replace(config, step=replace(config.step, view_impl="reference"))
     assert "--view-impl reference reads" in choose_graph(slow, resident, CUDA).why
     assert "need an NVIDIA GPU" in choose_graph(config, resident, CPU).why
     off, on = (replace(config, step=StepConfig(cuda_graph=word)) for word in ("off", "on"))
@@ -106,12 +107,15 @@ def test_cuda_graph(data_root):
 
 def test_overlap(gpu):
     def of(asked: str, method: str = "a2mc") -> Config:
-        config = Config(step=StepConfig(overlap=asked))
-        return replace(config, contrast=replace(config.contrast, method=method))
+        return Config(step=StepConfig(overlap=asked), method=method)
 
-    assert choose_overlap(of("auto"), CUDA) == ("on", "the key encoder beside the attack")
-    assert choose_overlap(of("off"), CUDA) == ("off", "--overlap off")
-    assert choose_overlap(of("auto"), CPU) == ("off", "a second stream needs a GPU, not cpu")
-    assert choose_overlap(of("auto", "b1"), CUDA) == ("off", "--method b1 has no attack")
+    choose = partial(choose_overlap, has_work=True)
+    assert choose(of("auto"), CUDA) == ("on", "the key encoder beside the attack")
+    assert choose(of("off"), CUDA) == ("off", "--overlap off")
+    assert choose(of("auto"), CPU) == ("off", "a second stream needs a GPU, not cpu")
+    assert choose_overlap(of("auto", "b1"), CUDA, False) == (
+        "off",
+        "--method b1 has nothing to compute beside the rest",
+    )
     with pytest.raises(ValueError, match="overlap = 'on' is impossible: a second stream needs a GPU"):
-        choose_overlap(of("on"), CPU)
+        choose(of("on"), CPU)

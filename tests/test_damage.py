@@ -30,7 +30,8 @@ from fastmc.data.formats.pku import read_recording
 from fastmc.data.formats.skeleton_file import read_skeleton
 from fastmc.data.packing import PrepareError
 from fastmc.data.store import PackedStore, StoreError
-from fastmc.encoders.bigru import Encoder, EncoderConfig
+from fastmc.encoders.base import ClipShape
+from fastmc.encoders.bigru import BiGRU, BiGRUConfig
 from fastmc.encoders.released import encoder_of, read_released
 from fastmc.evaluation import EvalConfig, weights_digest
 from fastmc.evaluation.classifier import Classifier
@@ -156,12 +157,12 @@ def test_what_came_after_a_damaged_checkpoint_is_never_kept_instead_of_a_good_on
 
 
 @pytest.fixture
-def encoder() -> Encoder:
+def encoder() -> BiGRU:
     torch.manual_seed(0)
-    return Encoder(EncoderConfig(encoder="1x8"), 150)
+    return BiGRU(BiGRUConfig(encoder="1x8"), ClipShape(25, 2))
 
 
-def write_classifier(folder: Path, encoder: Encoder, **changes: float) -> Path:
+def write_classifier(folder: Path, encoder: BiGRU, **changes: float) -> Path:
     layer = torch.nn.Linear(encoder.representation_dim, 3)
     with torch.no_grad():
         layer.weight[0, 0] = changes.pop("weight", 0.5)

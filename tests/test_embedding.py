@@ -23,13 +23,14 @@ from fastmc.data.packing import NORMALISATION
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore, StoreError, StoreWriter
 from fastmc.data.synthetic import CLASS_NAMES, write_synthetic
-from fastmc.encoders.bigru import EncoderConfig
+from fastmc.encoders.bigru import BiGRUConfig
 from fastmc.evaluation import represent, weights_digest
 from fastmc.files import write_json
 from fastmc.reference import augment as reference
 from fastmc.skeleton import KINECT20, NTU25
+from fastmc.state import TrainingData
 from train import embed
-from train.engine.loop import Pretraining, describe_data
+from train.engine.loop import Pretraining
 
 NAMES = tuple(f"class {c}" for c in range(6))
 
@@ -42,11 +43,11 @@ def make_run(folder: Path, store: PackedStore, **settings: object) -> Path:
         protocol=store.protocols[0],
         out=folder,
         frames=16,
-        encoder=EncoderConfig(encoder="2x8"),
+        encoder=BiGRUConfig(encoder="2x8"),
         device="cpu",
         **settings,
     )
-    config = replace(config, optim=replace(config.optim, batch_size=2), contrast=replace(config.contrast, bank_size=16))
+    config = replace(config, optim=replace(config.optim, batch_size=2), settings=replace(config.settings, bank_size=16))
     folder.mkdir(parents=True)
     write_json(folder / "config.json", to_plain(config))
     pretraining = Pretraining(config, store, folder, torch.device("cpu"))
@@ -414,7 +415,7 @@ def test_a_checkpoint_that_does_not_describe_its_data_wants_the_store(run, store
 
 def test_the_description_is_the_one_that_the_trainer_writes(run, store):
     _, state = checkpoint.load_latest(run / "checkpoints")
-    assert state["data"] == describe_data(store)
+    assert state["data"] == TrainingData.of_store(store).to_plain()
     data = fastmc.load(run, device="cpu").data
     assert (data.skeleton, data.max_bodies, data.class_names) == (NTU25, 2, CLASS_NAMES)
     assert data.normalisation == NORMALISATION

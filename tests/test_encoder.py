@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from fastmc.encoders.bigru import Encoder, EncoderConfig, StepwiseGRU, ViewNorm
+from fastmc.encoders.base import ClipShape
+from fastmc.encoders.bigru import BiGRU, BiGRUConfig, StepwiseGRU, ViewNorm
 
 
-def make(reading="sequence", encoder="2x8", **settings) -> Encoder:
+def make(reading="sequence", encoder="2x8", **settings) -> BiGRU:
     torch.manual_seed(0)
-    return Encoder(EncoderConfig(encoder=encoder, reading=reading, feature_dim=16, **settings), input_size=12)
+    return BiGRU(BiGRUConfig(encoder=encoder, reading=reading, feature_dim=16, **settings), ClipShape(2, 2))
 
 
 @pytest.mark.parametrize("reading", ["sequence", "stepwise"])
@@ -92,7 +93,7 @@ def test_stepwise_equals_feeding_one_frame_at_a_time():
 def test_parameter_counts_of_the_named_sizes():
     def millions(size: str) -> float:
         with torch.device("meta"):
-            encoder = Encoder(EncoderConfig(encoder=size, input_norm=False), input_size=150)
+            encoder = BiGRU(BiGRUConfig(encoder=size, input_norm=False), ClipShape(25, 2))
         return sum(p.numel() for p in encoder.recurrent.parameters()) / 1e6
 
     assert round(millions("3x1024")) == 45
@@ -118,7 +119,7 @@ def test_fixed_uses_running_statistics_and_leaves_them():
 @pytest.mark.parametrize("size", ["", "3", "x8", "3x", "0x8", "3x-1", "axb"])
 def test_size_must_be_layers_by_hidden(size):
     with pytest.raises(ValueError, match="encoder must be LAYERSxHIDDEN"):
-        EncoderConfig(encoder=size)
+        BiGRUConfig(encoder=size)
 
 
 def test_wrong_input_is_named():
@@ -132,7 +133,7 @@ def test_wrong_input_is_named():
 def test_input_norm_s_affine_part_in_the_first_layer_s_weights_changes_nothing(reading, monkeypatch):
     """On a CPU: values, gradients of all parameters and running statistics, in float64, with it and without."""
     torch.manual_seed(0)
-    folded = Encoder(EncoderConfig(encoder="2x5", reading=reading, feature_dim=4), 6).double()
+    folded = BiGRU(BiGRUConfig(encoder="2x5", reading=reading, feature_dim=4), ClipShape(2, 1)).double()
     with torch.no_grad():
         folded.norm.weight.uniform_(0.5, 2)
         folded.norm.bias.normal_()
@@ -140,7 +141,7 @@ def test_input_norm_s_affine_part_in_the_first_layer_s_weights_changes_nothing(r
     plain._folds = lambda x: False
     x, weights = torch.randn(6, 7, 6, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
     taken = []
-    monkeypatch.setattr(folded, "standardised", lambda *args: taken.append(1) or Encoder.standardised(folded, *args))
+    monkeypatch.setattr(folded, "standardised", lambda *args: taken.append(1) or BiGRU.standardised(folded, *args))
     outputs = [encoder(x, views=3) for encoder in (folded, plain)]
     assert taken == [1], "the folded way was gone"
     torch.testing.assert_close(*outputs, rtol=1e-12, atol=1e-13)
@@ -154,7 +155,7 @@ def test_input_norm_s_affine_part_in_the_first_layer_s_weights_changes_nothing(r
 
 def test_inputs_that_want_a_gradient_go_through_the_input_norm_itself():
     torch.manual_seed(0)
-    encoder = Encoder(EncoderConfig(encoder="1x5", feature_dim=4), 6)
+    encoder = BiGRU(BiGRUConfig(encoder="1x5", feature_dim=4), ClipShape(2, 1))
     x = torch.randn(4, 7, 6, requires_grad=True)
     encoder.standardised = None  # would fail
     encoder(x).sum().backward()

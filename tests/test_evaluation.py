@@ -10,7 +10,8 @@ from view_cases import STREAMS, to_layout, true_stream
 
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
-from fastmc.encoders.bigru import Encoder, EncoderConfig
+from fastmc.encoders.base import ClipShape
+from fastmc.encoders.bigru import BiGRU, BiGRUConfig
 from fastmc.evaluation import (
     EvalConfig,
     FrozenFeatures,
@@ -91,7 +92,7 @@ def test_top5_counts_the_right_label_among_the_five_highest(monkeypatch):
 def encoder_and_store(data_root):
     torch.manual_seed(0)
     store = PackedStore.open(data_root / "small")
-    return Encoder(EncoderConfig(encoder="1x8"), 25 * 2 * 3), ResidentStore(store), store
+    return BiGRU(BiGRUConfig(encoder="1x8"), ClipShape(25, 2)), ResidentStore(store), store
 
 
 def test_frozen_features_are_the_encoder_s_of_the_named_crops(encoder_and_store):

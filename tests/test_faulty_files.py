@@ -26,7 +26,8 @@ from torch import nn
 from fastmc import checkpoint
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore, StoreWriter
-from fastmc.encoders.bigru import Encoder, EncoderConfig
+from fastmc.encoders.base import ClipShape
+from fastmc.encoders.bigru import BiGRU, BiGRUConfig
 from fastmc.evaluation import EvalConfig, FeatureCache, FeatureSource, Predictions
 from fastmc.figures import draw_attack, style
 from fastmc.figures import skeletons as plotting
@@ -102,7 +103,7 @@ def features_of(folder: Path) -> FeatureCache:
     root = folder.parent / "store"
     store = PackedStore.open(root) if root.exists() else write_small_store(root)
     torch.manual_seed(0)
-    encoder = Encoder(EncoderConfig(encoder="1x8"), 25 * 2 * 3)
+    encoder = BiGRU(BiGRUConfig(encoder="1x8"), ClipShape(25, 2))
     ids = map(torch.from_numpy, store.split("xsub"))
     source = FeatureSource(encoder, ResidentStore(store), *ids, "joint", EvalConfig(), frames=8, seed=3)
     return FeatureCache(folder, source, store_checksum="abc", protocol="xsub")

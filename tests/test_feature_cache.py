@@ -12,12 +12,13 @@ import torch
 
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
-from fastmc.encoders.bigru import Encoder, EncoderConfig
+from fastmc.encoders.base import ClipShape
+from fastmc.encoders.bigru import BiGRU, BiGRUConfig
 from fastmc.evaluation import EvalConfig, FeatureCache, FeatureSource, frozen_features, weights_digest
 from fastmc.evaluation.cache import ABOUT
 
 
-class Counting(Encoder):
+class Counting(BiGRU):
     """Counts the clips that it encodes."""
 
     clips = 0
@@ -32,7 +33,7 @@ def source(data_root) -> FeatureSource:
     torch.manual_seed(0)
     store = PackedStore.open(data_root / "small")
     train, test = (torch.from_numpy(ids) for ids in store.split("xsub"))
-    encoder = Counting(EncoderConfig(encoder="1x8"), 25 * 2 * 3)
+    encoder = Counting(BiGRUConfig(encoder="1x8"), ClipShape(25, 2))
     return FeatureSource(encoder, ResidentStore(store), train, test, "joint", EvalConfig(), frames=16, seed=3)
 
 
@@ -175,10 +176,10 @@ def test_a_fault_while_it_is_written_leaves_nothing_that_counts(source, tmp_path
 
 def test_digest_tells_weights_apart_and_nothing_else():
     torch.manual_seed(0)
-    encoder = Encoder(EncoderConfig(encoder="1x8"), 150)
+    encoder = BiGRU(BiGRUConfig(encoder="1x8"), ClipShape(25, 2))
     digest = weights_digest(encoder)
     assert len(digest) == 32 and weights_digest(encoder.eval().requires_grad_(False)) == digest
-    copy = Encoder(EncoderConfig(encoder="1x8"), 150)
+    copy = BiGRU(BiGRUConfig(encoder="1x8"), ClipShape(25, 2))
     assert weights_digest(copy) != digest
     copy.load_state_dict(encoder.state_dict())
     assert weights_digest(copy) == digest

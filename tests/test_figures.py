@@ -43,6 +43,8 @@ from fastmc.figures.skeletons import COLOURS, Front, bodies_there, front_of, sid
 from fastmc.figures.style import MOST_LINES, SMALL, save
 from fastmc.figures.tsne import choose_classes, draw_embeddings, embed, loo_knn, scores_in_words
 from fastmc.files import whole_file
+from fastmc.methods.a2mc import X1, X2
+from fastmc.methods.base import Batch
 from fastmc.skeleton import NTU25
 from fastmc.views.draw import STRONG, WEAK, AugmentConfig, ViewParams, identity_params
 from train import figures, run
@@ -132,7 +134,8 @@ def test_views_are_those_of_a_training_step_in_the_runs_stream(stream, loaded):
     states = attack_states(model, clips, ids, draw=3)
     assert states.draw == 3
     assert states.joints.shape == (4, T, 2, 25, 3)
-    expected = model.views(clips, ids, 3, (WEAK, STRONG), attacked=model.attacked(clips))
+    batch = Batch(model.setup, model.views, clips, ids, 3)
+    expected = batch.make(X1, X2, of=model.attacked(batch))
     for drawn, view in zip(states.joints[2:], expected[:, 0].unflatten(2, (25, 2, 3)).numpy(), strict=True):
         x = drawn.transpose(0, 2, 1, 3).astype(np.float64)  # (T, V, M, 3)
         if stream == "motion":

@@ -351,7 +351,7 @@ def test_a_step_that_updates_tensor_by_tensor_is_found_out(monkeypatch):
             weight.detach().lerp_(weight.grad, 0.1)
 
     monkeypatch.setattr("train.engine.optimizer.no_triton_reason", lambda config, device: "not now")
-    monkeypatch.setattr("train.engine.optimizer.KeyUpdate.step", one_by_one)
+    monkeypatch.setattr("train.engine.optimizer.FollowerUpdate.step", one_by_one)
     works = small_step().count("cuda:90")
     assert works["ema"].operators["lerp_"] == LAYERS * 2 * 4 + 2 + 4
 

@@ -10,9 +10,10 @@ import torch
 
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
-from fastmc.encoders.bigru import EncoderConfig
-from fastmc.methods.a2mc import A2MC, ContrastConfig, Features
-from fastmc.methods.attack import AttackConfig
+from fastmc.encoders.bigru import BiGRU, BiGRUConfig
+from fastmc.methods import build_method, find_method
+from fastmc.methods.a2mc import A2MC, X0, X1, X2, X3, A2MCConfig, Features
+from fastmc.methods.base import Batch, Setup, View
 from fastmc.methods.streams import Beside
 from fastmc.objective.bank import mixing_coefficients
 from fastmc.reference import bank as reference_bank
@@ -23,20 +24,20 @@ from fastmc.views.draw import AugmentConfig, draw_params
 from fastmc.views.make import make_views, to_stream, whole_clips
 from kernels.ranges import observe
 
-SMALL = ContrastConfig(bank_size=20)
+SMALL = A2MCConfig(bank_size=20)
 
 
-def make(contrast: ContrastConfig = SMALL, **settings) -> A2MC:
-    return A2MC(
-        NTU25,
-        2,
-        encoder=EncoderConfig(encoder="1x8", feature_dim=16),
-        augment=AugmentConfig(),
-        attack=AttackConfig(),
-        contrast=contrast,
-        frames=16,
-        **settings,
-    )
+def make(config: A2MCConfig = SMALL, method: str = "a2mc", **settings) -> A2MC:
+    setup = Setup(NTU25, 2, BiGRU, BiGRUConfig(encoder="1x8", feature_dim=16), frames=16, **settings)
+    return build_method(find_method(method), config, setup)
+
+
+def batch_of(model: A2MC, clips, ids, step: int, **how) -> Batch:
+    return Batch(model.setup, model.views, clips, ids, step, **how)
+
+
+def features(model: A2MC, clips, ids, step: int, *, attacks: bool = True, beside=None) -> Features:
+    return model.features(batch_of(model, clips, ids, step, beside=beside), model.query, model.key, attacks=attacks)
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +69,30 @@ def test_initial_weights_depend_on_the_seed_alone():
 def test_views_are_keyed(batch):
     clips, ids = batch
     model = make(seed=9)
-    params = draw_params(model.augment_config, clips.num_frames, 25, views=(0, 3), seed=9, step=4, sample=ids)
-    assert torch.equal(model.views(clips, ids, 4, (0, 3)), make_views(clips, params, NTU25, size=16))
-    views = model.views(clips, ids, 4, (0, 1, 2, 3))
-    assert views.shape == (4, 5, 16, 150)
-    assert all(not torch.equal(a, b) for i, a in enumerate(views) for b in views[:i])
-    assert torch.equal(model.views(clips, ids, 4, (2,))[0], views[2])
-    assert not torch.equal(model.views(clips, ids, 5, (0,))[0], views[0])
+    params = draw_params(AugmentConfig(), clips.num_frames, 25, views=(0, 3), seed=9, step=4, sample=ids)
+    views = batch_of(model, clips, ids, 4).make(X0, X3)
+    assert torch.equal(views, make_views(clips, params, NTU25, size=16))
+    assert views.shape == (2, 5, 16, 150) and not torch.equal(*views)
+    assert torch.equal(batch_of(model, clips, ids, 4).make(X3)[0], views[1])
+    assert not torch.equal(batch_of(model, clips, ids, 5).make(X0)[0], views[0])
+
+
+def test_views_of_other_strength_and_stream_are_made_as_their_method_says(batch):
+    """Strong by its flag, not by its number; of a recipe and a stream of its own."""
+    clips, ids = batch
+    recipe = AugmentConfig(shear=0.2, rotation_degrees=80)
+    view = View(7, strong=True, stream="motion", recipe=recipe)
+    setup = make(seed=9).setup
+    got = Batch(setup, (X0, view), clips, ids, 4).make(view)
+    key = {"seed": 9, "step": 4, "sample": ids}
+    params = draw_params(recipe, clips.num_frames, 25, views=(7,), strong=(7,), **key)
+    assert torch.equal(got, make_views(clips, params, NTU25, size=16, stream="motion"))
+    basic = draw_params(recipe, clips.num_frames, 25, views=(7,), **key)
+    assert not torch.equal(basic.table, params.table)
+    with pytest.raises(AssertionError, match="several kinds"):
+        Batch(setup, (X0, view), clips, ids, 4).make(X0, view)
+    with pytest.raises(AssertionError, match="neighbours"):
+        Batch(setup, (X0, view, X3), clips, ids, 4).make(X0, X3)
 
 
 def test_attacked_views_come_from_the_attacked_clips(batch):
@@ -83,23 +101,21 @@ def test_attacked_views_come_from_the_attacked_clips(batch):
     x = torch.randn(5, 16, 150, generator=torch.Generator().manual_seed(0))
     x.view(5, 16, 25, 2, 3)[clips.num_bodies == 1, :, :, 1] = 0
     model = make(seed=9, stream="bone")
-    params = draw_params(
-        model.augment_config, clips.num_frames, 25, views=(1, 2), seed=9, step=4, sample=ids, resized_to=16
-    )
+    params = draw_params(AugmentConfig(), clips.num_frames, 25, views=(1, 2), seed=9, step=4, sample=ids, resized_to=16)
     want = make_views(DenseClips(x, clips.num_bodies, 2), params, NTU25, size=16, stream="bone")
-    room = torch.full((3, 5, 16, 150), torch.nan)
-    got = model.views(clips, ids, 4, (1, 2), attacked=x, out=room[1:])
-    assert torch.equal(got, want) and torch.equal(room[1:], want) and room[0].isnan().all()
+    room = torch.full((4, 5, 16, 150), torch.nan)
+    got = batch_of(model, clips, ids, 4, x=room).make(X1, X2, of=x)
+    assert torch.equal(got, want) and torch.equal(room[2:], want) and room[:2].isnan().all()
 
 
 @pytest.mark.parametrize("stream", ["joint", "motion", "bone"])
 def test_the_attack_moves_whole_clips_by_at_most_eta_and_leaves_the_encoder(batch, stream):
-    clips, _ = batch
+    clips, ids = batch
     model = make(stream=stream)
     model.query(torch.randn(6, 16, 150))
     before = copy.deepcopy(model.state_dict())
     x = whole_clips(clips, NTU25, 16)
-    rho = (model.attacked(clips) - x).flatten(1).norm(dim=1)
+    rho = (model.attacked(batch_of(model, clips, ids, 0)) - x).flatten(1).norm(dim=1)
     assert (rho <= 0.5 * (1 + 1e-5)).all()
     assert (rho > 0.4).all()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -110,10 +126,11 @@ def test_the_attack_moves_whole_clips_by_at_most_eta_and_leaves_the_encoder(batc
 def test_features_are_those_of_separate_calls(batch, stream):
     """Each encoder reads its own views; the three of the query go through it together, each with its own statistics."""
     clips, ids = batch
-    got = make(stream=stream).features(clips, ids, 2, hard_positives=True)
+    got = features(make(stream=stream), clips, ids, 2)
     fresh = make()
-    joints = [fresh.views(clips, ids, 2, (view,))[0] for view in (0, 3)]
-    joints += fresh.views(clips, ids, 2, (1, 2), attacked=make(stream=stream).attacked(clips))
+    of_joints, attacker = batch_of(fresh, clips, ids, 2), make(stream=stream)
+    attacked = attacker.attacked(batch_of(attacker, clips, ids, 2))
+    joints = [*of_joints.make(X0, X3), *of_joints.make(X1, X2, of=attacked)]
     x0, x3, x1, x2 = (to_stream(x, stream, NTU25) for x in joints)
     want3 = fresh.query(x3)
     for found, want in (
@@ -124,7 +141,7 @@ def test_features_are_those_of_separate_calls(batch, stream):
     ):
         torch.testing.assert_close(found, want, atol=1e-6, rtol=0)
     assert got.f0.grad_fn is None and got.f1.grad_fn is not None
-    plain = make(stream=stream).features(clips, ids, 2, hard_positives=False)
+    plain = features(make(stream=stream), clips, ids, 2, attacks=False)
     assert plain.f1 is None and plain.f2 is None
     torch.testing.assert_close(plain.f3, want3)
 
@@ -162,7 +179,7 @@ def test_the_key_encoder_beside_the_attack(batch, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Main())
     beside, plain, ours = Beside(torch.device("cuda")), make(), make()
     with observe(lambda name, begins: done.append((streams[-1], name)) if begins else None):
-        got = ours.features(*batch, 2, hard_positives=True, beside=beside)
+        got = features(ours, *batch, 2, beside=beside)
     assert done == [
         ("main", "augment"),
         ("second", "waits for", "main"),
@@ -172,7 +189,7 @@ def test_the_key_encoder_beside_the_attack(batch, monkeypatch):
         ("main", "waits for", "second"),
         ("main", "query"),
     ]
-    want = plain.features(*batch, 2, hard_positives=True)
+    want = features(plain, *batch, 2)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     for mine, theirs in zip(ours.state_dict().values(), plain.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs)
@@ -186,7 +203,7 @@ def test_the_key_encoder_beside_the_attack(batch, monkeypatch):
 @pytest.mark.parametrize("impl", ["reference", "torch"])
 def test_the_contrast_of_every_method(impl, method, filling, f):
     tau = 0.07
-    model = make(replace(SMALL, method=method, impl=impl))
+    model = make(SMALL, method, impl=impl)
     entries, momentum = model.bank.entries.clone(), model.bank.momentum.clone()
     m0 = reference.normalise(entries)
     mixing = mixing_coefficients(20) if method == "a2mc" and not filling else None
@@ -215,12 +232,12 @@ def test_the_contrast_of_every_method(impl, method, filling, f):
 
 def test_mixing_policies():
     cycling, drawing = make(), make(replace(SMALL, mixing="draw"))
-    cycling.draw_mixing_(7)
+    cycling.prepare(7)
     assert torch.equal(cycling.mixing, mixing_coefficients(20))
-    assert make(replace(SMALL, method="b3")).mixing is None
+    assert make(SMALL, "b3").mixing is None
 
     def drawn(step):
-        drawing.draw_mixing_(step)
+        drawing.prepare(step)
         return drawing.mixing.clone()
 
     of_steps = [drawn(step) for step in range(30)]

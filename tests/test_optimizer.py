@@ -16,7 +16,7 @@ import torch
 import kernels
 from fastmc.config import OptimConfig
 from fastmc.reference.ema import ema_
-from train.engine.optimizer import KeyUpdate, QueryUpdate, choose_impl, no_apex_reason
+from train.engine.optimizer import FollowerUpdate, LearnerUpdate, choose_impl, no_apex_reason
 
 SGD = OptimConfig(lr=0.1, weight_decay=0.01)
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -41,7 +41,7 @@ def equal(a: torch.nn.Module, b: torch.nn.Module) -> bool:
 def test_the_weights_go_as_by_torchs_plain_optimizer(kind):
     config = replace(SGD, optimizer=kind)
     ours, theirs = net(), net()
-    update = QueryUpdate(config, ours.parameters(), torch.zeros(()))
+    update = LearnerUpdate(config, ours.parameters(), torch.zeros(()))
     plain = torch.optim.SGD if kind == "sgd" else torch.optim.AdamW
     momentum = {"momentum": 0.9} if kind == "sgd" else {}
     truth = plain(theirs.parameters(), lr=0.1, weight_decay=0.01, foreach=False, **momentum)
@@ -61,8 +61,8 @@ def test_a_scale_divides_the_gradients_and_a_skip_leaves_everything(kind):
     config, scale, skip = replace(SGD, optimizer=kind), torch.tensor(8.0), torch.zeros(())
     ours, plain = net(), net()
     scaled, unscaled = (
-        QueryUpdate(config, ours.parameters(), skip, scale),
-        QueryUpdate(config, plain.parameters(), skip),
+        LearnerUpdate(config, ours.parameters(), skip, scale),
+        LearnerUpdate(config, plain.parameters(), skip),
     )
     for i in range(3):
         give_gradients(ours, i)
@@ -85,7 +85,7 @@ def test_a_scale_divides_the_gradients_and_a_skip_leaves_everything(kind):
 def test_a_loaded_state_goes_on_and_still_reads_the_device(kind):
     config = replace(SGD, optimizer=kind)
     first, second = net(), net()
-    a, b = (QueryUpdate(config, module.parameters(), torch.zeros(())) for module in (first, second))
+    a, b = (LearnerUpdate(config, module.parameters(), torch.zeros(())) for module in (first, second))
     give_gradients(first, 0)
     a.step()
     second.load_state_dict(first.state_dict())
@@ -101,7 +101,7 @@ def test_a_loaded_state_goes_on_and_still_reads_the_device(kind):
 def test_the_key_encoder_follows_by_equation_4(alpha):
     key, query, skip = net(1).requires_grad_(False), net(2), torch.zeros(())
     truth = copy.deepcopy(key).double()
-    update = KeyUpdate(key.parameters(), query.parameters(), alpha, skip)
+    update = FollowerUpdate(key.parameters(), query.parameters(), alpha, skip)
     for i in range(10):
         with torch.no_grad():
             for p in query.parameters():
@@ -182,9 +182,9 @@ def test_apexs_steps_are_those_of_torch():
     assert "warm-up" in no_apex_reason(replace(SGD, warmup_epochs=1.0), CUDA, scaled=False)
 
     ours, theirs, skip = net(), net(), torch.zeros(())
-    update = QueryUpdate(SGD, ours.parameters(), skip, impl="apex", why="asked for")
+    update = LearnerUpdate(SGD, ours.parameters(), skip, impl="apex", why="asked for")
     assert update.says == "FusedSGD of apex (asked for)"
-    truth = QueryUpdate(SGD, theirs.parameters(), torch.zeros(()), why="not now")
+    truth = LearnerUpdate(SGD, theirs.parameters(), torch.zeros(()), why="not now")
     assert truth.says == "SGD of torch, fused (not now)"
     for i in range(3):
         give_gradients(ours, i)

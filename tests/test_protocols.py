@@ -91,7 +91,7 @@ def check_files(folder: Path, name: str) -> dict:
 
 
 def query_of(folder: Path) -> Run:
-    return Run(folder, *load_run(folder, CPU))
+    return load_run(folder, CPU)
 
 
 def test_knn_and_linear_encode_once_and_leave_their_files(finished, capsys):

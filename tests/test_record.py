@@ -5,12 +5,16 @@ from __future__ import annotations
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fastmc.methods.a2mc import A2MC
 from train.engine import record
-from train.engine.record import COLUMNS, Metrics, read_metrics
+from train.engine.record import Metrics, columns, read_metrics
+
+NAMES = [metric.name for metric in A2MC.metrics]
+COLUMNS = columns(NAMES)
 
 
 def write(folder, epochs: range, done: int) -> None:
-    metrics = Metrics(folder, epochs_done=done)
+    metrics = Metrics(folder, NAMES, epochs_done=done)
     for epoch in epochs:
         metrics.write({**dict.fromkeys(COLUMNS, epoch / 4), "epoch": epoch, "step": 3 * epoch})
     metrics.close()

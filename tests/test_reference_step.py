@@ -13,23 +13,22 @@ from bench.step import live_state, plain_choices, plain_clips, plain_encoders, p
 from fastmc.config import Config, OptimConfig
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
-from fastmc.encoders.bigru import Encoder, EncoderConfig
-from fastmc.methods.a2mc import ContrastConfig
-from fastmc.methods.attack import AttackConfig
+from fastmc.encoders.base import ClipShape
+from fastmc.encoders.bigru import BiGRU, BiGRUConfig
+from fastmc.methods.a2mc import A2MC, A2MCConfig
 from fastmc.reference import step as reference
 from fastmc.views.draw import AugmentConfig
 from train.engine.loop import build_model, build_step
-from train.engine.step import PretrainStep, StepMetrics
+from train.engine.step import PretrainStep
 
 BATCH, BANK, FRAMES = 6, 21, 12
 STEPS = 10
 """Four of them fill the bank."""
 CONFIG = Config(
     frames=FRAMES,
-    encoder=EncoderConfig("2x12", feature_dim=16),
+    encoder=BiGRUConfig("2x12", feature_dim=16),
     augment=AugmentConfig(),
-    attack=AttackConfig(),
-    contrast=ContrastConfig(bank_size=BANK),
+    settings=A2MCConfig(bank_size=BANK),
     optim=OptimConfig(batch_size=BATCH, lr=0.1),
 )
 State = dict[str, Tensor]
@@ -53,17 +52,17 @@ def trained(config: Config, store: ResidentStore, spoil: Callable[[PretrainStep]
     for number in range(STEPS):
         ids = batches(store)[number % len(batches(store))]
         step.prepare(ids, number, config.optim.lr)
-        step.advance(store.select(ids), filling=number * BATCH < BANK)
-        found |= metrics_of(number, dict(zip(StepMetrics._fields, step.metrics, strict=True)))
+        step.advance(store.select(ids), phase="fill" if number * BATCH < BANK else "main")
+        found |= metrics_of(number, dict(zip([metric.name for metric in A2MC.metrics], step.metrics, strict=True)))
     bank = model.bank
-    state = live_state(model.query, model.key, bank.entries, bank.momentum, step.query_update.optimizer)
+    state = live_state(model.query, model.key, bank.entries, bank.momentum, step.update.optimizer)
     return found | {name: value.double() for name, value in state.items()}
 
 
 def plainly(config: Config, store: ResidentStore, dtype: torch.dtype, shaken_by: int = 0) -> State:
     """The same by the reference."""
     model = build_model(config, store, store.device)
-    query, key = plain_encoders(config, model.query.input_size, store.device)
+    query, key = plain_encoders(config, model.setup.shape.width, store.device)
     query.load_state_dict(model.query.state_dict())
     key.load_state_dict(model.key.state_dict())
     fc, bank, momentum = model.attack_head.to(dtype), model.bank.entries.to(dtype), model.bank.momentum.to(dtype)
@@ -122,7 +121,7 @@ def errors(found: State, truth: State) -> dict[str, float]:
 def case(request, store) -> tuple[Config, State, dict[str, float]]:
     """A config, the truth in float64, and the budget by kind: twice what the reference itself loses in float32, where
     it may be given clips of other roundings."""
-    config = replace(CONFIG, contrast=replace(CONFIG.contrast, mix=request.param))
+    config = replace(CONFIG, settings=replace(CONFIG.settings, mix=request.param))
     truth = plainly(config, store, torch.float64)
     lost = [errors(plainly(config, store, torch.float32, shaken_by=seed), truth) for seed in range(3)]
     return config, truth, {kind: 2 * max(one[kind] for one in lost) for kind in lost[0]}
@@ -137,7 +136,7 @@ def test_steps_of_the_trainer_are_those_of_the_reference(case, store):
 
 
 def no_ema(step: PretrainStep) -> None:
-    step.key_update.step = lambda: None
+    step.followers = []
 
 
 def no_statistics(step: PretrainStep) -> None:
@@ -159,7 +158,7 @@ MUTANTS = {
 def test_another_step_exceeds_the_budget(name, case, store):
     changes, spoil, kind = MUTANTS[name]
     config, truth, budget = case
-    config = replace(config, contrast=replace(config.contrast, **changes))
+    config = replace(config, settings=replace(config.settings, **changes))
     found = errors(trained(config, store, spoil or (lambda step: None)), truth)
     assert found[kind] > budget[kind], (found[kind], budget[kind])
 
@@ -167,7 +166,7 @@ def test_another_step_exceeds_the_budget(name, case, store):
 def test_the_reference_s_encoder_is_the_model_s():
     """Weights of the same names, the same representation and features, with batch statistics and with running ones."""
     torch.manual_seed(0)
-    ours = Encoder(EncoderConfig("2x12", feature_dim=16), 30).double()
+    ours = BiGRU(BiGRUConfig("2x12", feature_dim=16), ClipShape(5, 2)).double()
     plain = reference.Encoder(30, 12, 2, 16).double()
     plain.load_state_dict(ours.state_dict())
     x = torch.randn(5, 9, 30, dtype=torch.float64)
@@ -190,7 +189,7 @@ def test_clips_in_the_encoder_s_layout_and_back():
 def test_features_go_to_the_bank_s_next_rows(store):
     """From the last row on to the first, and nothing else moves."""
     model = build_model(CONFIG, store, store.device)
-    query, key = plain_encoders(CONFIG, model.query.input_size, store.device)
+    query, key = plain_encoders(CONFIG, model.setup.shape.width, store.device)
     ids = batches(store)[0]
     packed = store.select(ids)
     params = view_params(CONFIG, packed, store.skeleton.num_joints, ids, 0)

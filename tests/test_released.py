@@ -25,7 +25,8 @@ from fastmc.checkpoint import CheckpointError
 from fastmc.config import load_config
 from fastmc.data.packing import NORMALISATION
 from fastmc.data.store import PackedStore
-from fastmc.encoders.bigru import Encoder, EncoderConfig
+from fastmc.encoders.base import ClipShape
+from fastmc.encoders.bigru import BiGRU, BiGRUConfig
 from fastmc.encoders.released import (
     ReleasedEncoder,
     channel_order,
@@ -153,13 +154,13 @@ def save_file(path: Path, model: nn.Module, module: bool = False, **more: object
     return path
 
 
-def our_encoder(found: ReleasedEncoder, state: dict[str, Tensor] | None = None) -> Encoder:
-    encoder = Encoder(found.config, found.input_size).eval()
+def our_encoder(found: ReleasedEncoder, state: dict[str, Tensor] | None = None) -> BiGRU:
+    encoder = BiGRU(found.config, ClipShape(found.input_size // 3, 1)).eval()
     encoder.load_state_dict(found.query if state is None else state, strict=found.has_head)
     return encoder
 
 
-def assert_equal_features(ours: Encoder, theirs: TheirEncoder, stream: str = "") -> None:
+def assert_equal_features(ours: BiGRU, theirs: TheirEncoder, stream: str = "") -> None:
     x = clips()
     with torch.no_grad():
         want, got = theirs.represent(their_input(x, stream)), ours.represent(our_input(x, stream))
@@ -173,7 +174,7 @@ def test_cmd_query_and_key_give_the_same_features(layers, stream, tmp_path):
     model = theirs(layers)
     name = stream.removeprefix("_") or "joint"
     found = encoder_of(read_released(save_file(tmp_path / "cmd.pth.tar", model)), name)
-    assert found.config == EncoderConfig(f"{layers}x{HIDDEN}", "stepwise", input_norm=True, feature_dim=DIM)
+    assert found.config == BiGRUConfig(f"{layers}x{HIDDEN}", "stepwise", input_norm=True, feature_dim=DIM)
     assert found.name == f"encoder_q{stream}"
     assert f"encoder_q{stream}" not in found.unused and {"encoder_q", "encoder_k_bone"} - {
         f"encoder_q{stream}",
@@ -460,7 +461,8 @@ def cmd_run(data_root, tmp_path_factory) -> tuple[TheirModel, Path, Path]:
 def test_run_of_a_released_checkpoint_represents_a_store_as_their_code_does(cmd_run, data_root):
     """From the store's clips to features, theirs from padded arrays: resized by F.interpolate, then their encoder."""
     model, _, out = cmd_run
-    config, ours, placed, store = load_run(out, torch.device("cpu"))
+    run_ = load_run(out, torch.device("cpu"))
+    config, ours, placed, store = run_.config, run_.model, run_.placed, run_.store
     assert (config.stream, config.frames, config.protocol) == ("motion", FRAMES, "xsub")
     ids = torch.arange(6)
     whole, centre = torch.ones(6), torch.full((6,), 0.5)
@@ -499,7 +501,8 @@ def test_their_arrays_are_packed_as_they_are(cmd_run, tmp_path, monkeypatch):
     assert convert.main([*load_line, "--frames", str(FRAMES)]) == 0
 
     out = Path(load_line[load_line.index("--out") + 1])
-    config, ours, placed, store = load_run(out, torch.device("cpu"))
+    run_ = load_run(out, torch.device("cpu"))
+    config, ours, placed, store = run_.config, run_.model, run_.placed, run_.store
     assert config.stream == "motion"
     assert [len(ids) for ids in store.split(config.protocol)] == [4, 3]
     model = cmd_run[0]
@@ -561,7 +564,7 @@ def test_without_a_key_encoder_it_is_a_copy_and_head_and_bank_are_fresh(data_roo
     file = save_file(tmp_path / "linear.pth.tar", nn.ModuleDict({"encoder_q": encoder}))
     assert load_command(file, tmp_path / "run", data_root) == 0
     model = checkpoint.load_latest(tmp_path / "run" / "checkpoints")[1]["model"]
-    for name in Encoder(EncoderConfig(f"1x{HIDDEN}", "stepwise"), 150).state_dict():
+    for name in BiGRU(BiGRUConfig(f"1x{HIDDEN}", "stepwise"), ClipShape(25, 2)).state_dict():
         assert torch.equal(model[f"query.{name}"], model[f"key.{name}"]), name
     assert model["bank.entries"].shape == (16384, 128) and int(model["bank.cursor"]) == 0
     assert evaluate.main(["knn", "--run", str(tmp_path / "run"), "--device", "cpu"]) == 0
@@ -605,7 +608,7 @@ def test_a_run_that_is_there_is_replaced_only_when_asked(cmd_run, data_root, tmp
     assert load_command(file, out, data_root) == 1
     assert "holds a run; name another folder, or replace it with --overwrite" in capsys.readouterr().err
     assert load_command(file, out, data_root, "--stream", "bone", "--overwrite") == 0
-    assert load_run(out, torch.device("cpu"))[0].stream == "bone"
+    assert load_run(out, torch.device("cpu")).config.stream == "bone"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")
     assert load_command(file, tmp_path / "mine", data_root, "--overwrite") == 1
@@ -678,7 +681,7 @@ def test_our_run_in_their_code(trained, tmp_path):
     prefix = "encoder_q."
     encoder.load_state_dict({name[len(prefix) :]: t for name, t in state.items() if name.startswith(prefix)})
     encoder.eval()
-    _, ours, *_ = load_run(trained, torch.device("cpu"))
+    ours = load_run(trained, torch.device("cpu")).model
     assert_equal_features(ours.query.eval(), encoder)
 
     bank = ours.bank.entries
@@ -717,7 +720,7 @@ def test_export_says_what_their_scripts_feed_otherwise(trained, data_root, tmp_p
     (store.path / "meta.json").write_text(json.dumps({**meta, "normalisation": NORMALISATION}))
     assert load_command(tmp_path / "file.pt", tmp_path / "back", tmp_path / "root") == 0
     assert "another frame" not in capsys.readouterr().err
-    config, *_ = load_run(tmp_path / "back", torch.device("cpu"))
+    config = load_run(tmp_path / "back", torch.device("cpu")).config
     assert config.frames == 8
     assert checkpoint.load_latest(tmp_path / "back" / "checkpoints")[1]["data"]["normalisation"] == NORMALISATION
 
@@ -777,12 +780,14 @@ def test_an_older_run_takes_its_layout_from_the_store(trained, data_root, tmp_pa
 
 def test_names_map_one_to_one():
     for norm in (False, True):
-        names = list(Encoder(EncoderConfig("3x4", "stepwise", norm), 150).state_dict())
+        names = list(BiGRU(BiGRUConfig("3x4", "stepwise", norm), ClipShape(25, 2)).state_dict())
         assert len({released_name(name) for name in names}) == len(names)
     their_names = set(TheirEncoder(3, norm=True).state_dict())
-    assert {released_name(n) for n in Encoder(EncoderConfig("3x8", "stepwise"), 150).state_dict()} == their_names
+    assert {
+        released_name(n) for n in BiGRU(BiGRUConfig("3x8", "stepwise"), ClipShape(25, 2)).state_dict()
+    } == their_names
 
 
 def test_to_released_needs_the_stepwise_reading():
     with pytest.raises(ValueError, match="--reading stepwise"):
-        to_released({}, EncoderConfig("1x4"), joints=25, bodies=2, stream="joint")
+        to_released({}, BiGRUConfig("1x4"), joints=25, bodies=2, stream="joint")

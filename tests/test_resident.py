@@ -18,7 +18,8 @@ from fastmc.data.placed.placement import DataConfig, FreeMemory, choose_place, f
 from fastmc.data.placed.resident import PlacedStore, ResidentStore, copy_frames, rounding_error
 from fastmc.data.placed.streamed import AHEAD, THREAD_NAME, StreamedStore, run_ahead
 from fastmc.data.store import PackedStore, StoreWriter
-from fastmc.encoders.bigru import Encoder, EncoderConfig
+from fastmc.encoders.base import ClipShape
+from fastmc.encoders.bigru import BiGRU, BiGRUConfig
 from fastmc.evaluation import represent
 from fastmc.random import philox
 from fastmc.skeleton import NTU25
@@ -332,7 +333,7 @@ def test_what_fails_in_the_thread_is_raised_where_the_batch_is_used(store):
 
 @pytest.mark.parametrize("placement", HOST_PLACES)
 def test_evaluation_keeps_the_last_short_batch_in_every_placement(placement, store):
-    encoder = Encoder(EncoderConfig(encoder="1x8"), 25 * 2 * 3)
+    encoder = BiGRU(BiGRUConfig(encoder="1x8"), ClipShape(25, 2))
     ids, told = torch.arange(48).flip(0), []
     crop = {"ratio": torch.full((48,), 0.9), "position": torch.full((48,), 0.5)}
 

@@ -24,17 +24,17 @@ from fastmc.config import Config, OptimConfig, StepConfig, preset_config
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
 from fastmc.encoders import recurrent
-from fastmc.encoders.bigru import EncoderConfig
+from fastmc.encoders.bigru import BiGRUConfig
 from fastmc.encoders.recurrent import rounded_states
 from fastmc.evaluation import represent
-from fastmc.methods.a2mc import ContrastConfig
+from fastmc.methods.a2mc import A2MCConfig
 from fastmc.objective import chunked
 from fastmc.views.make import make as views
 from fastmc.views.make import whole_clips
 from train.engine.graph import WARM_UP, CudaRecorder, GraphedStep
 from train.engine.loop import build_model, build_step, graph_step
 from train.engine.record import log
-from train.engine.step import FaultWatch, GradientScale, NonFiniteError, PretrainStep, StepMetrics
+from train.engine.step import FaultWatch, GradientScale, NonFiniteError, PretrainStep
 
 BATCH = 8
 CPU = torch.device("cpu")
@@ -55,14 +55,15 @@ def store(data_root) -> ResidentStore:
 def settings(method: str = "a2mc", optimizer: str = "sgd", encoder: str = "2x8", **others) -> Config:
     """Of a small run whose arithmetic is PyTorch's operators alone."""
     base = preset_config("tiny")
-    contrast = {"method": method, "bank_size": 16, "impl": "torch", **others}
+    impl = others.pop("impl", "torch")
     return replace(
         base,
         frames=8,
-        encoder=EncoderConfig(encoder=encoder, feature_dim=16),
-        contrast=ContrastConfig(**contrast),
+        method=method,
+        encoder=BiGRUConfig(encoder=encoder, feature_dim=16),
+        settings=A2MCConfig(**{"bank_size": 16, **others}),
         optim=OptimConfig(optimizer=optimizer, batch_size=BATCH, lr=0.05),
-        data=replace(base.data, view_impl="torch"),
+        step=replace(base.step, impl=impl, view_impl="torch"),
     )
 
 
@@ -74,12 +75,12 @@ def batch(i: int, size: int = BATCH) -> torch.Tensor:
     return torch.randperm(48, generator=torch.Generator().manual_seed(i))[:size]
 
 
-def advance(step: PretrainStep, store: ResidentStore, steps: range, *, filling: bool = False) -> list[list[float]]:
+def advance(step: PretrainStep, store: ResidentStore, steps: range, *, phase: str = "main") -> list[list[float]]:
     """Metrics of each step; the learning rate changes from step to step."""
     found = []
     for i in steps:
         step.prepare(batch(i), i, 0.05 / (1 + i))
-        step.advance(store.select(step.sample), filling=filling)
+        step.advance(store.select(step.sample), phase=phase)
         found.append(step.metrics.tolist())
     return found
 
@@ -112,7 +113,7 @@ def test_a_replayed_step_is_the_step(method, optimizer, mixing, amp, store):
     recorder = TapeRecorder()
     graph = graph_step(ours, store, recorder)
     for step in (eager, ours):
-        advance(step, store, range(2), filling=True)
+        advance(step, store, range(2), phase="fill")
     for i in range(2, 8):
         want = advance(eager, store, range(i, i + 1))
         ours.prepare(batch(i), i, 0.05 / (1 + i))
@@ -125,7 +126,7 @@ def test_a_replayed_step_is_the_step(method, optimizer, mixing, amp, store):
 def test_warming_up_leaves_no_trace(store):
     """All that a step changes is put back, and nothing else is changed: a second step from a copy goes the same way."""
     step = make(settings(optimizer="adamw"), store)
-    advance(step, store, range(3), filling=True)
+    advance(step, store, range(3), phase="fill")
     step.prepare(batch(3), 3, 0.05)
     before = [tensor.clone() for tensor in step.state()]
 
@@ -146,7 +147,7 @@ def test_warming_up_leaves_no_trace(store):
 def test_the_state_of_a_step_is_complete(store):
     """Two runs go on alike once the one's state is copied to the other: nothing that a step reads is left out."""
     first, second = make(settings(optimizer="adamw"), store, "fp16"), make(settings(optimizer="adamw"), store, "fp16")
-    advance(first, store, range(4), filling=True)
+    advance(first, store, range(4), phase="fill")
     advance(first, store, range(4, 9))
     for mine, theirs in zip(second.state(), first.state(), strict=True):
         mine.copy_(theirs)
@@ -161,7 +162,7 @@ def test_what_cannot_be_captured_runs_launch_by_launch_and_says_why(store, monke
     eager, ours = make(config, store), make(config, store)
 
     def body() -> None:
-        ours.advance(store.select(ours.sample), filling=False)
+        ours.advance(store.select(ours.sample), phase="main")
         ours.sums.sum().item()  # a wait for the device
 
     graph = GraphedStep(body, ours.state, recorder=TapeRecorder())
@@ -201,7 +202,7 @@ def test_a_capture_that_fails_leaves_the_stream_that_was_current(store, monkeypa
         streams.append(current[0])
         if current[0] == "the capture's":
             raise RuntimeError("a copy to the host\nand more")
-        ours.advance(store.select(ours.sample), filling=False)
+        ours.advance(store.select(ours.sample), phase="main")
 
     graph = GraphedStep(body, ours.state, recorder=CudaRecorder())
     for i in range(2):
@@ -249,7 +250,7 @@ def test_every_step_gives_the_device_the_same_work(amp, store):
     for i in range(4):
         step.prepare(batch(i), i, 0.05)
         with Tape() as tape:
-            step.advance(store.select(step.sample), filling=False)
+            step.advance(store.select(step.sample), phase="main")
         sequences.append(tape.sequence())
         assert "_local_scalar_dense" not in tape.names() and "nonzero" not in tape.names()
     assert all(sequence == sequences[0] for sequence in sequences)
@@ -282,9 +283,9 @@ def test_on_a_device_without_memory_nothing_is_read_and_nothing_uploaded(amp):
         step, clips = size.stepper(), ntu_like_clips(16, 2, "meta")
         sample = step.sample.clone()
         with OnOneDevice() as mode:
-            for filling in (True, False, False):
+            for phase in ("fill", "main", "main"):
                 step.prepare(sample, 3, 0.1)
-                step.advance(clips, filling=filling)
+                step.advance(clips, phase=phase)
     assert mode.seen > 300 and not mode.strangers
     with OnOneDevice() as mode, pytest.raises((RuntimeError, NotImplementedError)):
         step.check()
@@ -299,10 +300,10 @@ def test_on_a_device_without_memory_nothing_is_read_and_nothing_uploaded(amp):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_after_a_fault_nothing_moves_until_it_is_read(optimizer, store):
     step = make(settings(optimizer=optimizer), store)
-    advance(step, store, range(3), filling=True)
+    advance(step, store, range(3), phase="fill")
     watch = FaultWatch(step)
     frames = store.frames
-    kept = [t.clone() for t in (*step.model.state_dict().values(), *step.query_update.tensors())]
+    kept = [t.clone() for t in (*step.model.state_dict().values(), *step.update.tensors())]
     store.frames = torch.full_like(frames, torch.nan)
     try:
         advance(step, store, range(3, 4))
@@ -310,7 +311,7 @@ def test_after_a_fault_nothing_moves_until_it_is_read(optimizer, store):
         store.frames = frames
     assert watch.sees_a_fault()
     advance(step, store, range(4, 7))  # good clips: a GPU gets some steps on before the fault is seen
-    for before, now in zip(kept, (*step.model.state_dict().values(), *step.query_update.tensors()), strict=True):
+    for before, now in zip(kept, (*step.model.state_dict().values(), *step.update.tensors()), strict=True):
         assert torch.equal(before, now)
     with pytest.raises(NonFiniteError, match="step 3: loss = nan"):
         step.check()
@@ -321,10 +322,10 @@ def test_a_first_step_that_is_called_off_leaves_the_optimizer_clean(store):
     frames = store.frames
     store.frames = torch.full_like(frames, torch.nan)
     try:
-        advance(step, store, range(1), filling=True)
+        advance(step, store, range(1), phase="fill")
     finally:
         store.frames = frames
-    assert all(not tensor.any() for tensor in step.query_update.tensors())
+    assert all(not tensor.any() for tensor in step.update.tensors())
 
 
 # Half precision
@@ -339,10 +340,10 @@ def test_tensor_cores_are_allowed_for_the_whole_step_and_for_it_alone(amp, store
     def look(*_) -> None:
         seen.append(torch.backends.cudnn.allow_tf32)
 
-    net, weight = step._query.encoder.recurrent, next(step._query.encoder.recurrent.parameters())
+    net, weight = step.copies["query"].network.recurrent, next(step.copies["query"].network.recurrent.parameters())
     net.register_forward_hook(look)
     weight.register_hook(look)
-    advance(step, store, range(1), filling=True)
+    advance(step, store, range(1), phase="fill")
     advance(step, store, range(1, 2))
     assert len(seen) == 1 + 1 + 2 + 1, "a pass and its gradient; the attack's pass, the queries' pass and its gradient"
     assert set(seen) == {amp != "fp32"}
@@ -364,7 +365,7 @@ def test_a_step_that_fails_puts_the_flag_back(store, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     step = make(settings(), store, "bf16")
     with pytest.raises(AttributeError):
-        step.advance(None, filling=False)
+        step.advance(None, phase="main")
     assert torch.backends.cudnn.allow_tf32 is False
 
 
@@ -373,7 +374,7 @@ def forty(
 ) -> tuple[torch.Tensor, torch.Tensor, PretrainStep]:
     """Losses (40,) of steps on a full bank, and the features of all clips after them."""
     config = settings(bank_size=1024, impl=impl)  # a small bank lets roundings grow fast
-    config = replace(config, frames=16, encoder=EncoderConfig(encoder=encoder, feature_dim=128))
+    config = replace(config, frames=16, encoder=BiGRUConfig(encoder=encoder, feature_dim=128))
     config = replace(config, optim=replace(config.optim, batch_size=16))
     step = make(config, store, amp)
     if step.scaling is not None:
@@ -381,7 +382,7 @@ def forty(
     losses = []
     for i in range(64 + 40):
         step.prepare(batch(i, size=16).to(store.device), i, 0.01)
-        step.advance(store.select(step.sample), filling=i < 64)
+        step.advance(store.select(step.sample), phase="fill" if i < 64 else "main")
         losses.append(step.metrics[0].clone())
         if stale:
             never_refreshed(step)
@@ -393,8 +394,8 @@ def forty(
 
 def never_refreshed(step: PretrainStep) -> None:
     """From now on the query encoder's working copy stays as it is."""
-    step._query.refresh = lambda: None
-    for group in getattr(step.query_update, "groups", ()):
+    step.copies["query"].refresh = lambda: None
+    for group in getattr(step.update, "groups", ()):
         group._copies = []
 
 
@@ -449,7 +450,7 @@ def test_working_copies_are_cast_once_a_step(store):
     advance(step, store, range(1))
     step.prepare(batch(1), 1, 0.05)
     with Tape() as tape:
-        step.advance(store.select(step.sample), filling=False)
+        step.advance(store.select(step.sample), phase="main")
     weights = {p.data_ptr() for encoder in (step.model.query, step.model.key) for p in encoder.recurrent.parameters()}
 
     def reads_a_master(call) -> bool:
@@ -465,21 +466,19 @@ def test_working_copies_are_cast_once_a_step(store):
 def test_weights_that_somebody_else_changes_reach_the_working_copies(change, store):
     """Before the next step, whoever casts them."""
     step = make(settings(), store, "bf16")
-    advance(step, store, range(3), filling=True)
+    advance(step, store, range(3), phase="fill")
     state = {name: value + 0.5 for name, value in step.model.state_dict().items() if "recurrent" in name}
     if change == "loaded":
         step.model.load_state_dict(step.model.state_dict() | state)
     else:
         for name, value in state.items():
             step.model.state_dict()[name].copy_(value)
-    copies = [working for one in (step._query, step._key) for master, working in one.pairs if working is not master]
+    copies = [working for one in step.copies.values() for master, working in one.pairs if working is not master]
     seen = []
-    for one in (step._query, step._key):
-        one.encoder.head.register_forward_pre_hook(lambda *_: seen.extend(c.detach().clone() for c in copies))
-    masters = [
-        m.detach().bfloat16() for one in (step._query, step._key) for m, working in one.pairs if working is not m
-    ]
-    advance(step, store, range(3, 4), filling=True)
+    for one in step.copies.values():
+        one.network.head.register_forward_pre_hook(lambda *_: seen.extend(c.detach().clone() for c in copies))
+    masters = [m.detach().bfloat16() for one in step.copies.values() for m, working in one.pairs if working is not m]
+    advance(step, store, range(3, 4), phase="fill")
     assert len(seen) >= len(copies)
     assert all(torch.equal(a, b) for a, b in zip(seen, masters, strict=False))
 
@@ -506,7 +505,7 @@ def test_gradients_are_divided_by_the_scale_that_they_have(optimizer, store):
     first.scaling.state.copy_(torch.tensor([2.0**8, 0.0]))
     second.scaling.state.copy_(torch.tensor([2.0**8, GradientScale.GROWTH_INTERVAL - 1]))
     for step in (first, second):
-        advance(step, store, range(1), filling=True)
+        advance(step, store, range(1), phase="fill")
     assert (first.scaling.scale.item(), second.scaling.scale.item()) == (2.0**8, 2.0**9)
     for ours, theirs in zip(first.model.state_dict().values(), second.model.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
@@ -515,7 +514,7 @@ def test_gradients_are_divided_by_the_scale_that_they_have(optimizer, store):
 def test_an_overflow_in_float16_costs_one_step(store):
     """Weights and key encoder stay, the scale halves, the run goes on; at its smallest the scale can help no more."""
     step = make(settings(), store, "fp16")
-    advance(step, store, range(2), filling=True)
+    advance(step, store, range(2), phase="fill")
     step.scaling.scale.fill_(2.0**40)
     weights = [p.clone() for p in (*step.model.query.parameters(), *step.model.key.parameters())]
     advance(step, store, range(2, 3))
@@ -553,7 +552,7 @@ def test_a_hundred_compiled_steps_have_no_graph_break_and_no_recompile(store):
     torch._dynamo.utils.counters.clear()
     compiled.compile_around("aot_eager")
     for step in (plain, compiled):
-        advance(step, store, range(2), filling=True)
+        advance(step, store, range(2), phase="fill")
         advance(step, store, range(2, 3))
     with torch._dynamo.config.patch(error_on_recompile=True):
         found = advance(compiled, store, range(3, 103))
@@ -573,7 +572,7 @@ def test_a_batch_of_another_size_is_an_error(store):
 def test_metrics_are_named(store):
     step = make(settings(), store)
     (row,) = advance(step, store, range(1))
-    named = StepMetrics(*row)
-    assert named.loss == pytest.approx(named.l1 + named.l2 + named.l3, rel=1e-5)
+    named = {metric.name: value for metric, value in zip(step.model.metrics, row, strict=True)}
+    assert named["loss"] == pytest.approx(named["l1"] + named["l2"] + named["l3"], rel=1e-5)
     assert step.sums.tolist() == row
     assert StepConfig().amp == "auto"

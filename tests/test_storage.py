@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fastmc.encoders.amp import AMP, WorkingCopy
-from fastmc.encoders.bigru import Encoder, EncoderConfig
+from fastmc.encoders.base import ClipShape
+from fastmc.encoders.bigru import BiGRU, BiGRUConfig
 from fastmc.encoders.recurrent import CUDNN_GRU, SequenceGRU, flatten_
 from fastmc.encoders.storage import ALIGNMENT, share_storage
 
@@ -41,7 +42,7 @@ def test_each_begins_at_a_multiple_of_128_bytes(dtype):
 @pytest.mark.parametrize("reading", ["sequence", "stepwise"])
 def test_weights_of_a_working_copy_lie_in_one_storage_for_each_call(reading, amp):
     """cuDNN packs weights that do not, at every call. nn.GRU's own flatten_parameters refuses bfloat16."""
-    master = Encoder(EncoderConfig("2x8", reading=reading, feature_dim=16), input_size=6)
+    master = BiGRU(BiGRUConfig("2x8", reading=reading, feature_dim=16), ClipShape(2, 1))
     copy = WorkingCopy(master, AMP[amp].dtype)
     copy.refresh()
     grus = [m for m in copy.encoder.recurrent.modules() if isinstance(m, torch.nn.GRU)]

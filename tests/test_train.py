@@ -740,9 +740,9 @@ def test_paper_preset_is_section_4_2():
     c = preset_config("paper", "ntu60")
     assert (c.optim.lr, c.optim.epochs, c.optim.milestones, c.optim.optimizer) == (0.01, 750, (350,), "sgd")
     assert (c.optim.batch_size, c.optim.weight_decay, c.frames) == (64, 1e-4, 64)
-    k = c.contrast
+    k = c.settings
     assert (k.bank_size, k.temperature, k.ema, k.bank_lr, k.bank_temperature) == (16384, 0.07, 0.999, 3.0, 0.03)
-    assert (c.attack.attack_lr, c.attack.attack_norm) == (0.1, 0.5)
+    assert (k.attack_lr, k.attack_norm) == (0.1, 0.5)
     assert (c.evaluation.linear_epochs, c.evaluation.linear_lr, c.evaluation.linear_milestones) == (80, 0.1, (50, 70))
     pku = preset_config("paper", "pku2").optim
     assert (pku.epochs, pku.milestones) == (1000, (800,))

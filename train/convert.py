@@ -191,8 +191,8 @@ def config_of(found: ReleasedEncoder, epochs: int, dataset: str) -> Config:
 
 
 def fill_model(model: Any, found: ReleasedEncoder) -> Method:
-    """Put what was found into a fresh model of the method OF_RELEASED. The key encoder is a copy of the query encoder where the file has none;
-    head and bank are left as they are where it has none."""
+    """Put what was found into a fresh model of the method OF_RELEASED. The key encoder is a copy of the query encoder
+    where the file has none; head and bank are left as they are where it has none."""
     model.query.load_state_dict(found.query, strict=found.has_head)
     model.key.load_state_dict(found.query if found.key is None else found.key, strict=found.has_head)
     if found.queue is not None:

@@ -25,7 +25,8 @@ from bench.ledger_data import THINGS, DataStep
 from bench.ledger_mc import McStep, compulsory
 from bench.ledger_rows import H100, count_rows
 from bench.providers import MIXES, Mix
-from fastmc.encoders.bigru import Encoder, EncoderConfig
+from fastmc.encoders.base import ClipShape
+from fastmc.encoders.bigru import BiGRU, BiGRUConfig
 from fastmc.skeleton import NTU25
 
 PRECISION = "bf16x3"
@@ -136,9 +137,9 @@ def time_data(bench: Bench, clock: Clock, data: DataStep) -> dict[str, tuple[flo
 
 def time_update(bench: Bench, clock: Clock, most: Mapping[str, float]) -> None:
     """SGD, eq. 4 and the copies, of all weights of the recurrent nets: they are read and written once."""
-    config, width = EncoderConfig(bench.sizes.encoder), NTU25.num_joints * bench.sizes.bodies * 3
+    config, shape = BiGRUConfig(bench.sizes.encoder), ClipShape(NTU25.num_joints, bench.sizes.bodies)
     with torch.device("meta"):
-        shapes = [weight.shape for weight in Encoder(config, width).recurrent.parameters()]
+        shapes = [weight.shape for weight in BiGRU(config, shape).recurrent.parameters()]
     call, tensors = update_of(shapes, bench.device)
     timing = clock.best([call], min(1.0, bench.left() / 40))
     read = sum(w.nbytes for name, same in tensors.items() if not name.endswith("copy") for w in same)

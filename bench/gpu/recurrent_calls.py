@@ -11,7 +11,7 @@ from bench.gpu.clock import Call, Clock
 from bench.gpu.section import Bench
 from bench.recurrent import passes
 from fastmc.encoders.amp import AMP, tensor_cores
-from fastmc.encoders.bigru import EncoderConfig
+from fastmc.encoders.bigru import BiGRUConfig
 from fastmc.encoders.recurrent import flatten_
 from fastmc.skeleton import NTU25
 
@@ -75,7 +75,7 @@ class Split(nn.Module):
 
 def compare_split(bench: Bench, clock: Clock) -> None:
     """Rows of the table, forward alone and forward with backward to weights and input."""
-    layers, hidden = EncoderConfig(bench.sizes.encoder).size
+    layers, hidden = BiGRUConfig(bench.sizes.encoder).size
     width = NTU25.num_joints * bench.sizes.bodies * 3
     for batch in bench.sizes.recurrent_batches:
         for amp in HALF:

@@ -14,11 +14,10 @@ from bench.ledger_data import ntu_like_clips
 from bench.parity import BUDGET
 from bench.providers import ASCENT, MIXES, TEMPERATURE, Case, Mix, draw
 from fastmc.doctor import gpu_lines
-from fastmc.encoders.bigru import EncoderConfig
+from fastmc.encoders.bigru import BiGRUConfig
 from fastmc.encoders.storage import share_storage
 from fastmc.methods import attack
-from fastmc.methods.a2mc import OF_ATTACKED, OF_CLIPS
-from fastmc.methods.attack import AttackConfig
+from fastmc.methods.a2mc import OF_ATTACKED, OF_CLIPS, A2MCConfig
 from fastmc.objective import chunked
 from fastmc.skeleton import NTU25
 from fastmc.views.clips import DenseClips
@@ -163,7 +162,7 @@ def check_attack(bench: Bench) -> None:
     """What surrounds the encoder's passes in eq. 5 and 6."""
     from kernels import attack as kernel  # here, since importing it decides how Triton runs
 
-    sizes, config = bench.sizes, AttackConfig()
+    sizes, config = bench.sizes, A2MCConfig()
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(sizes.batch, config.attack_classes, generator=generator)
     truth = attack.logit_gradient(logits.double())
@@ -217,7 +216,7 @@ LR = 0.01
 
 def check_update(bench: Bench) -> None:
     """SGD, eq. 4 and the copies in half precision, of weights in the shapes of the recurrent net's largest layer."""
-    _, hidden = EncoderConfig(bench.sizes.encoder).size
+    _, hidden = BiGRUConfig(bench.sizes.encoder).size
     shapes = [(3 * hidden, 2 * hidden), (3 * hidden, hidden), (3 * hidden,), (3 * hidden,)]
     call, there = update_of(shapes, bench.device)
     before = {name: [w.detach().cpu().double() for w in weights] for name, weights in there.items()}

@@ -16,7 +16,7 @@ from bench.gpu.section import Bench
 from bench.step import BATCHES, Ours, Plain, State, StepCase, after, start_state
 from bench.step import compare as compare_states
 from bench.views import Clips, ViewsCase
-from fastmc.config import Config, StepConfig
+from fastmc.config import Config
 from fastmc.encoders.amp import AMP, WorkingCopy, tensor_cores
 from fastmc.views.clips import ViewImpl
 from train.engine.loop import build_model
@@ -69,8 +69,7 @@ class Steps:
         views: ViewImpl = "torch" if bench.rehearsal else "triton"
         self.config: Config = replace(
             config,
-            contrast=replace(config.contrast, impl="triton"),
-            data=replace(config.data, view_impl=views),
+            step=replace(config.step, impl="triton", view_impl=views),
         )
         self.clips = Clips(ViewsCase(sizes.batch, sizes.frames, sizes.clips), bench.device)
         self.store = self.clips.packed
@@ -82,7 +81,8 @@ class Steps:
     def make(self, way: Way) -> Ours:
         if way.compile == "on":
             torch._dynamo.reset()  # else the encoders of earlier steps count against the limit of recompilations
-        step = StepConfig(amp=way.amp, compile=way.compile, cuda_graph=way.graph, overlap=way.overlap)  # type: ignore[arg-type]
+        ways: dict[str, Any] = {"amp": way.amp, "compile": way.compile, "cuda_graph": way.graph, "overlap": way.overlap}
+        step = replace(self.config.step, **ways)
         return Ours(replace(self.config, step=step), self.store, self.start)
 
     def numbered(self, side: Callable[..., Any]) -> Callable[[], Any]:
@@ -188,9 +188,9 @@ def time_recurrent(steps: Steps, amp: str) -> None:
         amp = "fp32"
     dtype = AMP[amp].dtype
     with tensor_cores(AMP[amp].tensor_cores):
-        copy = WorkingCopy(build_model(steps.config, steps.store, bench.device).query, dtype)
+        copy = WorkingCopy(build_model(steps.config, steps.store, bench.device).representation, dtype)
         copy.refresh()
-        call = recurrent_calls.step_calls(copy.encoder.recurrent, bench, dtype)
+        call = recurrent_calls.step_calls(copy.network.get_submodule("recurrent"), bench, dtype)
         timing = steps.clock.best([call], max(0.1, min(3.0, bench.left() / 15)))
     bench.found.row(ALONE, precision=amp, **timing.cells("ms"), how=timing.how)
     if amp == PRODUCT.amp or bench.rehearsal:

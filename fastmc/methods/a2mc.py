@@ -22,8 +22,9 @@ from fastmc.views.draw import BASIC_KEY, BASIC_QUERY, STRONG, WEAK
 from fastmc.views.make import to_stream
 from kernels.ranges import part
 
-X0, X3 = View(BASIC_KEY), View(BASIC_QUERY)
-X1, X2 = View(WEAK, of="given"), View(STRONG, strong=True, of="given")
+OF_CLIPS, OF_ATTACKED = (BASIC_KEY, BASIC_QUERY), (WEAK, STRONG)
+X0, X3 = (View(number) for number in OF_CLIPS)
+X1, X2 = (View(number, strong=number == STRONG, of="given") for number in OF_ATTACKED)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def store(data_root) -> ResidentStore:
 def config_of(impl: str = "triton", method: str = "a2mc", optimizer: str = "sgd", **others) -> Config:
     """Wide enough for the algorithm of cuDNN that the paper's size gets."""
     config = settings(method, optimizer, encoder="2x256", impl=impl, **others)
-    return replace(config, data=replace(config.data, view_impl=impl))
+    return replace(config, step=replace(config.step, view_impl=impl))
 
 
 def make(config: Config, store: ResidentStore, amp: str = "fp32", overlap: str = "on") -> PretrainStep:
@@ -52,7 +52,7 @@ def eager(step: PretrainStep, store: ResidentStore, steps: range) -> list[list[f
     found = []
     for i in steps:
         prepare(step, i)
-        step.advance(store.select(step.sample), filling=i < FILL)
+        step.advance(store.select(step.sample), phase="fill" if i < FILL else "main")
         found.append(step.metrics.tolist())
     return found
 
@@ -121,7 +121,7 @@ def test_cudnn_finds_the_weights_of_every_call_in_one_piece(amp, reading, store)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="RNN module weights")
         eager(step, store, range(FILL + 1))
-    for encoder in (step._query.encoder, step._key.encoder):
+    for encoder in step.networks.values():
         for gru in (module for module in encoder.recurrent.modules() if isinstance(module, torch.nn.GRU)):
             assert len({weight.untyped_storage().data_ptr() for weight in gru.parameters()}) == 1
 
@@ -203,7 +203,7 @@ def test_no_step_waits_for_the_gpu(impl, amp, store, waits_are_errors):
         if i % 2:
             graph()
         else:
-            step.advance(store.select(step.sample), filling=False)
+            step.advance(store.select(step.sample), phase="main")
         assert not watch.sees_a_fault()
 
 

@@ -12,7 +12,7 @@ from attack_cases import FINITE, HOSTILE, LOGITS, assert_logit_gradient, assert_
 from gpu_less import kernels_on_cpu
 
 from bench.watch import watch
-from fastmc.methods.attack import AttackConfig, attack
+from fastmc.methods.attack import attack
 from kernels import attack as pieces
 from kernels.attack import MAX_BODIES, limited_step
 
@@ -125,9 +125,9 @@ def test_the_whole_attack_against_the_reference():
     def classify(x):
         return (x * weights.to(x.dtype)).sum(dim=(1, 2))[:, None] * classes.to(x.dtype)
 
-    want = attack(x.double(), classify, AttackConfig(), bodies=2, impl="reference")
+    want = attack(x.double(), classify, bodies=2, impl="reference")
     with kernels_on_cpu() as seen:
-        got = attack(x, classify, AttackConfig(), bodies=2, impl="triton")
+        got = attack(x, classify, bodies=2, impl="triton")
     assert [launch.kernel for launch in seen.launches] == ["_logit_gradient_kernel", "_limited_step_kernel"]
     torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-6)
     assert (got != x).any(dim=(1, 2)).all()
@@ -136,7 +136,7 @@ def test_the_whole_attack_against_the_reference():
 def test_more_bodies_than_the_kernels_take_are_refused():
     x = torch.zeros(1, 2, 3 * (MAX_BODIES + 1))
     with pytest.raises(ValueError, match=f"at most {MAX_BODIES} bodies"):
-        attack(x, lambda x: x.flatten(1), AttackConfig(), bodies=MAX_BODIES + 1, impl="triton")
+        attack(x, lambda x: x.flatten(1), bodies=MAX_BODIES + 1, impl="triton")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -39,7 +39,7 @@ def forty_steps(impl: str, amp: str, store: ResidentStore) -> tuple[list[list[fl
     step = make(config_of(impl), store, amp)
     if step.scaling is not None:
         step.scaling.scale.fill_(2.0**8)
-    return advance(step, store, range(2), filling=True) + advance(step, store, range(2, 42)), step
+    return advance(step, store, range(2), phase="fill") + advance(step, store, range(2, 42)), step
 
 
 @pytest.mark.parametrize("amp", ["fp32", "bf16", "fp16"])
@@ -48,7 +48,7 @@ def test_forty_steps_have_the_bits_of_torchs_optimizers(amp, store):
     want, theirs = forty_steps("torch", amp, store)
     found, ours = forty_steps("triton", amp, store)
     assert found == want
-    assert isinstance(ours.query_update, WholeUpdate) and not isinstance(theirs.query_update, WholeUpdate)
+    assert isinstance(ours.update, WholeUpdate) and not isinstance(theirs.update, WholeUpdate)
     for name, value in theirs.model.state_dict().items():
         assert torch.equal(ours.model.state_dict()[name], value), name
     for weight, velocity in velocities(theirs).items():
@@ -71,8 +71,8 @@ def test_another_momentum_is_noticed(store, monkeypatch):
 def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(impl, amp, store):
     """Of this kernel's and of older ones, which PyTorch's optimizers have written."""
     first, second = make(config_of(impl), store, amp), make(config_of("triton"), store, amp)
-    advance(second, store, range(7, 9), filling=True)  # so that nothing is at its first value
-    advance(first, store, range(5), filling=True)
+    advance(second, store, range(7, 9), phase="fill")  # so that nothing is at its first value
+    advance(first, store, range(5), phase="fill")
     saved = copy.deepcopy((first.model.state_dict(), first.state_dict()))
     second.model.load_state_dict(saved[0])
     places = [velocity.data_ptr() for velocity in velocities(second).values()]
@@ -97,8 +97,8 @@ def test_a_checkpoint_has_the_form_of_torchs(store):
 def test_launches_of_a_step(amp, launches, store):
     """One for what lies in one storage: the recurrent nets' copies do, and the heads'."""
     step = make(config_of("auto"), store, amp)
-    advance(step, store, range(1), filling=True)
+    advance(step, store, range(1), phase="fill")
     with kernels_on_cpu() as seen:
-        advance(step, store, range(1, 2), filling=True)
+        advance(step, store, range(1, 2), phase="fill")
     assert [launch.kernel for launch in seen.launches] == ["_update_kernel"] * launches
-    assert step.query_update.says == "SGD of fastmc.kernels (with the key encoder, in one pass)"
+    assert step.update.says == "SGD of fastmc.kernels (with the key encoder, in one pass)"

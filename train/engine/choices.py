@@ -10,7 +10,6 @@ import kernels
 from fastmc.config import Config, StepConfig
 from fastmc.data.placed.resident import PlacedStore, ResidentStore
 from fastmc.encoders.amp import no_bf16_reason
-from fastmc.methods.base import Method
 
 
 class Choice(NamedTuple):
@@ -98,8 +97,8 @@ def no_graph_reason(config: Config, store: PlacedStore, device: torch.device) ->
     return None
 
 
-def choose_overlap(config: Config, model: Method, device: torch.device) -> Choice:
-    """on or off.
+def choose_overlap(config: Config, device: torch.device, *, has_work: bool) -> Choice:
+    """on or off; ``has_work``: whether the method has work for a second stream.
 
     Raises:
         ValueError: it was asked for and is impossible.
@@ -109,7 +108,7 @@ def choose_overlap(config: Config, model: Method, device: torch.device) -> Choic
         return Choice("off", "--overlap off")
     if device.type != "cuda":
         reason = f"a second stream needs a GPU, not {device.type}"
-    elif not model.overlaps:
+    elif not has_work:
         reason = f"--method {config.method} has nothing to compute beside the rest"
     if reason is not None and asked == "on":
         raise ValueError(f"overlap = 'on' is impossible: {reason}. Give --overlap auto")

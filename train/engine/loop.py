@@ -80,7 +80,7 @@ class Pretraining:
         self.model = build_model(config, self.data, device, allow=(config.method, config.backbone))
         self.amp, self.compiled = choose_amp(config.step, device), choose_compile(config.step, device)
         self.graph = choose_graph(config, self.data, device)
-        self.overlap = choose_overlap(config, self.model, device)
+        self.overlap = choose_overlap(config, device, has_work=self.model.overlaps)
         self.stepper = build_step(config, self.model, self.amp.value, self.overlap.value)
         if self.compiled.value == "on":
             self.stepper.compile_around()

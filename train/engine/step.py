@@ -50,6 +50,7 @@ class PretrainStep:
         metrics: (n,) float32, the numbers of the last step, by the method's ``metrics``. sums: float64, of all steps
             since they were last set to zero.
         fault: float64, of the step that stopped the run: 1, the step's number, norm of its gradient, its numbers.
+        copies: what computes in place of the method's networks, by name.
         update: what changes the weights that learn. followers: what changes those that follow, where the former does
             not do it all.
     """
@@ -78,7 +79,7 @@ class PretrainStep:
         self._views = room_for_views(model.setup, len(model.views), batch_size, device)
         self._learners = {name: WorkingCopy(net, dtype) for name, net in model.learners().items()}
         followers = {name: (WorkingCopy(net, dtype), follow) for name, (net, follow) in model.followers().items()}
-        self._copies = {**self._learners, **{name: copy for name, (copy, _) in followers.items()}}
+        self.copies = {**self._learners, **{name: copy for name, (copy, _) in followers.items()}}
         restored = model.restored()
         self._has_a_bank = len(restored) < len(list(model.buffers()))  # that its own kernels update
         self._statistics = [share_storage(same) for same in _by_dtype(restored)]
@@ -91,7 +92,7 @@ class PretrainStep:
     @property
     def networks(self) -> dict[str, Any]:
         """What computes in place of the model's networks, by name."""
-        return {name: copy.network for name, copy in self._copies.items()}
+        return {name: copy.network for name, copy in self.copies.items()}
 
     def compile_around(self, backend: str = "inductor") -> None:
         """Compile what of the encoders may be, and the verdict. The loss, the attack's arithmetic and the views are
@@ -118,7 +119,7 @@ class PretrainStep:
         self.counter.fill_(step)
         self.update.set_lr(lr)
         self.model.prepare(step)
-        for copy in self._copies.values():
+        for copy in self.copies.values():
             if self.update.refreshes and copy.is_stale:  # a state was loaded: the step before left them up to date
                 copy.refresh()
 
@@ -131,7 +132,7 @@ class PretrainStep:
         self.model.train()
         for before, now in zip(self._before, self._statistics, strict=True):
             before.copy_(now)
-        for copy in self._copies.values():
+        for copy in self.copies.values():
             copy.network.train()
             if not self.update.refreshes:
                 copy.refresh()
