@@ -19,7 +19,7 @@ from fastmc.evaluation.config import EvalConfig
 from fastmc.files import read_text
 from fastmc.methods import find_method
 from fastmc.methods.base import Impl, MethodConfig, Precision
-from fastmc.reading import reading
+from fastmc.reading import reading, shown
 from fastmc.registry import NotAllowed
 from fastmc.views.clips import Stream, ViewImpl
 from fastmc.views.draw import AugmentConfig
@@ -259,6 +259,9 @@ def from_plain(cls: type, values: Mapping[str, Any], **types: type) -> Any:
     unknown = set(values) - set(hints)
     if unknown:
         raise ValueError(f"{cls.__name__} has no setting named {', '.join(sorted(unknown))}")
+    for name, value in values.items():
+        if typing.get_origin(hints[name]) is Literal and value not in typing.get_args(hints[name]):
+            raise ValueError(f"{name} must be one of {', '.join(typing.get_args(hints[name]))}; got {shown(value)}")
     return cls(**{name: _typed(hints[name], value) for name, value in values.items()})
 
 

@@ -169,7 +169,11 @@ def soak_once(stage: Stage, folder: Path, reference: Path, seconds: float, chanc
         while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < deadline:
             time.sleep(0.002)
         if ended[0]:
-            assert os.waitstatus_to_exitcode(ended[1]) == 0, f"it failed after {kills} kills, see {folder}/output.txt"
+            # Killed between the end of its work and its own end, it has nothing left to do.
+            said = (folder / "output.txt").read_text()[-200:]
+            is_there = kills and "already holds a store" in said
+            code = os.waitstatus_to_exitcode(ended[1])
+            assert code == 0 or is_there, f"it failed after {kills} kills, see {folder}/output.txt"
             break
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

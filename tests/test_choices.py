@@ -14,7 +14,7 @@ from fastmc.config import Config, StepConfig
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.placed.streamed import StreamedStore
 from fastmc.data.store import PackedStore
-from train.engine.choices import choose_amp, choose_compile, choose_graph
+from train.engine.choices import choose_amp, choose_compile, choose_graph, choose_overlap
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
@@ -113,9 +113,7 @@ def test_overlap(gpu):
     assert choose(of("auto"), CUDA) == ("on", "the key encoder beside the attack")
     assert choose(of("off"), CUDA) == ("off", "--overlap off")
     assert choose(of("auto"), CPU) == ("off", "a second stream needs a GPU, not cpu")
-    assert choose_overlap(of("auto", "b1"), CUDA, False) == (
-        "off",
-        "--method b1 has nothing to compute beside the rest",
-    )
+    alone = "--method b1 has nothing to compute beside the rest"
+    assert choose_overlap(of("auto", "b1"), CUDA, has_work=False) == ("off", alone)
     with pytest.raises(ValueError, match="overlap = 'on' is impossible: a second stream needs a GPU"):
         choose(of("on"), CPU)

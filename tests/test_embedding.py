@@ -51,7 +51,7 @@ def make_run(folder: Path, store: PackedStore, **settings: object) -> Path:
     folder.mkdir(parents=True)
     write_json(folder / "config.json", to_plain(config))
     pretraining = Pretraining(config, store, folder, torch.device("cpu"))
-    width = pretraining.model.query.input_size
+    width = pretraining.model.query.shape.width
     pretraining.model.query(0.3 * torch.randn(8, 16, width, generator=torch.Generator().manual_seed(0)) + 0.1)
     pretraining.save()
     return folder
@@ -114,7 +114,7 @@ def unmoved(files) -> list[np.ndarray]:
 
 def evaluated(embedder: fastmc.Embedder, store: PackedStore, crop: float = 0.95) -> torch.Tensor:
     """What the evaluation sees of every clip of a store."""
-    count, settings = len(store), embedder.settings
+    count, settings = len(store), embedder.config
     return represent(
         embedder.encoder,
         ResidentStore(store),
@@ -382,7 +382,7 @@ def test_a_checkpoint_of_another_encoder(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
     config = json.loads((copy / "config.json").read_text())
     write_json(copy / "config.json", config | {"encoder": config["encoder"] | {"encoder": "2x9"}})
-    with pytest.raises(CheckpointError, match=r"holds another encoder than .*config\.json"):
+    with pytest.raises(CheckpointError, match=r"holds another model than .*config\.json"):
         fastmc.load(copy)
 
 
@@ -699,5 +699,10 @@ def test_config_of_a_run_is_read_as_the_trainer_writes_it(run):
     """The settings that are read by key are those of fastmc.config."""
     plain = to_plain(Config())
     assert plain["evaluation"]["test_crop"] == 0.95
-    settings = fastmc.load(run, device="cpu").settings
-    assert (settings.encoder.encoder, settings.stream, settings.frames, settings.crop) == ("2x8", "joint", 16, 0.95)
+    settings = fastmc.load(run, device="cpu").config
+    assert (settings.encoder.encoder, settings.stream, settings.frames, settings.evaluation.test_crop) == (
+        "2x8",
+        "joint",
+        16,
+        0.95,
+    )

@@ -43,7 +43,7 @@ from fastmc.figures.skeletons import COLOURS, Front, bodies_there, front_of, sid
 from fastmc.figures.style import MOST_LINES, SMALL, save
 from fastmc.figures.tsne import choose_classes, draw_embeddings, embed, loo_knn, scores_in_words
 from fastmc.files import whole_file
-from fastmc.methods.a2mc import X1, X2
+from fastmc.methods.a2mc import A2MC, X1, X2
 from fastmc.methods.base import Batch
 from fastmc.skeleton import NTU25
 from fastmc.views.draw import STRONG, WEAK, AugmentConfig, ViewParams, identity_params
@@ -191,7 +191,7 @@ def test_default_draw_is_the_first_whose_strong_view_masks_no_axis(loaded):
 
     found = []
     for n in range(8):
-        draw = visible_draw(loaded.model, loaded.placed.num_frames[[n]], torch.tensor([n]))
+        draw = visible_draw(loaded.model, loaded.placed.select(torch.tensor([n])), torch.tensor([n]))
         assert [flattened(d) for d in range(draw + 1)] == [True] * draw + [False]
         assert states_of(loaded, n).draw == draw
         found.append(draw)
@@ -201,7 +201,7 @@ def test_default_draw_is_the_first_whose_strong_view_masks_no_axis(loaded):
 def test_default_draw_where_every_view_is_masked(loaded):
     config = replace(loaded.config, augment=AugmentConfig(axis_mask_probability=1.0))
     model = build_model(config, loaded.store, torch.device("cpu"))
-    assert visible_draw(model, loaded.placed.num_frames[[0]], torch.tensor([0])) == 0
+    assert visible_draw(model, loaded.placed.select(torch.tensor([0])), torch.tensor([0])) == 0
 
 
 def test_what_a_view_does_in_words():
@@ -384,7 +384,7 @@ def crowded_figure(name: str) -> Figure:
     embedding = embed(rng.normal(size=(30, 4)), labels)
     names = [f"rotate both arms backwards {c}" for c in range(10)]
     rows = [{"epoch": e, "loss": 3.0 / e, "top1": 0.1, "feature_std": 0.05 + 0.001 * e} for e in range(1, 4)]
-    history, settings = History(rows, 128), "method {}, optimizer adamw, warmup_epochs 2.0"
+    history, settings = History(rows, A2MC.metrics, 128), "method {}, optimizer adamw, warmup_epochs 2.0"
     strip = Strip(rng.normal(size=(20, 2, 25, 3)), "HDM_bd_elbowToKnee1RepsLelbowStart_013", names[0], 30.0)
     found = [replace(strip, cosine=0.9), replace(strip, cosine=0.8, class_name=names[1])]
     title = "Features of 2760 test clips (ntu60, xsub) of 10 classes: t-SNE with perplexity 30, seed 0. " * 2
@@ -441,7 +441,7 @@ def test_curves_show_what_was_measured():
     rows = [{"epoch": e, "loss": 2.0 / e, "top1": 0.2 * e, "feature_std": 0.01 * e} for e in (1, 2, 3)]
     rows[1]["knn_top1"] = 40.0
     assert curve(rows, "knn_top1") == ([2], [40.0])
-    figure = draw_curves({"one": History(rows, 64), "two": History(rows[:2], 64)})
+    figure = draw_curves({"one": History(rows, A2MC.metrics, 64), "two": History(rows[:2], A2MC.metrics, 64)})
     loss, contrast, spread, probe = figure.axes
     assert [line.get_xydata().tolist() for line in loss.lines] == [[[1, 2], [2, 1], [3, 2 / 3]], [[1, 2], [2, 1]]]
     assert contrast.lines[0].get_ydata() == pytest.approx([20, 40, 60])
@@ -453,10 +453,10 @@ def test_curves_show_what_was_measured():
 
 def test_no_two_of_many_curves_look_alike():
     rows = [{"epoch": 1, "loss": 1.0, "top1": 0.1, "feature_std": 0.1}]
-    loss = draw_curves({str(n): History(rows, 64) for n in range(MOST_LINES)}).axes[0]
+    loss = draw_curves({str(n): History(rows, A2MC.metrics, 64) for n in range(MOST_LINES)}).axes[0]
     assert len({(line.get_color(), line.get_linestyle()) for line in loss.lines}) == MOST_LINES >= 12
     with pytest.raises(ValueError, match=f"cannot be told apart; name {MOST_LINES} at most"):
-        draw_curves({str(n): History(rows, 64) for n in range(MOST_LINES + 1)})
+        draw_curves({str(n): History(rows, A2MC.metrics, 64) for n in range(MOST_LINES + 1)})
 
 
 def test_neighbours_say_in_words_and_colour_whose_class_is_right():
@@ -645,7 +645,7 @@ def test_curves_need_neither_checkpoint_nor_data(folders, tmp_path):
     for name in ("config.json", "metrics.csv"):
         shutil.copy(folders["b1"] / name, folder)
     assert figures.main(["--run", str(folder), "--only", "curves"]) == 0
-    assert {"epoch", "bare", "Training of bare"} <= set(svg_text(folder / "figures" / "curves.svg"))
+    assert {"epoch", "L1", "Training of bare"} <= set(svg_text(folder / "figures" / "curves.svg"))
     assert len(read_metrics(folder / "metrics.csv")) == 2
 
 

@@ -38,6 +38,7 @@ from fastmc.encoders.released import (
 from fastmc.evaluation import represent
 from fastmc.objective.bank import MemoryBank
 from fastmc.skeleton import NTU25
+from fastmc.state import RunState
 from fastmc.views.make import to_stream
 from train import convert, evaluate, prepare, run
 from train.engine.loop import Pretraining
@@ -553,7 +554,7 @@ def test_the_trainer_takes_it_for_a_finished_run(cmd_run, data_root):
     config = replace(config, out=out, optim=replace(config.optim, batch_size=8))
     pretraining = Pretraining(config, PackedStore.open(data_root / "small"), out, torch.device("cpu"))
     path, state = checkpoint.load_latest(out / "checkpoints")
-    pretraining.load(state, path)
+    pretraining.load(RunState.of_plain(state, path), path)
     assert pretraining.finished
     assert torch.equal(pretraining.model.query.state_dict()["head.2.bias"], cmd_run[0].encoder_q_motion.fc[2].bias)
 

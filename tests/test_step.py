@@ -29,7 +29,8 @@ from fastmc.encoders.recurrent import rounded_states
 from fastmc.evaluation import represent
 from fastmc.methods.a2mc import A2MCConfig
 from fastmc.objective import chunked
-from fastmc.views.make import make as views
+from fastmc.state import Position, RunState
+from fastmc.views import make as views
 from fastmc.views.make import whole_clips
 from train.engine.graph import WARM_UP, CudaRecorder, GraphedStep
 from train.engine.loop import build_model, build_step, graph_step
@@ -536,7 +537,8 @@ def test_an_overflow_in_float16_costs_one_step(store):
 def test_the_gradient_scale_is_resumed(store):
     first, second = (make(settings(), store, "fp16") for _ in range(2))
     first.scaling.state.copy_(torch.tensor([8.0, 77.0]))
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    state = copy.deepcopy(first.state_dict())
+    second.load_state_dict(RunState({}, {}, position=Position(), dataset_checksum=None, data=None, **state))
     assert second.scaling.state.tolist() == [8.0, 77.0]
     assert second.scaling.scale.item() == 8.0
 

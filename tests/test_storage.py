@@ -45,11 +45,11 @@ def test_weights_of_a_working_copy_lie_in_one_storage_for_each_call(reading, amp
     master = BiGRU(BiGRUConfig("2x8", reading=reading, feature_dim=16), ClipShape(2, 1))
     copy = WorkingCopy(master, AMP[amp].dtype)
     copy.refresh()
-    grus = [m for m in copy.encoder.recurrent.modules() if isinstance(m, torch.nn.GRU)]
+    grus = [m for m in copy.network.recurrent.modules() if isinstance(m, torch.nn.GRU)]
     assert len(grus) == (1 if reading == "sequence" else 4)
     for gru in grus:
         assert len({weight.untyped_storage().data_ptr() for weight in gru.parameters()}) == 1
-    for (name, mine), theirs in zip(copy.encoder.named_parameters(), master.parameters(), strict=True):
+    for (name, mine), theirs in zip(copy.network.named_parameters(), master.parameters(), strict=True):
         assert torch.equal(mine, theirs.to(mine.dtype)), name
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import write_small_store
 
 from fastmc.data import store as store_module
-from fastmc.data.store import PackedStore, StoreError, StoreWriter
+from fastmc.data.store import PackedStore, StoreError, StoreWriter, check_target
 from fastmc.skeleton import KINECT20, NTU25
 
 ROOT = Path(__file__).parents[1]
@@ -222,6 +223,15 @@ def test_killed_writer_leaves_no_store_and_is_cleaned_up(tmp_path):
         PackedStore.open(tmp_path / "toy")
     write(tmp_path / "toy")
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_what_a_preparation_left_that_was_killed_after_its_work_is_removed_where_it_is_given_again(tmp_path):
+    write_small_store(tmp_path / "small", clips=3)
+    left = tmp_path / f".small-{2**22 + 1}.tmp"  # above the largest number of a process
+    left.mkdir()
+    with pytest.raises(StoreError, match="already holds a store"):
+        check_target(tmp_path / "small", overwrite=False)
+    assert not left.exists()
 
 
 def test_remains_with_a_reused_process_number_are_cleaned_up(tmp_path):

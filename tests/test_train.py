@@ -34,6 +34,7 @@ from fastmc.config import (
 from fastmc.data.placed.placement import DataConfig
 from fastmc.data.placed.streamed import THREAD_NAME
 from fastmc.data.store import PackedStore
+from fastmc.state import RunState
 from train import evaluate, run
 from train.command.datasets import DatasetError, open_dataset
 from train.command.parse import parse
@@ -231,7 +232,7 @@ def test_resume_in_half_precision_is_bit_for_bit_too(amp, data_root, tmp_path):
     advance(parts, 4)
     again = start(data_root, tmp_path / "again", *settings)
     path = parts.save()
-    again.load(torch.load(path / checkpoint.STATE, weights_only=True), path)
+    again.load(RunState.of_plain(torch.load(path / checkpoint.STATE, weights_only=True), path), path)
     advance(again, 4)
     for ours, theirs in zip(again.stepper.state(), whole.stepper.state(), strict=True):
         assert torch.equal(ours, theirs)

@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from fastmc.files import read_text, summed_file, sync_folder, writing
+from fastmc.files import read_text, remove_what_was_left, summed_file, sync_folder, writing
 from fastmc.reading import load_array, reading, shown
 from fastmc.skeleton import Skeleton
 
@@ -495,6 +495,7 @@ def check_target(path: str | Path, overwrite: bool) -> None:
         raise StoreError(f"{path} is a file; choose another place for the store")
     if _meta_of_store(path) is not None:
         if not overwrite:
+            remove_what_was_left(path)  # by a preparation that was killed between the end of its work and its own end
             raise StoreError(f"{path} already holds a store; --overwrite replaces it")
     elif any(path.iterdir()):
         raise StoreError(f"{path} is not empty and holds no packed store; choose another folder")
