@@ -163,6 +163,7 @@ def test_nothing_in_a_wheel_names_what_is_not_there(handed):
     for path, text in texts_of_wheel(handed):
         for run in re.findall(r"python\s+-m\s+(\w+\.[\w.]*\w)", text):
             assert run.startswith("bench.") or (handed.site / Path(*run.split("."))).with_suffix(".py").exists(), path
+        assert not re.match(r"(?:kernels|train)\.", text), f"{path}: a name of a module that is put together"
         for module in re.findall(r"(?<![\w./-])(?:kernels|train)(?:\.\w+)+", text):
             assert not (ROOT / Path(*module.split(".")[:2])).with_suffix(".py").exists(), f"{path} names {module}"
         for module in re.findall(r"^(?:fastmc)(?:\.\w+)+$", text):
