@@ -21,7 +21,7 @@ MINUTES ?= 5
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-$(STAMP): setup.py constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) -e ".[dev]"
 # It runs on Python 3.11, but its metadata asks for 3.12; all that it needs is installed above.
@@ -79,4 +79,4 @@ soak: $(STAMP) ## kill the program at random moments and compare what it ends wi
 	$(BIN)/python tests/soak.py --minutes $(MINUTES)
 
 clean: ## the virtual environment and caches; runs/ and data/ stay
-	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -59,10 +59,19 @@ __all__ = [
 ]
 
 
+def package_folder(name: str) -> Path:
+    """Where package ``name`` of ours lies: beside fastmc in a clone, within it in a wheel (setup.py)."""
+    inside = Path(__file__).resolve().parent / name
+    return inside if inside.is_dir() else inside.parents[1] / name
+
+
 def foreign_package(name: str) -> str | None:
-    """Where top-level package ``name`` would be imported from, if that is not beside fastmc; None if it is ours."""
+    """Where top-level package ``name`` would be imported from, if that is not beside fastmc; None if it is ours. In a
+    wheel kernels and train lie within fastmc, where no other package can stand in for them."""
+    ours = package_folder(name)
+    if ours.parent == Path(__file__).resolve().parent:
+        return None
     spec = importlib.util.find_spec(name)
-    ours = Path(__file__).resolve().parents[1] / name
     found = Path(spec.origin).resolve().parent if spec is not None and spec.origin else None
     return None if found == ours else str(found or "nowhere")
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import kernels
-from fastmc import bank_step_, foreign_package, mc_loss, mc_step_
+from fastmc import bank_step_, foreign_package, mc_loss, mc_step_, package_folder
 from fastmc.arguments import no_views_reason, unavailable_reason
 from fastmc.encoders.amp import cudnn_text, no_bf16_reason
 from fastmc.skeleton import NTU25
@@ -38,7 +37,7 @@ def main() -> int:
     _line("gpu", _gpu())
     for name, text, good in gpu_lines():
         _line(name, text, good)
-    print("packages of this clone")
+    print("packages")
     healthy = True
     for name in ("fastmc", "kernels", "train"):
         healthy &= _own_package(name)
@@ -140,8 +139,8 @@ def view_self_test(impl: str, device: torch.device) -> float:
 
 def _own_package(name: str) -> bool:
     foreign = foreign_package(name)
-    ours = Path(__file__).resolve().parents[1] / name
-    _line(name, str(ours) if foreign is None else f"another package is found: {foreign}", foreign is None)
+    place = f"{package_folder(name)}" if foreign is None else f"another package is found: {foreign}"
+    _line(name, place, foreign is None)
     return foreign is None
 
 
