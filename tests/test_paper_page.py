@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from fastmc.config import to_plain
 from train import evaluate
-from fastmc.config import parse, to_plain
+from train.command.parse import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
