@@ -453,7 +453,8 @@ def _read_meta(path: Path) -> dict[str, Any]:
     if meta is None:
         raise StoreError(f"{path} is not a packed store (no meta.json of the format {FORMAT!r}); check the path")
     if meta.get("version") != VERSION:
-        raise StoreError(f"{path} has store version {shown(meta.get('version'))}, this fastmc reads {VERSION}; {REMEDY}")
+        version = shown(meta.get("version"))
+        raise StoreError(f"{path} has store version {version}, this fastmc reads {VERSION}; {REMEDY}")
     return meta
 
 

@@ -171,12 +171,14 @@ class Found(NamedTuple):
         outputs: tensors of the networks' results. gradients: those of the loss to them; None to have autograd go back
             from the loss itself.
         seen: what `Method.measure` makes the step's numbers of.
+        writes: buffers, each with what it becomes after the backward pass, unless the step is undone.
     """
 
     loss: Tensor
     outputs: tuple[Tensor, ...]
     gradients: tuple[Tensor, ...] | None
     seen: Any
+    writes: tuple[tuple[Tensor, Tensor], ...] = ()
 
 
 class Follow(NamedTuple):
@@ -252,7 +254,7 @@ class Method(nn.Module):
         """The losses of one step, and where its gradients begin.
 
         ``networks``: what computes in place of `learners` and `followers`, under their names. Nothing here may wait for
-        the device or depend on its values. Buffers may change; see `restored`.
+        the device or depend on its values. Buffers may change, at once or by `Found.writes`; see `restored`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no step")
 

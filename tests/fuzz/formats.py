@@ -247,7 +247,8 @@ def _read_store(folder: Path, out: Path) -> None:
 
 def _run_seeds() -> list[Files]:
     from fastmc.config import Config, to_plain  # here, since these take seconds, and no other format needs them
-    from train.engine.record import COLUMNS
+    from fastmc.methods.a2mc import A2MC
+    from train.engine.record import columns
 
     rows = ["1,10,9.5,4,3,2.5,0.1,0.2,0.1,0.1,5,500,2,30", "2,20,9.1,4,3,2.1,0.1,0.2,0.1,0.1,5,500,2,"]
     return [
@@ -255,7 +256,8 @@ def _run_seeds() -> list[Files]:
             "run/config.json": json.dumps(to_plain(Config())).encode(),
             "run/report.json": json.dumps({"linear_top1": 50.0, "random_init": {"linear_top1": 20.0}}).encode(),
             "run/environment.json": json.dumps([{"python": "3.11"}]).encode(),
-            "run/metrics.csv": "\n".join([",".join(COLUMNS), *rows]).encode() + b"\n",
+            "run/metrics.csv": "\n".join([",".join(columns(metric.name for metric in A2MC.metrics)), *rows]).encode()
+            + b"\n",
         }
     ]
 

@@ -232,6 +232,8 @@ class PretrainStep:
         self.sums.add_(metrics)
         for before, now in zip(self._before, self._statistics, strict=True):
             torch.where(skip, before, now, out=now)
+        for buffer, value in found.writes:
+            buffer.copy_(torch.where(skip, buffer, value))
 
 
 def norm_of(gradients: list[Tensor]) -> Tensor:
