@@ -153,8 +153,8 @@ class Ours:
         """``start``: by default that of a fresh run."""
         self.config, self.store, device = config, store, store.device
         self.model = a2mc(config, store, device)
-        choices = choose_amp(config.step, device), choose_overlap(config, device, has_work=self.model.overlaps)
-        self.stepper = build_step(config, self.model, *(choice.value for choice in choices))
+        overlap = choose_overlap(config, device, has_work=self.model.overlaps)
+        self.stepper = build_step(config, self.model, choose_amp(config.step, device).value, overlap.value)
         if choose_compile(config.step, device).value == "on":
             self.stepper.compile_around()
         self._graphed: GraphedStep | None = None

@@ -31,11 +31,14 @@ from train.engine.profiling import StepProfiler
 from train.engine.record import Metrics, epoch_line, log
 from train.engine.step import FaultWatch, NonFiniteError, PretrainStep
 from train.engine.stopping import asked_to_stop
+from train.engine.world import World
 
 
-def build_step(config: Config, model: Method, amp: str = "fp32", overlap: str = "off") -> PretrainStep:
+def build_step(
+    config: Config, model: Method, amp: str = "fp32", overlap: str = "off", world: World | None = None
+) -> PretrainStep:
     """The step of this model; ``amp`` and ``overlap`` as `train.engine.choices` chooses them."""
-    return PretrainStep(model, config.optim, config.optim.batch_size, amp=amp, overlap=overlap == "on")
+    return PretrainStep(model, config.optim, config.optim.batch_size, amp=amp, overlap=overlap == "on", world=world)
 
 
 def graph_step(
@@ -58,6 +61,7 @@ class Pretraining:
             metrics since the epoch began make the epoch's row of metrics.csv, with ``seconds``.
         epoch, batch: position; ``step`` counts all batches since the start.
         before_saving: is called before each checkpoint is written.
+        world: the processes that train together. A batch is this many clips of each.
     """
 
     def __init__(self, config: Config, store: PackedStore, folder: Path, device: torch.device) -> None:
@@ -68,7 +72,8 @@ class Pretraining:
         self.checksum, self.about_data = store.content_checksum, TrainingData.of_store(store)
         train, test = store.split(protocol)
         self.train_ids, self.test_ids = torch.from_numpy(train).to(device), torch.from_numpy(test).to(device)
-        self.batches = len(train) // config.optim.batch_size
+        self.world = World()
+        self.batches = len(train) // (config.optim.batch_size * self.world.size)
         if self.batches == 0:
             raise ValueError(
                 f"batch_size = {config.optim.batch_size} is larger than the {len(train)} training clips of {protocol}"
@@ -81,7 +86,7 @@ class Pretraining:
         self.amp, self.compiled = choose_amp(config.step, device), choose_compile(config.step, device)
         self.graph = choose_graph(config, self.data, device)
         self.overlap = choose_overlap(config, device, has_work=self.model.overlaps)
-        self.stepper = build_step(config, self.model, self.amp.value, self.overlap.value)
+        self.stepper = build_step(config, self.model, self.amp.value, self.overlap.value, self.world)
         if self.compiled.value == "on":
             self.stepper.compile_around()
         self._graphs: dict[str, GraphedStep] = {}
@@ -173,13 +178,13 @@ class Pretraining:
     def _remaining_batches(self) -> Generator[tuple[Tensor, PackedClips]]:
         """What is left of the epoch, without its last short batch."""
         size = self.config.optim.batch_size
-        order = epoch_order(self.train_ids, self.config.seed, self.epoch)
+        order = self.world.part(epoch_order(self.train_ids, self.config.seed, self.epoch), size)
         return self.data.batches(order[self.batch * size : self.batches * size], size)
 
     def _advance(self, ids: Tensor, clips: PackedClips) -> bool:
         """One step; returns whether it is of a phase that is soon over."""
         lr = self.config.optim.lr_at(self.epoch + self.batch / self.batches)
-        phase = self.model.phase(self.step * len(ids), self.epoch)
+        phase = self.model.phase(self.step * len(ids) * self.world.size, self.epoch)
         is_brief = phase in self.model.brief
         self.stepper.prepare(ids, self.step, lr)
         if self.graph.value == "off" or is_brief:
@@ -212,7 +217,8 @@ class Pretraining:
         row |= {metric.name: mean for metric, mean in zip(self.model.metrics, means, strict=True)}
         row["lr"] = self.config.optim.lr_at(self.epoch + (self.batch - 1) / self.batches)
         row["steps_per_second"] = self.batches / self.seconds
-        row["samples_per_second"] = self.batches * self.config.optim.batch_size / self.seconds
+        clips = self.config.optim.batch_size * self.world.size
+        row["samples_per_second"] = self.batches * clips / self.seconds
         row["seconds"] = self.seconds
         every = self.config.log.probe_every
         if every and ((self.epoch + 1) % every == 0 or self.epoch + 1 == self.config.optim.epochs):

@@ -23,6 +23,7 @@ from fastmc.state import RunState
 from fastmc.views.clips import PackedClips
 from kernels.ranges import part
 from train.engine.optimizer import Following, updates
+from train.engine.world import World
 
 
 class NonFiniteError(RuntimeError):
@@ -56,15 +57,24 @@ class PretrainStep:
     """
 
     def __init__(
-        self, model: Method, optim: OptimConfig, batch_size: int, *, amp: str = "fp32", overlap: bool = False
+        self,
+        model: Method,
+        optim: OptimConfig,
+        batch_size: int,
+        *,
+        amp: str = "fp32",
+        overlap: bool = False,
+        world: World | None = None,
     ) -> None:
         """Allocates all that outlives a step.
 
         Args:
+            batch_size: clips of this process.
             amp: what networks compute in, a key of `fastmc.encoders.amp.AMP`; gradients of float16 are scaled.
             overlap: a second stream of the GPU is there for the method's work.
+            world: the processes that train together; by default this one.
         """
-        self.model = model
+        self.model, self.world = model, world or World()
         dtype, self._tensor_cores = AMP[amp]
         device = next(model.parameters()).device
         numbers = len(model.metrics)
@@ -215,7 +225,9 @@ class PretrainStep:
         for weight in weights:  # of what this phase does not use
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
-        norm = norm_of([gradient_of(weight) for weight in weights])
+        gradients_of_all = [gradient_of(weight) for weight in weights]
+        self.world.mean_(gradients_of_all)
+        norm = norm_of(gradients_of_all)
         if not self.update.refreshes:
             for copy in self._learners.values():
                 copy.collect_()
@@ -226,6 +238,7 @@ class PretrainStep:
         """The step's numbers, and what becomes of a step that is not finite."""
         smallest = None if self.scaling is None else self.scaling.at_its_smallest
         skip, metrics, fault = self._judge(self.model.measure, found.seen, norm, self.counter, self.fault, smallest)
+        skip = self.world.any_(skip)
         self._skip.copy_(skip)
         self.metrics.copy_(metrics)
         self.fault.copy_(fault)
