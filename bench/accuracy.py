@@ -22,10 +22,10 @@ from fastmc.data.store import PackedStore
 from fastmc.evaluation import frozen_features, knn_evaluate, linear_evaluate
 from train.command.datasets import open_dataset
 from train.command.errors import USER_ERRORS
+from train.command.jobs import Job, run_jobs
 from train.command.parse import parse
 from train.runs.folder import is_finished
 from train.runs.report import ACCURACIES
-from train.tables.jobs import Job, run_jobs
 from train.tables.markdown import markdown
 
 

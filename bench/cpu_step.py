@@ -25,9 +25,9 @@ from bench.ntu_like import write_ntu_like
 from bench.step import Ours
 from fastmc.checks import check_number
 from fastmc.config import Preset, preset_config
-from fastmc.data.parallel import usable_cores
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.encoders.bigru import BiGRU
+from fastmc.parallel import usable_cores
 from train.engine.host_memory import keep_freed_memory
 
 Way = Literal["fastmc", "freed memory given back", "norm applied apart"]

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from bench.measure import aligned
 from bench.memory import ROOT, extra_resident_bytes
-from fastmc.data.parallel import usable_cores
 from fastmc.evaluation import knn_predict
+from fastmc.parallel import usable_cores
 
 CLASSES = 60
 Way = Literal["tiles", "matrix"]

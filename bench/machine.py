@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from fastmc.data.parallel import usable_cores
 from fastmc.doctor import package_versions
+from fastmc.parallel import usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 PROC_STAT = Path("/proc/stat")

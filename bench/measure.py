@@ -18,7 +18,7 @@ from bench.memory import extra_peak
 from bench.parity import ParityError, by_name, compare, exact_outputs
 from bench.providers import PROVIDERS, Case, Outputs, Provider, draw
 from fastmc.checks import check_number
-from fastmc.data.parallel import usable_cores
+from fastmc.parallel import usable_cores
 from fastmc.progress import progress_bar
 
 FEWEST_ROUNDS = 3

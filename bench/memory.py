@@ -31,7 +31,7 @@ import torch
 import tyro
 
 from bench.providers import PROVIDERS, Call, Case, draw
-from fastmc.data.parallel import usable_cores
+from fastmc.parallel import usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastmc.evaluation.embedding import Embedder, load
+    from fastmc.embedding import Embedder, load
     from fastmc.objective.bank import MemoryBank, bank_step_
     from fastmc.objective.contrast_step import MCStep, mc_step_
     from fastmc.objective.loss import info_nce, mc_loss, mc_loss_parts
@@ -26,7 +26,7 @@ __version__ = "0.1.0"
 _HOME = {
     "AugmentConfig": "fastmc.views.draw",
     "DenseClips": "fastmc.views.make",
-    "Embedder": "fastmc.evaluation.embedding",
+    "Embedder": "fastmc.embedding",
     "MCStep": "fastmc.objective.contrast_step",
     "MemoryBank": "fastmc.objective.bank",
     "PackedClips": "fastmc.views.make",
@@ -34,7 +34,7 @@ _HOME = {
     "bank_step_": "fastmc.objective.bank",
     "draw_params": "fastmc.views.draw",
     "info_nce": "fastmc.objective.loss",
-    "load": "fastmc.evaluation.embedding",
+    "load": "fastmc.embedding",
     "make_views": "fastmc.views.make",
     "mc_loss": "fastmc.objective.loss",
     "mc_loss_parts": "fastmc.objective.loss",

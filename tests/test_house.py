@@ -40,6 +40,75 @@ def test_nothing_imports_upward(floor):
         assert not above, f"{path.relative_to(ROOT)} imports {above}"
 
 
+ROOMS = {
+    "fastmc": (
+        {"checks", "files", "parallel", "progress", "random", "reference", "registry", "skeleton"},
+        {"arguments", "reading", "tensor_files"},
+        {"checkpoint", "data", "data.bytes", "data.synthetic", "objective", "views"},
+        {"data.formats", "data.placed", "encoders", "state"},
+        {"evaluation", "methods"},
+        {"config", "figures"},
+        {"build", "doctor"},
+        {"embedding"},
+    ),
+    "train": (
+        {"engine"},
+        {"command"},
+        {"runs"},
+        {"prepare", "run"},
+        {"convert", "embed", "evaluate", "figures", "tables"},
+    ),
+}
+"""Floors of a package, from the ground up; a room is a folder or a file beside the folders. None imports upward, and on
+its own floor there is no circle."""
+
+
+def room_of(module: str) -> str:
+    """Such as data.formats of fastmc.data.formats.npz, and checks of fastmc.checks."""
+    package, *names = module.split(".")
+    folder = [name for n, name in enumerate(names) if ROOT.joinpath(package, *names[: n + 1]).is_dir()]
+    return ".".join(folder) or names[0]
+
+
+def rooms_imported(path: Path, package: str) -> set[str]:
+    """Rooms of its package that a file imports, anywhere in it but for the type checker."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    hints = [n for n in ast.walk(tree) if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING"]
+    unseen = {id(inner) for hint in hints for inner in ast.walk(hint)}
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in unseen and node.module:
+            if node.module == package:
+                found |= {
+                    room_of(f"{package}.{alias.name}")
+                    for alias in node.names
+                    if (ROOT / package / f"{alias.name}.py").exists()
+                }
+            elif node.module.startswith(f"{package}."):
+                found.add(room_of(node.module))
+    return found
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_rooms_stand_on_their_floors_and_there_is_no_circle(package):
+    floor = {room: n for n, rooms in enumerate(ROOMS[package]) for room in rooms}
+    arrows: dict[str, set[str]] = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        if module != package:
+            room = room_of(module)
+            arrows.setdefault(room, set()).update(rooms_imported(path, package) - {room})
+    assert arrows.keys() == floor.keys(), "a room that has no floor, or a floor of no room"
+    for room, others in arrows.items():
+        above = {other for other in others if floor[other] > floor[room]}
+        assert not above, f"{package}.{room} imports {above}"
+    done: set[str] = set()
+    while left := arrows.keys() - done:
+        free = {room for room in left if arrows[room] <= done}
+        assert free, f"a circle among {left}"
+        done |= free
+
+
 def run_python(code: str, *path: Path) -> subprocess.CompletedProcess[str]:
     program = f"import sys; sys.path[:0] = {[str(p) for p in path]!r}\n{code}"
     return subprocess.run(

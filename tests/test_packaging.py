@@ -241,7 +241,7 @@ def build_step():
         ("prog = 'python -m train.run'", "prog = 'fastmc-train'"),
         ("f'{a} python -m train.run {{{b}}} of train.run.'", "f'{a} fastmc-train {{{b}}} of fastmc-train.'"),
         ("'''See\ntrain.step.PretrainStep, train.sh'''", "'''See\nfastmc.train.step.PretrainStep, train.sh'''"),
-        ("# python -m train.tables.worker, python -m fastmc.doctor", "# python -m fastmc.train.worker, fastmc-doctor"),
+        ("# python -m train.command.worker, python -m fastmc.doctor", "# python -m fastmc.train.worker, fastmc-doctor"),
     ],
 )  # fmt: skip
 def test_what_is_rewritten_on_the_way_into_a_wheel(clone, wheel):

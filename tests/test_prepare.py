@@ -20,10 +20,10 @@ from fastmc.data.formats.ntu_splits import NTU60_CLASS_NAMES, NTU60_PROTOCOLS, N
 from fastmc.data.formats.skeleton_file import read_skeleton
 from fastmc.data.normalise import choose_bodies, normalise
 from fastmc.data.packing import PrepareError
-from fastmc.data.parallel import IN_FLIGHT, WorkerDied, ordered_map
 from fastmc.data.report import describe, summary
 from fastmc.data.store import StoreError
 from fastmc.figures.skeletons import draw_clip
+from fastmc.parallel import IN_FLIGHT, WorkerDied, ordered_map
 from fastmc.skeleton import NTU25, Skeleton
 from train.prepare import find_clip, main
 

@@ -31,9 +31,9 @@ from fastmc.evaluation import FinetuneConfig
 from fastmc.files import write_json
 from fastmc.skeleton import NTU25
 from train import run
+from train.command.jobs import Job, JobFailed, run_jobs
 from train.runs.folder import ACCURACIES
 from train.tables import __main__ as tables
-from train.tables.jobs import Job, JobFailed, run_jobs
 from train.tables.plan import Plan
 from train.tables.published import TABLES, Column
 from train.tables.render import Filled, draw, to_markdown, write_csv
@@ -265,7 +265,7 @@ def test_jobs_that_are_done_do_not_run_and_failures_are_told_after_the_others(tm
 
 
 def test_jobs_share_the_cores(tmp_path, monkeypatch):
-    monkeypatch.setattr("train.tables.jobs.usable_cores", lambda: 6)
+    monkeypatch.setattr("train.command.jobs.usable_cores", lambda: 6)
     out = [tmp_path / f"{n}.txt" for n in range(3)]
     code = "import os; open({!r}, 'w').write(os.environ['OMP_NUM_THREADS'])"
     jobs = [
@@ -316,7 +316,7 @@ def test_stopping_ends_what_runs(number, tmp_path):
     """The command that runs and its worker are gone, and the jobs that wait are not started."""
     code = f"""
 import os, pathlib
-from train.tables.jobs import Job, run_jobs
+from train.command.jobs import Job, run_jobs
 started = pathlib.Path({str(tmp_path)!r})
 def job(n):
     sleep = f"import os, time; open({{str(started / str(n))!r}}, 'w').write(str(os.getpid())); time.sleep(600)"
@@ -354,7 +354,7 @@ def test_what_was_started_by_who_is_killed_ends_with_a_checkpoint(killed, data_r
     flags += ["cpu", "--checkpoint-every", "100000", "--out", str(tmp_path / "run")]
     code = f"""
 import pathlib
-from train.tables.jobs import Job, run_jobs
+from train.command.jobs import Job, run_jobs
 run_jobs([Job("run", "train.run", tuple({flags!r}), pathlib.Path({str(tmp_path / "log")!r}), lambda: False)])
 """
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
@@ -393,7 +393,7 @@ def test_nothing_asks_for_cuda_before_a_fork():
 import importlib, torch
 def refuse(*_): raise AssertionError("CUDA was asked for")
 torch.cuda.is_available = torch.cuda.device_count = torch.cuda._lazy_init = refuse
-from train.tables.worker import PRELOADED
+from train.command.worker import PRELOADED
 for module in PRELOADED: importlib.import_module(module)
 import sys; print("train.run" in sys.modules, "train.evaluate" in sys.modules)
 """

@@ -14,7 +14,7 @@ import tyro
 from tqdm import tqdm
 
 from fastmc.checks import Count, check_ranges
-from fastmc.evaluation.embedding import Embedder, load
+from fastmc.embedding import Embedder, load
 from fastmc.files import make_folder_of, whole_file
 from fastmc.progress import progress_bar
 from train.command.clips import Input, find_inputs

@@ -25,10 +25,10 @@ from fastmc.data.formats.ntu_splits import (
 from fastmc.data.formats.pku import prepare_pku
 from fastmc.data.formats.pku_splits import PKU1, PKU2, Phase
 from fastmc.data.packing import PrepareError
-from fastmc.data.parallel import WorkerDied
 from fastmc.data.report import describe, summary
 from fastmc.data.store import PackedStore, StoreError
 from fastmc.files import whole_file
+from fastmc.parallel import WorkerDied
 from train.command.debug import without_debug
 from train.command.readers import READERS
 

@@ -28,8 +28,8 @@ from bench.gpu.sizes import Sizes
 from bench.gpu.smoke import off, outputs
 from bench.parity import BUDGET
 from bench.providers import ASCENT, MIXES, SPLIT_ROUNDING, Mix, draw
-from fastmc.data.parallel import usable_cores
 from fastmc.objective import chunked
+from fastmc.parallel import usable_cores
 
 TABLE, LISTING = "Tiles: time of loss and bank step, cold, as a graph", "For kernels/tiles.py"
 Changes = Mapping[str, int]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.gpu.section import Bench
 from bench.measure import Method
 from bench.views import FASTMC, ViewsCase, race
-from fastmc.data.parallel import usable_cores
+from fastmc.parallel import usable_cores
 
 TABLE = "Four views of a batch, random choices drawn within the time"
 

@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 from fastmc.checks import check_number
 from fastmc.data.clips import TOO_FAR, FaultyClip
-from fastmc.data.formats.skeleton_file import SkeletonFileError
-from fastmc.data.parallel import ordered_map, usable_cores
 from fastmc.data.store import StoreWriter
 from fastmc.files import find_files
+from fastmc.parallel import ordered_map, usable_cores
 from fastmc.progress import progress_bar
 from fastmc.reading import explain
+from fastmc.reference.ntu import SkeletonFileError
 
 NORMALISATION = "one rigid motion a clip: first frame's spine at the origin, hip to spine +z, right to left shoulder +x"
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastmc.data.clips import used_frames
 from fastmc.data.store import PackedStore
-from fastmc.evaluation.embedding import Clip, Embedder
+from fastmc.embedding import Clip, Embedder
 from fastmc.files import find_files, open_file
 from fastmc.reading import load_array, reading
 from fastmc.skeleton import NTU25

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 
 from fastmc.checkpoint import CheckpointError
 from fastmc.data.packing import PrepareError
-from fastmc.data.parallel import WorkerDied
 from fastmc.data.store import StoreError
+from fastmc.parallel import WorkerDied
 from train.command.datasets import DatasetError
 from train.command.debug import without_debug
+from train.command.jobs import JobFailed
 from train.engine.record import log, start_logging
 from train.engine.step import NonFiniteError
-from train.tables.jobs import JobFailed
 
 USER_ERRORS = (
     *(ValueError, OSError, DatasetError, StoreError, PrepareError, WorkerDied, NonFiniteError, CheckpointError),

@@ -13,14 +13,14 @@ import tyro
 
 from fastmc.checks import Count, Seed, Whole, check_ranges
 from fastmc.config import Config, differences, preset_config, to_plain
-from fastmc.data.parallel import usable_cores
 from fastmc.files import whole_file
+from fastmc.parallel import usable_cores
 from train.command.errors import run_command
 from train.command.evaluation_settings import Semi
+from train.command.jobs import run_jobs
 from train.command.parse import parse
 from train.engine.record import duration, log
 from train.run import choose_device
-from train.tables.jobs import run_jobs
 from train.tables.plan import VARYING, Cell, Plan
 from train.tables.published import DATASETS, OURS, PRETRAINING, TABLES, Column, Table, Variant
 from train.tables.render import Filled, draw, to_markdown, write_csv

@@ -14,9 +14,9 @@ from fastmc.data.store import PackedStore
 from fastmc.evaluation import FinetuneConfig
 from train.command.datasets import open_dataset
 from train.command.evaluation_settings import Semi
+from train.command.jobs import Job
 from train.command.parse import parse
 from train.runs.folder import RunFolder, default_folder, is_finished, read_json
-from train.tables.jobs import Job
 from train.tables.published import DATASETS, OURS, Column, Row, Table, Variant
 
 # Flags of train.run that differ from run to run, with what says them here.

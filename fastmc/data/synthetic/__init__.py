@@ -13,10 +13,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fastmc.data.parallel import ordered_map, usable_cores
 from fastmc.data.synthetic.actions import CLASS_NAMES
 from fastmc.data.synthetic.kinect import film, skeleton_text
 from fastmc.data.synthetic.perform import FILM, stream
+from fastmc.parallel import ordered_map, usable_cores
 from fastmc.progress import progress_bar
 
 __all__ = ["CLASS_NAMES", "write_synthetic"]

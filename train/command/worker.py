@@ -1,8 +1,8 @@
 """A process that runs one command of this program after the other, each in a fork of itself: python -m
-train.tables.worker.
+train.command.worker.
 
 Importing PyTorch and what belongs to it takes seconds, which a fork has behind it. It reads a line a command,
-{"module", "arguments", "log"} as JSON, and answers with the exit code when the command has ended; `train.tables.jobs`
+{"module", "arguments", "log"} as JSON, and answers with the exit code when the command has ended; `train.command.jobs`
 talks to it. Nothing of CUDA is touched before a fork: CUDA does not survive one. Should the process that talks to it be
 killed, or should it be killed itself, the command is told to stop.
 """

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 
 from tqdm import tqdm
 
-from fastmc.data.parallel import usable_cores
+from fastmc.parallel import usable_cores
 from fastmc.progress import progress_bar
 from train.engine.record import log
 
@@ -94,14 +94,14 @@ def _ended_as_by_ctrl_c() -> Iterator[None]:
 
 
 class _Workers:
-    """Processes that run jobs, one at a time each (`train.tables.worker`), in sessions of their own: Ctrl-C in the
+    """Processes that run jobs, one at a time each (`train.command.worker`), in sessions of their own: Ctrl-C in the
     terminal does not reach them, and `stop` passes it on once."""
 
     def __init__(self, count: int, threads: int) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         self.all = [
             subprocess.Popen(
-                [sys.executable, "-m", "train.tables.worker"],
+                [sys.executable, "-m", "train.command.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
