@@ -8,11 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gpu_less import INTERPRETED
 
 from fastmc.data.store import PackedStore, StoreWriter
 from fastmc.skeleton import NTU25
 
 torch.set_num_threads(1)  # the tests run in several processes
+if INTERPRETED:
+    from bench.interpreter import repair
+
+    repair()
 
 
 def write_small_store(
