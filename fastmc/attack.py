@@ -45,11 +45,6 @@ class AttackHead(nn.Linear):
         self.requires_grad_(False)
 
 
-def attack_loss(logits: Tensor) -> Tensor:
-    """Eq. 5: MSE of softmax(logits) and 1/C, per clip: (B, C) to (B,)."""
-    return (logits.softmax(dim=-1) - 1.0 / logits.shape[-1]).square().mean(dim=-1)
-
-
 def attack(x: Tensor, classify: Classify, config: AttackConfig, *, bodies: int, impl: str = "auto") -> Tensor:
     """Eq. 6: the attacked clips x_hat = x + rho.
 
