@@ -73,6 +73,14 @@ def exit_code(main: Callable[[list[str]], int], arguments: list[str]) -> int:
         return int(error.code or 0)
 
 
+@pytest.fixture(scope="session")
+def triton_cache(tmp_path_factory):
+    """From here on, what Triton compiles is kept for this process's tests and begins empty."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
+
+
 @pytest.fixture
 def nothing_compiled():
     """Afterwards: torch.compile gives up after some versions of one function in one process."""

@@ -19,6 +19,7 @@ from bench.resources import Report
 from fastmc.attack import AttackConfig, attack
 from kernels import attack as pieces
 
+pytestmark = pytest.mark.usefixtures("triton_cache")
 FULL = {"frames": 64, "joints": 25, "bodies": 2}
 
 
@@ -112,8 +113,7 @@ TARGETS = ("cuda:80", "cuda:86", "cuda:90", "cuda:100", "hip:gfx942")
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("target", TARGETS)
-def test_machine_code_at_the_default_size(target, dtype, tmp_path, monkeypatch):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+def test_machine_code_at_the_default_size(target, dtype):
     _, step = compiled(target, **FULL, dtype=dtype)
     load, store, wide = ("load", "store", ".x4") if target.startswith("hip") else ("LDG", "STG", ".128")
     assert step.counts[load + wide] == step.counts[load] > 0
@@ -121,10 +121,10 @@ def test_machine_code_at_the_default_size(target, dtype, tmp_path, monkeypatch):
 
 
 @needs_triton
-@pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(
-    ("frames", "joints", "bodies"), [(1, 25, 2), (64, 20, 1), (64, 25, 3), (300, 25, 2), (999, 20, 2)]
+    ("target", "size"),
+    [("cuda:80", size) for size in ((1, 25, 2), (64, 20, 1), (64, 25, 3), (300, 25, 2), (999, 20, 2))]
+    + [(target, (300, 25, 2)) for target in TARGETS[1:]],
 )
-def test_other_sizes_do_not_spill(frames, joints, bodies, target, tmp_path, monkeypatch):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    compiled(target, frames, joints, bodies)
+def test_other_sizes_do_not_spill(size, target):
+    compiled(target, *size)

@@ -14,6 +14,7 @@ from update_cases import ALIGNED, SIZES, Weights
 from bench.aot import compile_launches, report
 from bench.resources import Report
 
+pytestmark = pytest.mark.usefixtures("triton_cache")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TARGETS = ("cuda:80", "cuda:86", "cuda:90", "cuda:100", "hip:gfx942")
 
@@ -62,9 +63,8 @@ def compiled(target: str, dtype: torch.dtype, gap: int, scale: float | None = 2.
 @needs_triton
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("target", TARGETS)
-def test_machine_code(target, dtype, tmp_path, monkeypatch):
+def test_machine_code(target, dtype):
     """A thread's eight weights: float32 in accesses of 16 bytes, half precision in 8, nothing through shared memory."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     found = compiled(target, dtype, gap=64)
     half = dtype != torch.float32
     load, store, wide = ("load", "store", ".x4") if target.startswith("hip") else ("LDG", "STG", ".128")
@@ -81,15 +81,13 @@ def test_machine_code(target, dtype, tmp_path, monkeypatch):
 
 
 @needs_triton
-def test_chunks_that_begin_anywhere_have_narrow_accesses(tmp_path, monkeypatch):
+def test_chunks_that_begin_anywhere_have_narrow_accesses():
     """Otherwise a GPU would fault on them."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     counts = compiled("cuda:90", torch.bfloat16, gap=3).counts
     assert counts["LDG.128"] == counts["STG.128"] == 0
 
 
 @needs_triton
-def test_products_are_fused_where_the_source_says_so(tmp_path, monkeypatch):
+def test_products_are_fused_where_the_source_says_so():
     """Three a weight, and momentum * velocity beside an addition of its own."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     assert compiled("cuda:90", torch.float32, gap=64, scale=None).counts["FFMA"] == 3 * 8
