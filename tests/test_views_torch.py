@@ -1,4 +1,4 @@
-"""Views in PyTorch and by `fastmc.reference.augment.view`, against the truth of tests/view_cases.py."""
+"""What is PyTorch's own about views: what the budget notices, devices, streams, errors. Values: tests/test_views.py."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from view_cases import (
     ALONE,
-    BY_HAND,
     FEW,
-    LAYOUTS,
     MUTANTS,
     STREAMS,
     assert_views,
@@ -25,7 +23,6 @@ from view_cases import (
     mutated,
     packed_clips,
     plain,
-    some_clips,
     to_layout,
     truth,
 )
@@ -34,10 +31,9 @@ from fastmc import views as views_module
 from fastmc.augment import identity_params
 from fastmc.reference import augment as reference
 from fastmc.skeleton import NTU25, Skeleton
-from fastmc.views import DenseClips, PackedClips, crop_span, make_views, present_bodies, to_stream, whole_clips
+from fastmc.views import PackedClips, crop_span, make_views, present_bodies, to_stream, whole_clips
 
 IN_TORCH = partial(make_views, impl="torch")
-BY_REFERENCE = partial(make_views, impl="reference")
 
 
 @pytest.fixture
@@ -60,44 +56,11 @@ def test_autocast_is_nobodys_business():
 # --- Against the truth
 
 
-@pytest.mark.parametrize("transform", BY_HAND)
-@pytest.mark.parametrize("skeleton", LAYOUTS, ids=lambda s: s.name)
-def test_each_transform_alone_and_all_at_once(skeleton, transform):
-    clips = packed_clips(skeleton)
-    assert_views(IN_TORCH, clips, by_hand(transform, clips, skeleton), skeleton)
-
-
 @pytest.mark.parametrize("transform", sorted(set(ALONE) - {"narrow_and_wide_filter", "several_axes"}))
 def test_each_transform_does_something(transform):
     clips = packed_clips()
     views = [IN_TORCH(clips, params, NTU25) for params in (by_hand(transform, clips), plain(clips))]
     assert ((views[0] - views[1]).abs()[0, 2:].amax(dim=(1, 2)) > 1e-3).all()
-
-
-@pytest.mark.parametrize("stream", STREAMS)
-@pytest.mark.parametrize("max_bodies", [1, 2, 3])
-@pytest.mark.parametrize("skeleton", LAYOUTS, ids=lambda s: s.name)
-@pytest.mark.parametrize("views", [(0, 3), (1, 2)])
-def test_drawn_views(views, skeleton, max_bodies, stream):
-    clips = packed_clips(skeleton, max_bodies=max_bodies)
-    assert_views(IN_TORCH, clips, drawn(clips, skeleton, views=views), skeleton, stream=stream)
-
-
-@pytest.mark.parametrize("stream", STREAMS)
-@pytest.mark.parametrize("size", [1, 7, 32, 100, 128])
-def test_other_sizes(size, stream):
-    clips = packed_clips(lengths=FEW)
-    assert_views(IN_TORCH, clips, drawn(clips), size=size, stream=stream)
-    assert_views(IN_TORCH, clips, by_hand("everything", clips), size=size, stream=stream)
-
-
-@pytest.mark.parametrize("stream", STREAMS)
-@pytest.mark.parametrize("frames", [1, 2, 64, 100])
-@pytest.mark.parametrize("max_bodies", [1, 2, 3])
-def test_dense_clips(max_bodies, frames, stream):
-    clips = dense_clips(frames=frames, max_bodies=max_bodies)
-    assert_views(IN_TORCH, clips, drawn(clips), stream=stream)
-    assert_views(IN_TORCH, clips, by_hand("everything", clips), stream=stream)
 
 
 @pytest.mark.parametrize("transform", ["everything", "noise", "filter", "crop"])
@@ -106,36 +69,6 @@ def test_dense_clips(max_bodies, frames, stream):
 def test_the_way_of_a_gpu(clips, transform):
     assert_views(IN_TORCH, clips, by_hand(transform, clips))
     assert_views(IN_TORCH, clips, drawn(clips))
-
-
-@pytest.mark.parametrize("stream", STREAMS)
-@pytest.mark.parametrize("skeleton", LAYOUTS, ids=lambda s: s.name)
-def test_the_reference_in_one_call(skeleton, stream):
-    for clips in (packed_clips(skeleton, FEW), dense_clips(skeleton)):
-        assert_views(BY_REFERENCE, clips, drawn(clips, skeleton), skeleton, stream=stream)
-        assert_views(BY_REFERENCE, clips, by_hand("everything", clips, skeleton), skeleton, size=7, stream=stream)
-
-
-@pytest.mark.parametrize("impl", ["torch", "reference"])
-@pytest.mark.parametrize("stream", STREAMS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_views_in_half_precision(dtype, stream, impl):
-    """Rounded once, at the end."""
-    clips = packed_clips(lengths=FEW)
-    params = drawn(clips)
-    got = assert_views(partial(make_views, impl=impl), clips, params, stream=stream, dtype=dtype)
-    assert torch.equal(got, make_views(clips, params, NTU25, stream=stream, impl=impl).to(dtype))
-
-
-@pytest.mark.parametrize("impl", ["torch", "reference"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_frames_in_half_precision(dtype, impl):
-    """Are the numbers that they are: nothing is computed in their precision."""
-    clips = packed_clips(lengths=FEW, dtype=dtype)
-    params = drawn(clips)
-    got = assert_views(partial(make_views, impl=impl), clips, params)
-    wide = replace(clips, frames=clips.frames.float())
-    assert torch.equal(got, make_views(wide, params, NTU25, impl=impl))
 
 
 # --- What the comparison notices
@@ -193,78 +126,12 @@ def test_the_budget_notices_spoilt_views(spoil):
 # --- Properties
 
 
-@pytest.mark.parametrize("impl", ["torch", "reference"])
-def test_missing_bodies_stay_exactly_zero(impl):
-    clips = packed_clips()
-    for step in range(3):
-        params = drawn(clips, step=step)
-        x = make_views(clips, params, NTU25, impl=impl).unflatten(3, (25, 2, 3))
-        for w, n in torch.cartesian_prod(torch.arange(2), torch.arange(len(clips))).tolist():
-            start, length = (int(params.column(name)[w, n]) for name in ("crop_start", "crop_length"))
-            source = reference.temporal_crop_resize(clip_of(clips, n), start, length, 64)
-            missing = (source == 0).flatten(2).all(dim=2)
-            assert (x[w, n].transpose(1, 2)[missing] == 0).all()
-            assert missing[:, 1].all() or n % 2 == 1, "every other clip has no second body"
-
-
-@pytest.mark.parametrize("stream", STREAMS)
-def test_views_do_not_depend_on_batch_split_or_order_or_company(stream):
-    """Bit for bit."""
-    clips = packed_clips()
-
-    def view(ids: Tensor, views: tuple[int, ...] = (1, 2)) -> Tensor:
-        part, params = some_clips(clips, ids), drawn(clips, views=views)
-        params = replace(params, table=params.table[:, ids], sample=params.sample[ids])
-        return IN_TORCH(part, params, NTU25, stream=stream)
-
-    everyone, order = torch.arange(len(clips)), torch.randperm(len(clips))
-    together = view(everyone)
-    assert torch.equal(view(order), together[:, order])
-    assert torch.equal(torch.cat([view(everyone[n : n + 1]) for n in everyone], dim=1), together)
-    assert torch.equal(torch.cat([view(ids) for ids in everyone.split(4)], dim=1), together)
-    assert torch.equal(torch.cat([view(everyone, (1,)), view(everyone, (2,))]), together)
-    assert torch.equal(view(everyone, (2, 1)), together.flip(0))
-
-
 def test_a_resumed_run_makes_the_same_views():
     clips = packed_clips(lengths=FEW)
     run = [IN_TORCH(clips, drawn(clips, step=step), NTU25) for step in range(3)]
     torch.manual_seed(5)
     assert torch.equal(IN_TORCH(clips, drawn(clips, step=torch.tensor(2)), NTU25), run[2])
     assert not torch.equal(run[1], run[2])
-
-
-@pytest.mark.parametrize("impl", ["torch", "reference"])
-def test_a_clip_that_is_not_finite_is_alone_in_it(impl):
-    clips = packed_clips(lengths=(64, 65, 30))
-    params = by_hand("everything", clips)
-    clean = make_views(clips, params, NTU25, impl=impl)
-    spoilt = replace(clips, frames=clips.frames.clone())
-    spoilt.frames[clips.start[1] : clips.start[2] - 3] = torch.nan
-    got = make_views(spoilt, params, NTU25, impl=impl)
-    assert torch.equal(got[:, ::2], clean[:, ::2]) and got[:, 1].isnan().any()
-
-
-@pytest.mark.parametrize("stream", STREAMS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_views_are_written_to_out(dtype, stream):
-    clips = packed_clips(lengths=FEW)
-    params = drawn(clips)
-    room = torch.full((4, len(FEW), 64, 150), torch.nan, dtype=dtype)
-    got = IN_TORCH(clips, params, NTU25, stream=stream, dtype=dtype, out=room[1:3])
-    assert got.data_ptr() == room[1].data_ptr() and got.shape == (2, len(FEW), 64, 150)
-    assert torch.equal(room[1:3], IN_TORCH(clips, params, NTU25, stream=stream, dtype=dtype))
-    assert room[0].isnan().all() and room[3].isnan().all()
-
-
-def test_clips_and_parameters_are_only_read():
-    clips, dense = packed_clips(lengths=FEW), dense_clips()
-    for source in (clips, dense):
-        params = by_hand("everything", source)
-        tensor = source.x if isinstance(source, DenseClips) else source.frames
-        before = tensor.clone(), params.table.clone()
-        IN_TORCH(source, params, NTU25, stream="bone")
-        assert torch.equal(tensor.nan_to_num(), before[0].nan_to_num()) and torch.equal(params.table, before[1])
 
 
 def test_no_gradient_is_kept():
