@@ -434,13 +434,13 @@ def fake_capture(graph: FakeGraph, stream: object):
 def fake_gpu(monkeypatch):
     """As much of torch.cuda as a clock asks for; gives the streams that were made the current one again."""
     restored: list[str] = []
-    stream = SimpleNamespace(wait_stream=lambda other: None)
+    stream = SimpleNamespace(device=None, wait_stream=lambda other: None)
     fakes = {
         "Event": FakeEvent,
         "CUDAGraph": FakeGraph,
         "graph": fake_capture,
-        "Stream": lambda: stream,
-        "current_stream": lambda: stream,
+        "Stream": lambda device: stream,
+        "current_stream": lambda device=None: stream,
         "stream": lambda _: contextlib.nullcontext(),
         "set_stream": restored.append,
         "synchronize": lambda: None,
