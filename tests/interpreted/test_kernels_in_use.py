@@ -129,7 +129,7 @@ def test_one_graph_under_compile_with_the_bits_of_eager_calls(monkeypatch):
     assert all(torch.equal(eager, compiled) for eager, compiled in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize(("steps", "views"), [(40, ("torch", "torch")), (10, ("reference", "triton"))])
+@pytest.mark.parametrize(("steps", "views"), [(40, ("torch", "torch")), (4, ("reference", "triton"))])
 def test_steps_of_the_trainer_are_those_of_the_reference(steps, views, data_root, tmp_path):
     """Attack, loss and bank, and in the first steps, with a bank in motion, views too. One seed. A learned bank lets
     roundings grow, at a rate of 3 and a temperature of 0.03."""
