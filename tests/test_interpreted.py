@@ -14,7 +14,7 @@ OF_THE_STEP = " or ".join(
     ("replayed", "trace", "complete", "captured", "fault", "clean", "cast_once", "somebody", "overflow", "resumed")
     + ("divided",)
 )
-AGAIN = {"test_gpu_less.py": (), "test_views.py": (), "test_step.py": ("-k", OF_THE_STEP)}
+AGAIN = {"test_gpu_less.py": (), "test_views.py": (), "test_attack_kernel.py": (), "test_step.py": ("-k", OF_THE_STEP)}
 CALLS = [(file, ()) for file in sorted((HERE / "interpreted").glob("test_*.py"))] + [
     (HERE / name, arguments) for name, arguments in AGAIN.items()
 ]
