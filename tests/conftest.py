@@ -10,6 +10,7 @@ import pytest
 import torch
 from gpu_less import INTERPRETED
 
+from fastmc.data.packing import PrepareError
 from fastmc.data.store import PackedStore, StoreWriter
 from fastmc.skeleton import NTU25
 
@@ -63,6 +64,20 @@ def data_root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
     write_small_store(root / "small")
     return root
+
+
+def assert_left_out(
+    prepare: Callable[..., PackedStore], raw: Path, name: str, reason: str, detail: str, *, clips: int
+) -> None:
+    """A faulty clip is left out, with its reason; a strict preparation stops with the detail and leaves nothing."""
+    store = prepare(raw, raw.parent / "out", workers=1)
+    assert len(store) == clips
+    [entry] = store.skipped()
+    assert (entry["name"], entry["reason"]) == (name, reason)
+    assert store.meta["counts"]["skipped"] == {reason: 1}
+    with pytest.raises(PrepareError, match=detail):
+        prepare(raw, raw.parent / "strict", strict=True, workers=1)
+    assert sorted(path.name for path in raw.parent.iterdir()) == ["out", "raw"]
 
 
 def exit_code(main: Callable[[list[str]], int], arguments: list[str]) -> int:

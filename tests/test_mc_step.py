@@ -330,7 +330,6 @@ def test_every_setting_reaches_the_step():
     assert all(not torch.equal(results[0], other) for other in results[1:])
 
 
-ZEROS = torch.zeros(20, 5)
 INVALID = [
     ("f1", torch.zeros(3, 4), {}),
     ("f1", None, {}),
