@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bench.measure import Method, Turns
+from bench.measure import Timing, Turns
 from bench.ntu_like import write_ntu_like
 from bench.step import Ours, make_data
 from fastmc.config import Config
@@ -19,9 +19,9 @@ STEP, DATA = "whole step", "its data"
 BATCHES = 8
 
 
-def race(config: Config, batch: int, method: Method) -> Turns:
+def race(config: Config, batch: int, timing: Timing) -> Turns:
     """A step of this config and its data part, each on the next batch of NTU-like clips, ready to be timed."""
-    turns = Turns(method)
+    turns = Turns(timing)
     with tempfile.TemporaryDirectory() as folder:
         store = ResidentStore(write_ntu_like(Path(folder) / "clips", BATCHES * batch), turns.device)
     ours = Ours(replace(config, optim=replace(config.optim, batch_size=batch)), store)

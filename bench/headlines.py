@@ -14,8 +14,8 @@ from typing import Any
 from bench import data_share, views
 from bench.measure import (
     Measurement,
-    Method,
     Result,
+    Timing,
     Turns,
     measure,
     measure_memory,
@@ -34,7 +34,7 @@ STEP_SECONDS = 2
 
 
 @dataclass(frozen=True)
-class Settings(Method):
+class Settings(Timing):
     """How everything is measured, and at which size; by default the product's."""
 
     batch: int = 64
@@ -141,13 +141,13 @@ def data(settings: Settings) -> Report:
 
 def step(settings: Settings) -> Report:
     """The whole training step beside the plain reference's, one as earlier codes write it, and the encoder calls."""
-    method = replace(settings, seconds=STEP_SECONDS * settings.seconds)
+    timing = replace(settings, seconds=STEP_SECONDS * settings.seconds)
     races: dict[str, StepRace] = {}
     for mix in MIXES:
         case = StepCase(
             mix, settings.batch, settings.bank, settings.dim, settings.encoder, settings.frames, settings.workers
         )
-        with closing(StepRace(case, method, encoder_calls=mix == "own")) as race:
+        with closing(StepRace(case, timing, encoder_calls=mix == "own")) as race:
             race.run(str(case), progress=settings.progress)
         races[mix] = race
     own, tiled = races["own"], races["tiled"]

@@ -215,7 +215,7 @@ CHOICES = (
 
 def update_row(group: UpdateGroup, *, scaled: bool) -> dict[str, Any]:
     """Counts of a launch of `kernels.update`: the interpreter would take hours over the paper's encoder. Of smaller
-    ones it counts the same (tests/interpreted/test_update_kernel.py)."""
+    ones it counts the same (tests/test_update_kernel.py)."""
     numbers, half = sum(group.counts), group.gradient_dtype.itemsize
     copies = 2 if group.gradient_dtype != torch.float32 else 0
     table, settings = 8 * (4 + copies) * group.programs, 4 * (2 + scaled)

@@ -25,7 +25,7 @@ FEWEST_ROUNDS = 3
 
 
 @dataclass(frozen=True)
-class Method:
+class Timing:
     """How a case is measured."""
 
     rounds: int = 25
@@ -105,9 +105,9 @@ class Turns:
         others_busy: cores that other processes kept busy meanwhile.
     """
 
-    def __init__(self, method: Method) -> None:
-        torch.set_num_threads(method.threads)
-        self.method, self.device = method, torch.device(method.device)
+    def __init__(self, timing: Timing) -> None:
+        torch.set_num_threads(timing.threads)
+        self.timing, self.device = timing, torch.device(timing.device)
         self.found: dict[str, Measurement] = {}
         self.others_busy: float | None = None
         self._calls: dict[str, Callable[[], Any]] = {}
@@ -136,21 +136,16 @@ class Turns:
         found = self.found[name] = Measurement(first_call=seconds)
         if check is not None:
             found.budget = check(outputs)
-        if compiles or seconds < self.method.seconds / FEWEST_ROUNDS:
+        if compiles or seconds < self.timing.seconds / FEWEST_ROUNDS:
             seconds = self._timed(call)[1]  # the first of a provider is not what the others will take
-        self._rounds[name] = max(FEWEST_ROUNDS, min(self.method.rounds, int(self.method.seconds / seconds)))
+        self._rounds[name] = max(FEWEST_ROUNDS, min(self.timing.rounds, int(self.timing.seconds / seconds)))
 
     def restore(self) -> None:
         """What every call has to find as it was is put back here."""
 
-    def call(self, name: str) -> None:
-        """One call, to its end also on a GPU."""
-        self._calls[name]()
-        self._synchronize()
-
     def turns(self, i: int) -> list[str]:
         """Who runs in round i, in a random order; who takes part in fewer rounds does so at equal intervals."""
-        total = self.method.rounds
+        total = self.timing.rounds
         names = [name for name, n in self._rounds.items() if (i + 1) * n // total > i * n // total]
         return random.Random(i).sample(names, len(names))
 
@@ -161,7 +156,7 @@ class Turns:
 
     def run(self, says: str, *, progress: bool = False) -> None:
         """Time all rounds; ``says`` labels the bar."""
-        turns = [name for i in range(self.method.rounds) for name in self.turns(i)]
+        turns = [name for i in range(self.timing.rounds) for name in self.turns(i)]
         with watch_neighbours() as others:
             for name in tqdm(turns, disable=not progress, **progress_bar("call", says)):
                 self.take(name)
@@ -190,13 +185,13 @@ class Race(Turns):
     two, as far as they fit, whoever ran before.
     """
 
-    def __init__(self, case: Case, names: Sequence[str], method: Method) -> None:
+    def __init__(self, case: Case, names: Sequence[str], timing: Timing) -> None:
         """Compile, warm up, and check each of the providers against the reference.
 
         Raises:
             ParityError: one of them computes something else; there is nothing to measure then.
         """
-        super().__init__(method)
+        super().__init__(timing)
         self.x = draw(case).to(self.device, torch.float32)
         self._bank, self._momentum = self.x.bank.clone(), self.x.momentum.clone()
         self._truth = exact_outputs(case)
@@ -206,7 +201,7 @@ class Race(Turns):
 
     def _enter(self, provider: Provider) -> None:
         case = self.result.case
-        reason = provider.unavailable(self.device) or provider.fits(case, self.method.memory_limit_gb)
+        reason = provider.unavailable(self.device) or provider.fits(case, self.timing.memory_limit_gb)
         if reason is not None:
             self.found[provider.name] = Measurement(skipped=reason)
             return
@@ -230,23 +225,23 @@ class Race(Turns):
         self.x.momentum.copy_(self._momentum)
 
 
-def measure(case: Case, names: Sequence[str], method: Method, *, memory: bool = True, progress: bool = False) -> Result:
+def measure(case: Case, names: Sequence[str], timing: Timing, *, memory: bool = True, progress: bool = False) -> Result:
     """Time the providers of a case in turns, then measure the memory of each."""
     if progress:
         tqdm.write(f"{case}: checking the providers against the float64 reference", file=sys.stderr)
-    race = Race(case, names, method)
+    race = Race(case, names, timing)
     race.run(str(case), progress=progress)
     race.result.others_busy = race.others_busy
     if memory:
-        measure_memory(race.result, method, progress=progress)
+        measure_memory(race.result, timing, progress=progress)
     return race.result
 
 
-def measure_memory(result: Result, method: Method, *, progress: bool = False) -> None:
+def measure_memory(result: Result, timing: Timing, *, progress: bool = False) -> None:
     """Fill in the extra peak memory of all providers that ran, but for the floor: its arrays were there before."""
     names = [name for name, found in result.providers.items() if not found.skipped and PROVIDERS[name].gated]
     for name in tqdm(names, disable=not progress, **progress_bar("provider", f"memory of {result.case}")):
-        peak = extra_peak(name, result.case, device=method.device, threads=method.threads)
+        peak = extra_peak(name, result.case, device=timing.device, threads=timing.threads)
         result.providers[name].extra_bytes = peak["extra_bytes"]
 
 

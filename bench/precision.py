@@ -40,7 +40,10 @@ def main(args: Sequence[str] | None = None) -> int:
         return subprocess.run(
             [sys.executable, "-m", "bench.precision", *arguments], env=environment, check=False
         ).returncode
+    from bench.interpreter import repair
     from kernels.mc import mc_step_
+
+    repair()
 
     case = settings.case
     truth = outputs(chunked.mc_step_, case, torch.float64, "ieee")

@@ -12,7 +12,7 @@ import tyro
 from torch import Tensor, nn
 
 from bench.machine import conditions, provenance
-from bench.measure import Method, Turns, quotient, times
+from bench.measure import Timing, Turns, quotient, times
 from bench.parity import ParityError
 from fastmc.checks import check_number
 from fastmc.encoders.bigru import BiGRUConfig
@@ -25,7 +25,7 @@ ROUNDINGS = 64
 
 
 @dataclass(frozen=True)
-class CompareGRU(Method):
+class CompareGRU(Timing):
     """Time the recurrent net's passes of a training step on a CPU, by fastmc and by nn.GRU, in turns."""
 
     encoder: str = "1x128"

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bench.machine import Neighbours, watch_neighbours
-from bench.measure import Measurement, Method, Turns, times
+from bench.measure import Measurement, Timing, Turns, times
 from bench.parity import BUDGET, ParityError
 from bench.providers import PROVIDERS, Case, Mix
 from bench.stepwise import FramewiseEncoder, Loader, NumpyClips, Sample, StepwiseStep, framewise_name
@@ -29,7 +29,7 @@ from fastmc.config import Config, OptimConfig, StepConfig, preset_config
 from fastmc.data.placed.resident import PlacedStore
 from fastmc.encoders.bigru import BiGRUConfig, Reading, ViewNorm
 from fastmc.methods.a2mc import A2MC, OF_ATTACKED, OF_CLIPS, X0, X1, X2, X3, A2MCConfig
-from fastmc.methods.attack import attack_loss
+from fastmc.methods.attack import logit_gradient
 from fastmc.methods.base import Batch
 from fastmc.reference import step as reference
 from fastmc.views.clips import PackedClips
@@ -331,9 +331,7 @@ class EncoderCalls:
         shape = (3 * len(ids), config.encoder.feature_dim)
         self.df = torch.randn(shape, generator=generator).to(store.device) / len(ids)
         with torch.no_grad(), model.query.fixed():
-            logits = model.attack_head(model.query.represent(self.x))
-        leaf = logits.requires_grad_()
-        (self.dlogits,) = torch.autograd.grad(attack_loss(leaf).sum(), leaf)
+            self.dlogits = logit_gradient(model.attack_head(model.query.represent(self.x)))
 
     def __call__(self) -> State:
         """f0 (B, D), f of views 3, 1, 2 (3B, D), the attack's gradient, and those of the weights."""
@@ -418,16 +416,16 @@ class StepRace(Turns):
         loader: of the step as earlier codes write it.
     """
 
-    def __init__(self, case: StepCase, method: Method, *, encoder_calls: bool = True) -> None:
+    def __init__(self, case: StepCase, timing: Timing, *, encoder_calls: bool = True) -> None:
         """``encoder_calls``: those alone take part too.
 
         Raises:
             ParityError: a side makes another step; there is nothing to measure then.
-            ValueError: the reference needs more memory than the method allows.
+            ValueError: the reference needs more memory than the timing allows.
         """
-        super().__init__(method)
+        super().__init__(timing)
         loss = Case("step", case.mix, case.batch, case.bank, case.dim)
-        reason = PROVIDERS["reference"].fits(loss, method.memory_limit_gb)
+        reason = PROVIDERS["reference"].fits(loss, timing.memory_limit_gb)
         if reason is not None:
             raise ValueError(f"memory_limit_gb: the plain reference of {case} {reason}")
         self.case = case

@@ -10,7 +10,7 @@ from pathlib import Path
 import tyro
 
 from bench.machine import conditions, provenance
-from bench.measure import Method, Result, measure, table
+from bench.measure import Result, Timing, measure, table
 from bench.parity import ParityError
 from bench.providers import MIXES, PROVIDERS, Case, Mix, Work
 from fastmc.files import write_json
@@ -19,7 +19,7 @@ RESULTS = Path(__file__).with_name("results") / "sweep.json"
 
 
 @dataclass(frozen=True)
-class Sweep(Method):
+class Sweep(Timing):
     """Measure all providers over the size of the bank at one batch, and over the batch at one bank.
 
     What is measured is written after every case. A provider that would not fit is left out, with the reason. Takes

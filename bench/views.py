@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.measure import Method, Turns
+from bench.measure import Timing, Turns
 from bench.ntu_like import padded, write_ntu_like
 from bench.numpy_views import STYLES, Choices, Strong, Style, collate, draw_choices, make_view
 from bench.parity import BUDGET, ParityError
@@ -191,9 +191,9 @@ def compare(batches: Sequence[Batch], name: str, style: Style, impl: str = "auto
     return worst
 
 
-def race(case: ViewsCase, method: Method) -> Turns:
+def race(case: ViewsCase, timing: Timing) -> Turns:
     """fastmc and all styles of numpy, compared and ready to be timed."""
-    turns = Turns(method)
+    turns = Turns(timing)
     clips = Clips(case, turns.device)
     batches = [Batch(clips, number) for number in range(BATCHES)]
     turns.enter(FASTMC, _fast(batches, "auto"), compiles=True)

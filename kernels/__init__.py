@@ -7,7 +7,6 @@ mc.py       launch.py                         the MC loss: what the library call
 prepare.py  sweep.py  combine.py  bank.py     one step of the MC loss each, in this order
 products.py rows.py   tiles.py                what they share: split products, blocks of rows, sizes by target
 ranges.py                                     names of a step's parts, for profilers; no Triton in it
-interpreter.py                                repairs Triton's interpreter, for machines without a GPU
 """
 
 from __future__ import annotations
@@ -51,9 +50,7 @@ def unavailable_reason(device: torch.device) -> str | None:
     if (reason := too_old_reason()) is not None:
         return reason
     if device.type == "cpu":
-        if os.environ.get("TRITON_INTERPRET") == "1":
-            return None
-        return "the tensors are on the CPU, not on a GPU (TRITON_INTERPRET=1 in the environment interprets the kernels)"
+        return _not_interpreted_reason()
     if device.type != "cuda":
         return f"the tensors are on {device}, not on a GPU"
     if not torch.cuda.is_available():
@@ -63,6 +60,17 @@ def unavailable_reason(device: torch.device) -> str | None:
             f"{torch.cuda.get_device_name(device)} has no bfloat16 tensor cores (compute capability 8.0 or later has)"
         )
     return no_launcher_reason()
+
+
+def _not_interpreted_reason() -> str | None:
+    """Why a CPU cannot run the kernels, as the end of a sentence; None under an interpreter that has been repaired."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return "the tensors are on the CPU, not on a GPU"
+    from triton.runtime.interpreter import interpreter_builder
+
+    if "bf16x3" in interpreter_builder.options.allowed_dot_input_precisions:
+        return None
+    return "Triton's interpreter computes bfloat16 wrongly (a clone has the repair: docs/kernels.md)"
 
 
 @cache

@@ -18,11 +18,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-if triton.knobs.runtime.interpret:
-    from kernels.interpreter import repair
-
-    repair()
-
 MAX_BODIES = 32
 """Of a frame: a bit each of a word says whether they are there."""
 TILE = 16384

@@ -14,11 +14,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-if triton.knobs.runtime.interpret:
-    from kernels.interpreter import repair
-
-    repair()
-
 VIEW_BITS = tl.constexpr(4)
 ORDER_BLOCK = tl.constexpr(8)  # the Philox block that the jittered joints' order begins with
 TURN = tl.constexpr(1 / 360)  # of a degree

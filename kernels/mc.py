@@ -12,17 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-import triton
 from torch import Tensor
 
 from kernels import launching_on
 from kernels.launch import Plan, Step
 from kernels.ranges import part
-
-if triton.knobs.runtime.interpret:
-    from kernels.interpreter import repair
-
-    repair()
 
 
 def mc_forward(

@@ -22,11 +22,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-if triton.knobs.runtime.interpret:
-    from kernels.interpreter import repair
-
-    repair()
-
 BLOCK = 2048
 """Weights of a program: 8 in a thread."""
 WIDE = 4

@@ -8,11 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gpu_less import INTERPRETED
 
+from fastmc.data.packing import PrepareError
 from fastmc.data.store import PackedStore, StoreWriter
 from fastmc.skeleton import NTU25
 
 torch.set_num_threads(1)  # the tests run in several processes
+if INTERPRETED:
+    from bench.interpreter import repair
+
+    repair()
 
 
 def write_small_store(
@@ -60,12 +66,34 @@ def data_root(tmp_path_factory) -> Path:
     return root
 
 
+def assert_left_out(
+    prepare: Callable[..., PackedStore], raw: Path, name: str, reason: str, detail: str, *, clips: int
+) -> None:
+    """A faulty clip is left out, with its reason; a strict preparation stops with the detail and leaves nothing."""
+    store = prepare(raw, raw.parent / "out", workers=1)
+    assert len(store) == clips
+    [entry] = store.skipped()
+    assert (entry["name"], entry["reason"]) == (name, reason)
+    assert store.meta["counts"]["skipped"] == {reason: 1}
+    with pytest.raises(PrepareError, match=detail):
+        prepare(raw, raw.parent / "strict", strict=True, workers=1)
+    assert sorted(path.name for path in raw.parent.iterdir()) == ["out", "raw"]
+
+
 def exit_code(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Of a command, whether it was its command line that was refused or what was asked for."""
     try:
         return main(arguments)
     except SystemExit as error:
         return int(error.code or 0)
+
+
+@pytest.fixture(scope="session")
+def triton_cache(tmp_path_factory):
+    """From here on, what Triton compiles is kept for this process's tests and begins empty."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import triton.language as tl
 from gpu_less import INTERPRETED
 
 from bench.aot import TARGETS, compile_launches, parse_target, report
+from bench.interpreter import repair
 from bench.resources import SM, _innermost, _instructions, _loop, resident_programs
 from bench.watch import watch
-from kernels.interpreter import repair
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="kernels are compiled here")
 

@@ -8,6 +8,7 @@ import attack_cases as cases
 import pytest
 import torch
 from attack_cases import FINITE, HOSTILE, LOGITS, assert_logit_gradient, assert_norm_limit, assert_step
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -15,7 +16,7 @@ import fastmc.methods.attack as pieces
 from fastmc.encoders.base import ClipShape
 from fastmc.encoders.bigru import BiGRU, BiGRUConfig
 from fastmc.methods.a2mc import A2MCConfig
-from fastmc.methods.attack import AttackHead, attack, attack_loss, limited_step, logit_gradient
+from fastmc.methods.attack import AttackHead, attack, limited_step, logit_gradient
 from fastmc.reference import attack as reference
 
 BATCH, FRAMES, HIDDEN, CLASSES = 5, 8, 16, 128
@@ -96,7 +97,7 @@ def test_logit_gradient(name):
 
 def test_the_loss_and_its_gradient_belong_together():
     logits = cases.logits_of("unit").double().requires_grad_()
-    (want,) = torch.autograd.grad(attack_loss(logits).sum(), logits)
+    (want,) = torch.autograd.grad(reference.attack_loss(logits, nn.Identity(), nn.Identity()).sum(), logits)
     torch.testing.assert_close(logit_gradient(logits.detach()), want, rtol=1e-12, atol=0)
 
 
@@ -150,7 +151,7 @@ def test_moves_towards_the_uniform_distribution(setting):
     # A step short enough for the gradient to tell the truth; nothing promises a descent for a long one.
     moved = attacked(x, encoder, head, limit=0.02)
     with encoder.fixed():
-        before, after = (attack_loss(head(encoder.represent(clips))) for clips in (x, moved))
+        before, after = (reference.attack_loss(clips, encoder.represent, head) for clips in (x, moved))
     assert (after < before).all()
 
 
@@ -193,7 +194,7 @@ def test_no_weight_gradient_is_computed_by_counted_flops(setting):
 
     with encoder.fixed(), FlopCounterMode(display=False) as full:
         encoder.recurrent.requires_grad_()  # which `fixed` has made constants
-        attack_loss(head(encoder.represent(x.clone().requires_grad_()))).sum().backward()
+        reference.attack_loss(x.clone().requires_grad_(), encoder.represent, head).sum().backward()
     everything = full.get_total_flops() - forward.get_total_flops()
     assert everything == products_of_the_input_gradient() + products_of_the_weight_gradients()
 

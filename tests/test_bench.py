@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import headlines, machine, measure, memory, parity, plot, providers, summary
 from bench.accuracy import make_table, raw_accuracy
-from bench.measure import Measurement, Method, Race, Result
+from bench.measure import Measurement, Race, Result, Timing
 from bench.numpy_views import STYLES
 from bench.parity import ParityError, by_name, compare, exact_outputs
 from bench.providers import MIXES, PROVIDERS, Call, Case, Inputs, Outputs, Provider, draw
@@ -27,7 +27,7 @@ from fastmc.reference import contrast as reference
 from train.command.parse import parse
 
 SMALL = {"batch": 7, "bank": 130, "dim": 24}
-QUICK = Method(rounds=4, threads=1)
+QUICK = Timing(rounds=4, threads=1)
 TIMED = ("reference", "algebraic", "torch", "products")
 RIGHT = PROVIDERS["algebraic"]
 KEYS = ("mc_own_vs_reference", "mc_tiled_vs_reference", "mc_vs_algebraic", "mc_vs_products", "mc_extra_mb")
@@ -220,7 +220,7 @@ def test_the_floor_is_the_products_and_nothing_else(work, products):
 
 
 def test_everybody_takes_turns():
-    race = Race(Case("loss", "own", **SMALL), TIMED, Method(rounds=10, threads=1))
+    race = Race(Case("loss", "own", **SMALL), TIMED, Timing(rounds=10, threads=1))
     race._rounds = {"reference": 3, "algebraic": 10, "torch": 7, "products": 10}
     rounds = [race.turns(i) for i in range(10)]
     assert Counter(name for names in rounds for name in names) == race._rounds

@@ -18,7 +18,7 @@ from torch.autograd import DeviceType
 
 from bench.gpu import __main__ as command
 from bench.gpu import candidates, part_times, report, runner, smoke, training
-from bench.gpu.clock import Clock, Timing, by_kernel
+from bench.gpu.clock import Clock, Quartiles, by_kernel
 from bench.gpu.keep import keep
 from bench.gpu.recurrent_calls import Split, check_same
 from bench.gpu.runner import CUT, DONE, FAILED, INTERRUPTED, LEFT_OUT, PAGE, REPORT, Runner
@@ -382,7 +382,7 @@ def test_kernels_are_found_among_what_a_profiler_has_seen():
 
 
 def test_a_timing_is_a_median_with_quartiles():
-    timing = Timing.of([5.0, 1.0, 2.0, 3.0, 4.0], "events")
+    timing = Quartiles.of([5.0, 1.0, 2.0, 3.0, 4.0], "events")
     assert (timing.low, timing.median, timing.high) == (2.0, 3.0, 4.0)
     assert timing.cells("ms")["ms"] == 3000
 
@@ -434,13 +434,13 @@ def fake_capture(graph: FakeGraph, stream: object):
 def fake_gpu(monkeypatch):
     """As much of torch.cuda as a clock asks for; gives the streams that were made the current one again."""
     restored: list[str] = []
-    stream = SimpleNamespace(wait_stream=lambda other: None)
+    stream = SimpleNamespace(device=None, wait_stream=lambda other: None)
     fakes = {
         "Event": FakeEvent,
         "CUDAGraph": FakeGraph,
         "graph": fake_capture,
-        "Stream": lambda: stream,
-        "current_stream": lambda: stream,
+        "Stream": lambda device: stream,
+        "current_stream": lambda device=None: stream,
         "stream": lambda _: contextlib.nullcontext(),
         "set_stream": restored.append,
         "synchronize": lambda: None,
@@ -466,7 +466,7 @@ def test_a_replay_is_divided_by_the_calls_it_holds(fake_gpu):
 
 def test_launches_are_timed_one_by_one(fake_gpu):
     timing = Clock(torch.device("cuda")).launched([captured_call], seconds=0.0, fewest=3)
-    assert timing == Timing(1e-3, 1e-3, 1e-3, 3, "events")
+    assert timing == Quartiles(1e-3, 1e-3, 1e-3, 3, "events")
 
 
 def test_what_cannot_be_captured_is_timed_as_launched(fake_gpu):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -15,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import cpu_step, headlines, machine, step, step_log, stepwise, summary
-from bench.measure import Measurement, Method
+from bench import headlines, machine, step, stepwise, summary
+from bench.measure import Measurement, Timing
 from bench.numpy_views import STYLES, crop_resize
 from bench.parity import ParityError
 from bench.providers import MIXES
@@ -45,7 +44,7 @@ from fastmc.encoders.bigru import BiGRU, BiGRUConfig, ViewNorm
 from train.engine.step import PretrainStep
 
 CASE = StepCase("own", batch=5, bank=33, dim=16, encoder="2x12", frames=12)
-QUICK = Method(rounds=3, threads=1)
+QUICK = Timing(rounds=3, threads=1)
 KEYS = ("step_own_vs_reference", "step_tiled_vs_reference", "step_own_vs_stepwise", "step_tiled_vs_stepwise")
 KEYS += ("step_vs_encoder",)
 TINY = ["--batch", "5", "--bank", "33", "--dim", "16", "--encoder", "2x12", "--frames", "12", "--rounds", "3"]
@@ -371,46 +370,3 @@ def test_every_field_of_the_case_is_a_setting():
 
 
 # --- The training log
-
-
-@pytest.mark.parametrize(
-    ("timed", "logged", "expected"),
-    [
-        ([10, 11, 12, 13], [12, 12.1, 12.2], True),
-        ([10, 11, 12, 13], [13, 13.1, 13.2], False),
-        ([2, 2], [1, 2, 3], True),
-    ],
-)
-def test_rates_agree_where_their_quartiles_overlap(timed, logged, expected):
-    assert step_log.agree(timed, logged) == step_log.agree(logged, timed) == expected
-
-
-def test_the_log_s_rate_beside_that_of_timed_steps(tmp_path, capsys):
-    flags = ["--batch", "5", "--bank", "33", "--encoder", "1x8", "--frames", "8", "--epochs", "3", "--threads", "1"]
-    assert step_log.main([*flags, "--rounds", "3", "--out", str(tmp_path / "run")]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("training step, own mixing, B = 5, K = 33, encoder 1x8, T = 8")
-    assert lines[1].startswith("timed steps") and lines[1].endswith("6 values")
-    assert lines[2].startswith("training log") and lines[2].endswith("2 values")
-    assert lines[3] in ("they agree within their spread", "they do not agree")
-    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in rows] == [7 + BATCHES, 7 + 2 * BATCHES, 7 + 3 * BATCHES]
-    assert all(float(row["l2"]) > 0 for row in rows), "no step that fills the bank"
-    assert step_log.main(["--out", str(tmp_path / "run")]) == 1
-    assert "is not empty" in capsys.readouterr().err
-
-
-def test_the_choices_of_a_cpu_are_measured_in_turns_and_against_one_another(capsys):
-    assert cpu_step.main(["--rounds", "2", "--steps", "1", "--threads", "1"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "a step of preset tiny, 2 turns of 1 steps"
-    assert [line.split("  ")[0] for line in lines[2:5]] == list(cpu_step.WAYS)
-    assert "1.00 [1.00-1.00]" in lines[2]
-
-
-def test_no_choice_is_measured_where_the_losses_differ(monkeypatch):
-    answers = itertools.cycle([(1.0, 3.0), (1.0, 3.0), (1.0, 3.1)])
-    monkeypatch.setattr(cpu_step, "_ask", lambda server: next(answers))
-    with pytest.raises(RuntimeError, match=r"the losses are \[3\.0, 3\.0, 3\.1\], so there are no numbers"):
-        cpu_step.measure(cpu_step.CpuStep(rounds=1))

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench import data_share, numpy_views, store_size, views
-from bench.measure import Method
+from bench.measure import Timing
 from bench.ntu_like import CLIPS, lengths, motion, padded, write_ntu_like
 from bench.numpy_views import STYLES, Choices, Strong, draw_choices, make_view
 from bench.parity import ParityError
@@ -208,6 +208,6 @@ def test_the_data_part_is_what_a_step_does_with_data(monkeypatch):
     for module in (fastmc_model, data_share):
         recorded(module, "whole_clips", lambda clips, _, size: (len(clips), size))
     monkeypatch.setattr(data_share.itertools, "count", lambda: iter([5] * 4))
-    turns = data_share.race(preset_config("tiny"), 3, Method(rounds=3, threads=1))
+    turns = data_share.race(preset_config("tiny"), 3, Timing(rounds=3, threads=1))
     assert list(turns.found) == [data_share.STEP, data_share.DATA] and len(seen) == 12
     assert sorted(seen[:3], key=str) == sorted(seen[6:9], key=str)

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from every_pair import every_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Case, assert_exact, budget, forward_of, forward_truth, within
@@ -28,9 +29,10 @@ def looking(request, monkeypatch) -> bool:
     return request.param
 
 
-@pytest.mark.parametrize("tiled", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 130, 5), (65, 300, 16), (130, 33, 8), (64, 2100, 8)])
+@pytest.mark.parametrize(
+    ("shape", "kind", "tiled"),
+    every_pair([(1, 1, 1), (7, 130, 5), (65, 300, 16), (130, 33, 8), (64, 2100, 8)], KINDS, [False, True]),
+)
 def test_equals_the_reference_in_float64(shape, kind, tiled, looking):
     case = Case.draw(*shape, kind=kind, tiled=tiled)
     assert_exact(forward_of(chunked, case, WEIGHTS), forward_truth(case, WEIGHTS))
@@ -57,10 +59,12 @@ def test_any_cut_into_blocks_and_chunks_gives_the_same(b, k, d, samples, entries
         assert_exact(forward_of(chunked, case, WEIGHTS), forward_truth(case, WEIGHTS))
 
 
-@pytest.mark.parametrize("tiled", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("temperature", "length"), [(0.01, 1.0), (0.01, 30.0), (0.07, 30.0), (0.07, 1e-3), (5.0, 1.0)])
-def test_large_and_small_logits(temperature, length, kind, tiled):
+@pytest.mark.parametrize(
+    ("scales", "kind", "tiled"),
+    every_pair([(0.01, 1.0), (0.01, 30.0), (0.07, 30.0), (0.07, 1e-3), (5.0, 1.0)], KINDS, [False, True]),
+)
+def test_large_and_small_logits(scales, kind, tiled):
+    temperature, length = scales
     case = Case.draw(7, 45, 6, kind=kind, tiled=tiled, temperature=temperature)
     case = replace(case, **{name: length * getattr(case, name) for name in ("f0", "f1", "f2", "f3")})
     bound = 1e-12 * max(1.0, length**2 / temperature / 100)  # a rounding of a logit is one of its probability
@@ -91,9 +95,7 @@ def test_a_shift_is_left_out_exactly_while_nothing_can_overflow(dtype):
             torch.testing.assert_close(ours[name].double(), want, rtol=2e-5, atol=2e-5 * want.abs().max().item())
 
 
-@pytest.mark.parametrize("tiled", [False, True])
-@pytest.mark.parametrize("temperature", [0.01, 0.03, 0.07, 1.0])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "temperature", "tiled"), every_pair(KINDS, [0.01, 0.03, 0.07, 1.0], [False, True]))
 def test_float32_keeps_the_error_budget(kind, temperature, tiled):
     case = Case.draw(65, 700, 128, kind=kind, tiled=tiled, temperature=temperature, dtype=torch.float32)
     truth, plain = forward_truth(case.to(torch.float64), WEIGHTS), forward_truth(case, WEIGHTS)

@@ -157,6 +157,12 @@ def test_without_triton_everything_works_and_asking_for_it_says_why():
     assert "impl='triton' cannot run" in done.stderr
 
 
+def test_an_interpreter_that_computes_wrongly_is_refused(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "interpreter computes bfloat16 wrongly" in kernels.unavailable_reason(torch.device("cpu"))
+
+
 @pytest.mark.parametrize(("version", "old"), [("3.3.1", True), ("3.4.0+git1a2b", False), ("10.0", False)])
 def test_a_triton_without_knobs_is_too_old(version, old, monkeypatch):
     triton = pytest.importorskip("triton")

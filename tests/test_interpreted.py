@@ -14,7 +14,8 @@ OF_THE_STEP = " or ".join(
     ("replayed", "trace", "complete", "captured", "fault", "clean", "cast_once", "somebody", "overflow", "resumed")
     + ("divided",)
 )
-AGAIN = {"test_gpu_less.py": (), "test_step.py": ("-k", OF_THE_STEP)}
+AGAIN = {f"test_{name}.py": () for name in ("gpu_less", "views", "attack_kernel", "update_kernel")}
+AGAIN |= {"test_step.py": ("-k", OF_THE_STEP)}
 CALLS = [(file, ()) for file in sorted((HERE / "interpreted").glob("test_*.py"))] + [
     (HERE / name, arguments) for name, arguments in AGAIN.items()
 ]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from every_pair import every_pair
 from gpu_less import needs_triton, needs_ttsem, ttsem_session
 from kernel_budget import kernel_budget
 from oracle import Case, Results, forward_of, forward_truth, step_of, step_truth, velocity, within
@@ -24,6 +25,7 @@ from fastmc.objective import contrast_step as step
 from fastmc.objective.bank import MemoryBank
 from kernels import launch, mc, tiles
 
+pytestmark = pytest.mark.usefixtures("triton_cache")
 WEIGHTS = torch.tensor([1.0, -2.5, 0.5])
 
 
@@ -155,11 +157,10 @@ def given(launches: list[Launch], kernel: str) -> dict[str, object]:
 
 
 @needs_triton
-@pytest.mark.parametrize("tiled", [False, True])
-@pytest.mark.parametrize("precision", ["bf16x3", "ieee", "bf16"])
-@pytest.mark.parametrize("target", SHARED_KIB)
-def test_machine_code(target, precision, tiled, tmp_path, monkeypatch):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+@pytest.mark.parametrize(
+    ("target", "precision", "tiled"), every_pair(list(SHARED_KIB), ["bf16x3", "ieee", "bf16"], [False, True])
+)
+def test_machine_code(target, precision, tiled):
     reports = compiled(target, entries(tiled, precision)["a2mc"])
     assert [r.name for r in reports] == [
         "_prepare_kernel", "_sweep_kernel", "_combine_kernel", "_bank_kernel"
@@ -189,9 +190,8 @@ IN_LOOP = {
 @needs_triton
 @pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("target", SPILLED)
-def test_loops(target, tiled, tmp_path, monkeypatch):
+def test_loops(target, tiled):
     """Next to no local memory; on an H100 no product twice, few barriers and instructions, two programs at a time."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     for name, call in entries(tiled, "bf16x3").items():
         with compile_launches(target) as launches:
             call()
@@ -258,7 +258,6 @@ def test_multiprocessors_are_rounded_to_few_classes(count, rounded, monkeypatch)
 
 @needs_triton
 @pytest.mark.parametrize("dim", [8, 200, 512])
-def test_other_widths_fit_the_smallest_chip(dim, tmp_path, monkeypatch):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+def test_other_widths_fit_the_smallest_chip(dim):
     for tiled in (False, True):
         compiled("cuda:86", entries(tiled, "bf16x3", dim)["a2mc"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from every_pair import every_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -78,11 +79,9 @@ def assert_same(ours: Outputs, truth: Outputs, arguments: Batch, temperature: fl
         assert (error <= bound * scale.clamp_min(1)).all(), f"{name}: error {error.max():.2e}"
 
 
-@pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("temperature", [0.01, 0.07, 1.0])
-@pytest.mark.parametrize("d", [1, 5, 128])
-@pytest.mark.parametrize("k", [1, 3, 130])
-@pytest.mark.parametrize("b", [1, 7, 64])
+@pytest.mark.parametrize(
+    ("b", "k", "d", "temperature", "mix"), every_pair([1, 7, 64], [1, 3, 130], [1, 5, 128], [0.01, 0.07, 1.0], MIXES)
+)
 def test_torch_equals_reference(b: int, k: int, d: int, temperature: float, mix: str) -> None:
     arguments = batch(b, k, d)
     settings: Batch = {"temperature": temperature, "mix": mix}
@@ -161,9 +160,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("temperature", [0.01, 0.07])
-@pytest.mark.parametrize("spoil", HOSTILE, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(("spoil", "temperature", "mix"), every_pair(HOSTILE, [0.01, 0.07], MIXES))
 def test_torch_equals_reference_on_hostile_input(spoil: Callable[[Batch], None], temperature: float, mix: str) -> None:
     arguments = batch(7, 45, 6)
     spoil(arguments)
@@ -221,9 +218,10 @@ def within_budget(ours: Outputs, plain: Outputs, truth: Outputs, temperature: fl
     return verdict
 
 
-@pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("temperature", [0.01, 0.03, 0.07, 1.0])
-@pytest.mark.parametrize("shape", [(1, 3, 5), (7, 130, 128), (64, 130, 128)])
+@pytest.mark.parametrize(
+    ("shape", "temperature", "mix"),
+    every_pair([(1, 3, 5), (7, 130, 128), (64, 130, 128)], [0.01, 0.03, 0.07, 1.0], MIXES),
+)
 def test_torch_in_float32_keeps_the_error_budget(shape: tuple[int, int, int], temperature: float, mix: str) -> None:
     arguments = batch(*shape, dtype=torch.float32)
     wide = {name: tensor.double() for name, tensor in arguments.items()}

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from every_pair import every_pair
 from oracle import HYPER, Case, assert_exact, budget, step_of, step_truth, velocity, within
 from test_loss import HOSTILE, WAITING, Recorder
 from torch import Tensor, nn
@@ -55,19 +56,21 @@ def public(impl: str) -> Any:
     return SimpleNamespace(mc_step_=raw)
 
 
-@pytest.mark.parametrize("tiled", [False, True])
-@pytest.mark.parametrize(("kind", "update"), CALLS)
-@pytest.mark.parametrize("shape", [(1, 1, 2), (7, 130, 5), (65, 300, 16), (130, 33, 8)])
-@pytest.mark.parametrize("impl", IMPLS)
-def test_equals_the_reference_in_float64(impl, shape, kind, update, tiled):
+@pytest.mark.parametrize(
+    ("impl", "shape", "call", "tiled"),
+    every_pair(IMPLS, [(1, 1, 2), (7, 130, 5), (65, 300, 16), (130, 33, 8)], CALLS, [False, True]),
+)
+def test_equals_the_reference_in_float64(impl, shape, call, tiled):
+    kind, update = call
     case = Case.draw(*shape, kind=kind, tiled=tiled)
     truth = step_truth(case, update, velocity(case), cursor=shape[1] - 1)
     assert_exact(step_of(public(impl), case, update, velocity(case), cursor=shape[1] - 1), truth)
 
 
-@pytest.mark.parametrize("bounded", [True, False])
-@pytest.mark.parametrize("tiled", [False, True])
-@pytest.mark.parametrize("temperatures", [(0.07, 0.03), (0.03, 0.07), (0.05, 0.05), (0.01, 0.01), (1.0, 0.01)])
+@pytest.mark.parametrize(
+    ("temperatures", "tiled", "bounded"),
+    every_pair([(0.07, 0.03), (0.03, 0.07), (0.05, 0.05), (0.01, 0.01), (1.0, 0.01)], [False, True], [True, False]),
+)
 def test_two_temperatures_from_one_sweep_in_any_cut(temperatures, tiled, bounded, monkeypatch):
     monkeypatch.setattr(rows, "SAMPLES", 4)
     monkeypatch.setattr(rows, "ENTRIES", 16)
@@ -86,9 +89,7 @@ def test_every_call_in_small_pieces(kind, update, bounded, monkeypatch):
     assert_exact(step_of(chunked, case, update, velocity(case)), step_truth(case, update, velocity(case)))
 
 
-@pytest.mark.parametrize("tiled", [False, True])
-@pytest.mark.parametrize("spoil", HOSTILE, ids=lambda f: f.__name__)
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(("impl", "spoil", "tiled"), every_pair(IMPLS, HOSTILE, [False, True]))
 def test_hostile_input(impl, spoil, tiled):
     case = Case.draw(7, 45, 6, tiled=tiled)
     names = ("f0", "f1", "f2", "f3", "bank", "mixing")
@@ -150,11 +151,10 @@ def test_it_is_the_separate_functions_together():
 # What is not finite
 
 
-@pytest.mark.parametrize("update", ["ascent", "fifo"])
-@pytest.mark.parametrize("name", ["f0", "f2", "bank", "momentum"])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("bounded", [True, False])
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize(
+    ("impl", "bounded", "value", "name", "update"),
+    every_pair(IMPLS, [True, False], [math.nan, math.inf], ["f0", "f2", "bank", "momentum"], ["ascent", "fifo"]),
+)
 def test_a_loss_that_is_not_finite_changes_nothing(impl, bounded, value, name, update, monkeypatch):
     monkeypatch.setattr(chunked, "may_look", lambda tensor: bounded)
     monkeypatch.setattr(rows, "SAMPLES", 3)  # the fault is in the first of several blocks
@@ -331,7 +331,6 @@ def test_every_setting_reaches_the_step():
     assert all(not torch.equal(results[0], other) for other in results[1:])
 
 
-ZEROS = torch.zeros(20, 5)
 INVALID = [
     ("f1", torch.zeros(3, 4), {}),
     ("f1", None, {}),

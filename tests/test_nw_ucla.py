@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from conftest import assert_left_out
 
 from fastmc.data import packing
 from fastmc.data.formats.nw_ucla import HOW_TO_GET_NWUCLA, NWUCLA_CLASSES, prepare_nw_ucla
@@ -140,16 +141,10 @@ FAULTY = {
 
 
 @pytest.mark.parametrize("fault", FAULTY)
-def test_faulty_file_is_left_out_with_its_reason(raw, tmp_path, fault):
+def test_faulty_file_is_left_out_with_its_reason(raw, fault):
     name, content, reason, detail = FAULTY[fault]
     (raw / f"{name}.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    store = prepare_nw_ucla(raw, tmp_path / "out", workers=1)
-    assert len(store) == len(NAMES)
-    [entry] = store.skipped()
-    assert (entry["name"], entry["reason"]) == (name, reason)
-    with pytest.raises(PrepareError, match=detail):
-        prepare_nw_ucla(raw, tmp_path / "strict", strict=True, workers=1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+    assert_left_out(prepare_nw_ucla, raw, name, reason, detail, clips=len(NAMES))
 
 
 def test_a_clip_without_a_body_is_no_fault(raw, tmp_path):

@@ -1,6 +1,6 @@
 """Updates of the encoders' weights: who makes them, PyTorch's and apex's, on the host's and on the device's word.
 
-Those of our own kernel are tests/test_update_kernel.py's and tests/interpreted/test_update*.py's.
+Those of our own kernel are tests/test_update_kernel.py's and tests/interpreted/test_update_in_use.py's.
 """
 
 from __future__ import annotations

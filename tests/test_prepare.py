@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import assert_left_out
 
 from fastmc.data import packing
 from fastmc.data.formats import ntu as prepare
@@ -144,17 +145,10 @@ FAULTY = {
 
 
 @pytest.mark.parametrize("fault", FAULTY)
-def test_faulty_file_is_left_out_with_its_reason(raw, tmp_path, fault):
+def test_faulty_file_is_left_out_with_its_reason(raw, fault):
     name, text, reason, detail = FAULTY[fault]
     (raw / f"{name}.skeleton").write_text(text)
-    store = prepare_ntu(raw, tmp_path / "out", workers=1)
-    assert len(store) == len(NAMES)
-    [entry] = store.skipped()
-    assert (entry["name"], entry["reason"]) == (name, reason)
-    assert store.meta["counts"]["skipped"] == {reason: 1}
-    with pytest.raises(PrepareError, match=detail):
-        prepare_ntu(raw, tmp_path / "strict", strict=True, workers=1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+    assert_left_out(prepare_ntu, raw, name, reason, detail, clips=len(NAMES))
 
 
 def test_strict_stops_at_the_first_fault_with_many_workers(raw, tmp_path):

@@ -191,7 +191,7 @@ def test_a_capture_that_fails_leaves_the_stream_that_was_current(store, monkeypa
 
     monkeypatch.setattr(log, "warning", lambda text, *values: messages.append(text % values))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
-    monkeypatch.setattr(torch.cuda, "Stream", object)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
     monkeypatch.setattr(torch.cuda, "graph", Capture)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[0])
     monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: current.__setitem__(0, stream))

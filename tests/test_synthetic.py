@@ -11,13 +11,17 @@ from fastmc.data.formats.skeleton_file import RawClip, parse_name, read_skeleton
 from fastmc.data.normalise import choose_bodies, normalise
 from fastmc.data.synthetic import CLASS_NAMES, write_synthetic
 from fastmc.data.synthetic.actions import ACTIONS
-from fastmc.data.synthetic.body import ANATOMY, CHANNEL, mirror, rest_pose
+from fastmc.data.synthetic.body import ANATOMY, CHANNEL, REST, mirror
 from fastmc.data.synthetic.kinect import camera_of, film
 from fastmc.data.synthetic.perform import MAX_FRAMES, MIN_FRAMES, Persona, perform
 from fastmc.skeleton import NTU25
 
 SEED = 3
 NUM_ACTIONS = len(CLASS_NAMES)
+
+
+def rest_pose(frames: int) -> np.ndarray:
+    return np.repeat(REST[None], frames, 0)
 
 
 @pytest.fixture(scope="module")

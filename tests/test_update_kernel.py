@@ -1,10 +1,17 @@
-"""The update of both encoders as it is compiled: values, bounds and races through ttsem; machine code through ptxas."""
+"""The update of both encoders: values, bounds and races; traffic; machine code through ptxas.
+
+Values are PyTorch's SGD bit for bit and float64's within roundings. They come compiled, through ttsem, and once more
+interpreted, by tests/test_interpreted.py, where traffic is counted.
+"""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from gpu_less import needs_triton, needs_ttsem, ttsem_session
+from every_pair import every_pair
+from gpu_less import INTERPRETED, kernels_on_cpu, needs_compiler, needs_engine
 
 pytest.importorskip("triton")
 
@@ -12,38 +19,181 @@ import update_cases as cases
 from update_cases import ALIGNED, SIZES, Weights
 
 from bench.aot import compile_launches, report
+from bench.ledger_step import update_row
 from bench.resources import Report
+from bench.watch import watch
+from kernels import update
+from kernels.update import UpdateGroup
 
+pytestmark = pytest.mark.usefixtures("triton_cache")
+needs_interpreter = pytest.mark.skipif(not INTERPRETED, reason="traffic is counted while kernels are interpreted")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TARGETS = ("cuda:80", "cuda:86", "cuda:90", "cuda:100", "hip:gfx942")
 
 
-@needs_ttsem
-@pytest.mark.parametrize("cc", [80, 90])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("sizes", "gap"), [(ALIGNED, 32), (SIZES, 32), (SIZES, 3)])
-def test_bits_are_those_of_torchs_sgd(sizes, gap, dtype, cc):
-    """Compiled without the fusing of multiplications and additions that the source does not name."""
+@needs_engine
+@pytest.mark.parametrize(
+    ("sizes", "gap", "dtype"), every_pair([SIZES, ALIGNED, SIZES[:1], SIZES[1:2]], [1, 3, 32], DTYPES)
+)
+def test_bits_are_those_of_torchs_sgd(sizes, gap, dtype):
+    """Also compiled, without the fusing of multiplications and additions that the source does not name."""
     weights = Weights.draw(sizes, dtype, gap=gap)
+    group = weights.group()
+    for cc in (80, 90):
+        before = weights.clone()
+        with kernels_on_cpu(cc):
+            cases.run(weights, group, scale=2.0**16)
+        assert not cases.different(weights, cases.plainly(before, 2.0**16))
+        assert not cases.over_budget(weights, before, 2.0**16)
+
+
+@needs_engine
+def test_the_gaps_between_weights_are_left_alone():
+    weights = Weights.draw(SIZES, torch.bfloat16, gap=5)
+    with kernels_on_cpu():
+        cases.run(weights, weights.group())
+    for role in (weights.query, weights.key, weights.query_copy, weights.key_copy, weights.gradient):
+        gaps = torch.ones(role[0].untyped_storage().nbytes() // role[0].element_size(), dtype=torch.bool)
+        for tensor in role:
+            gaps[tensor.storage_offset() : tensor.storage_offset() + tensor.numel()] = False
+        whole = role[0].as_strided((len(gaps),), (1,), 0)
+        assert gaps.sum() > 25 and (whole[gaps] == 9).all()
+
+
+@needs_engine
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", [1.0, 2.0**16, 3.0])
+def test_a_scale_divides_the_gradients(scale, dtype):
+    """A power of 2 exactly, as `train.engine.step.GradientScale` has it."""
+    weights = Weights.draw(SIZES, dtype)
     group, before = weights.group(), weights.clone()
-    with ttsem_session(cc) as session:
-        cases.run(weights, group, scale=2.0**16)
-    assert session.launches == 1
-    assert not cases.different(weights, cases.plainly(before, 2.0**16))
-    assert not cases.over_budget(weights, before, 2.0**16)
+    with kernels_on_cpu():
+        cases.run(weights, group, scale=scale)
+    assert not cases.over_budget(weights, before, scale)
+    if math.log2(scale).is_integer():
+        assert not cases.different(weights, cases.plainly(before, scale))
 
 
-@needs_ttsem
+@needs_interpreter
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_step_that_is_skipped_stores_nothing(dtype):
+    weights = Weights.draw(SIZES, dtype)
+    weights.gradient[1].fill_(torch.nan)
+    weights.gradient[-1].fill_(torch.inf)
+    for copies in (weights.query_copy, weights.key_copy):
+        for copy in copies or ():
+            copy.fill_(5.0)  # not what a rounding of the weights would be
+    group = weights.group()
+    before = weights.clone()
+    before.gradient = weights.gradient
+    with watch() as seen:
+        cases.run(weights, group, skip=1.0)
+    weights.gradient = before.gradient = [torch.zeros(())] * len(SIZES)  # NaN equals nothing
+    assert not cases.different(weights, before)
+    assert seen.total.store_bytes == 0 and seen.total.load_bytes == 4 * group.programs, "the flag alone"
+
+
+@needs_engine
+def test_a_key_that_follows_the_query_of_before_is_noticed():
+    """A mutation: eq. 4 takes the query's weights after the step."""
+    weights = Weights.draw(SIZES)
+    group, before = weights.group(), weights.clone()
+    with kernels_on_cpu():
+        cases.run(weights, group)
+    for key, query, old in zip(before.key, before.query, weights.key, strict=True):
+        old.copy_(key).add_(key - query, alpha=-(1 - cases.ALPHA))
+    assert "key" in cases.over_budget(weights, before)
+    assert cases.different(weights, cases.plainly(before)) == ["key"]
+
+
+@needs_engine
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_of_their_own_storages_are_collected_first(dtype):
+    """And every time those of that step: they lie elsewhere at each."""
+    weights = Weights.draw(SIZES, dtype)
+    group = weights.group()
+    for i in range(3):
+        generator = torch.Generator().manual_seed(i)
+        weights.gradient = [torch.randn(size, generator=generator).to(dtype) for size in SIZES]
+        before = weights.clone()
+        with kernels_on_cpu() as engine:
+            cases.run(weights, group)
+        assert (len(engine.launches) if INTERPRETED else engine.launches) == 1
+        assert not cases.different(weights, cases.plainly(before))
+
+
+@needs_engine
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_layout_of_gradients_is_learnt_once_and_never_while_capturing(dtype, monkeypatch):
+    weights = Weights.draw(ALIGNED, dtype, gap=8, gradient_gap=128)
+    group = weights.group()
+    tables = group._tables
+    own = len(tables)
+    for capturing, learnt in ((True, own), (False, own + 1), (True, own + 1), (False, own + 1)):
+        monkeypatch.setattr(update, "is_being_captured", lambda tensor, now=capturing: now)
+        before = weights.clone()
+        with kernels_on_cpu():
+            cases.run(weights, group)
+        assert not cases.different(weights, cases.plainly(before))
+        assert len(tables) == learnt
+
+
+def test_weights_that_share_no_storage_are_an_error():
+    apart = [torch.zeros(3), torch.zeros(3)]
+    together = list(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="share a storage"):
+        UpdateGroup(together, apart)
+    with pytest.raises(ValueError, match="contiguous"):
+        UpdateGroup([torch.zeros(3, 4).t()], [torch.zeros(4, 3)])
+
+
+def test_weights_that_have_moved_are_an_error():
+    """Otherwise what they have left would be updated."""
+    weights = Weights.draw(SIZES)
+    parameters = [torch.nn.Parameter(weight) for weight in weights.key]
+    weights.key = parameters
+    group = weights.group()
+    parameters[1].data = parameters[1].data.clone()
+    with pytest.raises(RuntimeError, match="moved since"):
+        cases.run(weights, group)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_weight_is_read_and_written_once(dtype):
+    """30 bytes with copies, else 28, and a program's share of the table, the flag and the rate."""
+    weights = Weights.draw(ALIGNED, dtype)
+    group = weights.group()
+    with watch() as seen:
+        cases.run(weights, group, scale=2.0)
+    numbers, half = sum(group.counts), dtype != torch.float32
+    read, written = (14, 16) if half else (16, 12)
+    row, settings = 8 * (6 if half else 4), 4 * 3
+    assert seen.total.load_bytes == read * numbers + (row + settings) * group.programs
+    assert seen.total.store_bytes == written * numbers
+    table = row * group.programs + settings
+    assert seen.total.memory_load_bytes + seen.total.memory_store_bytes == (read + written) * numbers + table
+    assert group.programs == sum(-(-count // update.BLOCK) for count in group.counts)
+    row = update_row(group, scaled=True)
+    assert (row["load_bytes"], row["store_bytes"]) == (seen.total.load_bytes, seen.total.store_bytes)
+    assert row["first_touch_bytes"] == seen.total.memory_load_bytes + seen.total.memory_store_bytes
+    assert [row["kernel"]] == [launch.kernel for launch in seen.launches]
+
+
+@needs_engine
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_step_that_is_skipped_leaves_every_bit(dtype):
     weights = Weights.draw(SIZES, dtype)
     for gradient in weights.gradient:
         gradient.fill_(torch.nan)
     group, before = weights.group(), weights.clone()
-    with ttsem_session():
+    with kernels_on_cpu():
         cases.run(weights, group, skip=1.0)
     weights.gradient = before.gradient = [torch.zeros(())] * len(SIZES)
     assert not cases.different(weights, before)
+
+
+# --- Machine code
 
 
 def compiled(target: str, dtype: torch.dtype, gap: int, scale: float | None = 2.0) -> Report:
@@ -59,12 +209,11 @@ def compiled(target: str, dtype: torch.dtype, gap: int, scale: float | None = 2.
     return found
 
 
-@needs_triton
+@needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("target", TARGETS)
-def test_machine_code(target, dtype, tmp_path, monkeypatch):
+def test_machine_code(target, dtype):
     """A thread's eight weights: float32 in accesses of 16 bytes, half precision in 8, nothing through shared memory."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     found = compiled(target, dtype, gap=64)
     half = dtype != torch.float32
     load, store, wide = ("load", "store", ".x4") if target.startswith("hip") else ("LDG", "STG", ".128")
@@ -80,16 +229,14 @@ def test_machine_code(target, dtype, tmp_path, monkeypatch):
         assert found.counts["BAR"] == 0
 
 
-@needs_triton
-def test_chunks_that_begin_anywhere_have_narrow_accesses(tmp_path, monkeypatch):
+@needs_compiler
+def test_chunks_that_begin_anywhere_have_narrow_accesses():
     """Otherwise a GPU would fault on them."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     counts = compiled("cuda:90", torch.bfloat16, gap=3).counts
     assert counts["LDG.128"] == counts["STG.128"] == 0
 
 
-@needs_triton
-def test_products_are_fused_where_the_source_says_so(tmp_path, monkeypatch):
+@needs_compiler
+def test_products_are_fused_where_the_source_says_so():
     """Three a weight, and momentum * velocity beside an addition of its own."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     assert compiled("cuda:90", torch.float32, gap=64, scale=None).counts["FFMA"] == 3 * 8

@@ -6,12 +6,12 @@ import io
 
 import numpy as np
 import pytest
+from conftest import assert_left_out
 from scipy.io import savemat
 
 from fastmc.data import packing
 from fastmc.data.formats.utd_mhad import HOW_TO_GET_UTD, UTD_CLASS_NAMES, prepare_utd_mhad
 from fastmc.data.normalise import normalise
-from fastmc.data.packing import PrepareError
 from fastmc.skeleton import KINECT20
 from train.command.datasets import DatasetError, open_dataset
 from train.prepare import main
@@ -158,16 +158,10 @@ FAULTY = {
 
 
 @pytest.mark.parametrize("fault", FAULTY)
-def test_faulty_file_is_left_out_with_its_reason(raw, tmp_path, fault):
+def test_faulty_file_is_left_out_with_its_reason(raw, fault):
     name, content, reason, detail = FAULTY[fault]
     (raw / f"{name}.mat").write_bytes(content)
-    store = prepare_utd_mhad(raw, tmp_path / "out", workers=1)
-    assert len(store) == len(NAMES)
-    [entry] = store.skipped()
-    assert (entry["name"], entry["reason"]) == (name, reason)
-    with pytest.raises(PrepareError, match=detail):
-        prepare_utd_mhad(raw, tmp_path / "strict", strict=True, workers=1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+    assert_left_out(prepare_utd_mhad, raw, name, reason, detail, clips=len(NAMES))
 
 
 def test_what_is_no_fault_passes_a_strict_preparation(raw, tmp_path):

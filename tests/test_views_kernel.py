@@ -8,23 +8,15 @@ from itertools import product
 
 import pytest
 import torch
+from every_pair import every_pair
 from gpu_less import needs_triton, needs_ttsem, spilled_by_triton_3_6, ttsem_session
 from view_cases import (
-    BY_HAND,
-    MUTANTS,
     STREAMS,
     assert_tables_equal,
-    assert_views,
-    by_hand,
-    by_kernel,
     dense_clips,
     drawn,
-    excess,
     kernels_wherever,
-    mutated,
     packed_clips,
-    some_clips,
-    truth,
 )
 
 pytest.importorskip("triton")
@@ -40,6 +32,7 @@ from fastmc.views.clips import DenseClips, PackedClips
 from fastmc.views.draw import AugmentConfig, ViewParams, draw_params
 from fastmc.views.make import make_views
 
+pytestmark = pytest.mark.usefixtures("triton_cache")
 FEW = (1, 30, 65, 129)
 
 
@@ -62,66 +55,6 @@ def test_table_equals_that_of_pytorch(cc, joints, resized_to):
             AugmentConfig(crop_frames_min=1, shear=0.3), joints, seed=2**63 - 1, step=torch.tensor(2**31)
         )
     assert session.launches == 2
-
-
-@needs_ttsem
-@pytest.mark.parametrize("transform", BY_HAND)
-def test_each_transform_alone_and_all_at_once(transform):
-    clips = packed_clips(lengths=FEW)
-    with ttsem_session() as session:
-        assert_views(by_kernel, clips, by_hand(transform, clips))
-    assert session.launches == 1
-
-
-@needs_ttsem
-@pytest.mark.parametrize("stream", STREAMS)
-@pytest.mark.parametrize(("cc", "skeleton"), [(80, KINECT20), (90, NTU25)])
-def test_drawn_views(cc, skeleton, stream):
-    packed, dense = packed_clips(skeleton, FEW), dense_clips(skeleton, batch=2)
-    with ttsem_session(cc):
-        assert_views(by_kernel, packed, drawn(packed, skeleton), skeleton, stream=stream)
-        assert_views(by_kernel, dense, drawn(dense, skeleton), skeleton, stream=stream)
-
-
-@needs_ttsem
-@pytest.mark.parametrize(("size", "bodies"), [(1, 2), (7, 3), (32, 3), (100, 1), (128, 1)])
-def test_other_sizes(size, bodies):
-    packed, dense = packed_clips(lengths=FEW, max_bodies=bodies), dense_clips(frames=100, batch=2, max_bodies=bodies)
-    with ttsem_session():
-        for clips in (packed, dense):
-            assert_views(by_kernel, clips, by_hand("everything", clips), size=size, stream="motion")
-
-
-@needs_ttsem
-@pytest.mark.parametrize("stream", ["joint", "bone"])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype, stream):
-    packed, dense = packed_clips(lengths=(30, 129), dtype=dtype), dense_clips(batch=2)
-    with ttsem_session():
-        for clips in (packed, replace(dense, x=dense.x.to(dtype))):
-            assert_views(by_kernel, clips, by_hand("everything", clips), stream=stream, dtype=dtype)
-
-
-@needs_ttsem
-def test_views_do_not_depend_on_batch_split():
-    """Bit for bit."""
-    clips = packed_clips(lengths=FEW)
-    params = drawn(clips)
-    with ttsem_session():
-        together = by_kernel(clips, params, NTU25)
-        for n in range(len(FEW)):
-            ids = torch.tensor([n])
-            part = replace(params, table=params.table[:, ids].contiguous(), sample=params.sample[ids])
-            assert torch.equal(by_kernel(some_clips(clips, ids), part, NTU25), together[:, ids])
-
-
-@needs_ttsem
-@pytest.mark.parametrize("mutant", ["pose off by 1e-5", "noise of another sample", "sigma off by 1e-3"])
-def test_the_budget_notices_wrong_parameters(mutant):
-    clips, params = mutated()
-    with ttsem_session():
-        x = by_kernel(clips, MUTANTS[mutant](params), NTU25)
-    assert (excess(x, *truth(clips, params, NTU25)) > 1).all()
 
 
 # --- Launches and machine code
@@ -161,7 +94,7 @@ def compiled(target: str, call: Callable[[], object], spilled: int = 0) -> list[
 SHARED_KIB = {"cuda:80": 163, "cuda:86": 99, "cuda:90": 227, "cuda:100": 227, "hip:gfx942": 64}
 
 
-EVERY_CALL = list(product((torch.float32, torch.bfloat16), (True, False), STREAMS))
+EVERY_CALL = every_pair((torch.float32, torch.bfloat16), (True, False), STREAMS)
 SOME_CALLS = [(torch.float32, True, "joint"), (torch.bfloat16, False, "bone"), (torch.float32, False, "motion")]
 CALLS = [("cuda:90", *call) for call in EVERY_CALL]
 CALLS += [(target, *call) for target in SHARED_KIB if target != "cuda:90" for call in SOME_CALLS]
@@ -169,8 +102,7 @@ CALLS += [(target, *call) for target in SHARED_KIB if target != "cuda:90" for ca
 
 @needs_triton
 @pytest.mark.parametrize(("target", "dtype", "packed", "stream"), CALLS)
-def test_machine_code_of_views(target, dtype, packed, stream, tmp_path, monkeypatch):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+def test_machine_code_of_views(target, dtype, packed, stream):
     clips = clips_without_memory(packed, torch.float32, NTU25, 2)
     params = params_without_memory(25)
     (r,) = compiled(target, lambda: make_views(clips, params, NTU25, stream=stream, dtype=dtype, impl="triton"))
@@ -178,20 +110,22 @@ def test_machine_code_of_views(target, dtype, packed, stream, tmp_path, monkeypa
     assert r.counts[store + wide] == r.counts[store] > 0
 
 
+OTHER_SIZES = [
+    (NTU25, 1, 64, torch.float32, True),
+    (KINECT20, 2, 64, torch.float16, True),
+    (NTU25, 1, 100, torch.bfloat16, True),
+    (NTU25, 1, 128, torch.float32, True),
+    (NTU25, 3, 32, torch.float32, False),
+]
+
+
 @needs_triton
-@pytest.mark.parametrize("target", ["cuda:80", "cuda:86", "hip:gfx942"])
 @pytest.mark.parametrize(
-    ("skeleton", "bodies", "size", "dtype", "packed"),
-    [
-        (NTU25, 1, 64, torch.float32, True),
-        (KINECT20, 2, 64, torch.float16, True),
-        (NTU25, 1, 100, torch.bfloat16, True),
-        (NTU25, 1, 128, torch.float32, True),
-        (NTU25, 3, 32, torch.float32, False),
-    ],
+    ("target", "case"),
+    [("cuda:80", case) for case in OTHER_SIZES] + list(product(("cuda:86", "hip:gfx942"), OTHER_SIZES[-2:])),
 )
-def test_machine_code_of_other_sizes(skeleton, bodies, size, dtype, packed, target, tmp_path, monkeypatch):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+def test_machine_code_of_other_sizes(case, target):
+    skeleton, bodies, size, dtype, packed = case
     clips = clips_without_memory(packed, dtype, skeleton, bodies)
     params = params_without_memory(skeleton.num_joints)
     # Views of more than 64 frames spill a little on sm_80: docs/kernels.md says so.
@@ -200,10 +134,8 @@ def test_machine_code_of_other_sizes(skeleton, bodies, size, dtype, packed, targ
 
 
 @needs_triton
-@pytest.mark.parametrize("resized_to", [None, 64])
-@pytest.mark.parametrize("target", SHARED_KIB)
-def test_machine_code_of_the_draw(target, resized_to, tmp_path, monkeypatch):
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+@pytest.mark.parametrize(("target", "resized_to"), [("cuda:90", None)] + [(target, 64) for target in SHARED_KIB])
+def test_machine_code_of_the_draw(target, resized_to):
     key = {"views": (1, 2), "seed": 2**40, "step": meta(), "sample": meta(64), "resized_to": resized_to}
     compiled(target, lambda: draw_params(AugmentConfig(), meta(64), 25, **key, impl="triton"))
 
@@ -233,9 +165,8 @@ def test_two_launches_and_nothing_else(packed, monkeypatch):
 
 
 @needs_triton
-def test_seeds_and_steps_share_one_compiled_kernel(tmp_path, monkeypatch):
+def test_seeds_and_steps_share_one_compiled_kernel():
     """As each step has another number, a kernel that is specialised on it would be compiled again and again."""
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     clips = clips_without_memory(True, torch.float32, NTU25, 2)
     params = params_without_memory(25)
     with kernels_wherever(), compile_launches("cuda:90") as launches:

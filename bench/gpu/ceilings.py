@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from bench.gpu.clock import Clock, Timing
+from bench.gpu.clock import Clock, Quartiles
 from bench.gpu.runner import nvidia_smi
 from bench.gpu.section import Bench
 from bench.ledger_rows import H100
@@ -40,21 +40,21 @@ def of(bench: Bench) -> dict[str, float]:
     return {name: rate for name, rate, _ in measured(bench, 0.3)}
 
 
-def measured(bench: Bench, seconds: float) -> list[tuple[str, float, Timing]]:
+def measured(bench: Bench, seconds: float) -> list[tuple[str, float, Quartiles]]:
     """Name, rate and time of either."""
     copy, moved = time_copy(bench, seconds)
     product, operations = time_product(bench, seconds)
     return [(COPY, moved / copy.median, copy), (PRODUCT, operations / product.median, product)]
 
 
-def time_copy(bench: Bench, seconds: float) -> tuple[Timing, int]:
+def time_copy(bench: Bench, seconds: float) -> tuple[Quartiles, int]:
     """And the bytes read and written."""
     source = torch.empty(bench.sizes.copied // 4, device=bench.device).normal_()
     target = torch.empty_like(source)
     return Clock(bench.device).launched([lambda: target.copy_(source)], seconds), 2 * source.nbytes
 
 
-def time_product(bench: Bench, seconds: float) -> tuple[Timing, int]:
+def time_product(bench: Bench, seconds: float) -> tuple[Quartiles, int]:
     """And its operations. On zeros it could be faster."""
     n = bench.sizes.product
     a, b = (torch.randn(n, n, device=bench.device).bfloat16() for _ in range(2))

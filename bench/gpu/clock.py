@@ -29,7 +29,7 @@ TRITON = re.compile(r"^_\w+_kernel")
 
 
 @dataclass(frozen=True)
-class Timing:
+class Quartiles:
     """Of one call, in seconds.
 
     Attributes:
@@ -44,9 +44,9 @@ class Timing:
     how: str
 
     @staticmethod
-    def of(samples: Sequence[float], how: str) -> Timing:
+    def of(samples: Sequence[float], how: str) -> Quartiles:
         low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
-        return Timing(middle, low, high, len(samples), how)
+        return Quartiles(middle, low, high, len(samples), how)
 
     def cells(self, unit: str = "us") -> dict[str, Any]:
         """For a row of a table."""
@@ -60,7 +60,7 @@ class Clock:
     def __init__(self, device: torch.device) -> None:
         self.on_gpu = device.type == "cuda"
 
-    def launched(self, calls: Sequence[Call], seconds: float, fewest: int = FEWEST) -> Timing:
+    def launched(self, calls: Sequence[Call], seconds: float, fewest: int = FEWEST) -> Quartiles:
         """As a program launches them.
 
         Args:
@@ -69,7 +69,7 @@ class Clock:
             fewest: samples to take in any case.
         """
         if not self.on_gpu:
-            return Timing.of([self._elapsed(calls[i % len(calls)]) for i in range(REHEARSED)], "host clock")
+            return Quartiles.of([self._elapsed(calls[i % len(calls)]) for i in range(REHEARSED)], "host clock")
         for call in calls:
             call()
         estimate = max(1e-6, self._elapsed(calls[0]))
@@ -81,9 +81,9 @@ class Clock:
             calls[i % len(calls)]()
             pairs[-1][1].record()
         torch.cuda.synchronize()
-        return Timing.of([1e-3 * start.elapsed_time(end) for start, end in pairs], "events")
+        return Quartiles.of([1e-3 * start.elapsed_time(end) for start, end in pairs], "events")
 
-    def replayed(self, calls: Sequence[Call], seconds: float) -> Timing:
+    def replayed(self, calls: Sequence[Call], seconds: float) -> Quartiles:
         """As replays of a graph that holds them many times over, so that no launch is waited for.
 
         Raises:
@@ -101,9 +101,9 @@ class Clock:
             graph = recorder.record(lambda: in_turn(list(calls) * repeats))
         replays = self.launched([graph.replay], seconds)
         held = repeats * len(calls)
-        return Timing(replays.median / held, replays.low / held, replays.high / held, replays.samples, "graph")
+        return Quartiles(replays.median / held, replays.low / held, replays.high / held, replays.samples, "graph")
 
-    def best(self, calls: Sequence[Call], seconds: float) -> Timing:
+    def best(self, calls: Sequence[Call], seconds: float) -> Quartiles:
         """As replays, or as launched if they cannot be captured."""
         try:
             return self.replayed(calls, seconds)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from bench.gpu import candidates, ceilings
-from bench.gpu.clock import Call, Clock, Timing, kernel_seconds
+from bench.gpu.clock import Call, Clock, Quartiles, kernel_seconds
 from bench.gpu.section import Bench, Result
 from bench.gpu.smoke import check_step, update_of
 from bench.ledger_data import THINGS, DataStep
@@ -91,7 +91,7 @@ def time_step(bench: Bench, clock: Clock, mix: Mix, most: Mapping[str, float]) -
     case, seconds = bench.sizes.case(mix), min(2.0, bench.left() / 20)
     check_step(bench, mix, PRECISION)  # no parity, no numbers
     calls = candidates.step_calls(bench.sizes, mix, PRECISION, bench.device, bench.sizes.input_sets)
-    ways: tuple[tuple[str, Callable[..., Timing], Sequence[Call]], ...] = (
+    ways: tuple[tuple[str, Callable[..., Quartiles], Sequence[Call]], ...] = (
         (f"as a graph, {len(calls)} sets of inputs (cold)", clock.replayed, calls),
         ("as a graph, one set (warm)", clock.replayed, calls[:1]),
         ("launch by launch, one set", clock.launched, calls[:1]),

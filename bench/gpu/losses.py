@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bench.gpu.clock import Call, Clock, Timing
+from bench.gpu.clock import Call, Clock, Quartiles
 from bench.gpu.section import Bench
 from bench.memory import extra_device_bytes
 from bench.parity import by_name, compare
@@ -73,7 +73,7 @@ def measure(bench: Bench, clock: Clock, provider: Provider, mix: Mix, bank: int)
     return {(provider.name, mix): best.median}
 
 
-def replays(clock: Clock, call: Call, seconds: float) -> tuple[Timing | None, str]:
+def replays(clock: Clock, call: Call, seconds: float) -> tuple[Quartiles | None, str]:
     """Time as a graph, or none and why it cannot be captured."""
     try:
         return clock.replayed([call], seconds), ""

@@ -13,6 +13,7 @@ from bench.recurrent import passes
 from fastmc.encoders.amp import AMP, tensor_cores
 from fastmc.encoders.bigru import BiGRUConfig
 from fastmc.encoders.recurrent import flatten_
+from fastmc.methods.streams import Beside
 from fastmc.skeleton import NTU25
 
 SPLIT = "One bidirectional call of all layers against a call a layer and direction"
@@ -52,7 +53,7 @@ class Split(nn.Module):
             nn.ModuleList(nn.GRU(inputs if layer == 0 else 2 * hidden, hidden) for _ in range(2))
             for layer in range(layers)
         )
-        self._side: torch.cuda.Stream | None = None
+        self._side: Beside | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(T, B, F) to the outputs of the last layer (T, B, 2 * hidden)."""
@@ -62,13 +63,11 @@ class Split(nn.Module):
             if not x.is_cuda:
                 x = torch.cat([forwards(x)[0], backwards(x.flip(0))[0].flip(0)], dim=-1)
                 continue
-            self._side = self._side or torch.cuda.Stream()
-            here = torch.cuda.current_stream()
-            self._side.wait_stream(here)
-            with torch.cuda.stream(self._side):
+            self._side = self._side or Beside(x.device)
+            with self._side:
                 second = backwards(x.flip(0))[0].flip(0)
             first = forwards(x)[0]
-            here.wait_stream(self._side)
+            self._side.join()
             x = torch.cat([first, second], dim=-1)
         return x
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.gpu.section import Bench
-from bench.measure import Method
+from bench.measure import Timing
 from bench.views import FASTMC, ViewsCase, race
 from fastmc.parallel import usable_cores
 
@@ -15,8 +15,8 @@ def run(bench: Bench) -> None:
     sizes = bench.sizes
     seconds = 0.2 if bench.rehearsal else max(1.0, min(4.0, bench.left() / 6))
     threads = 1 if bench.rehearsal else usable_cores()
-    method = Method(rounds=3 if bench.rehearsal else 25, seconds=seconds, threads=threads, device=bench.device.type)
-    turns = race(ViewsCase(sizes.batch, sizes.frames, sizes.clips), method)
+    timing = Timing(rounds=3 if bench.rehearsal else 25, seconds=seconds, threads=threads, device=bench.device.type)
+    turns = race(ViewsCase(sizes.batch, sizes.frames, sizes.clips), timing)
     turns.run("views")
     for name, found in turns.found.items():
         low, high = found.quartiles

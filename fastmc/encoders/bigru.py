@@ -95,7 +95,7 @@ class BiGRU(Encoder):
 
     def _folds(self, x: Tensor) -> bool:
         """Whether the input norm's weight and bias go into the first layer's weights: on a CPU, for inputs that need no
-        gradient. Theirs then follow from that of the weights: a tiny step is 1.06 times as fast (`bench.cpu_step`)."""
+        gradient. Theirs then follow from that of the weights: a tiny step is 1.06 times as fast."""
         assert self.norm is not None
         return x.device.type == "cpu" and not x.requires_grad and x.dtype == self.dtype == self.norm.weight.dtype
 

@@ -28,11 +28,6 @@ class AttackHead(nn.Linear):
         self.requires_grad_(False)
 
 
-def attack_loss(logits: Tensor) -> Tensor:
-    """Eq. 5: MSE of softmax(logits) and 1/C, per clip: (B, C) to (B,)."""
-    return (logits.softmax(dim=-1) - 1.0 / logits.shape[-1]).square().mean(dim=-1)
-
-
 def attack(
     x: Tensor, classify: Classify, *, bodies: int, lr: float = 0.1, limit: float = 0.5, impl: str = "auto"
 ) -> Tensor:

@@ -17,15 +17,18 @@ class Beside:
 
     What is made within must be used after `join` alone, and may be freed at any time: its memory is the second
     stream's, which waits for the first one before it writes there again. A graph that is captured gets two branches.
+
+    Attributes:
+        stream: the second one.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.stream = torch.cuda.Stream(device)
         self._within: torch.cuda.StreamContext | None = None
 
     def __enter__(self) -> None:
-        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        self._within = torch.cuda.stream(self._stream)
+        self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
+        self._within = torch.cuda.stream(self.stream)
         self._within.__enter__()
 
     def __exit__(
@@ -36,4 +39,4 @@ class Beside:
 
     def join(self) -> None:
         """What is given to the current stream from now on waits for what was given within."""
-        torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+        torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)

@@ -194,13 +194,6 @@ def make_views(
         out.copy_(made)
 
 
-def philox_words(seed: int, first: int, count: int, step: int, sample: int, view: int) -> Array:
-    """The words (count, 4) uint32 of the blocks from number ``first`` on: ``fastmc.random.philox``, for its test."""
-    words = np.empty((4, count), np.uint32)
-    _philox_blocks(_Key.of(seed, step), np.uint64(first), np.uint64(1), np.uint64(sample), np.uint64(view), words)
-    return words.T
-
-
 def _noted(function: Any, *arguments: Any) -> None:
     """Call a compiled function, and say so if it took a compilation."""
     if function.signatures:

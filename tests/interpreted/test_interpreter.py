@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from triton.runtime import interpreter as stock
 
-from kernels import interpreter
-from kernels.interpreter import repair
+from bench import interpreter
+from bench.interpreter import repair
 
 N = 64
 BLOCK = 1024

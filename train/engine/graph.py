@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fastmc.methods.streams import Beside
 from train.engine.record import log
 
 WARM_UP = 3
@@ -43,26 +44,24 @@ class CudaRecorder:
     """
 
     def __init__(self) -> None:
-        self._stream: torch.cuda.Stream | None = None
+        self._beside: Beside | None = None
 
     @property
-    def stream(self) -> torch.cuda.Stream:
-        if self._stream is None:
-            self._stream = torch.cuda.Stream()
-        return self._stream
+    def beside(self) -> Beside:
+        if self._beside is None:
+            self._beside = Beside()
+        return self._beside
 
     def warm_up(self, body: Callable[[], None]) -> None:
-        here = torch.cuda.current_stream()
-        self.stream.wait_stream(here)
-        with torch.cuda.stream(self.stream):
+        with self.beside:
             body()
-        here.wait_stream(self.stream)
+        self.beside.join()
 
     def record(self, body: Callable[[], None]) -> Graph:
         gc.collect()  # not within the capture, where it might free what a graph of before holds
         graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(graph, stream=self.stream):
+            with torch.cuda.graph(graph, stream=self.beside.stream):
                 body()
         finally:  # torch.cuda.graph ends the capture before it puts the stream back, and that may raise
             torch.cuda.set_stream(here)

@@ -136,10 +136,6 @@ class Body:
         out[:, first + 3] = ankle + b["foot"] * _unit(ahead + 0.35 * _unit(ankle - knee))
 
 
-def rest_pose(frames: int) -> np.ndarray:
-    return np.repeat(REST[None], frames, 0)
-
-
 def mirror(pose: np.ndarray) -> np.ndarray:
     """The same pose sequence with left and right swapped."""
     return pose[:, MIRROR_ORDER] * MIRROR_SIGN

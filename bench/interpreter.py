@@ -80,7 +80,7 @@ def repair() -> None:
     if _repaired:
         return
     if not triton.knobs.runtime.interpret:
-        raise RuntimeError("kernels.interpreter.repair: TRITON_INTERPRET=1 is not set, kernels are compiled here")
+        raise RuntimeError("bench.interpreter.repair: TRITON_INTERPRET=1 is not set, kernels are compiled here")
     _check_shape()
     _repair_arguments()
     _repair_language()
@@ -101,7 +101,7 @@ def _check_shape() -> None:
             found = ()
         if found[: len(expected)] != expected:
             raise RuntimeError(
-                f"kernels.interpreter: {path} of triton {triton.__version__}'s interpreter takes {found or 'no call'}, "
+                f"bench.interpreter: {path} of triton {triton.__version__}'s interpreter takes {found or 'no call'}, "
                 f"not {expected}; known are the interpreters of triton {VERSIONS}. Install one of them, or use a GPU"
             )
 

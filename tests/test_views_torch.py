@@ -1,0 +1,272 @@
+"""What is PyTorch's own about views: what the budget notices, devices, streams, errors. Values: tests/test_views.py."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from view_cases import (
+    ALONE,
+    FEW,
+    MUTANTS,
+    STREAMS,
+    assert_views,
+    by_hand,
+    clip_of,
+    dense_clips,
+    drawn,
+    excess,
+    mutated,
+    packed_clips,
+    plain,
+    to_layout,
+    truth,
+)
+
+from fastmc import views as views_module
+from fastmc.reference import augment as reference
+from fastmc.skeleton import NTU25, Skeleton
+from fastmc.views.clips import PackedClips
+from fastmc.views.draw import identity_params
+from fastmc.views.make import crop_span, make_views, present_bodies, to_stream, whole_clips
+
+IN_TORCH = partial(make_views, impl="torch")
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """All bodies and clips are worked on, as where nobody may ask which need it."""
+    monkeypatch.setattr(views_module, "_some", lambda mask: torch.arange(len(mask)))
+
+
+def test_autocast_is_nobodys_business():
+    """A view is float32 arithmetic wherever it is made: under bfloat16 the products would lose centimetres."""
+    clips = packed_clips(lengths=FEW)
+    params = drawn(clips)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under = drawn(clips)
+        x = IN_TORCH(clips, under, NTU25)
+    assert torch.equal(under.table, params.table)
+    assert torch.equal(x, IN_TORCH(clips, params, NTU25))
+
+
+# --- Against the truth
+
+
+@pytest.mark.parametrize("transform", sorted(set(ALONE) - {"narrow_and_wide_filter", "several_axes"}))
+def test_each_transform_does_something(transform):
+    clips = packed_clips()
+    views = [IN_TORCH(clips, params, NTU25) for params in (by_hand(transform, clips), plain(clips))]
+    assert ((views[0] - views[1]).abs()[0, 2:].amax(dim=(1, 2)) > 1e-3).all()
+
+
+@pytest.mark.parametrize("transform", ["everything", "noise", "filter", "crop"])
+@pytest.mark.parametrize("clips", [packed_clips(lengths=FEW, max_bodies=3), dense_clips()], ids=["packed", "dense"])
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_the_way_of_a_gpu(clips, transform):
+    assert_views(IN_TORCH, clips, by_hand(transform, clips))
+    assert_views(IN_TORCH, clips, drawn(clips))
+
+
+# --- What the comparison notices
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_the_budget_notices_wrong_parameters(mutant):
+    clips, params = mutated()
+    want = truth(clips, params, NTU25)
+    assert (excess(IN_TORCH(clips, params, NTU25), *want) <= 1).all()
+    found = excess(IN_TORCH(clips, MUTANTS[mutant](params), NTU25), *want)
+    assert (found > 1).all(), found
+
+
+def _crop_frames_with_weights_off(*arguments: object, original=views_module._crop_frames) -> tuple[Tensor, ...]:
+    low, high, weight = original(*arguments)
+    return low, high, weight + 1e-4
+
+
+def _all_bodies_present(*arguments: object, original=views_module._resize_and_map_) -> Tensor:
+    return torch.ones_like(original(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("FILTER_TAPS", 13),
+        ("NOISE_COUNTER", (1 << 16) + 1),
+        ("_crop_frames", _crop_frames_with_weights_off),
+        ("_resize_and_map_", _all_bodies_present),
+    ],
+)
+def test_the_budget_notices_a_wrong_computation(name, wrong, monkeypatch):
+    clips, params = mutated()
+    monkeypatch.setattr(views_module, name, wrong)
+    assert (excess(IN_TORCH(clips, params, NTU25), *truth(clips, params, NTU25)) > 1).any()
+
+
+SPOILT = {
+    "off by a thousandth": lambda x: x + 1e-3 * x.abs().amax(dim=(2, 3), keepdim=True),
+    "one coordinate not written": lambda x: x.index_fill(3, torch.tensor(70), torch.nan),
+    "one frame late": lambda x: x.roll(1, 2),
+    "bodies before joints": lambda x: x.unflatten(3, (25, 2, 3)).transpose(3, 4).flatten(3),
+    "x, y, z turned": lambda x: x.unflatten(3, (25, 2, 3)).roll(1, 5).flatten(3),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_the_budget_notices_spoilt_views(spoil):
+    clips, params = mutated()
+    x = SPOILT[spoil](IN_TORCH(clips, params, NTU25))
+    assert (excess(x, *truth(clips, params, NTU25)) > 1).all()
+
+
+# --- Properties
+
+
+def test_a_resumed_run_makes_the_same_views():
+    clips = packed_clips(lengths=FEW)
+    run = [IN_TORCH(clips, drawn(clips, step=step), NTU25) for step in range(3)]
+    torch.manual_seed(5)
+    assert torch.equal(IN_TORCH(clips, drawn(clips, step=torch.tensor(2)), NTU25), run[2])
+    assert not torch.equal(run[1], run[2])
+
+
+def test_no_gradient_is_kept():
+    clips = dense_clips()
+    clips = replace(clips, x=clips.x.requires_grad_())
+    assert not IN_TORCH(clips, drawn(clips), NTU25).requires_grad
+
+
+def on_meta(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("packed", [True, False])
+def test_views_stay_on_the_device_of_their_clips(packed, stream):
+    """Fake tensors on a device that is not the CPU: an error is an operand left on the CPU, or a look at a value."""
+    source = packed_clips(lengths=FEW) if packed else dense_clips(batch=5)
+    names = ("frames", "start", "num_frames", "num_bodies") if packed else ("x", "num_bodies")
+    with FakeTensorMode(allow_non_fake_inputs=True):  # a skeleton keeps its tensors
+        clips = replace(source, **{name: on_meta(getattr(source, name)) for name in names})
+        frames = clips.num_frames if isinstance(clips, PackedClips) else clips.num_bodies
+        params = identity_params(torch.zeros_like(frames), frames, 25)
+        params = replace(params, table=torch.cat([params.table] * 2), views=(1, 2), step=torch.zeros_like(frames[0]))
+        x = make_views(clips, params, NTU25, stream=stream)
+        assert x.device.type == "meta" and x.shape == (2, 5, 64, 150)
+
+
+# --- The smaller functions
+
+
+def test_identity_of_a_64_frame_clip_is_the_clip():
+    clips = dense_clips()
+    assert torch.equal(IN_TORCH(clips, plain(clips), NTU25)[0], clips.x)
+
+
+@pytest.mark.parametrize("impl", ["torch", "reference"])
+def test_whole_clips_are_resized_and_nothing_else(impl):
+    clips = packed_clips()
+    x = whole_clips(clips, NTU25, 64, impl=impl)
+    assert x.shape == (len(clips), 64, 150) and x.dtype == torch.float32
+    for n in range(len(clips)):
+        clip = clip_of(clips, n)
+        want = to_layout(reference.temporal_crop_resize(clip, 0, len(clip), 64))
+        torch.testing.assert_close(x[n].double(), want, atol=1e-5, rtol=0)
+
+
+def test_dense_clips_are_the_packed_ones():
+    """Of the same clips: same views, whatever the form."""
+    packed, dense = packed_clips(lengths=[50] * 4), dense_clips(frames=50)
+    params = by_hand("everything", packed)
+    assert torch.equal(IN_TORCH(packed, params, NTU25), IN_TORCH(dense, params, NTU25))
+
+
+def test_crop_span_is_the_named_crop():
+    frames = torch.tensor([100, 100, 1])
+    start, length = crop_span(frames, torch.tensor([0.95, 0.5, 0.5]), torch.tensor([0.5, 1.0, 0.5]))
+    assert length.tolist() == [95, 50, 1]
+    assert start.tolist() == [3, 50, 0]
+
+
+def test_present_bodies():
+    x = torch.zeros(2, 3, 4, 2, 3)
+    x[0, 1, 2, 1, 0] = -1e-30
+    mask = present_bodies(x)
+    assert mask.shape == (2, 3, 1, 2, 1)
+    assert mask.sum() == 1 and mask[0, 1, 0, 1, 0]
+
+
+def test_streams_of_the_layout():
+    clip = torch.randn(5, 2, 25, 3)
+    x = to_layout(clip)[None]
+    assert torch.equal(to_stream(x, "joint", NTU25), x)
+    assert torch.equal(to_stream(x, "motion", NTU25)[0], to_layout(reference.motion(clip)))
+    assert torch.equal(to_stream(x, "bone", NTU25)[0], to_layout(reference.bone(clip, NTU25.parents)))
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_streams_are_differentiable(stream):
+    x = torch.randn(2, 4, 3 * 2 * 3, dtype=torch.float64, requires_grad=True)
+    skeleton = Skeleton("three", ("a", "b", "c"), parents=(0, 0, 1))
+    assert torch.autograd.gradcheck(lambda x: to_stream(x, stream, skeleton), x)
+
+
+# --- Errors
+
+
+TWO = Skeleton("two", ("a", "b"))
+
+
+def test_bones_must_be_known():
+    clips = packed_clips(TWO, FEW)
+    for call in (lambda: IN_TORCH(clips, plain(clips, TWO), TWO, stream="bone"),
+                 lambda: to_stream(torch.zeros(1, 2, 12), "bone", TWO)):  # fmt: skip
+        with pytest.raises(ValueError, match="needs the parents of joint layout 'two', which are unknown"):
+            call()
+    IN_TORCH(clips, plain(clips, TWO), TWO, stream="motion")
+
+
+def test_the_stream_must_be_known():
+    clips = packed_clips(lengths=FEW)
+    with pytest.raises(ValueError, match="stream must be one of joint, motion, bone; got 'colour'"):
+        IN_TORCH(clips, plain(clips), NTU25, stream="colour")
+    with pytest.raises(ValueError, match="stream must be one of"):
+        to_stream(torch.zeros(1, 2, 150), "colour", NTU25)  # type: ignore[arg-type]
+
+
+def test_the_implementation_must_be_known():
+    clips = packed_clips(lengths=FEW)
+    with pytest.raises(ValueError, match="impl must be one of"):
+        make_views(clips, plain(clips), NTU25, impl="numpy")
+
+
+@pytest.mark.parametrize("lengths", [FEW[:3], (*FEW, 3)])
+def test_parameters_of_other_clips_are_refused(lengths):
+    clips = packed_clips(lengths=FEW)
+    other = packed_clips(lengths=lengths)
+    with pytest.raises(ValueError, match=f"params are of {len(lengths)} clips of 25 joints, the clips are 5 of 25"):
+        IN_TORCH(clips, plain(other), NTU25)
+    with pytest.raises(ValueError, match="params are of 5 clips of 2 joints"):
+        IN_TORCH(clips, plain(clips, TWO), NTU25)
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        torch.empty(1, 5, 64, 150),
+        torch.empty(2, 5, 63, 150),
+        torch.empty(2, 5, 64, 150, dtype=torch.bfloat16),
+        torch.empty(2, 5, 64, 300)[..., ::2],
+        torch.empty(2, 5, 64, 25, 6),
+    ],
+    ids=["views", "frames", "dtype", "gaps", "dimensions"],
+)
+def test_out_must_fit(out):
+    clips = packed_clips(lengths=FEW)
+    with pytest.raises(ValueError, match=r"out must be contiguous \(2, 5, 64, 150\) of torch.float32, got"):
+        IN_TORCH(clips, drawn(clips), NTU25, out=out)
