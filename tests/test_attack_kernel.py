@@ -24,7 +24,7 @@ from bench.aot import compile_launches, report
 from bench.counting import count_operators
 from bench.resources import Report
 from bench.watch import watch
-from fastmc.methods.attack import AttackConfig, attack
+from fastmc.methods.attack import attack
 from kernels import attack as pieces
 from kernels.attack import MAX_BODIES, limited_step
 
@@ -166,9 +166,9 @@ def test_the_whole_attack_against_the_reference():
     def classify(x):
         return (x * weights.to(x.dtype)).sum(dim=(1, 2))[:, None] * classes.to(x.dtype)
 
-    want = attack(x.double(), classify, AttackConfig(), bodies=2, impl="reference")
+    want = attack(x.double(), classify, bodies=2, impl="reference")
     with kernels_on_cpu(), mock.patch("kernels.unavailable_reason", return_value=None):
-        got = attack(x, classify, AttackConfig(), bodies=2, impl="triton")
+        got = attack(x, classify, bodies=2, impl="triton")
     torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-6)
     assert (got != x).any(dim=(1, 2)).all()
 
@@ -181,7 +181,7 @@ def test_more_bodies_than_the_kernels_take_are_refused():
         mock.patch("kernels.unavailable_reason", return_value=None),
         pytest.raises(ValueError, match=f"at most {MAX_BODIES} bodies"),
     ):
-        attack(x, lambda x: x.flatten(1), AttackConfig(), bodies=MAX_BODIES + 1, impl="triton")
+        attack(x, lambda x: x.flatten(1), bodies=MAX_BODIES + 1, impl="triton")
 
 
 # --- Traffic

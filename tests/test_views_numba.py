@@ -36,7 +36,7 @@ from fastmc.views.draw import STRONG, AugmentConfig, ViewParams, draw_params
 from fastmc.views.make import make_views
 
 pytest.importorskip("numba")
-from fastmc.views.make import numba_views as views_numba
+from fastmc.views import numba_views as views_numba
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILED = partial(make_views, impl="numba")

@@ -27,9 +27,9 @@ from view_cases import (
     truth,
 )
 
-from fastmc import views as views_module
 from fastmc.reference import augment as reference
 from fastmc.skeleton import NTU25, Skeleton
+from fastmc.views import make as views_module
 from fastmc.views.clips import PackedClips
 from fastmc.views.draw import identity_params
 from fastmc.views.make import crop_span, make_views, present_bodies, to_stream, whole_clips
