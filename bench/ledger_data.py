@@ -5,7 +5,6 @@ The passes themselves are the network's and not counted; tensors of their shapes
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -32,9 +31,9 @@ from bench.ledger_rows import (
     traffic_cells,
 )
 from fastmc.arguments import check_choice
+from fastmc.backends import ATTACK
 from fastmc.checks import check_number
 from fastmc.methods.a2mc import OF_ATTACKED, OF_CLIPS, A2MCConfig
-from fastmc.methods.attack import MODULES
 from fastmc.skeleton import NTU25
 from fastmc.views.clips import STREAMS, DenseClips, PackedClips, Stream
 from fastmc.views.draw import AugmentConfig, ViewParams, draw_params, identity_params
@@ -100,7 +99,7 @@ class DataStep:
         choices = each(lambda: self.draw(clips.num_frames, sample, OF_CLIPS, impl))
         each(lambda: make_views(clips, choices, NTU25, out=x[:2], **views))
 
-        attack, config = importlib.import_module(MODULES[impl]), A2MCConfig()
+        attack, config = ATTACK.module(impl), A2MCConfig()
         whole = each(lambda: whole_clips(clips, NTU25, self.frames, impl=impl))
         logits, gradient = torch.ones(self.batch, config.attack_classes, device=device), torch.ones_like(whole)
         each(lambda: attack.logit_gradient(logits))

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fastmc
-from fastmc.arguments import unavailable_reason
+from fastmc.backends import CONTRAST, Need
 from fastmc.objective.bank import mixing_coefficients
 from fastmc.reference import bank as reference_bank
 from fastmc.reference import contrast as reference
@@ -238,7 +238,7 @@ def _why_not_compiled(device: torch.device) -> str | None:
 def _why_not_triton(device: torch.device) -> str | None:
     if device.type != "cuda":
         return "the Triton kernels are for a GPU; on a CPU they can only be interpreted"
-    return unavailable_reason("triton", device)
+    return CONTRAST.why_not("triton", Need(device))
 
 
 @dataclass(frozen=True)

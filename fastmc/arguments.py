@@ -1,136 +1,23 @@
-"""What the contrastive functions accept, and which implementation serves a call."""
+"""What functions of the library accept."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import cache, reduce
-from typing import Any
+from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-import kernels
+from fastmc.backends import may_look
 from fastmc.checks import check_number
 
 MIXES = ("own", "tiled")
-IMPLS = ("auto", "triton", "torch", "reference")
-VIEW_IMPLS = (*IMPLS, "numba")
 PRECISIONS = ("bf16x3", "ieee", "bf16")
-
-
-def choose(impl: str, device: torch.device, dtype: torch.dtype, dim: int = 1) -> str:
-    """The implementation that ``impl`` names; "auto" takes triton on a GPU where it can run, and torch elsewhere.
-    ``dtype`` is what is computed in, ``dim`` is D.
-
-    Raises:
-        ValueError: an unknown name.
-        RuntimeError: ``"triton"`` was asked for and cannot run.
-    """
-    if impl == "auto":
-        on_gpu = device.type == "cuda" and _reason("triton", device, dtype, dim) is None
-        return "triton" if on_gpu else "torch"
-    reason = _reason(impl, device, dtype, dim)
-    if reason is not None:
-        raise RuntimeError(f"impl={impl!r} cannot run: {reason}; impl='auto' takes what can")
-    return impl
-
-
-def choose_for_views(
-    impl: str, device: torch.device, dtype: torch.dtype = torch.float32, size: tuple[int, int, int] | None = None
-) -> str:
-    """As `choose`, of the implementations of views; "auto" takes numba on a CPU where it can run. ``dtype`` is that of
-    the clips' frames, ``size`` the (T, M, V) of the views."""
-    check_choice("impl", impl, VIEW_IMPLS)
-    if impl == "auto":
-        fast = "triton" if device.type == "cuda" else "numba"
-        compiling = torch.compiler.is_compiling() and fast == "numba"
-        return "torch" if compiling or no_views_reason(fast, device, dtype, size) is not None else fast
-    reason = no_views_reason(impl, device, dtype, size)
-    if reason is not None:
-        raise RuntimeError(f"impl={impl!r} cannot run: {reason}; impl='auto' takes what can")
-    return impl
-
-
-def no_views_reason(
-    impl: str, device: torch.device, dtype: torch.dtype = torch.float32, size: tuple[int, int, int] | None = None
-) -> str | None:
-    """Why ``impl`` cannot make views, as the end of a sentence; None if it can. Arguments as above."""
-    if impl == "numba":
-        return _numba_reason(device, dtype)
-    too_large = kernels.view_reason(*size) if impl == "triton" and size is not None else None
-    return too_large or unavailable_reason(impl, device)
-
-
-def _numba_reason(device: torch.device, dtype: torch.dtype) -> str | None:
-    if device.type != "cpu":
-        return f"it makes views on a CPU and the clips are on {device.type}"
-    if dtype != torch.float32:
-        return f"it takes frames in float32 and these are {dtype}"
-    return numba_problem()
-
-
-@cache
-def numba_problem() -> str | None:
-    """Why numba cannot compile anything, as the end of a sentence; None if it can."""
-    try:
-        import numba
-    except ImportError as error:
-        return f"numba cannot be imported ({error}); pip install fastmc[cpu] brings it"
-    disabled = numba.config.DISABLE_JIT  # type: ignore[attr-defined]
-    return "the environment variable NUMBA_DISABLE_JIT is set" if disabled else None
-
-
-def call(modules: Mapping[str, str], impl: str, name: str, device: torch.device, *arguments: Any) -> Any:
-    """Call function ``name`` of the module that ``modules`` names for ``impl``, as in `plainly`. The module is imported
-    here: Triton and numba need not be installed."""
-    function = getattr(importlib.import_module(modules[impl]), name)
-    with plainly(device, name):
-        return function(*arguments)
-
-
-@contextmanager
-def plainly(device: torch.device, what: str) -> Iterator[None]:
-    """Within: no gradient is recorded, dtypes are those that are written, and Triton launches on ``device``, for a
-    profiler as the operator ``what``."""
-    autocast = torch.amp.is_autocast_available(device.type)
-    written = torch.autocast(device.type, enabled=False) if autocast else nullcontext()
-    with torch.no_grad(), written, kernels.launching_on(device, what):
-        yield
-
-
-def _reason(impl: str, device: torch.device, dtype: torch.dtype, dim: int) -> str | None:
-    reason = unavailable_reason(impl, device, dtype)
-    if reason is None and impl == "triton" and dim > kernels.MAX_DIM:
-        reason = f"its kernels take features of D <= {kernels.MAX_DIM} and these have {dim}"
-    return reason
-
-
-@torch.compiler.assume_constant_result
-def unavailable_reason(impl: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
-    """Why ``impl`` cannot compute in ``dtype`` on ``device``, as the end of a sentence; None if it can.
-
-    Raises:
-        ValueError: an unknown name.
-    """
-    check_choice("impl", impl, IMPLS)
-    if impl != "triton":
-        return None
-    reason = kernels.unavailable_reason(device)
-    if reason is None and dtype == torch.float64:
-        reason = "its kernels compute in float32 and the tensors are float64"
-    return reason
 
 
 def working_dtype(*tensors: Tensor) -> torch.dtype:
     """The widest of the tensors' dtypes, at least float32."""
     return reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
-
-
-def may_look(tensor: Tensor) -> bool:
-    """Whether values may decide what to do next: free on a CPU, while a GPU would be waited for."""
-    return tensor.device.type == "cpu"
 
 
 def check_choice(name: str, value: str, known: Sequence[str]) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from fastmc.backends import CONTRAST, VIEWS, Chosen, Need
 from fastmc.checkpoint import CheckpointError
-from fastmc.config import Config
+from fastmc.config import Config, StepConfig
 from fastmc.encoders import find_encoder
 from fastmc.methods import build_method, find_method
 from fastmc.methods.base import Method, Setup
@@ -39,11 +41,39 @@ def build_model(config: Config, layout: ClipLayout, device: torch.device, allow:
         frames=config.frames,
         stream=config.stream,
         seed=config.seed,
-        impl=config.step.impl,
         precision=config.step.precision,
-        view_impl=config.step.view_impl,
     )
+    setup = resolved(setup, config.step, layout, device)
     return build_method(find_method(config.method, allow), config.settings, setup).to(device)
+
+
+def resolved(setup: Setup, step: StepConfig, layout: ClipLayout, device: torch.device) -> Setup:
+    """The setup with the implementations that serve on this device, so that no call looks for them again.
+
+    Raises:
+        ValueError: one that was asked for cannot run.
+    """
+    need = Need(device, dim=setup.encoder.feature_dim)
+    of_views = Need(
+        device,
+        getattr(layout, "dtype", torch.float32),
+        size=(setup.frames, setup.max_bodies, setup.skeleton.num_joints),
+    )
+    try:
+        setup = replace(setup, impl=Chosen(CONTRAST.choose(step.impl, need)))
+    except RuntimeError as error:
+        raise ValueError(f"impl = {step.impl!r}: {error}") from None
+    try:
+        found = Chosen(VIEWS.choose(step.view_impl, of_views))
+    except RuntimeError as error:
+        raise ValueError(f"view_impl = {step.view_impl!r}: {error}") from None
+    # Attacked clips are float32 whatever the frames are, and may have a faster implementation than these.
+    return replace(setup, view_impl=found if of_views.dtype == torch.float32 else step.view_impl)
+
+
+def anywhere(config: Config) -> Config:
+    """The settings of a run without its implementations: a machine that evaluates need not have what trained it."""
+    return replace(config, step=replace(config.step, impl="auto", view_impl="auto"))
 
 
 def trained_model(
@@ -55,8 +85,9 @@ def trained_model(
     *,
     path: Path,
 ) -> Method:
-    """The method as the checkpoint at ``path`` has it. CheckpointError if it is of another one than the config's."""
-    model = build_model(config, layout, device, allow)
+    """The method as the checkpoint at ``path`` has it, computed by what can serve here. CheckpointError if it is of
+    another one than the config's."""
+    model = build_model(anywhere(config), layout, device, allow)
     try:
         model.load_state_dict(state.model)
     except RuntimeError as error:

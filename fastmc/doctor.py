@@ -12,7 +12,7 @@ from torch import Tensor
 
 import kernels
 from fastmc import bank_step_, foreign_package, mc_loss, mc_step_, package_folder
-from fastmc.arguments import no_views_reason, unavailable_reason
+from fastmc.backends import CONTRAST, VIEWS, Need
 from fastmc.encoders.amp import cudnn_text, no_bf16_reason
 from fastmc.skeleton import NTU25
 from fastmc.views.clips import PackedClips
@@ -97,7 +97,7 @@ def _results(impl: str, device: torch.device, dtype: torch.dtype, precision: str
 
 
 def _implementation(impl: str, device: torch.device) -> bool:
-    reason = unavailable_reason(impl, device)
+    reason = CONTRAST.why_not(impl, Need(device))
     if reason is not None:
         _line(f"{impl} on {device.type}", f"cannot run: {reason}")
         return True
@@ -112,7 +112,7 @@ def _implementation(impl: str, device: torch.device) -> bool:
 
 
 def _view_implementation(impl: str, device: torch.device) -> bool:
-    reason = no_views_reason(impl, device)
+    reason = VIEWS.why_not(impl, Need(device))
     if reason is not None:
         _line(f"{impl} on {device.type}", f"cannot run: {reason}")
         return True

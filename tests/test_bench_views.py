@@ -17,7 +17,7 @@ from bench.numpy_views import STYLES, Choices, Strong, draw_choices, make_view
 from bench.parity import ParityError
 from bench.views import Batch, Clips, ViewsCase, compare
 from fastmc.config import preset_config
-from fastmc.methods import a2mc as fastmc_model
+from fastmc.methods import base
 from fastmc.reference import augment as reference
 from fastmc.skeleton import NTU25
 from fastmc.views.draw import STRONG, AugmentConfig, draw_params
@@ -204,9 +204,8 @@ def test_the_data_part_is_what_a_step_does_with_data(monkeypatch):
 
         monkeypatch.setattr(module, name, call)
 
-    recorded(fastmc_model, "make_views", lambda source, params, _: (type(source), params.views, params.table.tolist()))
-    for module in (fastmc_model, data_share):
-        recorded(module, "whole_clips", lambda clips, _, size: (len(clips), size))
+    recorded(base, "make_views", lambda source, params, _: (type(source), params.views, params.table.tolist()))
+    recorded(base, "whole_clips", lambda clips, _, size: (len(clips), size))
     monkeypatch.setattr(data_share.itertools, "count", lambda: iter([5] * 4))
     turns = data_share.race(preset_config("tiny"), 3, Timing(rounds=3, threads=1))
     assert list(turns.found) == [data_share.STEP, data_share.DATA] and len(seen) == 12

@@ -12,6 +12,7 @@ import torch
 
 import kernels
 from fastmc import bank_step_, doctor, foreign_package, mc_loss, mc_step_
+from fastmc.backends import VIEWS
 from fastmc.objective import chunked
 from fastmc.skeleton import KINECT20, NTU25, SKELETONS, Skeleton, mirror_from_names
 from fastmc.views.make import make_views
@@ -43,7 +44,8 @@ def test_nothing_imports_upward(floor):
 ROOMS = {
     "fastmc": (
         {"checks", "files", "parallel", "progress", "random", "reference", "registry", "skeleton"},
-        {"arguments", "reading", "tensor_files"},
+        {"backends", "reading", "tensor_files"},
+        {"arguments"},
         {"checkpoint", "data", "data.bytes", "data.synthetic", "objective", "views"},
         {"data.formats", "data.placed", "encoders", "state"},
         {"evaluation", "methods"},
@@ -234,7 +236,10 @@ def test_doctor_tests_triton_in_each_precision_where_it_can_run(monkeypatch, cap
     """The chunked functions stand in for the kernels."""
     monkeypatch.setitem(sys.modules, "kernels.mc", chunked)
     monkeypatch.setattr(kernels, "unavailable_reason", lambda device: None)
-    monkeypatch.setattr(doctor, "no_views_reason", lambda impl, device: None if impl == "torch" else "not here")
+    only_torch = [
+        b._replace(why_not=lambda need, name=b.name: None if name == "torch" else "not here") for b in VIEWS.backends
+    ]
+    monkeypatch.setattr(doctor, "VIEWS", VIEWS._replace(backends=tuple(only_torch)))
     assert doctor.main() == 0
     out = capsys.readouterr().out
     assert "triton on cpu        runs with ieee products, error" in out

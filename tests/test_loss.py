@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
-from fastmc.arguments import check_contrast, check_mixing, choose, unavailable_reason
+from fastmc.arguments import check_contrast, check_mixing
+from fastmc.backends import CONTRAST, Need
 from fastmc.objective import attention as rows
 from fastmc.objective import chunked
 from fastmc.objective.loss import info_nce, mc_loss, mc_loss_parts
@@ -447,21 +448,21 @@ def test_triton_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
         mc_loss(**arguments, impl="triton")
 
 
-@pytest.mark.parametrize("impl", ["auto", "torch", "reference"])
+@pytest.mark.parametrize("impl", ["torch", "reference"])
 def test_nothing_but_triton_is_ever_unavailable(impl: str) -> None:
-    assert unavailable_reason(impl, torch.device("cpu")) is None
+    assert CONTRAST.why_not(impl, Need(torch.device("cpu"))) is None
 
 
 def test_auto_takes_triton_on_a_gpu_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     monkeypatch.setattr(kernels, "unavailable_reason", lambda device: None)
-    assert choose("auto", gpu, torch.float32) == "triton"
-    assert choose("auto", gpu, torch.float64) == "torch", "the kernels compute in float32"
-    assert choose("auto", cpu, torch.float32) == "torch"
+    assert CONTRAST.choose("auto", Need(gpu, torch.float32)) == "triton"
+    assert CONTRAST.choose("auto", Need(gpu, torch.float64)) == "torch", "the kernels compute in float32"
+    assert CONTRAST.choose("auto", Need(cpu, torch.float32)) == "torch"
     monkeypatch.setattr(kernels, "unavailable_reason", lambda device: "no")
-    assert choose("auto", gpu, torch.float32) == "torch"
+    assert CONTRAST.choose("auto", Need(gpu, torch.float32)) == "torch"
     with pytest.raises(RuntimeError, match="cannot run: no; impl='auto'"):
-        choose("triton", gpu, torch.float32)
+        CONTRAST.choose("triton", Need(gpu, torch.float32))
 
 
 def test_auto_is_torch_on_a_cpu() -> None:

@@ -21,7 +21,8 @@ from fastmc.reference import contrast as reference
 from fastmc.skeleton import NTU25
 from fastmc.views.clips import DenseClips
 from fastmc.views.draw import AugmentConfig, draw_params
-from fastmc.views.make import make_views, to_stream, whole_clips
+from fastmc.views.layout import to_stream
+from fastmc.views.make import make_views, whole_clips
 from kernels.ranges import observe
 
 SMALL = A2MCConfig(bank_size=20)

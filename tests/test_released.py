@@ -39,7 +39,7 @@ from fastmc.evaluation import represent
 from fastmc.objective.bank import MemoryBank
 from fastmc.skeleton import NTU25
 from fastmc.state import RunState
-from fastmc.views.make import to_stream
+from fastmc.views.layout import to_stream
 from train import convert, evaluate, prepare, run
 from train.engine.loop import Pretraining
 from train.evaluate import load_run

@@ -28,8 +28,8 @@ from view_cases import (
     truth,
 )
 
-from fastmc import arguments
-from fastmc.arguments import choose_for_views
+from fastmc import backends
+from fastmc.backends import VIEWS, Need
 from fastmc.random import normal, philox
 from fastmc.skeleton import NTU25
 from fastmc.views.draw import STRONG, AugmentConfig, ViewParams, draw_params
@@ -257,23 +257,23 @@ def test_the_comparison_of_tables_can_fail(column):
 
 def test_auto_takes_numba_on_a_cpu_and_for_float32_alone(monkeypatch):
     cpu = torch.device("cpu")
-    assert choose_for_views("auto", cpu, torch.float32) == "numba"
-    assert choose_for_views("auto", cpu, torch.float16) == "torch"
-    assert choose_for_views("auto", torch.device("meta"), torch.float32) == "torch"
-    assert choose_for_views("torch", cpu, torch.float32) == "torch"
+    assert VIEWS.choose("auto", Need(cpu, torch.float32)) == "numba"
+    assert VIEWS.choose("auto", Need(cpu, torch.float16)) == "torch"
+    assert VIEWS.choose("auto", Need(torch.device("meta"), torch.float32)) == "torch"
+    assert VIEWS.choose("torch", Need(cpu, torch.float32)) == "torch"
     with pytest.raises(
         RuntimeError, match="impl='numba' cannot run: it makes views on a CPU and the clips are on cuda"
     ):
-        choose_for_views("numba", torch.device("cuda"), torch.float32)
-    with pytest.raises(ValueError, match="impl must be one of auto, triton, torch, reference, numba; got 'jax'"):
-        choose_for_views("jax", cpu, torch.float32)
+        VIEWS.choose("numba", Need(torch.device("cuda"), torch.float32))
+    with pytest.raises(ValueError, match="impl must be one of auto, triton, numba, torch, reference; got 'jax'"):
+        VIEWS.choose("jax", Need(cpu, torch.float32))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert choose_for_views("auto", cpu, torch.float32) == "torch"
+    assert VIEWS.choose("auto", Need(cpu, torch.float32)) == "torch"
     monkeypatch.undo()
-    monkeypatch.setattr(arguments, "numba_problem", lambda: "it is broken")
-    assert choose_for_views("auto", cpu, torch.float32) == "torch"
+    monkeypatch.setattr(backends, "numba_problem", lambda: "it is broken")
+    assert VIEWS.choose("auto", Need(cpu, torch.float32)) == "torch"
     with pytest.raises(RuntimeError, match="impl='numba' cannot run: it is broken"):
-        choose_for_views("numba", cpu, torch.float32)
+        VIEWS.choose("numba", Need(cpu, torch.float32))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -29,10 +29,11 @@ from view_cases import (
 
 from fastmc.reference import augment as reference
 from fastmc.skeleton import NTU25, Skeleton
-from fastmc.views import make as views_module
+from fastmc.views import torch_views as views_module
 from fastmc.views.clips import PackedClips
 from fastmc.views.draw import identity_params
-from fastmc.views.make import crop_span, make_views, present_bodies, to_stream, whole_clips
+from fastmc.views.layout import present_bodies, to_stream
+from fastmc.views.make import crop_span, make_views, whole_clips
 
 IN_TORCH = partial(make_views, impl="torch")
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from fastmc import checkpoint
-from fastmc.arguments import choose_for_views, unavailable_reason
 from fastmc.build import build_model
 from fastmc.config import Config, to_plain
 from fastmc.data.placed.resident import PlacedStore
@@ -47,9 +46,6 @@ def run(config: Config) -> dict[str, Any]:
     Everything that can be wrong with the settings is found before anything is written.
     """
     device = choose_device(config.device)
-    reason = unavailable_reason(config.step.impl, device)
-    if reason is not None:
-        raise ValueError(f"impl = {config.step.impl!r} cannot run on {device}: {reason}")
     store = open_dataset(config.dataset, config.data_root, config.data.verify)
     protocol = config.protocol or store.protocols[0]
     config = replace(config, protocol=protocol)
@@ -57,7 +53,6 @@ def run(config: Config) -> dict[str, Any]:
 
     folder = RunFolder(config)
     pretraining = Pretraining(config, store, folder.path, device)
-    view_maker(pretraining)  # an error before anything is written
     finished_report = None if config.restart else _resume(pretraining, folder, store.split_digest(protocol))
     if finished_report is not None:
         return finished_report
@@ -158,18 +153,8 @@ def start_line(config: Config, store: PackedStore, pretraining: Pretraining) -> 
         f"{len(pretraining.test_ids)} test clips), {config.stream} stream, {config.encoder.says} "
         f"({parameters / 1e6:.1f}M parameters), {settings}{config.optim.epochs} epochs of {pretraining.batches} steps, "
         f"{config.optim.optimizer} at {config.optim.lr:g} (drops at epochs: {drops or 'none'}), "
-        f"views by {view_maker(pretraining)}, {pretraining.device}"
+        f"views by {pretraining.model.setup.view_impl}, {pretraining.device}"
     )
-
-
-def view_maker(pretraining: Pretraining) -> str:
-    """The implementation of views that this run takes. ValueError if the one it asks for cannot run."""
-    data, config = pretraining.data, pretraining.config
-    size = (config.frames, data.max_bodies, data.skeleton.num_joints)
-    try:
-        return choose_for_views(config.step.view_impl, pretraining.device, data.dtype, size)
-    except RuntimeError as error:
-        raise ValueError(f"view_impl: {error}") from None
 
 
 if __name__ == "__main__":

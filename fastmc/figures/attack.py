@@ -14,7 +14,7 @@ from fastmc.methods.a2mc import A2MC, X1, X2
 from fastmc.methods.base import Batch, Method
 from fastmc.views.clips import PackedClips
 from fastmc.views.draw import ViewParams
-from fastmc.views.make import to_stream
+from fastmc.views.layout import to_stream
 
 STATES = ("before", "after attack", "weak att-aug", "strong att-aug")
 TOP = 5

@@ -19,7 +19,7 @@ from fastmc.objective.bank import MemoryBank, mixing_coefficients
 from fastmc.objective.contrast_step import MCStep
 from fastmc.random import keyed_generator
 from fastmc.views.draw import BASIC_KEY, BASIC_QUERY, STRONG, WEAK
-from fastmc.views.make import to_stream
+from fastmc.views.layout import to_stream
 from kernels.ranges import part
 
 OF_CLIPS, OF_ATTACKED = (BASIC_KEY, BASIC_QUERY), (WEAK, STRONG)

@@ -11,12 +11,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fastmc.arguments import call, choose, working_dtype
+from fastmc.arguments import working_dtype
+from fastmc.backends import ATTACK, Need
 from fastmc.reference import attack as reference
-from fastmc.views.make import present_bodies
+from fastmc.views.layout import present_bodies
 
 ADAM_EPSILON = 1e-8  # torch.optim.Adam's
-MODULES = {"torch": __name__, "triton": "kernels.attack"}  # by name: kernels.attack needs Triton
 Classify = Callable[[Tensor], Tensor]
 
 
@@ -57,7 +57,7 @@ def attack(
     """
     if x.dim() != 3 or bodies < 1 or x.shape[-1] % (3 * bodies):
         raise ValueError(f"x must be (B, T, V * {bodies} * 3), got {tuple(x.shape)}")
-    impl = choose(impl, x.device, x.dtype)
+    impl = ATTACK.choose(impl, Need(x.device, x.dtype))
     x = x.detach()
     if impl == "reference":
         by_body = _by_body(x, bodies)
@@ -66,10 +66,8 @@ def attack(
     with torch.enable_grad():
         variable = x.detach().requires_grad_()
         logits = classify(variable)
-    (gradient,) = torch.autograd.grad(
-        logits, variable, call(MODULES, impl, "logit_gradient", x.device, logits.detach())
-    )
-    return call(MODULES, impl, "limited_step", x.device, x, gradient, bodies, lr, limit)
+    (gradient,) = torch.autograd.grad(logits, variable, ATTACK.call(impl, "logit_gradient", x.device, logits.detach()))
+    return ATTACK.call(impl, "limited_step", x.device, x, gradient, bodies, lr, limit)
 
 
 def logit_gradient(logits: Tensor) -> Tensor:

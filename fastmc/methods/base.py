@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fastmc.encoders.base import ClipShape, Encoder, EncoderConfig
 from fastmc.methods.streams import Beside
 from fastmc.skeleton import Skeleton
-from fastmc.views.clips import DenseClips, PackedClips, Stream, ViewImpl
+from fastmc.views.clips import DenseClips, PackedClips, Stream
 from fastmc.views.draw import AugmentConfig, ViewParams, draw_params
 from fastmc.views.make import make_views, whole_clips
 
@@ -42,7 +42,7 @@ class Setup:
 
     Attributes:
         kind: class of the encoder, and ``encoder`` its settings.
-        impl, precision: of loss, bank step and attack. view_impl: of the views.
+        impl, precision: of loss, bank step and attack. view_impl: of the views. `fastmc.build` has them resolved.
     """
 
     skeleton: Skeleton
@@ -53,9 +53,9 @@ class Setup:
     frames: int = 64
     stream: Stream = "joint"
     seed: int = 0
-    impl: Impl = "auto"
+    impl: str = "auto"
     precision: Precision = "bf16x3"
-    view_impl: ViewImpl = "auto"
+    view_impl: str = "auto"
 
     @property
     def shape(self) -> ClipShape:

@@ -14,10 +14,10 @@ from fastmc.arguments import (
     check_contrast,
     check_mixing,
     check_update,
-    choose,
     convert_features,
     mixing_vector,
 )
+from fastmc.backends import CONTRAST, Need
 from fastmc.objective.chunked import enqueue_
 from fastmc.objective.contrast_step import MCStep, mc_step_
 from fastmc.objective.ops import update_
@@ -67,7 +67,7 @@ def bank_step_(
     check_mixing(mixing, bank, mix)
     check_update(bank, momentum, lr, momentum_factor, weight_decay)
     check_choice("precision", precision, PRECISIONS)
-    impl = choose(impl, bank.device, bank.dtype, bank.shape[1])
+    impl = CONTRAST.choose(impl, Need(bank.device, bank.dtype, bank.shape[1]))
     f0, f1, f2, f3 = convert_features(impl, [f.detach() for f in features.values()], bank.dtype)
     coefficients = mixing_vector(mixing, bank, bank.dtype)
     if impl != "reference":

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastmc.arguments import may_look
+from fastmc.backends import may_look
 from fastmc.objective.attention import BIT, Block, Contrast, Keys, Metrics, Scratch, Sums, shaped
 from kernels.ranges import part
 

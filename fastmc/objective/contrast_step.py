@@ -13,10 +13,10 @@ from fastmc.arguments import (
     check_contrast,
     check_mixing,
     check_update,
-    choose,
     convert_features,
     mixing_vector,
 )
+from fastmc.backends import CONTRAST, Need
 from fastmc.checks import check_number
 from fastmc.objective.chunked import enqueue_
 from fastmc.objective.loss import reference_parts
@@ -102,7 +102,7 @@ def mc_step_(
     check_update(bank, momentum, lr, momentum_factor, weight_decay)
     check_choice("precision", precision, PRECISIONS)
     _check_kind(objective, update, len(features), mixing, cursor, bank)
-    impl = choose(impl, bank.device, bank.dtype, bank.shape[1])
+    impl = CONTRAST.choose(impl, Need(bank.device, bank.dtype, bank.shape[1]))
 
     k0, *views = convert_features(impl, [f.detach() for f in features.values()], bank.dtype)
     coefficients = mixing_vector(mixing, bank, bank.dtype)

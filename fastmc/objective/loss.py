@@ -12,11 +12,11 @@ from fastmc.arguments import (
     check_choice,
     check_contrast,
     check_mixing,
-    choose,
     convert_features,
     mixing_vector,
     working_dtype,
 )
+from fastmc.backends import CONTRAST, Need
 from fastmc.objective.ops import contrast_parts
 from fastmc.reference import contrast as reference
 
@@ -119,7 +119,7 @@ def _parts(
     check_choice("precision", precision, PRECISIONS)
     f0, *queries = features.values()
     dtype = working_dtype(f0, *queries, bank)
-    impl = choose(impl, bank.device, dtype, bank.shape[1])
+    impl = CONTRAST.choose(impl, Need(bank.device, dtype, bank.shape[1]))
     with torch.autocast(bank.device.type, enabled=False):
         bank = bank.to(dtype)
         if impl == "reference":

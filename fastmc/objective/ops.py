@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastmc.arguments import call
-
-MODULES = {"torch": "fastmc.objective.chunked", "triton": "kernels.mc"}  # by name: kernels.mc needs Triton
+from fastmc.backends import CONTRAST
 
 
 def contrast_parts(*arguments: Any) -> Tensor:
@@ -32,7 +30,7 @@ def update_(name: str, *arguments: Any) -> Any:
         if torch.compiler.is_compiling():
             return getattr(torch.ops.fastmc, name)(*arguments)
         *values, impl = arguments
-        results = call(MODULES, impl, name, values[0].device, *values)
+        results = CONTRAST.call(impl, name, values[0].device, *values)
     # A kernel's stores are unknown to autograd: a graph that holds the bank as it was must not go on with the new one.
     bank, momentum = values[:2]
     if not bank.is_inference():
@@ -56,7 +54,7 @@ def mc_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`fastmc.objective.chunked.mc_forward`; f1, f2, f3 and bank get their gradients from the first result."""
     settings = (temperature, tiled, soft_target, precision)
-    return call(MODULES, impl, "mc_forward", bank.device, f0, f1, f2, f3, bank, mixing, *settings)
+    return CONTRAST.call(impl, "mc_forward", bank.device, f0, f1, f2, f3, bank, mixing, *settings)
 
 
 @torch.library.custom_op("fastmc::mc_bank_gradient", mutates_args=())
@@ -76,7 +74,7 @@ def mc_bank_gradient(
 ) -> Tensor:
     """:func:`fastmc.objective.chunked.mc_bank_gradient`."""
     settings = (temperature, tiled, soft_target, precision)
-    return call(MODULES, impl, "mc_bank_gradient", bank.device, f1, f2, f3, bank, mixing, lse, weights, *settings)
+    return CONTRAST.call(impl, "mc_bank_gradient", bank.device, f1, f2, f3, bank, mixing, lse, weights, *settings)
 
 
 @torch.library.custom_op("fastmc::bank_step_", mutates_args=("bank", "momentum"))
@@ -98,7 +96,7 @@ def bank_step_(
 ) -> None:
     """:func:`fastmc.objective.chunked.bank_step_`."""
     settings = (temperature, lr, momentum_factor, weight_decay, tiled, precision)
-    call(MODULES, impl, "bank_step_", bank.device, bank, momentum, f0, f1, f2, f3, mixing, *settings)
+    CONTRAST.call(impl, "bank_step_", bank.device, bank, momentum, f0, f1, f2, f3, mixing, *settings)
 
 
 @torch.library.custom_op("fastmc::mc_step_", mutates_args=("bank", "momentum", "cursor"))
@@ -125,7 +123,7 @@ def mc_step_(
     """:func:`fastmc.objective.chunked.mc_step_`."""
     hyper = (temperature, bank_temperature, lr, momentum_factor, weight_decay)
     settings = (tiled, soft_target, update, cursor, precision)
-    return call(MODULES, impl, "mc_step_", bank.device, bank, momentum, f0, f1, f2, f3, mixing, *hyper, *settings)
+    return CONTRAST.call(impl, "mc_step_", bank.device, bank, momentum, f0, f1, f2, f3, mixing, *hyper, *settings)
 
 
 # Shapes and dtypes of the results, for tracing: those of the bank, since half precision is widened.
@@ -178,7 +176,7 @@ class _Parts(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         *values, impl = arguments
-        results = call(MODULES, impl, "mc_forward", values[0].device, *values)
+        results = CONTRAST.call(impl, "mc_forward", values[0].device, *values)
         _keep(ctx, arguments, results)
         return results[0]
 
@@ -187,7 +185,7 @@ class _Parts(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         def bank_gradient(*arguments: Any) -> Tensor:
             *values, impl = arguments
-            return call(MODULES, impl, "mc_bank_gradient", upstream.device, *values)
+            return CONTRAST.call(impl, "mc_bank_gradient", upstream.device, *values)
 
         return _gradients(ctx, upstream.contiguous(), bank_gradient)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastmc.arguments import call, choose_for_views
+from fastmc.backends import DRAW, Need
 from fastmc.checks import Count, NotNegative, Positive, Probability, Share, Whole, check_number, check_ranges
 from fastmc.random import philox, uniform
 
@@ -22,8 +22,6 @@ BASIC_KEY, WEAK, STRONG, BASIC_QUERY = 0, 1, 2, 3
 """The views x0..x3: of the key encoder, the two of the attacked clip, and that of the query encoder."""
 FILTER_TAPS = 15  # AimCLR
 NOISE_COUNTER = 1 << 16  # noise blocks count from here, parameter blocks from 0: they never meet
-
-DRAW = {"triton": "kernels.draw", "numba": "fastmc.views.numba_views", "torch": __name__, "reference": __name__}
 
 
 @dataclass(frozen=True)
@@ -150,9 +148,9 @@ def draw_params(
         alone. Integers and choices are the same on all devices, and maps up to the rounding of sine and cosine.
     """
     views, strong, frames = tuple(views), tuple(strong), num_frames.to(torch.int64)
-    impl = choose_for_views(impl, frames.device)
+    impl = DRAW.choose(impl, Need(frames.device))
     what = (config, frames, num_joints, views, strong, seed, step, sample, resized_to)
-    table = call(DRAW, impl, "draw", frames.device, *what)
+    table = DRAW.call(impl, "draw", frames.device, *what)
     return ViewParams(table, seed, step, sample, views)
 
 

@@ -106,8 +106,6 @@ def load_runs(
     for folder, label in zip(folders, run_labels(folders, allow), strict=True):
         run = load_run(folder, device, data_root, placement, allow)
         config = replace(run.config, protocol=protocol or run.protocol)
-        # The machine that draws need not have what the run was trained with.
-        run.model.setup = replace(run.model.setup, impl="auto", view_impl="auto")
         runs.append(DrawnRun(folder, config, run.model, run.placed, run.store, allow, label))
     return runs
 

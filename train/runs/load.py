@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fastmc.build import ClipLayout, build_model, trained_model
+from fastmc.build import ClipLayout, anywhere, build_model, trained_model
 from fastmc.config import Config, load_config
 from fastmc.data.placed.placement import Placement, place_store
 from fastmc.data.placed.resident import PlacedStore
@@ -47,7 +47,7 @@ class Run:
 
     def untrained(self) -> Method:
         """The model as it was before training."""
-        return build_model(self.config, self.model.setup, self.placed.device, self.allow)
+        return build_model(anywhere(self.config), self.model.setup, self.placed.device, self.allow)
 
 
 def load_run(

@@ -1,0 +1,171 @@
+"""How an operation finds its implementation, and why another one cannot run.
+
+There is one way for all: an `Operation` has its `Backend`s, each says why it cannot serve a `Need`, and "auto" takes
+the first that can. A model resolves "auto" once, when it is made (`fastmc.build`); what it hands on is `Chosen`, and is
+not looked at again.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import kernels
+
+IMPLS = ("auto", "triton", "torch", "reference")
+VIEW_IMPLS = (*IMPLS, "numba")
+
+
+class Need(NamedTuple):
+    """What an implementation has to serve.
+
+    Attributes:
+        dtype: that is computed in; of views, that of the clips' frames.
+        dim: D of features. size: (T, M, V) of views.
+    """
+
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    dim: int = 1
+    size: tuple[int, int, int] | None = None
+
+
+class Backend(NamedTuple):
+    """An implementation: its name, its module, which is imported when it is called (Triton and numba need not be
+    installed), the kind of device on which "auto" takes it (None for any), and why it cannot serve, as the end of a
+    sentence (None if it can)."""
+
+    name: str
+    module: str
+    auto_on: str | None
+    why_not: Callable[[Need], str | None]
+
+
+class Chosen(str):
+    """The name of an implementation that was found to serve."""
+
+
+class Operation(NamedTuple):
+    """What several implementations compute: functions of the same names and arguments in their modules."""
+
+    name: str
+    backends: tuple[Backend, ...]
+
+    def choose(self, impl: str, need: Need) -> str:
+        """The implementation that ``impl`` names; of "auto" the first that can serve.
+
+        Raises:
+            ValueError: an unknown name.
+            RuntimeError: what was asked for cannot run; the message says why.
+        """
+        if isinstance(impl, Chosen):
+            return str(impl)
+        if impl == "auto":
+            compiling = torch.compiler.is_compiling()  # numba cannot be traced
+            for backend in self.backends:
+                here = backend.auto_on in (None, need.device.type) and not (compiling and backend.name == "numba")
+                if here and backend.why_not(need) is None:
+                    return backend.name
+        reason = self.why_not(impl, need)
+        if reason is not None:
+            raise RuntimeError(f"impl={impl!r} cannot run: {reason}; impl='auto' takes what can")
+        return impl
+
+    def why_not(self, impl: str, need: Need) -> str | None:
+        """Why ``impl`` cannot serve, as the end of a sentence; None if it can. ValueError for an unknown name."""
+        return self._backend(impl).why_not(need)
+
+    def call(self, impl: str, function: str, device: torch.device, *arguments: Any) -> Any:
+        """Call the implementation's function of this name, as in `plainly`."""
+        with plainly(device, function):
+            return getattr(self.module(impl), function)(*arguments)
+
+    def module(self, impl: str) -> ModuleType:
+        """The implementation's functions."""
+        return importlib.import_module(self._backend(impl).module)
+
+    def _backend(self, impl: str) -> Backend:
+        for backend in self.backends:
+            if backend.name == impl:
+                return backend
+        known = ("auto", *(backend.name for backend in self.backends))
+        raise ValueError(f"impl must be one of {', '.join(known)}; got {impl!r}")
+
+
+@contextmanager
+def plainly(device: torch.device, what: str) -> Iterator[None]:
+    """Within: no gradient is recorded, dtypes are those that are written, and Triton launches on ``device``, for a
+    profiler as the operator ``what``."""
+    autocast = torch.amp.is_autocast_available(device.type)
+    written = torch.autocast(device.type, enabled=False) if autocast else nullcontext()
+    with torch.no_grad(), written, kernels.launching_on(device, what):
+        yield
+
+
+def may_look(tensor: Tensor) -> bool:
+    """Whether values may decide what to do next: free on a CPU, while a GPU would be waited for."""
+    return tensor.device.type == "cpu"
+
+
+def _never(need: Need) -> None:
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _no_kernels(device: torch.device) -> str | None:
+    return kernels.unavailable_reason(device)
+
+
+def _no_triton(need: Need) -> str | None:
+    reason = _no_kernels(need.device)
+    if reason is None and need.dtype == torch.float64:
+        reason = "its kernels compute in float32 and the tensors are float64"
+    if reason is None and need.dim > kernels.MAX_DIM:
+        reason = f"its kernels take features of D <= {kernels.MAX_DIM} and these have {need.dim}"
+    return reason
+
+
+def _no_triton_views(need: Need) -> str | None:
+    too_large = None if need.size is None else kernels.view_reason(*need.size)
+    return too_large or _no_kernels(need.device)
+
+
+def _no_numba(need: Need) -> str | None:
+    if need.device.type != "cpu":
+        return f"it makes views on a CPU and the clips are on {need.device.type}"
+    if need.dtype != torch.float32:
+        return f"it takes frames in float32 and these are {need.dtype}"
+    return numba_problem()
+
+
+@cache
+def numba_problem() -> str | None:
+    """Why numba cannot compile anything, as the end of a sentence; None if it can."""
+    try:
+        import numba
+    except ImportError as error:
+        return f"numba cannot be imported ({error}); pip install fastmc[cpu] brings it"
+    disabled = numba.config.DISABLE_JIT  # type: ignore[attr-defined]
+    return "the environment variable NUMBA_DISABLE_JIT is set" if disabled else None
+
+
+def _operation(name: str, triton: str, torch: str, reference: str, **numba: str) -> Operation:
+    """In the order in which "auto" looks at them."""
+    no_triton = _no_triton_views if numba else _no_triton
+    fast = [Backend("triton", triton, "cuda", no_triton)]
+    fast += [Backend("numba", module, "cpu", _no_numba) for module in numba.values()]
+    return Operation(name, (*fast, Backend("torch", torch, None, _never), Backend("reference", reference, "", _never)))
+
+
+_NUMBA = "fastmc.views.numba_views"
+CONTRAST = _operation("contrast", "kernels.mc", "fastmc.objective.chunked", "fastmc.reference.contrast")
+ATTACK = _operation("attack", "kernels.attack", "fastmc.methods.attack", "fastmc.reference.attack")
+DRAW = _operation("draw", "kernels.draw", "fastmc.views.draw", "fastmc.views.draw", numba=_NUMBA)
+VIEWS = _operation("views", *(f"fastmc.views.{name}_views" for name in ("triton", "torch", "plain")), numba=_NUMBA)
