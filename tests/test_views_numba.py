@@ -29,7 +29,8 @@ from view_cases import (
 )
 
 from fastmc import backends
-from fastmc.backends import VIEWS, Need
+from fastmc.backends import VIEWS as OPERATION
+from fastmc.backends import Need
 from fastmc.random import normal, philox
 from fastmc.skeleton import NTU25
 from fastmc.views.draw import STRONG, AugmentConfig, ViewParams, draw_params
@@ -257,23 +258,23 @@ def test_the_comparison_of_tables_can_fail(column):
 
 def test_auto_takes_numba_on_a_cpu_and_for_float32_alone(monkeypatch):
     cpu = torch.device("cpu")
-    assert VIEWS.choose("auto", Need(cpu, torch.float32)) == "numba"
-    assert VIEWS.choose("auto", Need(cpu, torch.float16)) == "torch"
-    assert VIEWS.choose("auto", Need(torch.device("meta"), torch.float32)) == "torch"
-    assert VIEWS.choose("torch", Need(cpu, torch.float32)) == "torch"
+    assert OPERATION.choose("auto", Need(cpu, torch.float32)) == "numba"
+    assert OPERATION.choose("auto", Need(cpu, torch.float16)) == "torch"
+    assert OPERATION.choose("auto", Need(torch.device("meta"), torch.float32)) == "torch"
+    assert OPERATION.choose("torch", Need(cpu, torch.float32)) == "torch"
     with pytest.raises(
         RuntimeError, match="impl='numba' cannot run: it makes views on a CPU and the clips are on cuda"
     ):
-        VIEWS.choose("numba", Need(torch.device("cuda"), torch.float32))
+        OPERATION.choose("numba", Need(torch.device("cuda"), torch.float32))
     with pytest.raises(ValueError, match="impl must be one of auto, triton, numba, torch, reference; got 'jax'"):
-        VIEWS.choose("jax", Need(cpu, torch.float32))
+        OPERATION.choose("jax", Need(cpu, torch.float32))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert VIEWS.choose("auto", Need(cpu, torch.float32)) == "torch"
+    assert OPERATION.choose("auto", Need(cpu, torch.float32)) == "torch"
     monkeypatch.undo()
     monkeypatch.setattr(backends, "numba_problem", lambda: "it is broken")
-    assert VIEWS.choose("auto", Need(cpu, torch.float32)) == "torch"
+    assert OPERATION.choose("auto", Need(cpu, torch.float32)) == "torch"
     with pytest.raises(RuntimeError, match="impl='numba' cannot run: it is broken"):
-        VIEWS.choose("numba", Need(cpu, torch.float32))
+        OPERATION.choose("numba", Need(cpu, torch.float32))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
