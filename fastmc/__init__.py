@@ -14,13 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastmc.embedding import Embedder, load
-    from fastmc.objective.bank import MemoryBank, bank_step_
-    from fastmc.objective.contrast_step import MCStep, mc_step_
-    from fastmc.objective.loss import info_nce, mc_loss, mc_loss_parts
-    from fastmc.views.clips import DenseClips, PackedClips
-    from fastmc.views.draw import AugmentConfig, ViewParams, draw_params
-    from fastmc.views.make import make_views
+    from fastmc.embedding import Embedder as Embedder
+    from fastmc.embedding import load as load
+    from fastmc.objective.bank import MemoryBank as MemoryBank
+    from fastmc.objective.bank import bank_step_ as bank_step_
+    from fastmc.objective.contrast_step import MCStep as MCStep
+    from fastmc.objective.contrast_step import mc_step_ as mc_step_
+    from fastmc.objective.loss import info_nce as info_nce
+    from fastmc.objective.loss import mc_loss as mc_loss
+    from fastmc.objective.loss import mc_loss_parts as mc_loss_parts
+    from fastmc.views.clips import DenseClips as DenseClips
+    from fastmc.views.clips import PackedClips as PackedClips
+    from fastmc.views.draw import AugmentConfig as AugmentConfig
+    from fastmc.views.draw import ViewParams as ViewParams
+    from fastmc.views.draw import draw_params as draw_params
+    from fastmc.views.make import make_views as make_views
 
 __version__ = "0.1.0"
 _HOME = {
@@ -40,23 +48,7 @@ _HOME = {
     "mc_loss_parts": "fastmc.objective.loss",
     "mc_step_": "fastmc.objective.contrast_step",
 }
-__all__ = [
-    "AugmentConfig",
-    "DenseClips",
-    "Embedder",
-    "MCStep",
-    "MemoryBank",
-    "PackedClips",
-    "ViewParams",
-    "bank_step_",
-    "draw_params",
-    "info_nce",
-    "load",
-    "make_views",
-    "mc_loss",
-    "mc_loss_parts",
-    "mc_step_",
-]
+__all__ = [*_HOME]
 
 
 def package_folder(name: str) -> Path:

@@ -33,8 +33,7 @@ from fastmc.progress import progress_bar
 from fastmc.skeleton import NTU25, Skeleton
 from fastmc.state import RunState, TrainingData
 from fastmc.views.clips import PackedClips
-from fastmc.views.draw import identity_params
-from fastmc.views.make import crop_span, make_views
+from fastmc.views.make import crops_of
 
 Clip = np.ndarray | Tensor | str | Path
 Skeletons = Clip | Sequence[Clip] | PackedStore
@@ -195,9 +194,8 @@ class Embedder:
     @tensor_cores(False)
     def _represent(self, clips: PackedClips, crop: float) -> Tensor:
         share, middle = (torch.full((len(clips),), value, device=self.device) for value in (crop, 0.5))
-        params = identity_params(*crop_span(clips.num_frames, share, middle), self.skeleton.num_joints)
         size, stream = self.config.frames, self.config.stream
-        return self.encoder.represent(make_views(clips, params, self.skeleton, size=size, stream=stream)[0])
+        return self.encoder.represent(crops_of(clips, share, middle, self.skeleton, size, stream))
 
 
 def named_clips(skeletons: Skeletons) -> list[tuple[str, Clip]]:

@@ -16,8 +16,7 @@ from fastmc.encoders.amp import tensor_cores
 from fastmc.evaluation.config import EvalConfig
 from fastmc.progress import progress_bar
 from fastmc.views.clips import Stream
-from fastmc.views.draw import identity_params
-from fastmc.views.make import crop_span, make_views
+from fastmc.views.make import crops_of
 
 Advance = Callable[[int], object]
 
@@ -63,8 +62,7 @@ def represent(
     crops = zip(ratio.split(batch_size), position.split(batch_size), strict=True)
     with closing(store.batches(ids, batch_size)) as batches:
         for (batch, clips), (share, place) in zip(batches, crops, strict=True):
-            params = identity_params(*crop_span(clips.num_frames, share, place), store.skeleton.num_joints)
-            parts.append(encoder.represent(make_views(clips, params, store.skeleton, size=frames, stream=stream)[0]))
+            parts.append(encoder.represent(crops_of(clips, share, place, store.skeleton, frames, stream)))
             advance(len(batch))
     encoder.train(training)
     return torch.cat(parts)

@@ -15,14 +15,13 @@ from tqdm import tqdm
 
 from fastmc.checks import check_number
 from fastmc.data.placed.resident import PlacedStore
-from fastmc.encoders.bigru import Encoder
+from fastmc.encoders.base import Encoder
 from fastmc.evaluation.config import FinetuneConfig
 from fastmc.evaluation.features import represent
 from fastmc.evaluation.linear import linear_scores, new_classifier
 from fastmc.progress import progress_bar
 from fastmc.views.clips import Stream
-from fastmc.views.draw import identity_params
-from fastmc.views.make import crop_span, make_views
+from fastmc.views.make import crops_of
 
 CLASSIFIER_STD = 0.01  # of the classifier's initial weights: released code of CMD
 
@@ -79,8 +78,7 @@ def finetune(
             crops = zip(ratio.split(size), u[1].split(size), strict=True)
             with closing(store.batches(order, size)) as batches:
                 for (ids, clips), (share, place) in zip(batches, crops, strict=True):
-                    params = identity_params(*crop_span(clips.num_frames, share, place), store.skeleton.num_joints)
-                    x = make_views(clips, params, store.skeleton, size=frames, stream=stream)[0]
+                    x = crops_of(clips, share, place, store.skeleton, frames, stream)
                     loss = F.cross_entropy(classifier(encoder.represent(x)), store.label[ids])
                     optimizer.zero_grad()
                     loss.backward()

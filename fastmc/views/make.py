@@ -84,3 +84,12 @@ def crop_span(num_frames: Tensor, ratio: Tensor, position: Tensor) -> tuple[Tens
     length = torch.floor(frames * ratio).to(torch.int64).clamp_min(1).minimum(frames)
     start = torch.floor((frames - length + 1) * position).to(torch.int64).minimum(frames - length)
     return start, length
+
+
+def crops_of(
+    clips: PackedClips, ratio: Tensor, position: Tensor, skeleton: Skeleton, size: int, stream: Stream
+) -> Tensor:
+    """A temporal crop of each clip, as `crop_span` says, resized to ``size`` frames and not changed otherwise: what
+    evaluations encode, (B, size, V * M * 3)."""
+    params = identity_params(*crop_span(clips.num_frames, ratio, position), skeleton.num_joints)
+    return make_views(clips, params, skeleton, size=size, stream=stream)[0]
