@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 _HOME = {
     "AugmentConfig": "fastmc.views.draw",
-    "DenseClips": "fastmc.views.make",
+    "DenseClips": "fastmc.views.clips",
     "Embedder": "fastmc.embedding",
     "MCStep": "fastmc.objective.contrast_step",
     "MemoryBank": "fastmc.objective.bank",
-    "PackedClips": "fastmc.views.make",
+    "PackedClips": "fastmc.views.clips",
     "ViewParams": "fastmc.views.draw",
     "bank_step_": "fastmc.objective.bank",
     "draw_params": "fastmc.views.draw",
