@@ -34,7 +34,7 @@ MODELLED = ("data_seconds", "issue_seconds", "seconds_in_turn")
 
 @dataclass(frozen=True)
 class McStep:
-    """The launches of mc_step_.
+    """The launches of contrast_step_.
 
     Attributes:
         precision: products of the kernels.
@@ -44,9 +44,9 @@ class McStep:
     precision: str
 
     def launch(self, device: str) -> None:
-        from kernels.mc import mc_step_  # here, since importing it decides how Triton runs
+        from kernels.mc import contrast_step_  # here, since importing it decides how Triton runs
 
-        mc_step_(**step_arguments(draw(self.case).to(device, torch.float32), self.case, self.precision))
+        contrast_step_(**step_arguments(draw(self.case).to(device, torch.float32), self.case, self.precision))
 
     def measure(self, target: str, plain: bool) -> dict[str, Any]:
         """Counts and machine code of every launch, their sums, the plain forms, and the model."""

@@ -1,7 +1,7 @@
 """Count what Triton kernels ask of a GPU, exactly, and stop at accesses that a GPU would not forgive.
 
     with watch() as seen:                # under TRITON_INTERPRET=1
-        mc_step_(...)
+        contrast_step_(...)
     seen.total.load_bytes, seen.launches[0].dot_flops["bf16"]
 
 Kernels run on Triton's interpreter. Every pointer argument carries its number in the upper 16 bits of the address,

@@ -19,6 +19,7 @@ from fastmc.arguments import (
     mixing_vector,
 )
 from fastmc.chunked import enqueue_
+from fastmc.loss import mc_table
 from fastmc.ops import update_
 from fastmc.reference import bank as reference
 from fastmc.step import MCStep, mc_step_
@@ -71,8 +72,8 @@ def bank_step_(
     f0, f1, f2, f3 = convert_features(impl, [f.detach() for f in features.values()], bank.dtype)
     coefficients = mixing_vector(mixing, bank, bank.dtype)
     if impl != "reference":
-        hyper = (temperature, lr, momentum_factor, weight_decay)
-        update_("bank_step_", bank, momentum, f0, f1, f2, f3, coefficients, *hyper, mix == "tiled", precision, impl)
+        settings = (temperature, lr, momentum_factor, weight_decay, mix == "tiled", precision, impl)
+        update_("bank_step_", bank, momentum, f0, [f1, f2, f3], coefficients, mc_table(mixing), *settings)
         return
     with torch.no_grad(), torch.autocast(bank.device.type, enabled=False):
         new_bank, new_momentum = reference.bank_step(
