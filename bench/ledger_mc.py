@@ -66,14 +66,14 @@ class McStep:
 
 
 def trips(launch: Launch) -> int:
-    """How often a program runs the hot loop: tiles of the bank, blocks of chunks, views times blocks of samples."""
+    """How often a program runs the hot loop: tiles of the bank, blocks of chunks, queries times blocks of samples."""
     a = launch.arguments
     if launch.name == "_sweep_kernel":
         return ceil(a["num_steps"] / launch.grid[1])
     if launch.name == "_combine_kernel":
         return ceil(a["num_chunks"] / a["BLOCK_N"])
     if launch.name == "_bank_kernel":
-        return (3 - a["FIRST"]) * ceil(a["B"] / a["BLOCK_B"])
+        return len(a["p_split"]) * ceil(a["B"] / a["BLOCK_B"])
     return ceil(a["D"] / a["BLOCK_D"])
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.prepare import QUERY, TARGET, WEIGHT, entry, students
+from kernels.prepare import QUERY, TARGET, entry, students, weighted
 from kernels.products import parts, product, split
 from kernels.rows import (
     in_parts,
@@ -116,8 +116,7 @@ def _bank_kernel(
             if entry(TABLE, ROW, TARGET) is not None:
                 if i_query == ROW:
                     weights -= target
-            if entry(TABLE, ROW, WEIGHT) != 1:
-                weights = tl.where(i_query == ROW, weights * entry(TABLE, ROW, WEIGHT), weights)
+        weights = weighted(weights, i_query, TABLE)
         for ROW in tl.static_range(len(TABLE)):
             if _is_target(TABLE, ROW):
                 if i_query == entry(TABLE, ROW, QUERY):

@@ -22,7 +22,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.prepare import MIXED_WITH, QUERY, TARGET, WEIGHT, entry, look_up, select_query, students
+from kernels.prepare import MIXED_WITH, QUERY, TARGET, entry, look_up, select_query, students, weighted
 from kernels.rows import load_rows, store_rows
 from kernels.sweep import BANK_PLAIN, BANK_SUM, LOSS_SHARE, LOSS_SUM, NOTHING, PLANES, TOP, TOP_PLAIN
 
@@ -30,27 +30,19 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def _load_plane(p_sums, PLANE: tl.constexpr, row, o_c, num_rows, num_chunks, other):
+def _load_plane(p_sums, PLANE: tl.constexpr, row, o_c, N, num_chunks, other):
     """One number of a row from the chunks ``o_c`` (int64)."""
-    return tl.load(p_sums + (o_c * PLANES + PLANE) * num_rows + row, mask=o_c < num_chunks, other=other)
+    return tl.load(p_sums + (o_c * PLANES + PLANE) * N + row, mask=o_c < num_chunks, other=other)
 
 
 @triton.jit
 def _log_sum_exp(
-    p_sums,
-    TOP_PLANE: tl.constexpr,
-    SUM_PLANE: tl.constexpr,
-    row,
-    positive,
-    scale,
-    num_rows,
-    num_chunks,
-    BLOCK_C: tl.constexpr,
+    p_sums, TOP_PLANE: tl.constexpr, SUM_PLANE: tl.constexpr, row, positive, scale, N, num_chunks, BLOCK_C: tl.constexpr
 ):
     """Of a row's logits, to the base 2, and the bank's share of the softmax; from these two planes of p_sums."""
     o_c = tl.arange(0, BLOCK_C).to(tl.int64)
-    tops = _load_plane(p_sums, TOP_PLANE, row, o_c, num_rows, num_chunks, NOTHING)
-    sums = _load_plane(p_sums, SUM_PLANE, row, o_c, num_rows, num_chunks, 0.0)
+    tops = _load_plane(p_sums, TOP_PLANE, row, o_c, N, num_chunks, NOTHING)
+    sums = _load_plane(p_sums, SUM_PLANE, row, o_c, N, num_chunks, 0.0)
     top = tl.maximum(tl.max(tops, axis=0), positive)
     bank = tl.sum(sums * tl.exp2((tops - top) * scale), axis=0)
     total = bank + tl.exp2((positive - top) * scale)
@@ -59,25 +51,25 @@ def _log_sum_exp(
 
 @triton.jit
 def _expected_entry(
-    p_sums, p_entries, row, b_v, lse, scale, num_rows, num_chunks, OWN: tl.constexpr, D: tl.constexpr,
+    p_sums, p_entries, row, b_v, lse, scale, N, num_chunks, OWN: tl.constexpr, D: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """E_bank of a row, (1, BLOCK_D)."""
     expected = tl.zeros([1, BLOCK_D], tl.float32)
     for i_first in range(0, num_chunks, BLOCK_N):
         o_c = (i_first + tl.arange(0, BLOCK_N)).to(tl.int64)
-        weights = tl.exp2(_load_plane(p_sums, TOP, row, o_c, num_rows, num_chunks, NOTHING) * scale - lse)
-        entries = load_rows(p_entries, o_c * num_rows + row, o_c < num_chunks, D, BLOCK_D)
+        weights = tl.exp2(_load_plane(p_sums, TOP, row, o_c, N, num_chunks, NOTHING) * scale - lse)
+        entries = load_rows(p_entries, o_c * N + row, o_c < num_chunks, D, BLOCK_D)
         expected += tl.sum(entries * weights[:, None], axis=0)[None, :]
         if OWN:
-            shares = _load_plane(p_sums, LOSS_SHARE, row, o_c, num_rows, num_chunks, 0.0)
+            shares = _load_plane(p_sums, LOSS_SHARE, row, o_c, N, num_chunks, 0.0)
             expected += tl.sum(shares * weights, axis=0) * b_v
     return expected
 
 
 @triton.jit
 def _softmax(
-    p_sums, p_entries, p_lse, row, b_v, positive, scale, bank_scale, num_rows, num_chunks,
+    p_sums, p_entries, p_lse, row, b_v, positive, scale, bank_scale, N, num_chunks,
     OWN: tl.constexpr, LOSS: tl.constexpr, BANK: tl.constexpr, STORE: tl.constexpr, D: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -87,25 +79,20 @@ def _softmax(
     rest = 0.0
     expected = tl.zeros([1, BLOCK_D], tl.float32)
     if LOSS:
-        lse, rest = _log_sum_exp(p_sums, TOP, LOSS_SUM, row, positive, scale, num_rows, num_chunks, BLOCK_C)
-        expected = _expected_entry(
-            p_sums, p_entries, row, b_v, lse, scale, num_rows, num_chunks, OWN, D, BLOCK_N, BLOCK_D
-        )
+        lse, rest = _log_sum_exp(p_sums, TOP, LOSS_SUM, row, positive, scale, N, num_chunks, BLOCK_C)
+        expected = _expected_entry(p_sums, p_entries, row, b_v, lse, scale, N, num_chunks, OWN, D, BLOCK_N, BLOCK_D)
     if STORE:
+        kept = lse
         if BANK:
-            bank_lse, _rest = _log_sum_exp(
-                p_sums, TOP, BANK_SUM, row, positive, bank_scale, num_rows, num_chunks, BLOCK_C
-            )
-            tl.store(p_lse + row, bank_lse)
-        else:
-            tl.store(p_lse + row, lse)
+            kept, _rest = _log_sum_exp(p_sums, TOP, BANK_SUM, row, positive, bank_scale, N, num_chunks, BLOCK_C)
+        tl.store(p_lse + row, kept)
     return lse, rest, expected
 
 
 @triton.constexpr_function
-def _is_own(table):
+def _meet_themselves(table):
     """Whether each query meets the bank that is mixed with itself."""
-    return all(row[1] == i for i, row in enumerate(table[: students(table)]))
+    return all(row[MIXED_WITH] == i for i, row in enumerate(table[: students(table)]))
 
 
 @triton.constexpr_function
@@ -138,11 +125,7 @@ def _sums_of_batch(
     sums = tl.sum(values, axis=1)
     sums = tl.where(o_row == QUERIES, sums, sums / B)
     if METRICS:
-        losses = tl.where(o_row < QUERIES, sums, 0.0)
-        for ROW in tl.static_range(QUERIES):
-            if entry(TABLE, ROW, WEIGHT) != 1:
-                losses = tl.where(o_row == ROW, losses * entry(TABLE, ROW, WEIGHT), losses)
-        tl.store(p_stats, tl.sum(losses, axis=0))
+        tl.store(p_stats, tl.sum(weighted(tl.where(o_row < QUERIES, sums, 0.0), o_row, TABLE), axis=0))
         tl.store(p_stats + 1 + o_row, sums, mask=o_row < max(5, QUERIES + 2))
     else:
         tl.store(p_stats + o_row, sums, mask=o_row < QUERIES)
@@ -184,18 +167,16 @@ def _combine_kernel(
     i_b, i_query = tl.program_id(0), tl.program_id(1)
     o_b = i_b + tl.arange(0, 1)
     m_b = o_b < B
-    num_rows = len(TABLE) * B
+    N = len(TABLE) * B  # rows of all samples
     row = i_query * B + i_b
     b_f0 = load_rows(p_f0, o_b, m_b, D, BLOCK_D)
     b_u = load_rows(select_query(i_query, p_queries), o_b, m_b, D, BLOCK_D)
     b_v = b_u
-    if OWN:
-        if not _is_own(TABLE):
-            p_v = select_query(look_up(i_query, TABLE, MIXED_WITH), p_queries)
-            b_v = load_rows(p_v, o_b, m_b, D, BLOCK_D)
+    if OWN and not _meet_themselves(TABLE):
+        b_v = load_rows(select_query(look_up(i_query, TABLE, MIXED_WITH), p_queries), o_b, m_b, D, BLOCK_D)
     positive = tl.sum(b_u * b_f0)
     lse, rest, expected = _softmax(
-        p_sums, p_entries, p_lse, row, b_v, positive, scale, bank_scale, num_rows, num_chunks,
+        p_sums, p_entries, p_lse, row, b_v, positive, scale, bank_scale, N, num_chunks,
         OWN, LOSS, BANK, True, D, BLOCK_C, BLOCK_N, BLOCK_D,
     )  # fmt: skip
     aim = tl.zeros([1, BLOCK_D], tl.float32)  # the target's E_bank and bank share: none of a one-hot target
@@ -207,27 +188,21 @@ def _combine_kernel(
                 target_positive = tl.sum(load_rows(p_target, o_b, m_b, D, BLOCK_D) * b_f0)
                 _lse, aim_rest, aim = _softmax(
                     p_sums, p_entries, p_lse, entry(TABLE, ROW, TARGET) * B + i_b, b_v, target_positive,
-                    scale, bank_scale, num_rows, num_chunks, OWN, LOSS, BANK, _is_first_to_use(TABLE, ROW), D,
+                    scale, bank_scale, N, num_chunks, OWN, LOSS, BANK, _is_first_to_use(TABLE, ROW), D,
                     BLOCK_C, BLOCK_N, BLOCK_D,
                 )  # fmt: skip
     if LOSS:
         part = lse - (tl.sum(b_u * aim) + (1 - aim_rest) * positive) * scale
         _publish(p_samples + row, part * LN2)
-        factor = scale * LN2 / B
-        for ROW in tl.static_range(QUERIES):
-            if entry(TABLE, ROW, WEIGHT) != 1:
-                factor = tl.where(i_query == ROW, factor * entry(TABLE, ROW, WEIGHT), factor)
-        gradient = (expected - aim - (rest - aim_rest) * b_f0) * factor
+        gradient = (expected - aim - (rest - aim_rest) * b_f0) * weighted(scale * LN2 / B, i_query, TABLE)
         store_rows(p_gradients, o_b + i_query * B, m_b, gradient, D, BLOCK_D)
     if LOSS and BANK:
         if i_query == MEASURED:
             o_c = tl.arange(0, BLOCK_C).to(tl.int64)
-            top_plain = tl.max(_load_plane(p_sums, TOP_PLAIN, row, o_c, num_rows, num_chunks, NOTHING), axis=0)
+            top_plain = tl.max(_load_plane(p_sums, TOP_PLAIN, row, o_c, N, num_chunks, NOTHING), axis=0)
             on_top = tl.where(positive > top_plain + margin, 1.0, 0.0)
             _publish(p_samples + QUERIES * B + i_b, on_top)
-            lse, _rest = _log_sum_exp(
-                p_sums, TOP_PLAIN, BANK_PLAIN, row, positive, bank_scale, num_rows, num_chunks, BLOCK_C
-            )
+            lse, _rest = _log_sum_exp(p_sums, TOP_PLAIN, BANK_PLAIN, row, positive, bank_scale, N, num_chunks, BLOCK_C)
             _publish(p_samples + (QUERIES + 1) * B + i_b, tl.exp2(positive * bank_scale - lse))
     if LOSS:
         tl.debug_barrier()  # the ticket is one thread's, which vouches for the others

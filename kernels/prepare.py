@@ -45,6 +45,15 @@ def look_up(i_row, TABLE: tl.constexpr, COLUMN: tl.constexpr):
 
 
 @triton.jit
+def weighted(x, i_query, TABLE: tl.constexpr):
+    """x times the weight of the query's loss."""
+    for ROW in tl.static_range(students(TABLE)):
+        if entry(TABLE, ROW, WEIGHT) != 1:
+            x = tl.where(i_query == ROW, x * entry(TABLE, ROW, WEIGHT), x)
+    return x
+
+
+@triton.jit
 def select_query(i_query, p_queries):
     """The query's own pointer."""
     p_query = p_queries[len(p_queries) - 1]

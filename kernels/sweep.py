@@ -81,9 +81,9 @@ def _sweep_kernel(
     num_parts = tl.num_programs(1)
     PARTS: tl.constexpr = parts(PRECISION)
 
-    num_rows = len(TABLE) * B
+    N = len(TABLE) * B  # rows of all samples
     o_row = i_row * BLOCK_R + tl.arange(0, BLOCK_R)
-    m_row = o_row < num_rows
+    m_row = o_row < N
     o_u = look_up(o_row // B, TABLE, QUERY) * (PARTS * B) + o_row % B
     u_hi, u_lo = load_split(p_split, o_u, m_row, B * D, D, BLOCK_D, PRECISION)
 
@@ -151,30 +151,30 @@ def _sweep_kernel(
         start += num_parts * period
 
     i_chunk = (i_column * num_parts + i_part).to(tl.int64)
-    p_row = p_sums + i_chunk * (PLANES * num_rows) + o_row
-    tl.store(p_row + TOP * num_rows, top, mask=m_row)
-    tl.store(p_row + TOP_PLAIN * num_rows, top_plain, mask=m_row)
+    p_row = p_sums + i_chunk * (PLANES * N) + o_row
+    tl.store(p_row + TOP * N, top, mask=m_row)
+    tl.store(p_row + TOP_PLAIN * N, top_plain, mask=m_row)
     if BANK:
         plain = tl.sum(bank_plain, axis=1)
         both_top = tl.maximum(plain_top, mixed_top)
         both = plain * tl.exp2(plain_top - both_top) + tl.sum(bank_mixed, axis=1) * tl.exp2(mixed_top - both_top)
-        tl.store(p_row + BANK_SUM * num_rows, both, mask=m_row)
-        tl.store(p_row + BANK_PLAIN * num_rows, plain, mask=m_row)
+        tl.store(p_row + BANK_SUM * N, both, mask=m_row)
+        tl.store(p_row + BANK_PLAIN * N, plain, mask=m_row)
     if LOSS:
         row_total = tl.sum(total, axis=1)
         if MIX != "none":
             row_share = tl.sum(share, axis=1)
             row_total += row_share
-        tl.store(p_row + LOSS_SUM * num_rows, row_total, mask=m_row)
+        tl.store(p_row + LOSS_SUM * N, row_total, mask=m_row)
         if MIX == "own":
-            tl.store(p_row + LOSS_SHARE * num_rows, row_share, mask=m_row)
+            tl.store(p_row + LOSS_SHARE * N, row_share, mask=m_row)
         if MIX == "tiled":
             # lambda_i v of every entry that was mixed with this v. A block may hold several rows of the table.
-            last_row = tl.minimum((i_row + 1) * BLOCK_R, num_rows) - 1
+            last_row = tl.minimum((i_row + 1) * BLOCK_R, N) - 1
             for i_mixed in range(i_row * BLOCK_R // B, last_row // B + 1):
                 o_v = look_up(i_mixed, TABLE, MIXED_WITH) * (PARTS * B) + o_k % B
                 v_hi, v_lo = load_split(p_split, o_v, m_period, B * D, D, BLOCK_D, PRECISION)
                 s_hi, s_lo = split(tl.where((o_row // B == i_mixed)[:, None], share, 0.0), PRECISION)
                 entries = product(s_hi, s_lo, v_hi, v_lo, entries, PRECISION)
-        p_out = p_entries + i_chunk * num_rows * D + row_offsets(o_row, D, BLOCK_D)
+        p_out = p_entries + i_chunk * N * D + row_offsets(o_row, D, BLOCK_D)
         tl.store(p_out, entries, mask=row_mask(m_row, D, BLOCK_D))
