@@ -255,6 +255,8 @@ def _check_table(
     table: Table, queries: int, mixing: Tensor | float | None, update: str, cursor: Tensor | None, bank: Tensor
 ) -> None:
     check_choice("update", update, UPDATES)
+    if not isinstance(table, Table):
+        raise ValueError(f"table must be a Table, got {table!r}")
     if table.queries != queries:
         raise ValueError(f"table has rows of {table.queries} queries, and {queries} are given")
     if table.mixed != (mixing is not None):
