@@ -119,23 +119,10 @@ def mc_step_(
     given = {"f0": f0, "f3": f3} if f1 is None and f2 is None else {"f0": f0, "f1": f1, "f2": f2, "f3": f3}
     features = cast("dict[str, Tensor]", given)  # the check finds one that is None
     _check_objective(objective, update, len(features), mixing)
-    stats, gradients = _step_(
-        bank,
-        momentum,
-        features,
-        mc_table(mixing) if objective == "mc" else B2 if len(features) == 4 else B1,
-        mixing,
-        temperature=temperature,
-        bank_temperature=bank_temperature,
-        lr=lr,
-        momentum_factor=momentum_factor,
-        weight_decay=weight_decay,
-        mix=mix,
-        update=update,
-        cursor=cursor,
-        impl=impl,
-        precision=precision,
-    )
+    table = mc_table(mixing) if objective == "mc" else B2 if len(features) == 4 else B1
+    hyper = (temperature, bank_temperature, lr, momentum_factor, weight_decay)
+    settings = (hyper, mix, update, cursor, impl, precision)
+    stats, gradients = _step_(bank, momentum, features, table, mixing, *settings)
     *hard, df3 = gradients
     df1, df2 = hard or (None, None)
     loss, l1, l2, l3, top1_count, positive_probability = stats.unbind()
@@ -178,23 +165,9 @@ def contrast_step_(
         RuntimeError: ``impl="triton"`` cannot run; the message says why.
     """
     features = {"f0": f0} | {f"f{number}": f for number, f in enumerate(queries, start=1)}
-    stats, gradients = _step_(
-        bank,
-        momentum,
-        features,
-        table,
-        mixing,
-        temperature=temperature,
-        bank_temperature=bank_temperature,
-        lr=lr,
-        momentum_factor=momentum_factor,
-        weight_decay=weight_decay,
-        mix=mix,
-        update=update,
-        cursor=cursor,
-        impl=impl,
-        precision=precision,
-    )
+    hyper = (temperature, bank_temperature, lr, momentum_factor, weight_decay)
+    settings = (hyper, mix, update, cursor, impl, precision)
+    stats, gradients = _step_(bank, momentum, features, table, mixing, *settings)
     behind = 1 + len(gradients)
     return ContrastStep(stats[0], stats[1:behind], gradients, stats[behind], stats[behind + 1])
 
@@ -205,12 +178,7 @@ def _step_(
     features: Mapping[str, Tensor],
     table: Table,
     mixing: Tensor | float | None,
-    *,
-    temperature: float,
-    bank_temperature: float,
-    lr: float,
-    momentum_factor: float,
-    weight_decay: float,
+    hyper: tuple[float, float, float, float, float],
     mix: str,
     update: str,
     cursor: Tensor | None,
@@ -218,17 +186,17 @@ def _step_(
     precision: str,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Stats as from the fused functions, and the gradient of each query in its dtype; ``features`` begin with f0."""
+    temperature, bank_temperature, *ascent = hyper
     check_contrast(features, bank, temperature)
     check_number("bank_temperature", bank_temperature, above=0)
     check_mixing(mixing, bank, mix)
-    check_update(bank, momentum, lr, momentum_factor, weight_decay)
+    check_update(bank, momentum, *ascent)
     check_choice("precision", precision, PRECISIONS)
     _check_table(table, len(features) - 1, mixing, update, cursor, bank)
     impl = choose(impl, bank.device, bank.dtype, bank.shape[1])
 
     f0, *queries = convert_features(impl, [f.detach() for f in features.values()], bank.dtype)
     coefficients = mixing_vector(mixing, bank, bank.dtype)
-    hyper = (temperature, bank_temperature, lr, momentum_factor, weight_decay)
     if impl == "reference":
         with torch.autocast(bank.device.type, enabled=False):
             settings = (*hyper, mix, update, cursor)

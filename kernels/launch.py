@@ -244,34 +244,24 @@ class Plan:
             num_warps=2,
         )
 
-    def bank_gradient(self, prepared: Prepared, lse: Tensor, temperature: float, weights: Tensor) -> Tensor:
-        """(K, D): of the losses, weighted by ``weights`` (queries,)."""
-        gradient = torch.empty_like(self.bank)
-        self._bank_pass(prepared, lse, temperature, self.bank, weights=weights, gradient=gradient)
-        return gradient
-
-    def bank_step_(self, prepared: Prepared, lse: Tensor, temperature: float, step: Step) -> None:
-        self._bank_pass(prepared, lse, temperature, step.bank, step=step)
-
-    def _bank_pass(
+    def bank_pass_(
         self,
         prepared: Prepared,
         lse: Tensor,
         temperature: float,
-        bank: Tensor,
         step: Step | None = None,
         weights: Tensor | None = None,
         gradient: Tensor | None = None,
     ) -> None:
-        """A step, or the gradient by ``weights``."""
-        batch, size, tile, order = len(self.f0), len(bank), self.tiles, self.table.bank_order
-        assert order is not None
+        """A step; or, to ``gradient`` (K, D), that of the losses weighted by ``weights`` (queries,)."""
+        batch, size, tile, order = len(self.f0), len(self.bank), self.tiles, self.table.bank_order
+        assert order is not None, "the table has no ascent"
         block_b = min(tile.bank_samples, _block(batch))
         _bank_kernel[(triton.cdiv(size, tile.bank_entries),)](
             p_split=prepared.split,
             p_c=prepared.c,
             p_lse=lse,
-            p_bank=bank,
+            p_bank=step.bank if step else self.bank,
             p_momentum=step and step.momentum,
             p_mixing=self.mixing,
             p_parts=weights,

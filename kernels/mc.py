@@ -58,7 +58,9 @@ def contrast_bank_gradient(
     """Of sum_q weights[q] L_q, further weighted as the table says, (K, D); from the ``lse`` of
     :func:`contrast_forward` at the same temperature."""
     plan = Plan.of(queries[0], queries, bank, mixing, table, tiled, precision)
-    return plan.bank_gradient(plan.prepare(), lse, temperature, weights)
+    gradient = plan.new(*bank.shape)
+    plan.bank_pass_(plan.prepare(), lse, temperature, weights=weights, gradient=gradient)
+    return gradient
 
 
 def bank_step_(
@@ -80,7 +82,7 @@ def bank_step_(
     prepared = plan.prepare()
     lse = plan.log_sum_exps(plan.sweep(prepared, bank=temperature))
     with part("bank"), launching_on(bank.device, "bank"), contiguous(bank, momentum) as (w, v):
-        plan.bank_step_(prepared, lse, temperature, Step(w, v, lr, momentum_factor, weight_decay))
+        plan.bank_pass_(prepared, lse, temperature, Step(w, v, lr, momentum_factor, weight_decay))
 
 
 def contrast_step_(
@@ -113,7 +115,7 @@ def contrast_step_(
     with part("bank"), launching_on(bank.device, "bank"), contiguous(bank, momentum) as (w, v):
         if update == "ascent":
             step = Step(w, v, lr, momentum_factor, weight_decay, guard=stats)
-            plan.bank_step_(prepared, lse, bank_temperature, step)
+            plan.bank_pass_(prepared, lse, bank_temperature, step)
         else:
             assert cursor is not None
             plan.enqueue_(w, v, cursor, stats)
