@@ -225,7 +225,7 @@ class Results:
         losses = torch.where(odds.isfinite(), odds.log1p(), lse - block.per_row(positive) / tau)
         keys = keys / total.unsqueeze(2)
         pull = keys - (others / total).unsqueeze(2) * f0
-        pulls = list(pull[: block.q])
+        pulls = pull[: block.q].clone()  # a student may be a target too
         for i, t in block.soft:
             losses[i] -= (block.u[i] * pull[t]).sum(dim=1) / tau
             # The difference of the two pulls; f0 enters with that of the positives' probabilities, which may be close.
@@ -233,16 +233,19 @@ class Results:
             excess = torch.where(p < 0.5, p - p_t, others[t] / total[t] - others[i] / total[i])
             pulls[i] = keys[i] - keys[t] + excess.unsqueeze(1) * f0
         self.losses += losses[: block.q].sum(dim=1) / contrast.batch
-        for gradient, direction, row in zip(self.gradients, pulls, contrast.table.rows, strict=False):
-            gradient[block.samples] = direction / (tau * contrast.batch) * row.weight
+        for i, weight in contrast.table.weights:
+            pulls[i] *= weight
+        self.gradients[:, block.samples] = pulls / (tau * contrast.batch)
         self.positive[block.samples] = positive[contrast.table.measured]
         self.nearest[block.samples], self.plain_lse[block.samples] = metrics.nearest(), metrics.lse()
         self.lse[:, block.samples] = lse
 
     @property
     def loss(self) -> Tensor:
-        weighted = zip(self.losses, self.contrast.table.rows, strict=False)
-        return torch.stack([row.weight * loss for loss, row in weighted]).sum()
+        weighted = self.losses.clone()
+        for i, weight in self.contrast.table.weights:
+            weighted[i] *= weight
+        return weighted.sum()
 
     def finite(self) -> Tensor:
         """Whether the loss is, a scalar on the device."""

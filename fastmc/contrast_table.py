@@ -72,6 +72,11 @@ class Table:
         return 1 + max(row.query for row in self.rows)
 
     @property
+    def weights(self) -> list[tuple[int, float]]:
+        """Those that are not 1, with their queries."""
+        return [(i, row.weight) for i, row in enumerate(self.rows[: self.queries]) if row.weight != 1]
+
+    @property
     def mixed(self) -> bool:
         """Whether the rows have mixed entries."""
         return self.rows[0].mixed_with is not None

@@ -227,9 +227,8 @@ class Block:
         factor = scale[: self.q] / (temperature * self.contrast.batch)
         for student, _ in self.soft:
             factor[student] = 1 / (temperature * self.contrast.batch)  # pull_ scales these weights itself
-        for i, row in enumerate(self.contrast.table.rows[: self.q]):
-            if row.weight != 1:
-                factor[i] *= row.weight
+        for i, weight in self.contrast.table.weights:
+            factor[i] *= weight
         if weights is not None:
             factor *= weights.unsqueeze(1)
         return (self.u * factor.unsqueeze(2)).view(-1, self.d)
