@@ -85,7 +85,8 @@ class Table:
     def bank_order(self) -> range | None:
         """In which order the queries' gradients of the bank are summed up: first to last, or last to first.
 
-        Of the targets met on the way only the last is kept, and each student must find its own; None: neither way.
+        Of the targets met on the way only the last is kept, and each student must find its own. None: neither way will
+        do, and the table has no ascent.
         """
         targets = {row.target for row in self.rows}
         for order in (range(self.queries), range(self.queries)[::-1]):

@@ -244,11 +244,8 @@ class Metrics:
     """How the measured query does against the plain bank, of one block, at the bank's temperature."""
 
     def __init__(self, block: Block, temperature: float) -> None:
-        self._shift = (
-            None
-            if block.shift is None
-            else block.shift[block.contrast.table.measured] * (block.temperature / temperature)
-        )
+        measured = block.contrast.table.measured
+        self._shift = None if block.shift is None else block.shift[measured] * (block.temperature / temperature)
         self._nearest = block.u.new_full((block.n,), -math.inf)
         self._total, self._lse = torch.zeros_like(self._nearest), self._nearest.clone()
 

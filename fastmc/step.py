@@ -35,7 +35,7 @@ class ContrastStep(NamedTuple):
 
     Attributes:
         loss: the sum of the losses, weighted as the table says, a scalar.
-        losses: (q,) of the queries, each averaged over the batch.
+        losses: (q,) of the queries, averaged over the batch, without their weights.
         gradients: (B, D) of ``loss`` for each query, in its dtype.
         top1_count: samples whose positive is nearer to the measured query than every bank entry (a tie does not
             count), a scalar.
@@ -125,9 +125,10 @@ def mc_step_(
     stats, gradients = _step_(bank, momentum, features, table, mixing, *settings)
     *hard, df3 = gradients
     df1, df2 = hard or (None, None)
-    loss, l1, l2, l3, top1_count, positive_probability = stats.unbind()
-    if not hard:
-        l3, top1_count, positive_probability, l1, l2 = l1, l2, l3, top1_count, positive_probability
+    loss, *found = stats.unbind()
+    if not hard:  # its loss, the metrics, two zeros
+        found = [*found[3:], *found[:3]]
+    l1, l2, l3, top1_count, positive_probability = found
     return MCStep(loss, l1, l2, l3, df1, df2, df3, top1_count, positive_probability)
 
 
@@ -227,12 +228,12 @@ def _check_table(
         raise ValueError(f"table must be a Table, got {table!r}")
     if table.queries != queries:
         raise ValueError(f"table has rows of {table.queries} queries, and {queries} are given")
-    if table.mixed != (mixing is not None):
-        raise ValueError(
-            f"mixing must {'be given: the rows' if table.mixed else 'be None: no rows'} of table are mixed"
-        )
+    if table.mixed and mixing is None:
+        raise ValueError("mixing must be given: the rows of table are mixed")
+    if mixing is not None and not table.mixed:
+        raise ValueError("mixing must be None: no row of table is mixed")
     if update == "ascent" and table.bank_order is None:
-        raise ValueError("table must have each target between its students and any other target for update 'ascent'")
+        raise ValueError("table must not have targets that interleave for update 'ascent', see Table.bank_order")
     if update == "fifo" and not _is_cursor(cursor, bank):
         raise ValueError(f"cursor must be an int64 scalar tensor on {bank.device} for update 'fifo', got {cursor!r}")
 

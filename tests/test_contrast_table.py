@@ -111,7 +111,7 @@ def test_two_rows_may_be_each_others_targets(impl):
         (AIMCLR, 2, {}, "table has rows of 3 queries, and 2 are given"),
         (A2MC, 3, {}, "mixing must be given"),
         (AIMCLR, 3, {"mixing": 0.3}, "mixing must be None"),
-        (MUTUAL, 2, {"update": "ascent"}, "table must have each target .* for update 'ascent'"),
+        (MUTUAL, 2, {"update": "ascent"}, "table must not have targets that interleave for update 'ascent'"),
         (AIMCLR, 3, {"update": "fifo", "cursor": None}, "cursor must be an int64 scalar"),
         ("A2MC", 3, {}, "table must be a Table, got 'A2MC'"),
     ],
