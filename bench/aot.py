@@ -1,7 +1,7 @@
 """Compile Triton kernels for a GPU that is not here, through the launchers that would launch them.
 
     with compile_launches("cuda:90") as launches:
-        mc_forward(*meta_tensors, ...)
+        contrast_forward(*meta_tensors, ...)
     print(report(launches[0]))
 
 A stand-in driver names the target, and every launch goes through Triton's own binder with the arguments it was given,

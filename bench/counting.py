@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from bench.providers import ASCENT, TEMPERATURE, Case, Inputs, Mix
+from fastmc.contrast_table import A2MC
 from fastmc.encoders.storage import share_storage
 from kernels.ranges import observe
 
@@ -48,16 +49,20 @@ class StepSize:
 
 
 def step_arguments(x: Inputs, case: Case, precision: str) -> dict[str, Any]:
-    """Of the raw mc_step_ of kernels.mc and fastmc.objective.chunked: the step of the paper's section 4.2."""
+    """Of the raw contrast_step_ of kernels.mc and fastmc.objective.chunked: the step of the paper's section 4.2."""
     return {
-        **vars(x),
+        "bank": x.bank,
+        "momentum": x.momentum,
+        "f0": x.f0,
+        "queries": [x.f1, x.f2, x.f3],
+        "mixing": x.mixing,
+        "table": A2MC,
         "temperature": TEMPERATURE,
         "bank_temperature": ASCENT["temperature"],
         "lr": ASCENT["lr"],
         "momentum_factor": ASCENT["momentum_factor"],
         "weight_decay": ASCENT["weight_decay"],
         "tiled": case.mix == "tiled",
-        "soft_target": True,
         "update": "ascent",
         "cursor": None,
         "precision": precision,

@@ -34,7 +34,7 @@ MODELLED = ("data_seconds", "issue_seconds", "seconds_in_turn")
 
 @dataclass(frozen=True)
 class McStep:
-    """The launches of mc_step_.
+    """The launches of contrast_step_.
 
     Attributes:
         precision: products of the kernels.
@@ -44,9 +44,9 @@ class McStep:
     precision: str
 
     def launch(self, device: str) -> None:
-        from kernels.mc import mc_step_  # here, since importing it decides how Triton runs
+        from kernels.mc import contrast_step_  # here, since importing it decides how Triton runs
 
-        mc_step_(**step_arguments(draw(self.case).to(device, torch.float32), self.case, self.precision))
+        contrast_step_(**step_arguments(draw(self.case).to(device, torch.float32), self.case, self.precision))
 
     def measure(self, target: str, plain: bool) -> dict[str, Any]:
         """Counts and machine code of every launch, their sums, the plain forms, and the model."""
@@ -66,14 +66,14 @@ class McStep:
 
 
 def trips(launch: Launch) -> int:
-    """How often a program runs the hot loop: tiles of the bank, blocks of chunks, views times blocks of samples."""
+    """How often a program runs the hot loop: tiles of the bank, blocks of chunks, queries times blocks of samples."""
     a = launch.arguments
     if launch.name == "_sweep_kernel":
         return ceil(a["num_steps"] / launch.grid[1])
     if launch.name == "_combine_kernel":
         return ceil(a["num_chunks"] / a["BLOCK_N"])
     if launch.name == "_bank_kernel":
-        return (3 - a["FIRST"]) * ceil(a["B"] / a["BLOCK_B"])
+        return len(a["p_split"]) * ceil(a["B"] / a["BLOCK_B"])
     return ceil(a["D"] / a["BLOCK_D"])
 
 

@@ -41,14 +41,14 @@ def main(args: Sequence[str] | None = None) -> int:
             [sys.executable, "-m", "bench.precision", *arguments], env=environment, check=False
         ).returncode
     from bench.interpreter import repair
-    from kernels.mc import mc_step_
+    from kernels.mc import contrast_step_
 
     repair()
 
     case = settings.case
-    truth = outputs(chunked.mc_step_, case, torch.float64, "ieee")
-    rows = [("PyTorch, float32", outputs(chunked.mc_step_, case, torch.float32, "ieee"))]
-    rows += [(f"kernels, {name}", outputs(mc_step_, case, torch.float32, name)) for name in settings.precisions]
+    truth = outputs(chunked.contrast_step_, case, torch.float64, "ieee")
+    rows = [("PyTorch, float32", outputs(chunked.contrast_step_, case, torch.float32, "ieee"))]
+    rows += [(f"kernels, {name}", outputs(contrast_step_, case, torch.float32, name)) for name in settings.precisions]
     print(f"{case}; largest error of each output, relative to its largest element\n")
     cells = [(name, *(f"{error(found[key], truth[key]):.1e}" for key in truth)) for name, found in rows]
     print(markdown(("products", *truth), cells))

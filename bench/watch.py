@@ -1,7 +1,7 @@
 """Count what Triton kernels ask of a GPU, exactly, and stop at accesses that a GPU would not forgive.
 
     with watch() as seen:                # under TRITON_INTERPRET=1
-        mc_step_(...)
+        contrast_step_(...)
     seen.total.load_bytes, seen.launches[0].dot_flops["bf16"]
 
 Kernels run on Triton's interpreter. Every pointer argument carries its number in the upper 16 bits of the address,
@@ -145,6 +145,8 @@ class Seen:
     def begin(self, executor: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         known = set(executor.arg_names)
         bound = inspect.getcallargs(executor.fn, *args, **{k: v for k, v in kwargs.items() if k in known})
+        tuples = {name: value for name, value in bound.items() if isinstance(value, tuple)}
+        bound |= {f"{name}[{i}]": value for name, values in tuples.items() for i, value in enumerate(values)}
         self._names = {_identity(value): name for name, value in bound.items() if isinstance(value, Tensor)}
         self._arguments = []
         for shadow in self._shadows.values():

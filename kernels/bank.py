@@ -2,11 +2,13 @@
 
 A tile of the bank owns its rows: it meets all B samples itself, so its gradient is complete and the ascent, through
 the normalisation of the rows, with momentum and weight decay, ends in the same program, without atomics. With psi the
-softmax weights of a distribution and W = psi_plain + (1 - lambda) psi_mixed:
+softmax weights of a row of the table (`kernels.prepare`) and W = psi_plain + (1 - lambda) psi_mixed:
 
-    dL/dm = 1 / (tau B) sum over samples of  W_0 f1 + (W_1 - W_3) f2 + W_2 f3
+    dL/dm = 1 / (tau B) sum over samples and queries of  (W - W_target) f
 
-numbered as in `kernels.sweep`. The similarities are recomputed; each view's features are loaded once per tile.
+without W_target where the target is one-hot. The similarities are recomputed; each query's features are loaded once per
+tile. So a target's W is made when its own query is there, and kept until its students': queries come in an order in
+which they meet no other target meanwhile.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernels.prepare import QUERY, TARGET, entry, students, weighted
 from kernels.products import parts, product, split
 from kernels.rows import (
     in_parts,
@@ -29,9 +32,9 @@ from kernels.rows import (
 
 
 @triton.jit
-def _weights(s, i_distribution, mixing, p_c, p_lse, o_b, m_b, o_v, B, scale, MIX: tl.constexpr):
+def _weights(s, i_row, mixing, p_c, p_lse, o_b, m_b, o_v, B, scale, MIX: tl.constexpr):
     """W of the similarities s (BLOCK_K, BLOCK_B); 0 for samples that do not exist."""
-    row = i_distribution * B + o_b
+    row = i_row * B + o_b
     if m_b is None:
         lse = tl.load(p_lse + row)[None, :]
     else:
@@ -46,15 +49,21 @@ def _weights(s, i_distribution, mixing, p_c, p_lse, o_b, m_b, o_v, B, scale, MIX
     return weights
 
 
+@triton.constexpr_function
+def _is_target(table, row):
+    """Whether a row is the target of another."""
+    return any(student[TARGET] == row for student in table)
+
+
 @triton.jit
 def _bank_kernel(
-    p_split,  # (3, 1 or 2, B, D), from `kernels.prepare`
-    p_c,  # (4, B) or (4, B, B); None if MIX is "none"
-    p_lse,  # (4, B), from `kernels.combine`
+    p_split,  # (queries, 1 or 2, B, D), from `kernels.prepare`
+    p_c,  # (R, B) or (R, B, B); None if MIX is "none"
+    p_lse,  # (R, B), from `kernels.combine`
     p_bank,  # (K, D)
     p_momentum,  # (K, D); both change in place unless there are p_parts
     p_mixing,  # (K,) or None
-    p_parts,  # (3,) factors of L1, L2, L3 in the gradient that is wanted; or None
+    p_parts,  # (queries,) factors of their losses in the gradient that is wanted; or None
     p_gradient,  # (K, D), where that is written; or None
     p_loss,  # a scalar: nothing is written unless it is finite; or None
     B,
@@ -64,8 +73,8 @@ def _bank_kernel(
     lr,
     momentum_factor,
     weight_decay,
-    FIRST: tl.constexpr,
-    LAST: tl.constexpr,
+    TABLE: tl.constexpr,
+    BACKWARDS: tl.constexpr,  # the last query first
     MIX: tl.constexpr,
     PRECISION: tl.constexpr,
     D: tl.constexpr,
@@ -90,26 +99,33 @@ def _bank_kernel(
         mixing = load(p_mixing + start + o_k, m_k)[:, None]
 
     PARTS: tl.constexpr = parts(PRECISION)
-    SOFT: tl.constexpr = LAST == 4
-    VIEWS: tl.constexpr = 3 - FIRST
+    QUERIES: tl.constexpr = students(TABLE)
     gradient = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
     target = tl.zeros([BLOCK_K, BLOCK_B], tl.float32)
-    # A loop that is not unrolled, since ptxas would load every view's features at once and spill.
-    for i_step in tl.range(0, VIEWS * tl.cdiv(B, BLOCK_B), num_stages=STAGES):
-        i_view = 2 - i_step % VIEWS  # f3 before f2, which takes the target from it
-        o_b = (i_step // VIEWS) * BLOCK_B + tl.arange(0, BLOCK_B)
+    # A loop that is not unrolled, since ptxas would load every query's features at once and spill.
+    for i_step in tl.range(0, QUERIES * tl.cdiv(B, BLOCK_B), num_stages=STAGES):
+        i_query = QUERIES - 1 - i_step % QUERIES if BACKWARDS else i_step % QUERIES
+        o_b = (i_step // QUERIES) * BLOCK_B + tl.arange(0, BLOCK_B)
         m_b = None if EVEN_B else o_b < B
-        f_hi, f_lo = load_split(p_split, i_view * (PARTS * B) + o_b, m_b, B * D, D, BLOCK_D, PRECISION)
+        f_hi, f_lo = load_split(p_split, i_query * (PARTS * B) + o_b, m_b, B * D, D, BLOCK_D, PRECISION)
         zero = tl.zeros([BLOCK_K, BLOCK_B], tl.float32)
         s = product(m_hi, m_lo, tl.trans(f_hi), tl.trans(f_lo), zero, PRECISION)
-        weights = _weights(s, i_view, mixing, p_c, p_lse, o_b, m_b, o_v, B, scale, MIX)
-        if SOFT:
-            if i_view == 1:
-                weights -= target
-            if i_view == 2:
-                target = _weights(s, 3, mixing, p_c, p_lse, o_b, m_b, o_v, B, scale, MIX)
+        weights = _weights(s, i_query, mixing, p_c, p_lse, o_b, m_b, o_v, B, scale, MIX)
+        softmax = weights
+        for ROW in tl.static_range(QUERIES):
+            if entry(TABLE, ROW, TARGET) is not None:
+                if i_query == ROW:
+                    weights -= target
+        weights = weighted(weights, i_query, TABLE)
+        for ROW in tl.static_range(len(TABLE)):
+            if _is_target(TABLE, ROW):
+                if i_query == entry(TABLE, ROW, QUERY):
+                    if ROW < QUERIES:
+                        target = softmax
+                    else:
+                        target = _weights(s, ROW, mixing, p_c, p_lse, o_b, m_b, o_v, B, scale, MIX)
         if p_parts is not None:
-            weights *= tl.load(p_parts + i_view)
+            weights *= tl.load(p_parts + i_query)
         w_hi, w_lo = split(weights, PRECISION)
         gradient = product(w_hi, w_lo, f_hi, f_lo, gradient, PRECISION)
 

@@ -1,12 +1,12 @@
 """After the pass over the bank: log-sum-exps, loss and the features' gradients from the partial sums, in a fixed order.
 
-With E the expected entry of a distribution (its positive f0 and all plain and mixed entries, weighted by the softmax):
+With E the expected entry of a row (its positive f0 and all plain and mixed entries, weighted by the softmax):
 
-    L1 = lse - f1.f0 / tau          dL1/df1 = (E - f0) / tau          (L3 likewise)
-    L2 = lse - f2.E_target / tau    dL2/df2 = (E - E_target) / tau
+    L = lse - f.f0 / tau          dL/df = (E - f0) / tau           of a one-hot target
+    L = lse - f.E_target / tau    dL/df = (E - E_target) / tau     of another row
 
-where prediction and target share their entries, so that the target's expected logit is f2.E_target / tau. Every part is
-a mean over the batch. The share of f0 in E is kept apart, E = E_bank + (1 - rest) f0 with rest the bank's share of the
+where both rows share their entries, so that the target's expected logit is f.E_target / tau. Every part is a mean over
+the batch. The share of f0 in E is kept apart, E = E_bank + (1 - rest) f0 with rest the bank's share of the
 softmax: E - f0 = E_bank - rest f0 does not cancel where the positive has nearly all of it.
 
 The program that finishes last adds up the batch. Programs count themselves by a ticket, an atomic sum that is 0 at
@@ -22,7 +22,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.prepare import select_view
+from kernels.prepare import MIXED_WITH, QUERY, TARGET, entry, look_up, select_query, students, weighted
 from kernels.rows import load_rows, store_rows
 from kernels.sweep import BANK_PLAIN, BANK_SUM, LOSS_SHARE, LOSS_SUM, NOTHING, PLANES, TOP, TOP_PLAIN
 
@@ -30,27 +30,19 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def _load_plane(p_sums, PLANE: tl.constexpr, row, o_c, B, num_chunks, other):
+def _load_plane(p_sums, PLANE: tl.constexpr, row, o_c, N, num_chunks, other):
     """One number of a row from the chunks ``o_c`` (int64)."""
-    return tl.load(p_sums + (o_c * PLANES + PLANE) * (4 * B) + row, mask=o_c < num_chunks, other=other)
+    return tl.load(p_sums + (o_c * PLANES + PLANE) * N + row, mask=o_c < num_chunks, other=other)
 
 
 @triton.jit
 def _log_sum_exp(
-    p_sums,
-    TOP_PLANE: tl.constexpr,
-    SUM_PLANE: tl.constexpr,
-    row,
-    positive,
-    scale,
-    B,
-    num_chunks,
-    BLOCK_C: tl.constexpr,
+    p_sums, TOP_PLANE: tl.constexpr, SUM_PLANE: tl.constexpr, row, positive, scale, N, num_chunks, BLOCK_C: tl.constexpr
 ):
     """Of a row's logits, to the base 2, and the bank's share of the softmax; from these two planes of p_sums."""
     o_c = tl.arange(0, BLOCK_C).to(tl.int64)
-    tops = _load_plane(p_sums, TOP_PLANE, row, o_c, B, num_chunks, NOTHING)
-    sums = _load_plane(p_sums, SUM_PLANE, row, o_c, B, num_chunks, 0.0)
+    tops = _load_plane(p_sums, TOP_PLANE, row, o_c, N, num_chunks, NOTHING)
+    sums = _load_plane(p_sums, SUM_PLANE, row, o_c, N, num_chunks, 0.0)
     top = tl.maximum(tl.max(tops, axis=0), positive)
     bank = tl.sum(sums * tl.exp2((tops - top) * scale), axis=0)
     total = bank + tl.exp2((positive - top) * scale)
@@ -59,42 +51,55 @@ def _log_sum_exp(
 
 @triton.jit
 def _expected_entry(
-    p_sums, p_entries, row, b_v, lse, scale, B, num_chunks, OWN: tl.constexpr, D: tl.constexpr,
+    p_sums, p_entries, row, b_v, lse, scale, N, num_chunks, OWN: tl.constexpr, D: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """E_bank of a row, (1, BLOCK_D)."""
     expected = tl.zeros([1, BLOCK_D], tl.float32)
     for i_first in range(0, num_chunks, BLOCK_N):
         o_c = (i_first + tl.arange(0, BLOCK_N)).to(tl.int64)
-        weights = tl.exp2(_load_plane(p_sums, TOP, row, o_c, B, num_chunks, NOTHING) * scale - lse)
-        entries = load_rows(p_entries, o_c * 4 * B + row, o_c < num_chunks, D, BLOCK_D)
+        weights = tl.exp2(_load_plane(p_sums, TOP, row, o_c, N, num_chunks, NOTHING) * scale - lse)
+        entries = load_rows(p_entries, o_c * N + row, o_c < num_chunks, D, BLOCK_D)
         expected += tl.sum(entries * weights[:, None], axis=0)[None, :]
         if OWN:
-            shares = _load_plane(p_sums, LOSS_SHARE, row, o_c, B, num_chunks, 0.0)
+            shares = _load_plane(p_sums, LOSS_SHARE, row, o_c, N, num_chunks, 0.0)
             expected += tl.sum(shares * weights, axis=0) * b_v
     return expected
 
 
 @triton.jit
-def _distribution(
-    p_sums, p_entries, p_lse, row, b_v, positive, scale, bank_scale, B, num_chunks,
-    OWN: tl.constexpr, LOSS: tl.constexpr, BANK: tl.constexpr, D: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+def _softmax(
+    p_sums, p_entries, p_lse, row, b_v, positive, scale, bank_scale, N, num_chunks,
+    OWN: tl.constexpr, LOSS: tl.constexpr, BANK: tl.constexpr, STORE: tl.constexpr, D: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Of a row, at the loss's temperature: log-sum-exp to the base 2, the bank's share of the softmax, and E_bank
-    (1, BLOCK_D). What the bank's pass needs of it is stored."""
+    (1, BLOCK_D). With STORE, what the bank's pass needs of it is stored."""
     lse = 0.0
     rest = 0.0
     expected = tl.zeros([1, BLOCK_D], tl.float32)
     if LOSS:
-        lse, rest = _log_sum_exp(p_sums, TOP, LOSS_SUM, row, positive, scale, B, num_chunks, BLOCK_C)
-        expected = _expected_entry(p_sums, p_entries, row, b_v, lse, scale, B, num_chunks, OWN, D, BLOCK_N, BLOCK_D)
-    if BANK:
-        bank_lse, _rest = _log_sum_exp(p_sums, TOP, BANK_SUM, row, positive, bank_scale, B, num_chunks, BLOCK_C)
-        tl.store(p_lse + row, bank_lse)
-    else:
-        tl.store(p_lse + row, lse)
+        lse, rest = _log_sum_exp(p_sums, TOP, LOSS_SUM, row, positive, scale, N, num_chunks, BLOCK_C)
+        expected = _expected_entry(p_sums, p_entries, row, b_v, lse, scale, N, num_chunks, OWN, D, BLOCK_N, BLOCK_D)
+    if STORE:
+        kept = lse
+        if BANK:
+            kept, _rest = _log_sum_exp(p_sums, TOP, BANK_SUM, row, positive, bank_scale, N, num_chunks, BLOCK_C)
+        tl.store(p_lse + row, kept)
     return lse, rest, expected
+
+
+@triton.constexpr_function
+def _meet_themselves(table):
+    """Whether each query meets the bank that is mixed with itself."""
+    return all(row[MIXED_WITH] == i for i, row in enumerate(table[: students(table)]))
+
+
+@triton.constexpr_function
+def _is_first_to_use(table, student):
+    """Whether the student's target is a target only, and no earlier student's: then nobody else stores its lse."""
+    targets = [row[TARGET] for row in table[: student + 1]]
+    return targets[-1] >= students(table) and targets.index(targets[-1]) == student
 
 
 @triton.jit
@@ -104,96 +109,102 @@ def _publish(p_number, number):
 
 
 @triton.jit
-def _sums_of_batch(p_samples, p_stats, B, FIRST: tl.constexpr, METRICS: tl.constexpr, BLOCK_B: tl.constexpr):
-    """p_stats from p_samples, in one order; parts that are not there are 0."""
-    o_row = tl.arange(0, 8)
-    m_row = (o_row >= FIRST) & (o_row < (5 if METRICS else 3))
-    values = tl.zeros([8, BLOCK_B], tl.float32)
+def _sums_of_batch(
+    p_samples, p_stats, B, TABLE: tl.constexpr, METRICS: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_B: tl.constexpr
+):
+    """p_stats from p_samples, in one order."""
+    QUERIES: tl.constexpr = students(TABLE)
+    o_row = tl.arange(0, BLOCK_S)
+    m_row = o_row < (QUERIES + 2 if METRICS else QUERIES)
+    values = tl.zeros([BLOCK_S, BLOCK_B], tl.float32)
     for i_first in range(0, B, BLOCK_B):
         o_b = i_first + tl.arange(0, BLOCK_B)
         mask = m_row[:, None] & (o_b < B)[None, :]
         bits = tl.atomic_or(p_samples + o_row[:, None] * B + o_b[None, :], 0, mask=mask, sem="relaxed")  # reads
         values += tl.where(mask, bits.to(tl.float32, bitcast=True), 0.0)
     sums = tl.sum(values, axis=1)
-    sums = tl.where(o_row == 3, sums, sums / B)
+    sums = tl.where(o_row == QUERIES, sums, sums / B)
     if METRICS:
-        tl.store(p_stats, tl.sum(tl.where(o_row < 3, sums, 0.0), axis=0))
-        tl.store(p_stats + 1 + o_row, sums, mask=o_row < 5)
+        tl.store(p_stats, tl.sum(weighted(tl.where(o_row < QUERIES, sums, 0.0), o_row, TABLE), axis=0))
+        tl.store(p_stats + 1 + o_row, sums, mask=o_row < max(5, QUERIES + 2))
     else:
-        tl.store(p_stats + o_row, sums, mask=o_row < 3)
+        tl.store(p_stats + o_row, sums, mask=o_row < QUERIES)
 
 
 @triton.jit(do_not_specialize=["num_chunks"])
 def _combine_kernel(
-    p_f0,  # (B, D) each; None for a view that is not there
-    p_f1,
-    p_f2,
-    p_f3,
-    p_sums,  # (chunks, PLANES, 4 B), from `kernels.sweep`
-    p_entries,  # (chunks, 4 B, D); this and what follows, but for p_lse, is None unless LOSS
-    # (5, B), as bits: L1, L2, L3, whether f3's positive is on top, its probability over the plain bank (eq. 2)
+    p_f0,  # (B, D)
+    p_queries,  # a tuple: (B, D) each
+    p_sums,  # (chunks, PLANES, R B), from `kernels.sweep`
+    p_entries,  # (chunks, R B, D); this and what follows, but for p_lse, is None unless LOSS
+    # (queries + 2, B), as bits: the losses, whether the measured query's positive is on top, its probability over the
+    # plain bank (eq. 2)
     p_samples,
     p_ticket,  # int32 scalar, 0: how many programs are done
-    # Under BANK (6,): L1 + L2 + L3, L1, L2, L3, samples with their positive on top, mean probability of the positive.
-    # Else (3,): L1, L2, L3.
+    # Under BANK (max(6, queries + 3),): loss, the queries' own, samples with their positive on top, mean probability of
+    # the positive, and zeros. Else (queries,): the losses.
     p_stats,
-    p_gradients,  # (3, B, D)
-    p_lse,  # (4, B) to the base 2: at the bank's temperature under BANK, else at the loss's
+    p_gradients,  # (queries, B, D)
+    p_lse,  # (R, B) to the base 2: at the bank's temperature under BANK, else at the loss's
     B,
     num_chunks,
     scale,  # 1 / (temperature ln 2)
     bank_scale,
     margin,  # what the rounding of a similarity may be: it must not decide a tie
-    FIRST: tl.constexpr,
-    LAST: tl.constexpr,
-    OWN: tl.constexpr,  # own mixing: v is the sample's own f1, f2 or f3, and f2 for the target
+    TABLE: tl.constexpr,
+    MEASURED: tl.constexpr,  # a query
+    OWN: tl.constexpr,  # own mixing: v is of the sample itself
     LOSS: tl.constexpr,
     BANK: tl.constexpr,
     D: tl.constexpr,
+    BLOCK_S: tl.constexpr,  # >= 6, queries + 2
     BLOCK_B: tl.constexpr,  # samples that are added up at a time
     BLOCK_C: tl.constexpr,  # >= chunks
     BLOCK_N: tl.constexpr,  # chunks whose entries are added up at a time
     BLOCK_D: tl.constexpr,
 ):
-    i_b, i_view = tl.program_id(0), tl.program_id(1)
+    QUERIES: tl.constexpr = students(TABLE)
+    i_b, i_query = tl.program_id(0), tl.program_id(1)
     o_b = i_b + tl.arange(0, 1)
     m_b = o_b < B
-    if i_view < FIRST:  # a view that is not there
-        if LOSS:
-            store_rows(p_gradients, o_b + i_view * B, m_b, tl.zeros([1, BLOCK_D], tl.float32), D, BLOCK_D)
-        return
-
-    row = i_view * B + i_b
+    N = len(TABLE) * B  # rows of all samples
+    row = i_query * B + i_b
     b_f0 = load_rows(p_f0, o_b, m_b, D, BLOCK_D)
-    b_u = load_rows(select_view(i_view, p_f1, p_f2, p_f3, FIRST), o_b, m_b, D, BLOCK_D)
+    b_u = load_rows(select_query(i_query, p_queries), o_b, m_b, D, BLOCK_D)
+    b_v = b_u
+    if OWN and not _meet_themselves(TABLE):
+        b_v = load_rows(select_query(look_up(i_query, TABLE, MIXED_WITH), p_queries), o_b, m_b, D, BLOCK_D)
     positive = tl.sum(b_u * b_f0)
-    lse, rest, expected = _distribution(
-        p_sums, p_entries, p_lse, row, b_u, positive, scale, bank_scale, B, num_chunks,
-        OWN, LOSS, BANK, D, BLOCK_C, BLOCK_N, BLOCK_D,
+    lse, rest, expected = _softmax(
+        p_sums, p_entries, p_lse, row, b_v, positive, scale, bank_scale, N, num_chunks,
+        OWN, LOSS, BANK, True, D, BLOCK_C, BLOCK_N, BLOCK_D,
     )  # fmt: skip
     aim = tl.zeros([1, BLOCK_D], tl.float32)  # the target's E_bank and bank share: none of a one-hot target
     aim_rest = 0.0
-    if LAST == 4:
-        if i_view == 1:
-            positive_3 = tl.sum(load_rows(p_f3, o_b, m_b, D, BLOCK_D) * b_f0)
-            _lse, aim_rest, aim = _distribution(
-                p_sums, p_entries, p_lse, 3 * B + i_b, b_u, positive_3, scale, bank_scale, B, num_chunks,
-                OWN, LOSS, BANK, D, BLOCK_C, BLOCK_N, BLOCK_D,
-            )  # fmt: skip
+    for ROW in tl.static_range(QUERIES):
+        if entry(TABLE, ROW, TARGET) is not None:
+            if i_query == ROW:
+                p_target = p_queries[entry(TABLE, entry(TABLE, ROW, TARGET), QUERY)]
+                target_positive = tl.sum(load_rows(p_target, o_b, m_b, D, BLOCK_D) * b_f0)
+                _lse, aim_rest, aim = _softmax(
+                    p_sums, p_entries, p_lse, entry(TABLE, ROW, TARGET) * B + i_b, b_v, target_positive,
+                    scale, bank_scale, N, num_chunks, OWN, LOSS, BANK, _is_first_to_use(TABLE, ROW), D,
+                    BLOCK_C, BLOCK_N, BLOCK_D,
+                )  # fmt: skip
     if LOSS:
         part = lse - (tl.sum(b_u * aim) + (1 - aim_rest) * positive) * scale
         _publish(p_samples + row, part * LN2)
-        gradient = (expected - aim - (rest - aim_rest) * b_f0) * (scale * LN2 / B)
-        store_rows(p_gradients, o_b + i_view * B, m_b, gradient, D, BLOCK_D)
+        gradient = (expected - aim - (rest - aim_rest) * b_f0) * weighted(scale * LN2 / B, i_query, TABLE)
+        store_rows(p_gradients, o_b + i_query * B, m_b, gradient, D, BLOCK_D)
     if LOSS and BANK:
-        if i_view == 2:
+        if i_query == MEASURED:
             o_c = tl.arange(0, BLOCK_C).to(tl.int64)
-            top_plain = tl.max(_load_plane(p_sums, TOP_PLAIN, row, o_c, B, num_chunks, NOTHING), axis=0)
+            top_plain = tl.max(_load_plane(p_sums, TOP_PLAIN, row, o_c, N, num_chunks, NOTHING), axis=0)
             on_top = tl.where(positive > top_plain + margin, 1.0, 0.0)
-            _publish(p_samples + 3 * B + i_b, on_top)
-            lse, _rest = _log_sum_exp(p_sums, TOP_PLAIN, BANK_PLAIN, row, positive, bank_scale, B, num_chunks, BLOCK_C)
-            _publish(p_samples + 4 * B + i_b, tl.exp2(positive * bank_scale - lse))
+            _publish(p_samples + QUERIES * B + i_b, on_top)
+            lse, _rest = _log_sum_exp(p_sums, TOP_PLAIN, BANK_PLAIN, row, positive, bank_scale, N, num_chunks, BLOCK_C)
+            _publish(p_samples + (QUERIES + 1) * B + i_b, tl.exp2(positive * bank_scale - lse))
     if LOSS:
         tl.debug_barrier()  # the ticket is one thread's, which vouches for the others
-        if tl.atomic_add(p_ticket, 1, sem="acq_rel") == (3 - FIRST) * B - 1:
-            _sums_of_batch(p_samples, p_stats, B, FIRST, BANK, BLOCK_B)
+        if tl.atomic_add(p_ticket, 1, sem="acq_rel") == QUERIES * B - 1:
+            _sums_of_batch(p_samples, p_stats, B, TABLE, BANK, BLOCK_S, BLOCK_B)

@@ -9,7 +9,9 @@ bank      the second pass: the bank's gradient, or its step in place; or the fir
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import triton
@@ -26,14 +28,25 @@ from kernels.tiles import Tiles, current_target, multiprocessors, tiles
 MARGIN = {"bf16x3": 2.0**-15, "ieee": 2.0**-20, "bf16": 2.0**-7}
 
 
+class Table(Protocol):
+    """`fastmc.contrast_table.Table`, which says what the rows are."""
+
+    @property
+    def rows(self) -> tuple[tuple[int, int | None, int | None, float], ...]: ...
+    @property
+    def measured(self) -> int: ...
+    @property
+    def bank_order(self) -> range | None: ...
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What `_prepare_kernel` makes of the features."""
 
     split: Tensor
-    """(3, 1 or 2, B, D): hi and, under bf16x3, lo."""
+    """(queries, 1 or 2, B, D): hi and, under bf16x3, lo."""
     c: Tensor | None
-    """Similarities of eq. 8: (4, B) under own, (4, B, B) under tiled mixing."""
+    """Similarities of eq. 8: (R, B) under own, (R, B, B) under tiled mixing."""
     ticket: Tensor
     """0, as int32: programs of one `_combine_kernel` that are done."""
 
@@ -43,9 +56,9 @@ class Partial:
     """What `_sweep_kernel` has summed of every chunk of the bank."""
 
     sums: Tensor
-    """(chunks, PLANES, 4, B)"""
+    """(chunks, PLANES, R, B)"""
     entries: Tensor | None
-    """(chunks, 4, B, D), with a loss."""
+    """(chunks, R, B, D), with a loss."""
     loss: float | None
     """Temperature of the loss, if there is one."""
     bank: float | None
@@ -70,15 +83,11 @@ class Plan:
     """A batch against a bank."""
 
     f0: Tensor
-    f1: Tensor | None
-    f2: Tensor | None
-    f3: Tensor
+    queries: tuple[Tensor, ...]
     bank: Tensor
     mixing: Tensor | None
+    table: Table
     mix: str
-    first: int
-    """Distributions (`kernels.sweep`) first to last - 1 are there."""
-    last: int
     precision: str
     block_d: int
     tiles: Tiles
@@ -86,28 +95,22 @@ class Plan:
     @staticmethod
     def of(
         f0: Tensor,
-        f1: Tensor | None,
-        f2: Tensor | None,
-        f3: Tensor,
+        queries: Sequence[Tensor],
         bank: Tensor,
         mixing: Tensor | None,
+        table: Table,
         tiled: bool,
-        soft_target: bool,
         precision: str,
     ) -> Plan:
-        alone = f1 is None or f2 is None
-        block_d = _block(f3.shape[1])
+        block_d = _block(f0.shape[1])
         mix = "none" if mixing is None else "tiled" if tiled else "own"
         return Plan(
             f0=f0.contiguous(),
-            f1=None if f1 is None else f1.contiguous(),
-            f2=None if f2 is None else f2.contiguous(),
-            f3=f3.contiguous(),
+            queries=tuple(f.contiguous() for f in queries),
             bank=bank.contiguous(),
             mixing=None if mixing is None else mixing.contiguous(),
+            table=table,
             mix=mix,
-            first=2 if alone else 0,
-            last=4 if soft_target and not alone else 3,
             precision=precision,
             block_d=block_d,
             tiles=tiles(current_target(), block_d, precision, mix),
@@ -117,21 +120,19 @@ class Plan:
         return torch.empty(shape, dtype=dtype, device=self.bank.device)
 
     def prepare(self) -> Prepared:
-        batch, dim = self.f3.shape
+        (batch, dim), count = self.f0.shape, len(self.table.rows)
         dtype = torch.float32 if self.precision == "ieee" else torch.bfloat16
-        split = self.new(3, parts(self.precision), batch, dim, dtype=dtype)
-        shape = {"none": None, "own": (4, batch), "tiled": (4, batch, batch)}[self.mix]
+        split = self.new(len(self.queries), parts(self.precision), batch, dim, dtype=dtype)
+        shape = {"none": None, "own": (count, batch), "tiled": (count, batch, batch)}[self.mix]
         c, ticket = shape and self.new(*shape), self.new(dtype=torch.int32)
         rows = triton.cdiv(batch, 16)
-        _prepare_kernel[rows, self.last - self.first, rows if self.mix == "tiled" else 1](
-            p_f1=self.f1,
-            p_f2=self.f2,
-            p_f3=self.f3,
+        _prepare_kernel[rows, count, rows if self.mix == "tiled" else 1](
+            p_queries=self.queries,
             p_split=split,
             p_c=c,
             p_ticket=ticket,
             B=batch,
-            FIRST=self.first,
+            TABLE=self.table.rows,
             MIX=self.mix,
             PRECISION=self.precision,
             D=dim,
@@ -143,10 +144,9 @@ class Plan:
 
     def sweep(self, prepared: Prepared, *, loss: float | None = None, bank: float | None = None) -> Partial:
         """At the temperatures of loss and bank."""
-        (batch, dim), size, tile = self.f3.shape, len(self.bank), self.tiles
-        queries = (self.last - self.first) * batch
-        block_r = min(tile.sweep_rows, _block(queries))
-        rows, period = triton.cdiv(queries, block_r), tile.sweep_entries
+        (batch, dim), size, tile, count = self.f0.shape, len(self.bank), self.tiles, len(self.table.rows)
+        block_r = min(tile.sweep_rows, _block(count * batch))
+        rows, period = triton.cdiv(count * batch, block_r), tile.sweep_entries
         if self.mix == "tiled":
             period = batch * max(1, period // batch)
         columns, steps = triton.cdiv(period, tile.sweep_entries), triton.cdiv(size, period)
@@ -156,8 +156,8 @@ class Plan:
         chunks_of_steps = triton.cdiv(steps, at_a_time)
         chunks = chunks_of_steps * columns
 
-        sums = self.new(chunks, PLANES.value, 4, batch)
-        entries = None if loss is None else self.new(chunks, 4, batch, dim)
+        sums = self.new(chunks, PLANES.value, count, batch)
+        entries = None if loss is None else self.new(chunks, count, batch, dim)
         _sweep_kernel[rows, chunks_of_steps, columns](
             p_split=prepared.split,
             p_c=prepared.c,
@@ -171,8 +171,7 @@ class Plan:
             num_steps=steps,
             scale=_scale(loss),
             bank_scale=_scale(bank),
-            FIRST=self.first,
-            LAST=self.last,
+            TABLE=self.table.rows,
             MIX=self.mix,
             LOSS=loss is not None,
             BANK=bank is not None,
@@ -191,16 +190,17 @@ class Plan:
     def combine(
         self, prepared: Prepared, partial: Partial, lse: Tensor, dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, Tensor]:
-        """Of a sweep with a loss: parts (3,), or stats (6,) if it was the bank's too; and gradients (3, B, D)."""
-        gradients = self.new(3, *self.f3.shape, dtype=dtype)
-        stats = self.new(3 if partial.bank is None else 6)
-        samples = self.new(5, len(self.f3), dtype=torch.int32)
+        """Of a sweep with a loss: losses (queries,), or stats if it was the bank's too; gradients (queries, B, D)."""
+        count = len(self.queries)
+        gradients = self.new(count, *self.f0.shape, dtype=dtype)
+        stats = self.new(count if partial.bank is None else max(6, count + 3))
+        samples = self.new(count + 2, len(self.f0), dtype=torch.int32)
         self._combine(partial, lse, samples, prepared.ticket, stats, gradients)
         return stats, gradients
 
     def log_sum_exps(self, partial: Partial) -> Tensor:
-        """(4, B), to the base 2, of a sweep for the bank alone."""
-        lse = self.new(4, len(self.f3))
+        """(R, B), to the base 2, of a sweep for the bank alone."""
+        lse = self.new(len(self.table.rows), len(self.f0))
         self._combine(partial, lse)
         return lse
 
@@ -213,13 +213,11 @@ class Plan:
         stats: Tensor | None = None,
         gradients: Tensor | None = None,
     ) -> None:
-        (batch, dim), chunks = self.f3.shape, len(partial.sums)
+        (batch, dim), chunks, count = self.f0.shape, len(partial.sums), len(self.queries)
         block_c = triton.next_power_of_2(chunks)
-        _combine_kernel[batch, 3](
+        _combine_kernel[batch, count](
             p_f0=self.f0,
-            p_f1=self.f1,
-            p_f2=self.f2,
-            p_f3=self.f3,
+            p_queries=self.queries,
             p_sums=partial.sums,
             p_entries=partial.entries,
             p_samples=samples,
@@ -232,12 +230,13 @@ class Plan:
             scale=_scale(partial.loss),
             bank_scale=_scale(partial.bank),
             margin=MARGIN[self.precision],
-            FIRST=self.first,
-            LAST=self.last,
+            TABLE=self.table.rows,
+            MEASURED=self.table.measured,
             OWN=self.mix == "own",
             LOSS=partial.loss is not None,
             BANK=partial.bank is not None,
             D=dim,
+            BLOCK_S=max(8, triton.next_power_of_2(count + 2)),
             BLOCK_B=min(256, triton.next_power_of_2(batch)),
             BLOCK_C=block_c,
             BLOCK_N=min(block_c, max(16, 8192 // self.block_d)),  # all of the paper's at once, in 128 registers
@@ -245,33 +244,24 @@ class Plan:
             num_warps=2,
         )
 
-    def bank_gradient(self, prepared: Prepared, lse: Tensor, temperature: float, weights: Tensor) -> Tensor:
-        """(K, D): of the three parts, weighted by ``weights`` (3,)."""
-        gradient = torch.empty_like(self.bank)
-        self._bank_pass(prepared, lse, temperature, self.bank, weights=weights, gradient=gradient)
-        return gradient
-
-    def bank_step_(self, prepared: Prepared, lse: Tensor, temperature: float, step: Step) -> None:
-        self._bank_pass(prepared, lse, temperature, step.bank, step=step)
-
-    def _bank_pass(
+    def bank_pass_(
         self,
         prepared: Prepared,
         lse: Tensor,
         temperature: float,
-        bank: Tensor,
         step: Step | None = None,
         weights: Tensor | None = None,
         gradient: Tensor | None = None,
     ) -> None:
-        """A step, or the gradient by ``weights``."""
-        batch, size, tile = len(self.f3), len(bank), self.tiles
+        """A step; or, to ``gradient`` (K, D), that of the losses weighted by ``weights`` (queries,)."""
+        batch, size, tile, order = len(self.f0), len(self.bank), self.tiles, self.table.bank_order
+        assert order is not None, "the table has no ascent"
         block_b = min(tile.bank_samples, _block(batch))
         _bank_kernel[(triton.cdiv(size, tile.bank_entries),)](
             p_split=prepared.split,
             p_c=prepared.c,
             p_lse=lse,
-            p_bank=bank,
+            p_bank=step.bank if step else self.bank,
             p_momentum=step and step.momentum,
             p_mixing=self.mixing,
             p_parts=weights,
@@ -284,11 +274,11 @@ class Plan:
             lr=float(step.lr) if step else 0.0,
             momentum_factor=float(step.momentum_factor) if step else 0.0,
             weight_decay=float(step.weight_decay) if step else 0.0,
-            FIRST=self.first,
-            LAST=self.last,
+            TABLE=self.table.rows,
+            BACKWARDS=order.step < 0,
             MIX=self.mix,
             PRECISION=self.precision,
-            D=self.f3.shape[1],
+            D=self.f0.shape[1],
             BLOCK_B=block_b,
             BLOCK_K=tile.bank_entries,
             BLOCK_D=self.block_d,
@@ -300,7 +290,7 @@ class Plan:
 
     def enqueue_(self, bank: Tensor, momentum: Tensor, cursor: Tensor, guard: Tensor) -> None:
         """f0 over the oldest rows."""
-        batch, dim = self.f3.shape
+        batch, dim = self.f0.shape
         _enqueue_kernel[(1,)](
             p_f0=self.f0,
             p_bank=bank,

@@ -1,4 +1,4 @@
-"""The MC loss (eq. 8-11) and the bank's step (eq. 7) by kernels. Nothing is validated here.
+"""Contrast with a bank (eq. 1-3, 8-11) and the bank's step (eq. 7) by kernels. Nothing is validated here.
 
 Arguments and results are those of `fastmc.objective.chunked`, which does the same in PyTorch; the launches are in
 `kernels.launch`. The bank is float32, the features are float32 or half precision, all on one device. A step is four
@@ -8,65 +8,62 @@ as many programs as run at a time, under tiled mixing at least B / 32, so O(B^2 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor
 
 from kernels import launching_on
-from kernels.launch import Plan, Step
+from kernels.launch import Plan, Step, Table
 from kernels.ranges import part
 
 
-def mc_forward(
+def contrast_forward(
     f0: Tensor,
-    f1: Tensor | None,
-    f2: Tensor | None,
-    f3: Tensor,
+    queries: Sequence[Tensor],
     bank: Tensor,
     mixing: Tensor | None,
+    table: Table,
     temperature: float,
     tiled: bool,
-    soft_target: bool,
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Parts (3,) and their gradients with respect to the features (3, B, D), zeros for absent views; and what
-    :func:`mc_bank_gradient` needs of this pass (4, B), in a form of these kernels' own."""
-    plan = Plan.of(f0, f1, f2, f3, bank, mixing, tiled, soft_target, precision)
+    """Losses (queries,), the gradients of the table's (queries, B, D), and what :func:`contrast_bank_gradient` needs of
+    this pass (rows, B), in a form of these kernels' own."""
+    plan = Plan.of(f0, queries, bank, mixing, table, tiled, precision)
     prepared = plan.prepare()
     partial = plan.sweep(prepared, loss=temperature)
-    lse = torch.zeros(4, len(f3), dtype=torch.float32, device=bank.device)
-    parts, gradients = plan.combine(prepared, partial, lse)
-    return parts, gradients, lse
+    lse = plan.new(len(table.rows), len(f0))
+    losses, gradients = plan.combine(prepared, partial, lse)
+    return losses, gradients, lse
 
 
-def mc_bank_gradient(
-    f1: Tensor | None,
-    f2: Tensor | None,
-    f3: Tensor,
+def contrast_bank_gradient(
+    queries: Sequence[Tensor],
     bank: Tensor,
     mixing: Tensor | None,
     lse: Tensor,
     weights: Tensor,
+    table: Table,
     temperature: float,
     tiled: bool,
-    soft_target: bool,
     precision: str,
 ) -> Tensor:
-    """sum_v weights[v] dL_v/dbank (K, D), from the ``lse`` of :func:`mc_forward` at the same temperature."""
-    plan = Plan.of(f3, f1, f2, f3, bank, mixing, tiled, soft_target, precision)
-    return plan.bank_gradient(plan.prepare(), lse, temperature, weights)
+    """Of sum_q weights[q] L_q, further weighted as the table says, (K, D); from the ``lse`` of
+    :func:`contrast_forward` at the same temperature."""
+    plan = Plan.of(queries[0], queries, bank, mixing, table, tiled, precision)
+    gradient = plan.new(*bank.shape)
+    plan.bank_pass_(plan.prepare(), lse, temperature, weights=weights, gradient=gradient)
+    return gradient
 
 
 def bank_step_(
     bank: Tensor,
     momentum: Tensor,
     f0: Tensor,
-    f1: Tensor,
-    f2: Tensor,
-    f3: Tensor,
+    queries: Sequence[Tensor],
     mixing: Tensor | None,
+    table: Table,
     temperature: float,
     lr: float,
     momentum_factor: float,
@@ -75,45 +72,44 @@ def bank_step_(
     precision: str,
 ) -> None:
     """Eq. 7, in place; four launches."""
-    plan = Plan.of(f0, f1, f2, f3, bank, mixing, tiled, True, precision)
+    plan = Plan.of(f0, queries, bank, mixing, table, tiled, precision)
     prepared = plan.prepare()
     lse = plan.log_sum_exps(plan.sweep(prepared, bank=temperature))
     with part("bank"), launching_on(bank.device, "bank"), contiguous(bank, momentum) as (w, v):
-        plan.bank_step_(prepared, lse, temperature, Step(w, v, lr, momentum_factor, weight_decay))
+        plan.bank_pass_(prepared, lse, temperature, Step(w, v, lr, momentum_factor, weight_decay))
 
 
-def mc_step_(
+def contrast_step_(
     bank: Tensor,
     momentum: Tensor,
     f0: Tensor,
-    f1: Tensor | None,
-    f2: Tensor | None,
-    f3: Tensor,
+    queries: Sequence[Tensor],
     mixing: Tensor | None,
+    table: Table,
     temperature: float,
     bank_temperature: float,
     lr: float,
     momentum_factor: float,
     weight_decay: float,
     tiled: bool,
-    soft_target: bool,
     update: str,
     cursor: Tensor | None,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
-    """stats (6,) = loss, L1, L2, L3, top-1 count, mean probability of the positive; gradients (3, B, D). The bank
-    steps ("ascent"), takes f0 ("fifo") or stays ("none"); it stays in any case where the loss is not finite."""
-    plan = Plan.of(f0, f1, f2, f3, bank, mixing, tiled, soft_target, precision)
+    """stats (max(6, queries + 3),) = loss, those of the queries, top-1 count, mean probability of the positive, zeros;
+    gradients (queries, B, D). The bank steps ("ascent"), takes f0 ("fifo") or stays ("none"); it stays in any case
+    where the loss is not finite."""
+    plan = Plan.of(f0, queries, bank, mixing, table, tiled, precision)
     prepared = plan.prepare()
-    lse = plan.new(4, len(f3))
+    lse = plan.new(len(table.rows), len(f0))
     partial = plan.sweep(prepared, loss=temperature, bank=bank_temperature)
-    stats, gradients = plan.combine(prepared, partial, lse, dtype=f3.dtype)
+    stats, gradients = plan.combine(prepared, partial, lse, dtype=queries[0].dtype)
     if update == "none":
         return stats, gradients
     with part("bank"), launching_on(bank.device, "bank"), contiguous(bank, momentum) as (w, v):
         if update == "ascent":
             step = Step(w, v, lr, momentum_factor, weight_decay, guard=stats)
-            plan.bank_step_(prepared, lse, bank_temperature, step)
+            plan.bank_pass_(prepared, lse, bank_temperature, step)
         else:
             assert cursor is not None
             plan.enqueue_(w, v, cursor, stats)

@@ -1,8 +1,12 @@
 """Before the bank is read: the features in the form of the products, and the similarities c = u.v of eq. 8.
 
 u.b_i = lambda_i (u.v) + (1 - lambda_i) (u.m_i): with c = u.v at hand, no mixed bank is ever built. Which u meets which
-v is the table of distributions in `kernels.sweep`. Under own mixing a sample has one c per distribution; under tiled
-mixing entry i is mixed with the feature of sample i mod B, so c is a (B, B) matrix per distribution.
+v is said by a table, see below. Under own mixing a sample has one c per row of it; under tiled mixing entry i is mixed
+with the feature of sample i mod B, so c is a (B, B) matrix per row.
+
+TABLE, a constant of each kernel, is the tuple of rows of a `fastmc.contrast_table`: (query, the query that
+its bank is mixed with, the row that is its target, weight of its loss), None where there is nothing. The first of them,
+`students` in number, have the losses of the queries, each at its query's place; the others are targets only.
 """
 
 from __future__ import annotations
@@ -12,51 +16,75 @@ import triton.language as tl
 
 from kernels.products import parts, product, split
 
+QUERY = tl.constexpr(0)
+MIXED_WITH = tl.constexpr(1)
+TARGET = tl.constexpr(2)
+WEIGHT = tl.constexpr(3)
+
+
+@triton.constexpr_function
+def entry(table, row, column):
+    """Of the table."""
+    return table[row][column]
+
+
+@triton.constexpr_function
+def students(table):
+    """How many queries there are."""
+    return 1 + max(row[0] for row in table)
+
 
 @triton.jit
-def query_view(i_distribution):
-    """Row of (f1, f2, f3) that is the query u of a distribution."""
-    return tl.minimum(i_distribution, 2)
+def look_up(i_row, TABLE: tl.constexpr, COLUMN: tl.constexpr):
+    """The table's entry for a row, or a block of rows, that is known when the kernel runs."""
+    found = i_row
+    for ROW in tl.static_range(len(TABLE)):
+        if entry(TABLE, ROW, COLUMN) != ROW:
+            found = tl.where(i_row == ROW, entry(TABLE, ROW, COLUMN), found)
+    return found
 
 
 @triton.jit
-def mixed_view(i_distribution):
-    """Row of (f1, f2, f3) that is v, which the bank of a distribution is mixed with."""
-    return tl.where(i_distribution == 3, 1, i_distribution)
+def weighted(x, i_query, TABLE: tl.constexpr):
+    """x times the weight of the query's loss."""
+    for ROW in tl.static_range(students(TABLE)):
+        if entry(TABLE, ROW, WEIGHT) != 1:
+            x = tl.where(i_query == ROW, x * entry(TABLE, ROW, WEIGHT), x)
+    return x
 
 
 @triton.jit
-def select_view(i_view, p_f1, p_f2, p_f3, FIRST: tl.constexpr):
-    """The view's own pointer; those before FIRST are None."""
-    if FIRST == 2:
-        return p_f3
-    else:
-        return tl.where(i_view == 0, p_f1, tl.where(i_view == 1, p_f2, p_f3))
+def select_query(i_query, p_queries):
+    """The query's own pointer."""
+    p_query = p_queries[len(p_queries) - 1]
+    for BEFORE in tl.static_range(len(p_queries) - 2, -1, -1):
+        p_query = tl.where(i_query == BEFORE, p_queries[BEFORE], p_query)
+    return p_query
 
 
 @triton.jit
 def _prepare_kernel(
-    p_f1,  # (B, D) each; None for a view that is not there
-    p_f2,
-    p_f3,
-    p_split,  # (3, 1 or 2, B, D): hi, and lo under bf16x3
-    p_c,  # (4, B) for own, (4, B, B) for tiled mixing, else None
+    p_queries,  # a tuple: (B, D) each
+    p_split,  # (queries, 1 or 2, B, D): hi, and lo under bf16x3
+    p_c,  # (rows, B) for own, (rows, B, B) for tiled mixing, else None
     p_ticket,  # int32 scalar, which `kernels.combine` wants to be 0
     B,
-    FIRST: tl.constexpr,  # the first distribution: 0, or 2 where f3 is the only view
+    TABLE: tl.constexpr,
     MIX: tl.constexpr,
     PRECISION: tl.constexpr,
     D: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_D: tl.constexpr,  # columns at a time
 ):
-    i_row, i_distribution, i_column = tl.program_id(0), tl.program_id(1) + FIRST, tl.program_id(2)
-    i_u, i_v = query_view(i_distribution), mixed_view(i_distribution)
-    p_u, p_v = select_view(i_u, p_f1, p_f2, p_f3, FIRST), select_view(i_v, p_f1, p_f2, p_f3, FIRST)
-    o_b = i_row * BLOCK_B + tl.arange(0, BLOCK_B)
+    i_block, i_row, i_column = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    i_u = look_up(i_row, TABLE, QUERY)
+    p_u = select_query(i_u, p_queries)
+    if MIX != "none":
+        p_v = select_query(look_up(i_row, TABLE, MIXED_WITH), p_queries)
+    o_b = i_block * BLOCK_B + tl.arange(0, BLOCK_B)
     o_r = i_column * BLOCK_B + tl.arange(0, BLOCK_B)
     m_b, m_r = o_b < B, o_r < B
-    if (i_row == 0) & (i_distribution == FIRST) & (i_column == 0):
+    if (i_block == 0) & (i_row == 0) & (i_column == 0):
         tl.store(p_ticket, 0)
     PARTS: tl.constexpr = parts(PRECISION)
     p_hi = p_split + i_u * PARTS * B * D
@@ -71,7 +99,7 @@ def _prepare_kernel(
         o_u, m_u = o_b[:, None] * D + o_d[None, :], m_b[:, None] & m_d
         b_u = tl.load(p_u + o_u, mask=m_u, other=0.0).to(tl.float32)
         u_hi, u_lo = split(b_u, PRECISION)
-        if (i_distribution < 3) & (i_column == 0):
+        if (i_row < students(TABLE)) & (i_column == 0):
             tl.store(p_hi + o_u, u_hi, mask=m_u)
             if PARTS == 2:
                 tl.store(p_hi + B * D + o_u, u_lo, mask=m_u)
@@ -83,7 +111,7 @@ def _prepare_kernel(
             c = product(u_hi, u_lo, tl.trans(v_hi), tl.trans(v_lo), c, PRECISION)
 
     if MIX == "own":
-        tl.store(p_c + i_distribution * B + o_b, c, mask=m_b)
+        tl.store(p_c + i_row * B + o_b, c, mask=m_b)
     if MIX == "tiled":
-        p_block = p_c + (i_distribution * B + o_b[:, None]) * B + o_r[None, :]
+        p_block = p_c + (i_row * B + o_b[:, None]) * B + o_r[None, :]
         tl.store(p_block, c, mask=m_b[:, None] & m_r[None, :])

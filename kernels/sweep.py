@@ -1,17 +1,12 @@
 """The pass over the bank: the softmaxes of the MC loss, as attention over a doubled bank.
 
-A distribution (eq. 2 over M_0 and M_*) is a softmax of a query u over the plain entries m_i and the mixed entries
-b_i = lambda_i v + (1 - lambda_i) m_i. The log of its sum is the loss, and the gradient of that log with respect to u is
-the expected entry: what attention computes, with the bank as keys and as values. So one pass with a running maximum, as
-in flash attention, gives the sums at both temperatures and the expected entries, and no similarity is stored.
+A row of the table (`kernels.prepare`) is a softmax of a query u over the plain entries m_i and, if mixed with a v, the
+mixed entries b_i = lambda_i v + (1 - lambda_i) m_i. The log of its sum is the loss, and the gradient of that log with
+respect to u is the expected entry: what attention computes, with the bank as keys and as values. So one pass with a
+running maximum, as in flash attention, gives the sums at both temperatures and the expected entries, and no similarity
+is stored.
 
-    distribution   query u   mixed with v
-    0              f1        f1            L1
-    1              f2        f2            L2, prediction
-    2              f3        f3            L3
-    3              f3        f2            L2, target
-
-The 4 B queries are one list of rows, distribution after distribution. A program takes a block of rows and every n-th
+The rows of all samples are one list of R B, row of the table after row. A program takes a block of them and every n-th
 tile of the bank; what it has summed goes to a buffer that `kernels.combine` adds up in a fixed order.
 """
 
@@ -20,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.prepare import mixed_view, query_view
+from kernels.prepare import MIXED_WITH, QUERY, look_up
 from kernels.products import parts, product, split
 from kernels.rows import inverse_norms, load, load_parted, load_split, row_mask, row_offsets, whole
 
@@ -55,20 +50,19 @@ def _added(sums, shrink, x):
 # A size that is a multiple of 16 on one batch and not on the next must not compile anew.
 @triton.jit(do_not_specialize=["period", "num_steps"])
 def _sweep_kernel(
-    p_split,  # (3, 1 or 2, B, D): features, from `kernels.prepare`
-    p_c,  # (4, B) or (4, B, B); None if MIX is "none", as p_mixing
+    p_split,  # (queries, 1 or 2, B, D): features, from `kernels.prepare`
+    p_c,  # (R, B) or (R, B, B); None if MIX is "none", as p_mixing
     p_bank,  # (K, D)
     p_mixing,  # (K,)
-    p_sums,  # (chunks, PLANES, 4 B), see above
-    p_entries,  # (chunks, 4 B, D): sum of exponential times entry; None unless LOSS
+    p_sums,  # (chunks, PLANES, R B), see above
+    p_entries,  # (chunks, R B, D): sum of exponential times entry; None unless LOSS
     B,
     K,
     period,  # rows of the bank from tile to tile; under tiled mixing a multiple of B, so that a column keeps its v
     num_steps,  # tiles one after the other: ceil(K / period)
     scale,  # 1 / (temperature ln 2): exponentials are powers of two
     bank_scale,
-    FIRST: tl.constexpr,  # distributions FIRST to LAST - 1 are there: 0 to 3; 0 to 2 without a soft target; 2, f3 alone
-    LAST: tl.constexpr,
+    TABLE: tl.constexpr,
     MIX: tl.constexpr,
     LOSS: tl.constexpr,  # sums and expected entries at the loss's temperature
     BANK: tl.constexpr,  # sums at the bank's temperature
@@ -87,10 +81,10 @@ def _sweep_kernel(
     num_parts = tl.num_programs(1)
     PARTS: tl.constexpr = parts(PRECISION)
 
-    o_row = FIRST * B + i_row * BLOCK_R + tl.arange(0, BLOCK_R)
-    m_row = o_row < LAST * B
-    i_distribution = o_row // B
-    o_u = query_view(i_distribution) * (PARTS * B) + o_row % B
+    N = len(TABLE) * B  # rows of all samples
+    o_row = i_row * BLOCK_R + tl.arange(0, BLOCK_R)
+    m_row = o_row < N
+    o_u = look_up(o_row // B, TABLE, QUERY) * (PARTS * B) + o_row % B
     u_hi, u_lo = load_split(p_split, o_u, m_row, B * D, D, BLOCK_D, PRECISION)
 
     o_k = i_column * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -157,30 +151,30 @@ def _sweep_kernel(
         start += num_parts * period
 
     i_chunk = (i_column * num_parts + i_part).to(tl.int64)
-    p_row = p_sums + i_chunk * (PLANES * 4 * B) + o_row
-    tl.store(p_row + TOP * 4 * B, top, mask=m_row)
-    tl.store(p_row + TOP_PLAIN * 4 * B, top_plain, mask=m_row)
+    p_row = p_sums + i_chunk * (PLANES * N) + o_row
+    tl.store(p_row + TOP * N, top, mask=m_row)
+    tl.store(p_row + TOP_PLAIN * N, top_plain, mask=m_row)
     if BANK:
         plain = tl.sum(bank_plain, axis=1)
         both_top = tl.maximum(plain_top, mixed_top)
         both = plain * tl.exp2(plain_top - both_top) + tl.sum(bank_mixed, axis=1) * tl.exp2(mixed_top - both_top)
-        tl.store(p_row + BANK_SUM * 4 * B, both, mask=m_row)
-        tl.store(p_row + BANK_PLAIN * 4 * B, plain, mask=m_row)
+        tl.store(p_row + BANK_SUM * N, both, mask=m_row)
+        tl.store(p_row + BANK_PLAIN * N, plain, mask=m_row)
     if LOSS:
         row_total = tl.sum(total, axis=1)
         if MIX != "none":
             row_share = tl.sum(share, axis=1)
             row_total += row_share
-        tl.store(p_row + LOSS_SUM * 4 * B, row_total, mask=m_row)
+        tl.store(p_row + LOSS_SUM * N, row_total, mask=m_row)
         if MIX == "own":
-            tl.store(p_row + LOSS_SHARE * 4 * B, row_share, mask=m_row)
+            tl.store(p_row + LOSS_SHARE * N, row_share, mask=m_row)
         if MIX == "tiled":
-            # lambda_i v of every entry that was mixed with this v. A block of rows may hold several distributions.
-            last_row = tl.minimum(FIRST * B + (i_row + 1) * BLOCK_R, LAST * B) - 1
-            for i_mixed in range((FIRST * B + i_row * BLOCK_R) // B, last_row // B + 1):
-                o_v = mixed_view(i_mixed) * (PARTS * B) + o_k % B
+            # lambda_i v of every entry that was mixed with this v. A block may hold several rows of the table.
+            last_row = tl.minimum((i_row + 1) * BLOCK_R, N) - 1
+            for i_mixed in range(i_row * BLOCK_R // B, last_row // B + 1):
+                o_v = look_up(i_mixed, TABLE, MIXED_WITH) * (PARTS * B) + o_k % B
                 v_hi, v_lo = load_split(p_split, o_v, m_period, B * D, D, BLOCK_D, PRECISION)
-                s_hi, s_lo = split(tl.where((i_distribution == i_mixed)[:, None], share, 0.0), PRECISION)
+                s_hi, s_lo = split(tl.where((o_row // B == i_mixed)[:, None], share, 0.0), PRECISION)
                 entries = product(s_hi, s_lo, v_hi, v_lo, entries, PRECISION)
-        p_out = p_entries + i_chunk * 4 * B * D + row_offsets(o_row, D, BLOCK_D)
+        p_out = p_entries + i_chunk * N * D + row_offsets(o_row, D, BLOCK_D)
         tl.store(p_out, entries, mask=row_mask(m_row, D, BLOCK_D))

@@ -10,15 +10,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastmc.contrast_table import A2MC, AIMCLR, B1, B2, B3, HICLR, Row, Table
 from fastmc.reference import bank as reference_bank
 from fastmc.reference import contrast as reference
 
+CROSSED = Table(
+    (Row(0, 1), Row(1, 1, target=0, weight=0.5), Row(2, 3, target=4, weight=2.0), Row(3, 3, target=4), Row(1, 3)),
+    measured=1,
+)
+"""Of four queries: partners other than themselves, weights, a row that is both student and target, two students of one
+target."""
+TABLES = {
+    "mc": A2MC, "unmixed": B3, "one-hot": B2, "alone": B1, "aimclr": AIMCLR, "hiclr": HICLR, "crossed": CROSSED,
+}  # fmt: skip
 HYPER = {"lr": 2.0, "momentum_factor": 0.9, "weight_decay": 0.01}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call. ``kind``: "mc", "unmixed" (no mixed entries), "one-hot" (InfoNCE of each view) or "alone" (of f3)."""
+    """One call. ``kind``: "mc", "unmixed" (no mixed entries), "one-hot" (InfoNCE of each view), "alone" (of f3), or
+    another of TABLES."""
 
     f0: Tensor
     f1: Tensor
@@ -51,41 +62,50 @@ class Case:
         return (None, None, self.f3) if self.kind == "alone" else (self.f1, self.f2, self.f3)
 
     @property
-    def coefficients(self) -> Tensor | None:
-        return self.mixing if self.kind == "mc" else None
+    def table(self) -> Table:
+        return TABLES[self.kind]
 
     @property
-    def soft_target(self) -> bool:
-        return self.kind in ("mc", "unmixed")
+    def queries(self) -> list[Tensor]:
+        if self.kind == "alone":
+            return [self.f3]
+        return [self.f1, self.f2, self.f3, *([self.f1.flip(0)] if self.kind == "crossed" else [])]
 
-    def parts(self, f1: Tensor, f2: Tensor, f3: Tensor, bank: Tensor, temperature: float) -> Tensor:
-        """(3,), differentiable."""
-        mix, m0 = "tiled" if self.tiled else "own", reference.normalise(bank)
-        if self.soft_target:
-            setting: dict[str, Any] = {"temperature": temperature, "mix": mix}
-            return torch.stack(reference.mc_loss_parts(self.f0, f1, f2, f3, bank, self.coefficients, **setting))
-        losses = [reference.info_nce(f, self.f0, m0, temperature) for f in (f1, f2, f3)]
-        return torch.stack(losses) * (torch.tensor([0, 0, 1]) if self.kind == "alone" else 1)
+    @property
+    def coefficients(self) -> Tensor | None:
+        return self.mixing if self.table.mixed else None
+
+    def parts(self, queries: list[Tensor], bank: Tensor, temperature: float) -> Tensor:
+        """(q,), differentiable: by the paper's equations where it has them."""
+        setting: dict[str, Any] = {"temperature": temperature, "mix": "tiled" if self.tiled else "own"}
+        if self.kind in ("mc", "unmixed"):
+            return torch.stack(reference.mc_loss_parts(self.f0, *queries, bank, self.coefficients, **setting))
+        if self.kind in ("one-hot", "alone"):
+            m0 = reference.normalise(bank)
+            return torch.stack([reference.info_nce(f, self.f0, m0, temperature) for f in queries])
+        return reference.contrast_losses(self.f0, queries, bank, self.table, self.coefficients, **setting)
 
 
 Results = dict[str, Tensor]
 
 
 def forward_truth(case: Case, weights: Tensor) -> Results:
-    """Parts, gradients of f1, f2, f3, and the bank's gradient of weights . parts."""
-    leaves = [t.detach().requires_grad_() for t in (case.f1, case.f2, case.f3, case.bank)]
-    parts = case.parts(*leaves, case.temperature)
-    gradients = torch.autograd.grad(parts.sum(), leaves[:3], retain_graph=True)
-    (bank,) = torch.autograd.grad(parts @ weights.to(parts), leaves[3])
+    """Parts; the gradients of the queries, and the bank's of weights . parts, with parts weighted as in the table."""
+    *leaves, bank = (t.detach().requires_grad_() for t in (*case.queries, case.bank))
+    parts = case.parts(leaves, bank, case.temperature)
+    loss = reference.contrast_loss(parts, case.table)
+    gradients = torch.autograd.grad(loss, leaves, retain_graph=True)
+    weighted = reference.contrast_loss(parts * weights[: len(parts)].to(parts), case.table)
+    (bank,) = torch.autograd.grad(weighted, bank)
     return {"parts": parts.detach(), "gradients": torch.stack(gradients), "bank": bank}
 
 
 def forward_of(module: Any, case: Case, weights: Tensor, precision: str = "ieee") -> Results:
-    """The same from ``module.mc_forward`` and ``module.mc_bank_gradient``."""
-    setting = (case.temperature, case.tiled, case.soft_target, precision)
-    parts, gradients, lse = module.mc_forward(case.f0, *case.views, case.bank, case.coefficients, *setting)
-    weights = weights.to(case.bank)
-    bank = module.mc_bank_gradient(*case.views, case.bank, case.coefficients, lse, weights, *setting)
+    """The same from ``module.contrast_forward`` and ``module.contrast_bank_gradient``."""
+    setting = (case.table, case.temperature, case.tiled, precision)
+    parts, gradients, lse = module.contrast_forward(case.f0, case.queries, case.bank, case.coefficients, *setting)
+    weights = weights[: len(parts)].to(case.bank)
+    bank = module.contrast_bank_gradient(case.queries, case.bank, case.coefficients, lse, weights, *setting)
     return {"parts": parts, "gradients": gradients, "bank": bank}
 
 
@@ -95,19 +115,24 @@ def velocity(case: Case) -> Tensor:
 
 
 def step_truth(case: Case, update: str, momentum: Tensor, cursor: int = 0) -> Results:
-    """Everything that mc_step_ returns or changes."""
-    found = forward_truth(case, torch.ones(3))
+    """Everything that contrast_step_ returns or changes."""
+    found = forward_truth(case, torch.ones(4))
     m0, tau = reference.normalise(case.bank), case.bank_temperature
-    similarity = case.f3 @ m0.T
-    psi = reference.similarity_distribution(case.f3, case.f0, m0, tau)[:, 0]
-    nearer = (case.f3 * case.f0).sum(dim=1) > similarity.amax(dim=1) + 8 * torch.finfo(case.f0.dtype).eps
+    measured = case.queries[case.table.measured]
+    similarity = measured @ m0.T
+    psi = reference.similarity_distribution(measured, case.f0, m0, tau)[:, 0]
+    nearer = (measured * case.f0).sum(dim=1) > similarity.amax(dim=1) + 8 * torch.finfo(case.f0.dtype).eps
     parts = found["parts"]
-    stats = torch.stack([parts.sum(), *parts, nearer.sum().to(psi), psi.mean()])
+    loss = reference.contrast_loss(parts, case.table)
+    stats = torch.stack([loss, *parts, nearer.sum().to(psi), psi.mean()])
+    stats = F.pad(stats, (0, max(0, 6 - len(stats))))
     bank, momentum = case.bank.clone(), momentum.clone()
     if update == "ascent":
-        mix = "tiled" if case.tiled else "own"
-        features = (case.f0, case.f1, case.f2, case.f3, case.coefficients)
-        bank, momentum = reference_bank.bank_step(bank, momentum, *features, temperature=tau, mix=mix, **HYPER)
+
+        def loss_of(bank: Tensor) -> Tensor:
+            return reference.contrast_loss(case.parts(case.queries, bank, tau), case.table)
+
+        bank, momentum = reference_bank.ascend(bank, momentum, loss_of, **HYPER)
     if update == "fifo":
         for feature in case.f0:
             row = cursor % len(bank)
@@ -122,19 +147,19 @@ def step_truth(case: Case, update: str, momentum: Tensor, cursor: int = 0) -> Re
 def step_of(
     module: Any, case: Case, update: str, momentum: Tensor, cursor: int = 0, precision: str = "ieee"
 ) -> Results:
-    """The same from ``module.mc_step_``."""
+    """The same from ``module.contrast_step_``."""
     bank, momentum, place = case.bank.clone(), momentum.clone(), torch.tensor(cursor, device=case.bank.device)
-    stats, gradients = module.mc_step_(
+    stats, gradients = module.contrast_step_(
         bank,
         momentum,
         case.f0,
-        *case.views,
+        case.queries,
         case.coefficients,
+        case.table,
         case.temperature,
         case.bank_temperature,
         *HYPER.values(),
         case.tiled,
-        case.soft_target,
         update,
         place,
         precision,

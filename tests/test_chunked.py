@@ -12,14 +12,15 @@ import torch
 from every_pair import every_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import Case, assert_exact, budget, forward_of, forward_truth, within
+from oracle import TABLES, Case, assert_exact, budget, forward_of, forward_truth, within
 
+from fastmc.contrast_table import A2MC, B1
 from fastmc.objective import attention as rows
 from fastmc.objective import chunked
 from fastmc.objective.attention import BIT, Block, Contrast, Scratch
 
-KINDS = ["mc", "unmixed", "one-hot", "alone"]
-WEIGHTS = torch.tensor([0.5, -2.0, 3.0])
+KINDS = list(TABLES)
+WEIGHTS = torch.tensor([0.5, -2.0, 3.0, -0.7])
 
 
 @pytest.fixture(params=[True, False], ids=["looking", "not looking"])
@@ -83,7 +84,7 @@ def test_a_shift_is_left_out_exactly_while_nothing_can_overflow(dtype):
     largest = 0.66 * math.log(torch.finfo(dtype).max)
     for tau, bounded in ((1.001 / largest, True), (0.999 / largest, False), (float("nan"), False)):
         case = Case.draw(3, 5, 4, dtype=dtype)
-        contrast = Contrast.of(*case.views, case.bank, case.mixing, False, True)
+        contrast = Contrast(torch.stack(case.queries), case.bank, case.mixing, A2MC, False)
         assert chunked._logits_are_bounded(case.f0, contrast, tau) is bounded
     # At that limit the worst there is, opposite and equal features, is still exact.
     unit = torch.eye(4, dtype=dtype)[:1].expand(2, 4)
@@ -130,15 +131,12 @@ def test_the_comparison_notices_a_wrong_implementation(mutant):
 
 def test_the_log_sum_exps_are_those_of_the_rows():
     case = Case.draw(5, 30, 6)
-    views = (*case.views, case.bank, case.mixing)
-    _, _, lse = chunked.mc_forward(case.f0, *views, 0.07, False, True, "ieee")
+    _, _, lse = chunked.contrast_forward(case.f0, case.queries, case.bank, case.mixing, A2MC, 0.07, False, "ieee")
     m0 = torch.nn.functional.normalize(case.bank, dim=1)
-    for row, u, v in ((0, case.f1, case.f1), (1, case.f2, case.f2), (2, case.f3, case.f2), (3, case.f3, case.f3)):
+    for row, u, v in ((0, case.f1, case.f1), (1, case.f2, case.f2), (2, case.f3, case.f3), (3, case.f3, case.f2)):
         mixed = case.mixing * (u * v).sum(dim=1, keepdim=True) + (1 - case.mixing) * (u @ m0.T)
         logits = torch.cat([(u * case.f0).sum(dim=1, keepdim=True), u @ m0.T, mixed], dim=1) / 0.07
         torch.testing.assert_close(lse[row], logits.logsumexp(dim=1), rtol=1e-13, atol=0)
-    _, _, alone = chunked.mc_forward(case.f0, None, None, case.f3, case.bank, None, 0.07, False, True, "ieee")
-    assert not alone[:3].any() and alone[3].all()
 
 
 def test_two_calls_are_equal_bit_for_bit():
@@ -159,7 +157,7 @@ def test_a_value_that_is_not_finite_is_seen_in_the_loss(name, value, looking):
 
 @given(batch=st.integers(1, 500), bank=st.integers(1, 20000), tiled=st.booleans())
 def test_blocks_and_chunks_cover_everything_once(batch, bank, tiled):
-    contrast = Contrast(torch.empty(1, batch, 1), torch.empty(bank, 1), None, tiled, False)
+    contrast = Contrast(torch.empty(1, batch, 1), torch.empty(bank, 1), None, B1, tiled)
     for pieces, end, largest in (
         (contrast.blocks(), batch, contrast.block_size),
         (contrast.chunks(), bank, contrast.chunk_size),
@@ -175,7 +173,7 @@ def test_blocks_and_chunks_cover_everything_once(batch, bank, tiled):
 
 def test_the_largest_logit_is_exact():
     case = Case.draw(5, 30, 6)
-    contrast = Contrast.of(*case.views, case.bank, case.mixing, False, True)
+    contrast = Contrast(torch.stack(case.queries), case.bank, case.mixing, A2MC, False)
     block = Block(contrast, slice(0, 5), Scratch(contrast), 0.07, shifted=True)
     m0 = torch.nn.functional.normalize(case.bank, dim=1)
     plain = (case.f3 @ m0.T) / 0.07

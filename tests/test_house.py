@@ -43,7 +43,7 @@ def test_nothing_imports_upward(floor):
 
 ROOMS = {
     "fastmc": (
-        {"checks", "files", "parallel", "progress", "random", "reference", "registry", "skeleton"},
+        {"checks", "contrast_table", "files", "parallel", "progress", "random", "reference", "registry", "skeleton"},
         {"backends", "reading", "tensor_files"},
         {"arguments"},
         {"checkpoint", "data", "data.bytes", "data.synthetic", "objective", "views"},

@@ -20,13 +20,14 @@ import kernels
 from bench.aot import Launch, compile_launches, report
 from bench.counting import count_operators
 from bench.resources import Report
+from fastmc.contrast_table import A2MC, AIMCLR, B1, B2, B3, HICLR
 from fastmc.objective import chunked
 from fastmc.objective import contrast_step as step
 from fastmc.objective.bank import MemoryBank
 from kernels import launch, mc, tiles
 
 pytestmark = pytest.mark.usefixtures("triton_cache")
-WEIGHTS = torch.tensor([1.0, -2.5, 0.5])
+WEIGHTS = torch.tensor([1.0, -2.5, 0.5, 2.0])
 
 
 def assert_step(case: Case, update: str, precision: str, cc: int, launches: int) -> None:
@@ -49,9 +50,18 @@ def test_step(cc, precision, tiled):
 @needs_ttsem
 @pytest.mark.parametrize(
     ("kind", "update", "launches"),
-    [("unmixed", "fifo", 4), ("one-hot", "fifo", 4), ("alone", "fifo", 4), ("mc", "none", 3)],
+    [
+        ("unmixed", "fifo", 4),
+        ("one-hot", "fifo", 4),
+        ("alone", "fifo", 4),
+        ("mc", "none", 3),
+        ("aimclr", "fifo", 4),
+        ("hiclr", "fifo", 4),
+        ("hiclr", "ascent", 4),
+        ("crossed", "ascent", 4),
+    ],
 )
-def test_other_calls_of_the_trainer(kind, update, launches):
+def test_other_tables(kind, update, launches):
     assert_step(Case.draw(7, 45, 24, kind=kind, dtype=torch.float32), update, "bf16x3", 90, launches)
 
 
@@ -111,26 +121,28 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 def entries(tiled: bool, precision: str, dim: int = 128) -> dict[str, Callable[[], object]]:
     """Every call of the kernels at B = 64, K = 16,384, on tensors without memory."""
-    f, bank, mixing = [meta(64, dim)] * 4, meta(16384, dim), meta(16384)
-    hyper, cursor = (0.07, 0.03, 3.0, 0.9, 1e-4), meta(dtype=torch.int64)
-    alone = (f[0], None, None, f[3])
+    f, bank, mixing = meta(64, dim), meta(16384, dim), meta(16384)
+    hyper, cursor, three = (0.07, 0.03, 3.0, 0.9, 1e-4), meta(dtype=torch.int64), [f] * 3
 
-    def call(features, mixing, soft, update):
-        return lambda: mc.mc_step_(bank, bank, *features, mixing, *hyper, tiled, soft, update, cursor, precision)
+    def call(table, update="fifo", f=f):
+        coefficients = mixing if table.mixed else None
+        queries = [f] * table.queries
+        return lambda: mc.contrast_step_(
+            bank, bank, f, queries, coefficients, table, *hyper, tiled, update, cursor, precision
+        )
 
     calls = {
-        "a2mc": call(f, mixing, True, "ascent"),
-        "bank_step_": lambda: mc.bank_step_(bank, bank, *f, mixing, 0.03, 3.0, 0.9, 1e-4, tiled, precision),
-        "forward": lambda: mc.mc_forward(*f, bank, mixing, 0.07, tiled, True, precision),
-        "bank gradient": lambda: mc.mc_bank_gradient(
-            *f[1:], bank, mixing, meta(4, 64), meta(3), 0.07, tiled, True, precision
+        "a2mc": call(A2MC, "ascent"),
+        "bank_step_": lambda: mc.bank_step_(bank, bank, f, three, mixing, A2MC, *hyper[1:], tiled, precision),
+        "forward": lambda: mc.contrast_forward(f, three, bank, mixing, A2MC, 0.07, tiled, precision),
+        "bank gradient": lambda: mc.contrast_bank_gradient(
+            three, bank, mixing, meta(4, 64), meta(3), A2MC, 0.07, tiled, precision
         ),
     }
     if not tiled:
-        calls["b3"] = call(f, None, True, "fifo")
-        calls["b2"] = call(f, None, False, "fifo")
-        calls["b1"] = call(alone, None, False, "fifo")
-        calls["half precision"] = call([meta(64, dim, dtype=torch.bfloat16)] * 4, mixing, True, "ascent")
+        tables = {"b3": B3, "b2": B2, "b1": B1, "aimclr": AIMCLR, "hiclr": HICLR}
+        calls |= {name: call(table) for name, table in tables.items()}
+        calls["half precision"] = call(A2MC, "ascent", meta(64, dim, dtype=torch.bfloat16))
     return calls
 
 
@@ -239,9 +251,9 @@ def test_absent_tensors_are_none():
     with compile_launches("cuda:90") as launches:
         entries(tiled=False, precision="bf16x3")["b1"]()
     prepare, sweep, combine, _enqueue = (given(launches, one.name) for one in launches)
-    assert {"p_f1", "p_f2", "p_c"}.isdisjoint(prepare)
+    assert "p_c" not in prepare
     assert {"p_c", "p_mixing"}.isdisjoint(sweep)
-    assert {"p_f1", "p_f2"}.isdisjoint(combine)
+    assert len(prepare["p_queries"]) == len(combine["p_queries"]) == 1
 
 
 @pytest.mark.parametrize(("count", "rounded"), [(132, 128), (114, 112), (108, 104), (148, 144), (7, 8)])

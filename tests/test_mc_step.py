@@ -17,43 +17,48 @@ from every_pair import every_pair
 from oracle import HYPER, Case, assert_exact, budget, step_of, step_truth, velocity, within
 from test_loss import HOSTILE, WAITING, Recorder
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fastmc
+from fastmc.contrast_table import A2MC, B1, B2, B3
 from fastmc.objective import attention as rows
 from fastmc.objective import chunked
 from fastmc.objective.bank import MemoryBank
-from fastmc.objective.contrast_step import MCStep, mc_step_
+from fastmc.objective.contrast_step import MCStep, contrast_step_, mc_step_
 
 IMPLS = ["torch", "reference"]
-# The calls of the trainer: A²MC, B3, B2, B1 and filling, and a look without an update.
-CALLS = [("mc", "ascent"), ("unmixed", "fifo"), ("one-hot", "fifo"), ("alone", "fifo"), ("mc", "none")]
+# The calls of the trainer: A²MC, B3, B2, B1 and filling, and a look without an update; then other tables.
+CALLS = [
+    ("mc", "ascent"), ("unmixed", "fifo"), ("one-hot", "fifo"), ("alone", "fifo"), ("mc", "none"),
+    ("aimclr", "fifo"), ("hiclr", "fifo"), ("aimclr", "ascent"), ("hiclr", "ascent"), ("crossed", "ascent"),
+]  # fmt: skip
 
 
 def public(impl: str) -> Any:
-    """mc_step_ with the arguments and results of a raw one, so that one truth serves both."""
+    """mc_step_ or, of other tables than the paper's, contrast_step_, with the arguments and results of a raw one, so
+    that one truth serves all."""
 
-    def raw(bank, momentum, f0, f1, f2, f3, mixing, temperature, bank_temperature, *rest):
-        lr, momentum_factor, weight_decay, tiled, soft_target, update, cursor, precision = rest
-        step = mc_step_(
-            *(bank, momentum, f0, f1, f2, f3, mixing),
-            temperature=temperature,
-            bank_temperature=bank_temperature,
-            lr=lr,
-            momentum_factor=momentum_factor,
-            weight_decay=weight_decay,
-            mix="tiled" if tiled else "own",
-            objective="mc" if soft_target else "info_nce",
-            update=update,
-            cursor=cursor,
-            impl=impl,
-            precision=precision,
-        )
-        assert (step.df1 is None) == (f1 is None)
-        gradients = [torch.zeros_like(f3) if g is None else g for g in (step.df1, step.df2, step.df3)]
-        stats = (step.loss, step.l1, step.l2, step.l3, step.top1_count, step.positive_probability)
-        return torch.stack(stats), torch.stack(gradients)
+    def raw(bank, momentum, f0, queries, mixing, table, temperature, bank_temperature, *rest):
+        lr, momentum_factor, weight_decay, tiled, update, cursor, precision = rest
+        settings = {
+            "temperature": temperature, "bank_temperature": bank_temperature, "lr": lr,
+            "momentum_factor": momentum_factor, "weight_decay": weight_decay, "mix": "tiled" if tiled else "own",
+            "update": update, "cursor": cursor, "impl": impl, "precision": precision,
+        }  # fmt: skip
+        if table not in (A2MC, B1, B2, B3):
+            found = contrast_step_(bank, momentum, f0, queries, table, mixing, **settings)
+            stats = (found.loss, *found.losses, found.top1_count, found.positive_probability)
+            return F.pad(torch.stack(stats), (0, max(0, 6 - len(stats)))), torch.stack(found.gradients)
+        f1, f2, f3 = [None] * (3 - len(queries)) + list(queries)
+        objective = "mc" if table in (A2MC, B3) else "info_nce"
+        step = mc_step_(bank, momentum, f0, f1, f2, f3, mixing, objective=objective, **settings)
+        parts, metrics = [step.l1, step.l2, step.l3], [step.top1_count, step.positive_probability]
+        if f1 is None:
+            assert step.df1 is None and step.df2 is None
+            return torch.stack([step.loss, step.l3, *metrics, step.l1, step.l2]), step.df3.unsqueeze(0)
+        return torch.stack([step.loss, *parts, *metrics]), torch.stack([step.df1, step.df2, step.df3])
 
-    return SimpleNamespace(mc_step_=raw)
+    return SimpleNamespace(contrast_step_=raw)
 
 
 @pytest.mark.parametrize(

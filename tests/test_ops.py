@@ -13,8 +13,10 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import kernels
 from fastmc import bank_step_, info_nce, mc_loss, mc_loss_parts, mc_step_
+from fastmc.contrast_table import AIMCLR
 from fastmc.objective import chunked
 from fastmc.objective.bank import MemoryBank
+from fastmc.objective.contrast_step import contrast_step_
 
 IMPLS = ["torch", "triton"]
 HYPER = (3.0, 0.9, 1e-4)
@@ -35,39 +37,41 @@ def drawn(kind: str = "mc", tiled: bool = False) -> Case:
 
 
 @pytest.mark.parametrize(("kind", "impl"), [("mc", "torch"), ("alone", "triton")])
-def test_opcheck_of_mc_forward_and_its_gradients(kind: str, impl: str) -> None:
+def test_opcheck_of_the_losses_and_their_gradients(kind: str, impl: str) -> None:
     case = drawn(kind)
-    views = [None if f is None else f.requires_grad_() for f in case.views]
-    settings = (case.temperature, case.tiled, case.soft_target, "ieee", impl)
-    arguments = (case.f0, *views, case.bank.requires_grad_(), case.coefficients, *settings)
-    torch.library.opcheck(torch.ops.fastmc.mc_forward.default, arguments)
+    queries = [f.requires_grad_() for f in case.queries]
+    settings = (case.table.code, case.temperature, case.tiled, "ieee", impl)
+    arguments = (case.f0, queries, case.bank.requires_grad_(), case.coefficients, *settings)
+    torch.library.opcheck(torch.ops.fastmc.contrast_forward.default, arguments)
 
     with torch.no_grad():
-        _, _, lse = torch.ops.fastmc.mc_forward(*arguments)
-        constants = [None if f is None else f.detach() for f in case.views]
-        rest = (case.bank.detach(), case.coefficients, lse, torch.ones(3), *settings)
-    torch.library.opcheck(torch.ops.fastmc.mc_bank_gradient.default, (*constants, *rest))
+        _, _, lse = torch.ops.fastmc.contrast_forward(*arguments)
+        constants = [f.detach() for f in queries]
+        rest = (case.bank.detach(), case.coefficients, lse, torch.ones(len(queries)), *settings)
+    torch.library.opcheck(torch.ops.fastmc.contrast_bank_gradient.default, (constants, *rest))
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_opcheck_of_the_steps(impl: str) -> None:
     case = drawn()
     momentum = torch.zeros_like(case.bank)
-    batch = (case.bank, momentum, case.f0, *case.views, case.mixing)
+    batch = (case.bank, momentum, case.f0, case.queries, case.mixing, case.table.code)
     torch.library.opcheck(torch.ops.fastmc.bank_step_.default, (*batch, 0.03, *HYPER, False, "ieee", impl))
     for update, cursor in (("ascent", None), ("fifo", torch.tensor(3)), ("none", None)):
-        settings = (0.07, 0.03, *HYPER, False, True, update, cursor, "ieee", impl)
-        torch.library.opcheck(torch.ops.fastmc.mc_step_.default, (*batch, *settings))
-    alone = (case.bank, momentum, case.f0, None, None, case.f3, None)
-    settings = (0.07, 0.03, *HYPER, False, False, "fifo", torch.tensor(3), "ieee", impl)
-    torch.library.opcheck(torch.ops.fastmc.mc_step_.default, (*alone, *settings))
+        settings = (0.07, 0.03, *HYPER, False, update, cursor, "ieee", impl)
+        torch.library.opcheck(torch.ops.fastmc.contrast_step_.default, (*batch, *settings))
+    settings = (0.07, 0.03, *HYPER, False, "fifo", torch.tensor(3), "ieee", impl)
+    for kind in ("alone", "crossed"):
+        other = drawn(kind)
+        batch = (case.bank, momentum, other.f0, other.queries, other.coefficients, other.table.code)
+        torch.library.opcheck(torch.ops.fastmc.contrast_step_.default, (*batch, *settings))
 
 
 def test_an_operator_is_differentiable_in_its_losses_alone() -> None:
     case = drawn()
     leaves = [t.requires_grad_() for t in (*case.views, case.bank)]
-    arguments = (case.f0, *leaves, case.mixing, 0.07, False, True, "ieee", "torch")
-    parts, gradients, lse = torch.ops.fastmc.mc_forward(*arguments)
+    arguments = (case.f0, leaves[:3], leaves[3], case.mixing, case.table.code, 0.07, False, "ieee", "torch")
+    parts, gradients, lse = torch.ops.fastmc.contrast_forward(*arguments)
     assert parts.requires_grad and not gradients.requires_grad and not lse.requires_grad
     weights = torch.tensor([1.0, -2.0, 0.5])
     ours = torch.autograd.grad(parts @ weights, leaves)
@@ -88,7 +92,7 @@ def test_the_bank_gradient_is_made_only_if_asked_for(monkeypatch: pytest.MonkeyP
     def refuse(*_: object) -> Tensor:
         raise AssertionError("nobody asked")
 
-    monkeypatch.setattr(chunked, "mc_bank_gradient", refuse)
+    monkeypatch.setattr(chunked, "contrast_bank_gradient", refuse)
     case = drawn()
     f1 = case.f1.requires_grad_()
     mc_loss(case.f0, f1, case.f2, case.f3, case.bank, 0.3).backward()
@@ -149,7 +153,8 @@ def test_compiled_steps_are_the_eager_ones_bit_for_bit(impl: str, grad: bool) ->
         found = mc_step_(bank, momentum, *f, case.mixing, impl=impl)
         queued = mc_step_(bank, momentum, *f, None, update="fifo", cursor=cursor, impl=impl)
         alone = mc_step_(bank, momentum, f[0], None, None, f[3], None, objective="info_nce", update="none", impl=impl)
-        results = (*found, *queued, alone.df3, alone.loss)
+        soft = contrast_step_(bank, momentum, f[0], f[1:], AIMCLR, update="none", impl=impl)
+        results = (*found, *queued, alone.df3, alone.loss, soft.losses, *soft.gradients)
         return [bank.clone(), momentum.clone(), cursor.clone(), *(t for t in results if t is not None)]
 
     features = [f.requires_grad_(grad) for f in (case.f0, *case.views)]

@@ -219,7 +219,7 @@ def test_what_triton_launches_counts_to_its_part(tmp_path):
     with torch.profiler.profile() as recorded, part("mc"):
         fastmc.mc_step_(bank, torch.zeros_like(bank), *rows, 0.3)
     (mc,) = [event for event in recorded.events() if event.name == "mc"]
-    (launches,) = [event for event in recorded.events() if event.name == "fastmc::mc_step_"]
+    (launches,) = [event for event in recorded.events() if event.name == "fastmc::contrast_step_"]
     function, annotation = 0, 7  # of c10's RecordScope
     assert (mc.scope, launches.scope) == (annotation, function)
     assert mc.time_range.start <= launches.time_range.start <= launches.time_range.end <= mc.time_range.end

@@ -128,9 +128,9 @@ def step_calls(sizes: Sizes, mix: Mix, precision: str, device: torch.device, set
 
 
 def _step() -> Callable[..., Any]:
-    from kernels.mc import mc_step_  # here, since importing it decides how Triton runs
+    from kernels.mc import contrast_step_  # here, since importing it decides how Triton runs
 
-    return mc_step_
+    return contrast_step_
 
 
 def check(bench: Bench, mix: Mix, precision: str) -> None:
@@ -138,7 +138,7 @@ def check(bench: Bench, mix: Mix, precision: str) -> None:
     case = bench.sizes.case(mix)
     key = (case, bench.device)
     if key not in _truths:
-        truth = outputs(chunked.mc_step_, case, "ieee", bench.device, torch.float64)
+        truth = outputs(chunked.contrast_step_, case, "ieee", bench.device, torch.float64)
         _truths[key] = {name: value.cpu() for name, value in truth.items()}
     found = outputs(_step(), case, precision, bench.device)
     for name, exact in _truths[key].items():

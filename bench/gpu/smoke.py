@@ -80,13 +80,14 @@ def check_step(bench: Bench, mix: Mix, precision: str) -> None:
     """A step of the kernels, held to twice what PyTorch is off in float32 and the error of the products: one of a logit
     is the same relative error of its probability."""
     case = bench.sizes.case(mix)
-    from kernels.mc import mc_step_  # here, since importing it decides how Triton runs
+    from kernels.mc import contrast_step_  # here, since importing it decides how Triton runs
 
-    found = outputs(mc_step_, case, precision, bench.device)
+    found = outputs(contrast_step_, case, precision, bench.device)
     truth, plain = (
-        outputs(chunked.mc_step_, case, "ieee", torch.device("cpu"), dtype) for dtype in (torch.float64, torch.float32)
+        outputs(chunked.contrast_step_, case, "ieee", torch.device("cpu"), dtype)
+        for dtype in (torch.float64, torch.float32)
     )
-    again = outputs(mc_step_, case, precision, bench.device)
+    again = outputs(contrast_step_, case, precision, bench.device)
     assert all(torch.equal(found[name], again[name]) for name in found), "equal inputs give other bits"
     relative = (SIMILARITY[precision] + 4 * EPS) / min(TEMPERATURE, ASCENT["temperature"])
     # A gradient is a difference of two mean entries over tau B, and has at least their scale.

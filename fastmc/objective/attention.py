@@ -1,9 +1,8 @@
-"""The MC loss as attention: rows of queries against the bank, in plain PyTorch operators.
+"""Contrast as attention: rows of queries against the bank, in plain PyTorch operators.
 
-A row is a query u with a softmax over its positive f0, the bank m_i and the mixed entries of eq. 8,
-lambda_i v + (1 - lambda_i) m_i. Its logits need two similarities, s_i = u . m_i and c = u . v, since u times a mixed
-entry is lambda_i c + (1 - lambda_i) s_i; its gradient is (expected key - f0) / tau. The rows are f1 on M_01, f2 on
-M_02, f3 on M_03, and the target of L_2, f3 on M_02; InfoNCE is f3 alone, without mixed entries.
+A row of a table (`fastmc.contrast_table`) is a query u with a softmax over its positive f0, the bank m_i and
+the mixed entries of eq. 8, lambda_i v + (1 - lambda_i) m_i. Its logits need two similarities, s_i = u . m_i and c = u .
+v, since u times a mixed entry is lambda_i c + (1 - lambda_i) s_i; its gradient is (expected key - f0) / tau.
 
 The bank comes in chunks and the batch in blocks, so that nothing larger than a block's rows by a chunk is made here.
 Every array of that size lies as (k, columns, n): k entries of a chunk, n samples of a block, and as columns first the
@@ -21,6 +20,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from fastmc.contrast_table import Table
+
 SAMPLES = 64
 """Most samples of a block."""
 ENTRIES = 2048
@@ -35,28 +36,13 @@ BIT = math.log(2)
 
 @dataclass(frozen=True)
 class Contrast:
-    """Queries against a bank: ``queries`` is (q, B, D), f1, f2 and f3 or f3 alone. One dtype and device throughout."""
+    """Queries (q, B, D) against a bank. One dtype and device throughout."""
 
     queries: Tensor
     bank: Tensor
     mixing: Tensor | None
+    table: Table
     tiled: bool
-    soft_target: bool
-
-    @classmethod
-    def of(
-        cls,
-        f1: Tensor | None,
-        f2: Tensor | None,
-        f3: Tensor,
-        bank: Tensor,
-        mixing: Tensor | None,
-        tiled: bool,
-        soft: bool,
-    ) -> Contrast:
-        if f1 is None or f2 is None:
-            return cls(f3.unsqueeze(0), bank, mixing, tiled, False)
-        return cls(torch.stack([f1, f2, f3]), bank, mixing, tiled, soft)
 
     @property
     def batch(self) -> int:
@@ -64,8 +50,8 @@ class Contrast:
 
     @property
     def rows_per_sample(self) -> int:
-        """One for each query, and one for the target if mixing sets it apart from the row of f3."""
-        return len(self.queries) + (self.soft_target and self.mixing is not None)
+        """Those of the table."""
+        return len(self.table.rows)
 
     @property
     def tile(self) -> int:
@@ -140,15 +126,16 @@ def shaped(buffer: Tensor, *shape: int) -> Tensor:
 
 
 class Block:
-    """The rows of some samples: r rows per sample, in the order f1, f2, f3, target.
+    """The rows of some samples: r rows per sample, those of the table.
 
-    The rows of f3 share its plain column unless a shift sets them apart: there are p = q or p = r plain columns.
+    Rows of one query share its plain column unless a shift sets them apart: there are p = q or p = r plain columns.
 
     Attributes:
-        u: (q, n, D) queries; the target's row shares the last one. q <= r.
+        u: (q, n, D) queries. q <= r.
         v: what the mixed entries are mixed with, (r, n, D), or for tiled (r, tile, D).
         columns: p, and r for the mixed logits if there are any.
-        target: index of the target's row, None if L_2 is one-hot.
+        apart: rows without a plain column of their own, and the query whose column it is.
+        soft: rows with a row as their target, and that, in an order in which no target comes before its students.
         shift: (r, n), bits that each row's logits are lessened by, or None.
     """
 
@@ -160,7 +147,10 @@ class Block:
         self.q, self.n, self.d = self.u.shape
         self.r = contrast.rows_per_sample
         self.p = self.r if shifted else self.q
-        self.target = self.r - 1 if contrast.soft_target else None
+        rows = contrast.table.rows
+        self.apart = [(i, rows[i].query) for i in range(self.p, self.r)]
+        order = contrast.table.bank_order or range(self.q)
+        self.soft = [(i, target) for i in reversed(order) if (target := rows[i].target) is not None]
         self.shift: Tensor | None = None
         self._queries = (self.per_row(self.u)[: self.p] / (temperature * BIT)).view(-1, self.d)
         self.mixing = contrast.mixing
@@ -177,12 +167,15 @@ class Block:
 
     def per_row(self, x: Tensor) -> Tensor:
         """(q, ...) of the queries or (p, ...) of the plain columns as (r, ...) of the rows."""
-        return torch.cat([x, x[-1:]]) if len(x) < self.r else x
+        if len(x) == self.r:
+            return x
+        return torch.cat([x, *(x[row.query].unsqueeze(0) for row in self.contrast.table.rows[len(x) :])])
 
     def _partners(self) -> tuple[Tensor, Tensor]:
         """v, and its similarity c with each row's query: (1, r, n), or for tiled (k, r, n)."""
         contrast, u = self.contrast, self.per_row(self.u)
-        v = contrast.queries if self.r == self.q else torch.cat([contrast.queries, contrast.queries[1:2]])
+        partners = [row.mixed_with for row in contrast.table.rows]
+        v = torch.stack([contrast.queries[i] for i in partners if i is not None])
         if not contrast.tiled:
             v = v[:, self.samples]
             return v, (u * v).sum(dim=2).unsqueeze(0)
@@ -198,8 +191,8 @@ class Block:
         if self.mixing is not None:
             crossed, mixing = self._crossed[:k], self.mixing[chunk].view(-1, 1, 1)
             torch.lerp(plain, crossed[:, : self.p], mixing, out=mixed[:, : self.p])
-            if self.r > self.p:
-                torch.lerp(plain[:, -1:], crossed[:, -1:], mixing, out=mixed[:, -1:])
+            for row, query in self.apart:
+                torch.lerp(plain[:, query], crossed[:, row], mixing.squeeze(2), out=mixed[:, row])
         if self.shift is not None:
             logits.view(k, -1, self.r, self.n).sub_(self.shift)
         return logits
@@ -217,8 +210,8 @@ class Block:
         plain, mixed = e.tensor_split((self.p,), dim=1)
         out, rest = mixed if out is None else out, self.rest[chunk]
         torch.addcmul(plain, mixed[:, : self.p], rest, out=out[:, : self.p])
-        if self.r > self.p:
-            torch.addcmul(plain[:, -1:], mixed[:, -1:], rest, out=out[:, -1:])
+        for row, query in self.apart:
+            torch.addcmul(plain[:, query], mixed[:, row], rest.squeeze(2), out=out[:, row])
         return out
 
     def largest_logit(self, positive: Tensor) -> Tensor:
@@ -232,24 +225,27 @@ class Block:
     def pull_queries(self, scale: Tensor, weights: Tensor | None, temperature: float) -> Tensor:
         """(q n, D) features for :meth:`pull_`; ``scale`` (r, n) turns its weights into softmaxes."""
         factor = scale[: self.q] / (temperature * self.contrast.batch)
-        if self.target is not None:
-            factor[1] = 1 / (temperature * self.contrast.batch)  # pull_ scales the weights of L_2 itself
+        for student, _ in self.soft:
+            factor[student] = 1 / (temperature * self.contrast.batch)  # pull_ scales these weights itself
+        for i, weight in self.contrast.table.weights:
+            factor[i] *= weight
         if weights is not None:
-            factor *= weights[-self.q :].unsqueeze(1)
+            factor *= weights.unsqueeze(1)
         return (self.u * factor.unsqueeze(2)).view(-1, self.d)
 
     def pull_(self, gradient: Tensor, w: Tensor, scale: Tensor, queries: Tensor, *, add: bool) -> None:
         """gradient (k, D) of the loss to the unit rows of a chunk, or added to it; spoils the weights w (k, r, n)."""
-        if self.target is not None:
-            w[:, 1].mul_(scale[1]).addcmul_(w[:, self.target], scale[self.target], value=-1)
+        for i, target in self.soft:
+            w[:, i].mul_(scale[i]).addcmul_(w[:, target], scale[target], value=-1)
         torch.addmm(gradient, w[:, : self.q].view(len(w), -1), queries, beta=float(add), out=gradient)
 
 
 class Metrics:
-    """How f3 does against the plain bank, of one block, at the bank's temperature."""
+    """How the measured query does against the plain bank, of one block, at the bank's temperature."""
 
     def __init__(self, block: Block, temperature: float) -> None:
-        self._shift = None if block.shift is None else block.shift[block.q - 1] * (block.temperature / temperature)
+        measured = block.contrast.table.measured
+        self._shift = None if block.shift is None else block.shift[measured] * (block.temperature / temperature)
         self._nearest = block.u.new_full((block.n,), -math.inf)
         self._total, self._lse = torch.zeros_like(self._nearest), self._nearest.clone()
 

@@ -20,6 +20,7 @@ from fastmc.arguments import (
 from fastmc.backends import CONTRAST, Need
 from fastmc.objective.chunked import enqueue_
 from fastmc.objective.contrast_step import MCStep, mc_step_
+from fastmc.objective.loss import mc_table
 from fastmc.objective.ops import update_
 from fastmc.reference import bank as reference
 
@@ -71,8 +72,8 @@ def bank_step_(
     f0, f1, f2, f3 = convert_features(impl, [f.detach() for f in features.values()], bank.dtype)
     coefficients = mixing_vector(mixing, bank, bank.dtype)
     if impl != "reference":
-        hyper = (temperature, lr, momentum_factor, weight_decay)
-        update_("bank_step_", bank, momentum, f0, f1, f2, f3, coefficients, *hyper, mix == "tiled", precision, impl)
+        settings = (temperature, lr, momentum_factor, weight_decay, mix == "tiled", precision, impl)
+        update_("bank_step_", bank, momentum, f0, [f1, f2, f3], coefficients, mc_table(mixing), *settings)
         return
     with torch.no_grad(), torch.autocast(bank.device.type, enabled=False):
         new_bank, new_momentum = reference.bank_step(

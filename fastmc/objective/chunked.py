@@ -12,73 +12,75 @@ caller's choice. ``precision`` belongs to other implementations.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fastmc.backends import may_look
+from fastmc.contrast_table import Table
 from fastmc.objective.attention import BIT, Block, Contrast, Keys, Metrics, Scratch, Sums, shaped
 from kernels.ranges import part
 
 
-def mc_forward(
+def contrast_forward(
     f0: Tensor,
-    f1: Tensor | None,
-    f2: Tensor | None,
-    f3: Tensor,
+    queries: Sequence[Tensor],
     bank: Tensor,
     mixing: Tensor | None,
+    table: Table,
     temperature: float,
     tiled: bool,
-    soft_target: bool,
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The three losses with their gradients.
+    """The losses of the table with their gradients.
 
     Args:
-        f0, f1, f2, f3: (B, D); f1 and f2 are both None for InfoNCE of f3 alone.
-        bank: (K, D) raw rows; mixing: lambda (K,), or None for no mixed entries.
+        f0, queries: (B, D) each.
+        bank: (K, D) raw rows; mixing: lambda (K,), or None if the table has no mixed entries.
         tiled: entry i is mixed with the feature of sample i mod B, not with each sample's own.
-        soft_target: L_2 is against the distribution of f3 (eq. 10), not one-hot.
 
     Returns:
-        parts (3,) = L_1, L_2, L_3; gradients (3, B, D) = dL_v/df_v; lse (4, B), the log-sum-exps of the rows of L_1,
-        prediction and target of L_2, L_3. Zeros for what is absent.
+        losses (q,); gradients (q, B, D) of their sum, weighted as the table says, to the queries; lse (r, B), the
+        log-sum-exps of the table's rows.
     """
-    contrast = Contrast.of(f1, f2, f3, bank, mixing, tiled, soft_target)
+    contrast = Contrast(torch.stack(list(queries)), bank, mixing, table, tiled)
     results = Results(contrast, temperature)
     _sweep(contrast, f0, temperature, None, results, None)
-    return results.parts, results.gradients, results.lse
+    return results.losses, results.gradients, results.lse
 
 
-def mc_bank_gradient(
-    f1: Tensor | None,
-    f2: Tensor | None,
-    f3: Tensor,
+def contrast_bank_gradient(
+    queries: Sequence[Tensor],
     bank: Tensor,
     mixing: Tensor | None,
     lse: Tensor,
     weights: Tensor,
+    table: Table,
     temperature: float,
     tiled: bool,
-    soft_target: bool,
     precision: str,
 ) -> Tensor:
-    """The (K, D) gradient sum_v weights[v] dL_v/dbank; ``lse`` as :func:`mc_forward` gave it, weights (3,)."""
-    contrast = Contrast.of(f1, f2, f3, bank, mixing, tiled, soft_target)
+    """The (K, D) gradient of sum_q weights[q] L_q, further weighted as the table says.
+
+    ``lse`` is what :func:`contrast_forward` gave, weights are (q,).
+    """
+    contrast = Contrast(torch.stack(list(queries)), bank, mixing, table, tiled)
     scratch = Scratch(contrast)
     gradient = torch.empty_like(bank, memory_format=torch.contiguous_format)
-    bounded = _logits_are_bounded(f3, contrast, temperature) and bool(lse.abs().max() <= _largest_logit(lse.dtype))
+    bounded = _logits_are_bounded(queries[0], contrast, temperature) and bool(
+        lse.abs().max() <= _largest_logit(lse.dtype)
+    )
     for samples in contrast.blocks():
         block = Block(contrast, samples, scratch, temperature, shifted=not bounded)
-        lse_of_rows = _rows_of(lse, contrast)[:, samples]
+        lse_of_rows = lse[:, samples]
         if not bounded:
             block.shift = lse_of_rows / BIT  # exponentials of logits - lse are softmaxes
         scale = (-lse_of_rows).exp() if bounded else torch.ones_like(lse_of_rows)
-        queries = block.pull_queries(scale, weights, temperature)
+        pulled = block.pull_queries(scale, weights, temperature)
         for chunk in contrast.chunks():
             e = block.exponentials(block.logits(scratch.unit_rows(chunk), chunk))
-            block.pull_(gradient[chunk], block.weights(e, chunk), scale, queries, add=samples.start > 0)
+            block.pull_(gradient[chunk], block.weights(e, chunk), scale, pulled, add=samples.start > 0)
     for chunk in contrast.chunks():
         scratch.through_normalisation_(gradient[chunk], chunk)
     return gradient
@@ -88,10 +90,9 @@ def bank_step_(
     bank: Tensor,
     momentum: Tensor,
     f0: Tensor,
-    f1: Tensor,
-    f2: Tensor,
-    f3: Tensor,
+    queries: Sequence[Tensor],
     mixing: Tensor | None,
+    table: Table,
     temperature: float,
     lr: float,
     momentum_factor: float,
@@ -100,40 +101,39 @@ def bank_step_(
     precision: str,
 ) -> None:
     """Eq. 7 in place: v = momentum_factor v - dL/dbank + weight_decay bank; bank = bank - lr v. v is ``momentum``."""
-    contrast = Contrast.of(f1, f2, f3, bank, mixing, tiled, True)
+    contrast = Contrast(torch.stack(list(queries)), bank, mixing, table, tiled)
     ascent = Ascent(contrast, momentum, temperature, lr, momentum_factor, weight_decay)
     _sweep(contrast, f0, temperature, temperature, None, ascent)
 
 
-def mc_step_(
+def contrast_step_(
     bank: Tensor,
     momentum: Tensor,
     f0: Tensor,
-    f1: Tensor | None,
-    f2: Tensor | None,
-    f3: Tensor,
+    queries: Sequence[Tensor],
     mixing: Tensor | None,
+    table: Table,
     temperature: float,
     bank_temperature: float,
     lr: float,
     momentum_factor: float,
     weight_decay: float,
     tiled: bool,
-    soft_target: bool,
     update: str,
     cursor: Tensor | None,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
     """Losses, their gradients and metrics, all at the old bank; then the bank's update in place.
 
-    ``update`` is "ascent" (:func:`bank_step_` on L_1 + L_2 + L_3 at ``bank_temperature``), "fifo" (:func:`enqueue_` of
-    f0 at ``cursor``) or "none". If the loss is not finite, bank, momentum and cursor stay as they are.
+    ``update`` is "ascent" (:func:`bank_step_` on the loss at ``bank_temperature``), "fifo" (:func:`enqueue_` of f0 at
+    ``cursor``) or "none". If the loss is not finite, bank, momentum and cursor stay as they are.
 
     Returns:
-        stats (6,): loss, L_1, L_2, L_3, the number of samples whose positive is nearer to f3 than every bank entry,
-        and psi(f3, f0) of eq. 2 at ``bank_temperature``, averaged; gradients (3, B, D) as from :func:`mc_forward`.
+        stats (max(6, q + 3),): loss, the queries' own, the number of samples whose positive is nearer to the measured
+        query f than every bank entry, psi(f, f0) of eq. 2 at ``bank_temperature``, averaged, and zeros; gradients
+        (q, B, D) as from :func:`contrast_forward`.
     """
-    contrast = Contrast.of(f1, f2, f3, bank, mixing, tiled, soft_target)
+    contrast = Contrast(torch.stack(list(queries)), bank, mixing, table, tiled)
     results = Results(contrast, temperature)
     ascent = None
     if update == "ascent":
@@ -171,7 +171,7 @@ def _sweep(
     """One pass over the bank for each block: ``results`` at the first temperature, metrics and ascent at the second."""
     scratch = Scratch(contrast)
     second_temperature = bank_temperature or temperature
-    ratio = temperature / second_temperature
+    ratio, measured = temperature / second_temperature, contrast.table.measured
     bounded = _logits_are_bounded(f0, contrast, min(temperature, second_temperature))
     for samples in contrast.blocks():
         block = Block(contrast, samples, scratch, temperature, shifted=not bounded)
@@ -191,9 +191,9 @@ def _sweep(
                 e = block.exponentials(logits, ratio)
                 second.add(e)
                 block.weights(e, chunk, out=ascent.weights(block, chunk))
-                metrics.add(logits[:, block.q - 1], e[:, block.q - 1])
+                metrics.add(logits[:, measured], e[:, measured])
             elif bank_temperature is not None:
-                metrics.add(logits[:, block.q - 1].mul_(ratio))
+                metrics.add(logits[:, measured].mul_(ratio))
         if results is not None:
             results.collect(first, metrics, f0, positive)
         if ascent is not None:
@@ -207,11 +207,11 @@ class Results:
     def __init__(self, contrast: Contrast, temperature: float) -> None:
         self.contrast, self.temperature = contrast, temperature
         bank, batch = contrast.bank, contrast.batch
-        self.parts = bank.new_zeros(3)
-        self.gradients = bank.new_zeros(3, batch, bank.shape[1])
-        self.lse = bank.new_zeros(4, batch)
-        self.positive = bank.new_empty(batch)  # similarity of f3 and f0
-        self.nearest, self.plain_lse = bank.new_empty(batch), bank.new_empty(batch)  # of f3, see Metrics
+        self.losses = bank.new_zeros(len(contrast.queries))
+        self.gradients = torch.empty_like(contrast.queries)
+        self.lse = bank.new_empty(contrast.rows_per_sample, batch)
+        self.positive = bank.new_empty(batch)  # similarity of the measured query and f0
+        self.nearest, self.plain_lse = bank.new_empty(batch), bank.new_empty(batch)  # of that, see Metrics
 
     def collect(self, sums: Keys, metrics: Metrics, f0: Tensor, positive: Tensor) -> None:
         """Take in a block that has met the whole bank; positive is its (q, n) similarities with f0."""
@@ -225,33 +225,39 @@ class Results:
         losses = torch.where(odds.isfinite(), odds.log1p(), lse - block.per_row(positive) / tau)
         keys = keys / total.unsqueeze(2)
         pull = keys - (others / total).unsqueeze(2) * f0
-        if block.target is not None:
-            t = block.target
-            losses[1] -= (block.u[1] * pull[t]).sum(dim=1) / tau
+        pulls = pull[: block.q].clone()  # a student may be a target too
+        for i, t in block.soft:
+            losses[i] -= (block.u[i] * pull[t]).sum(dim=1) / tau
             # The difference of the two pulls; f0 enters with that of the positives' probabilities, which may be close.
-            p, p_t = e_positive[1] / total[1], e_positive[t] / total[t]
-            excess = torch.where(p < 0.5, p - p_t, others[t] / total[t] - others[1] / total[1])
-            pull[1] = keys[1] - keys[t] + excess.unsqueeze(1) * f0
-        self.parts[-block.q :] += losses[: block.q].sum(dim=1) / contrast.batch
-        self.gradients[-block.q :, block.samples] = pull[: block.q] / (tau * contrast.batch)
-        self.positive[block.samples] = positive[-1]
+            p, p_t = e_positive[i] / total[i], e_positive[t] / total[t]
+            excess = torch.where(p < 0.5, p - p_t, others[t] / total[t] - others[i] / total[i])
+            pulls[i] = keys[i] - keys[t] + excess.unsqueeze(1) * f0
+        self.losses += losses[: block.q].sum(dim=1) / contrast.batch
+        for i, weight in contrast.table.weights:
+            pulls[i] *= weight
+        self.gradients[:, block.samples] = pulls / (tau * contrast.batch)
+        self.positive[block.samples] = positive[contrast.table.measured]
         self.nearest[block.samples], self.plain_lse[block.samples] = metrics.nearest(), metrics.lse()
-        _put_rows(self.lse[:, block.samples], lse, block)
+        self.lse[:, block.samples] = lse
 
     @property
     def loss(self) -> Tensor:
-        return self.parts.sum()
+        weighted = self.losses.clone()
+        for i, weight in self.contrast.table.weights:
+            weighted[i] *= weight
+        return weighted.sum()
 
     def finite(self) -> Tensor:
         """Whether the loss is, a scalar on the device."""
         return torch.isfinite(self.loss)
 
     def stats(self, bank_temperature: float) -> Tensor:
-        """(6,) as :func:`mc_step_` returns them."""
+        """As :func:`contrast_step_` returns them."""
         rounding = 8 * torch.finfo(self.positive.dtype).eps  # of a similarity of unit rows: it must not decide a tie
         top1 = self.positive > self.nearest * bank_temperature + rounding
         odds = self.plain_lse - self.positive / bank_temperature
-        return torch.stack([self.loss, *self.parts, top1.sum(), torch.sigmoid(-odds).mean()])
+        found = [self.loss, *self.losses, top1.sum(), torch.sigmoid(-odds).mean()]
+        return torch.stack([*found, *[torch.zeros_like(self.loss)] * (6 - len(found))])
 
 
 class Ascent:
@@ -323,20 +329,3 @@ def _logits_are_bounded(f0: Tensor, contrast: Contrast, temperature: float) -> b
 
 def _largest_logit(dtype: torch.dtype) -> float:
     return 0.66 * math.log(torch.finfo(dtype).max)
-
-
-_LSE_ROW = (0, 1, 3)  # of the queries f1, f2, f3; 2 is the target's
-
-
-def _rows_of(lse: Tensor, contrast: Contrast) -> Tensor:
-    """lse (4, B) of :func:`mc_forward` as (r, B), in the order of a block's rows."""
-    rows = [*_LSE_ROW[-len(contrast.queries) :], 2][: contrast.rows_per_sample]
-    return torch.stack([lse[row] for row in rows])  # an index from a list would be a copy that a GPU is waited for
-
-
-def _put_rows(lse: Tensor, values: Tensor, block: Block) -> None:
-    """The inverse of :func:`_rows_of`, for a block."""
-    for row, value in zip(_LSE_ROW[-block.q :], values[: block.q], strict=True):
-        lse[row] = value
-    if block.target is not None:
-        lse[2] = values[block.target]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -18,8 +19,9 @@ from fastmc.arguments import (
 )
 from fastmc.backends import CONTRAST, Need
 from fastmc.checks import check_number
+from fastmc.contrast_table import B1, B2, Table
 from fastmc.objective.chunked import enqueue_
-from fastmc.objective.loss import reference_parts
+from fastmc.objective.loss import mc_table
 from fastmc.objective.ops import update_
 from fastmc.reference import bank as reference_bank
 from fastmc.reference import contrast as reference
@@ -28,8 +30,28 @@ OBJECTIVES = ("mc", "info_nce")
 UPDATES = ("ascent", "fifo", "none")
 
 
-class MCStep(NamedTuple):
+class ContrastStep(NamedTuple):
     """What a step found, before it changed the bank; tensors on the features' device, so nothing waits for them.
+
+    Attributes:
+        loss: the sum of the losses, weighted as the table says, a scalar.
+        losses: (q,) of the queries, averaged over the batch, without their weights.
+        gradients: (B, D) of ``loss`` for each query, in its dtype.
+        top1_count: samples whose positive is nearer to the measured query than every bank entry (a tie does not
+            count), a scalar.
+        positive_probability: psi(f, f0) of eq. 2 of the measured query f at the bank's temperature, averaged over the
+            batch, a scalar.
+    """
+
+    loss: Tensor
+    losses: Tensor
+    gradients: tuple[Tensor, ...]
+    top1_count: Tensor
+    positive_probability: Tensor
+
+
+class MCStep(NamedTuple):
+    """What a step of the paper's found, as :class:`ContrastStep`, by the names of eq. 9.
 
     Attributes:
         loss: L = L_1 + L_2 + L_3, a scalar as the next three.
@@ -96,34 +118,98 @@ def mc_step_(
     """
     given = {"f0": f0, "f3": f3} if f1 is None and f2 is None else {"f0": f0, "f1": f1, "f2": f2, "f3": f3}
     features = cast("dict[str, Tensor]", given)  # the check finds one that is None
-    check_contrast(features, bank, temperature)
-    check_number("bank_temperature", bank_temperature, above=0)
-    check_mixing(mixing, bank, mix)
-    check_update(bank, momentum, lr, momentum_factor, weight_decay)
-    check_choice("precision", precision, PRECISIONS)
-    _check_kind(objective, update, len(features), mixing, cursor, bank)
-    impl = CONTRAST.choose(impl, Need(bank.device, bank.dtype, bank.shape[1]))
-
-    k0, *views = convert_features(impl, [f.detach() for f in features.values()], bank.dtype)
-    coefficients = mixing_vector(mixing, bank, bank.dtype)
+    _check_objective(objective, update, len(features), mixing)
+    table = mc_table(mixing) if objective == "mc" else B2 if len(features) == 4 else B1
     hyper = (temperature, bank_temperature, lr, momentum_factor, weight_decay)
-    if impl == "reference":
-        with torch.autocast(bank.device.type, enabled=False):
-            settings = (*hyper, mix, objective, update, cursor)
-            stats, gradients = _reference_step_(bank, momentum, k0, views, coefficients, *settings)
-    else:
-        k1, k2, k3 = [None] * (3 - len(views)) + views
-        fused = (*hyper, mix == "tiled", objective == "mc", update, cursor, precision, impl)
-        stats, gradients = update_("mc_step_", bank, momentum, k0, k1, k2, k3, coefficients, *fused)
-    loss, l1, l2, l3, top1_count, positive_probability = stats.unbind()
-    df1, df2, df3 = (None if f is None else g.to(f.dtype) for f, g in zip((f1, f2, f3), gradients, strict=True))
-    assert df3 is not None
+    settings = (hyper, mix, update, cursor, impl, precision)
+    stats, gradients = _step_(bank, momentum, features, table, mixing, *settings)
+    *hard, df3 = gradients
+    df1, df2 = hard or (None, None)
+    loss, *found = stats.unbind()
+    if not hard:  # its loss, the metrics, two zeros
+        found = [*found[3:], *found[:3]]
+    l1, l2, l3, top1_count, positive_probability = found
     return MCStep(loss, l1, l2, l3, df1, df2, df3, top1_count, positive_probability)
 
 
-def _check_kind(
-    objective: str, update: str, views: int, mixing: Tensor | float | None, cursor: Tensor | None, bank: Tensor
-) -> None:
+def contrast_step_(
+    bank: Tensor,
+    momentum: Tensor,
+    f0: Tensor,
+    queries: Sequence[Tensor],
+    table: Table,
+    mixing: Tensor | float | None = None,
+    *,
+    temperature: float = 0.07,
+    bank_temperature: float = 0.03,
+    lr: float = 3.0,
+    momentum_factor: float = 0.9,
+    weight_decay: float = 1e-4,
+    mix: str = "own",
+    update: str = "fifo",
+    cursor: Tensor | None = None,
+    impl: str = "auto",
+    precision: str = "bf16x3",
+) -> ContrastStep:
+    """One step of any table of rows: what :func:`mc_step_` is for the paper's methods.
+
+    Args:
+        f0: (B, D) key features, unit rows, whose entry is the positive of every row.
+        queries: (B, D) each, unit rows, constants as f0; messages call them f1, f2 and so on.
+        table: which softmaxes there are and what they learn, such as :data:`fastmc.contrast_table.AIMCLR`.
+        mixing: lambda of eq. 8, for a table whose rows are mixed, and only for one.
+        update: ``"ascent"`` climbs the loss, weighted as the table says, at ``bank_temperature``.
+        bank, momentum and the rest: as for :func:`mc_step_`.
+
+    Raises:
+        ValueError: an invalid input; the message names the argument.
+        RuntimeError: ``impl="triton"`` cannot run; the message says why.
+    """
+    features = {"f0": f0} | {f"f{number}": f for number, f in enumerate(queries, start=1)}
+    hyper = (temperature, bank_temperature, lr, momentum_factor, weight_decay)
+    settings = (hyper, mix, update, cursor, impl, precision)
+    stats, gradients = _step_(bank, momentum, features, table, mixing, *settings)
+    behind = 1 + len(gradients)
+    return ContrastStep(stats[0], stats[1:behind], gradients, stats[behind], stats[behind + 1])
+
+
+def _step_(
+    bank: Tensor,
+    momentum: Tensor,
+    features: Mapping[str, Tensor],
+    table: Table,
+    mixing: Tensor | float | None,
+    hyper: tuple[float, float, float, float, float],
+    mix: str,
+    update: str,
+    cursor: Tensor | None,
+    impl: str,
+    precision: str,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Stats as from the fused functions, and the gradient of each query in its dtype; ``features`` begin with f0."""
+    temperature, bank_temperature, *ascent = hyper
+    check_contrast(features, bank, temperature)
+    check_number("bank_temperature", bank_temperature, above=0)
+    check_mixing(mixing, bank, mix)
+    check_update(bank, momentum, *ascent)
+    check_choice("precision", precision, PRECISIONS)
+    _check_table(table, len(features) - 1, mixing, update, cursor, bank)
+    impl = CONTRAST.choose(impl, Need(bank.device, bank.dtype, bank.shape[1]))
+
+    f0, *queries = convert_features(impl, [f.detach() for f in features.values()], bank.dtype)
+    coefficients = mixing_vector(mixing, bank, bank.dtype)
+    if impl == "reference":
+        with torch.autocast(bank.device.type, enabled=False):
+            settings = (*hyper, mix, update, cursor)
+            stats, gradients = _reference_step_(bank, momentum, f0, queries, coefficients, table, *settings)
+    else:
+        fused = (*hyper, mix == "tiled", update, cursor, precision, impl)
+        stats, gradients = update_("contrast_step_", bank, momentum, f0, queries, coefficients, table, *fused)
+    _, *given = features.values()
+    return stats, tuple(g.to(f.dtype) for f, g in zip(given, gradients, strict=True))
+
+
+def _check_objective(objective: str, update: str, views: int, mixing: Tensor | float | None) -> None:
     check_choice("objective", objective, OBJECTIVES)
     check_choice("update", update, UPDATES)
     if objective == "mc" and views < 4:
@@ -132,6 +218,22 @@ def _check_kind(
         raise ValueError("mixing must be None for objective 'info_nce', whose bank has no mixed entries")
     if objective == "info_nce" and update == "ascent":
         raise ValueError("update 'ascent' is that of the MC loss (eq. 7): it needs objective 'mc'")
+
+
+def _check_table(
+    table: Table, queries: int, mixing: Tensor | float | None, update: str, cursor: Tensor | None, bank: Tensor
+) -> None:
+    check_choice("update", update, UPDATES)
+    if not isinstance(table, Table):
+        raise ValueError(f"table must be a Table, got {table!r}")
+    if table.queries != queries:
+        raise ValueError(f"table has rows of {table.queries} queries, and {queries} are given")
+    if table.mixed and mixing is None:
+        raise ValueError("mixing must be given: the rows of table are mixed")
+    if mixing is not None and not table.mixed:
+        raise ValueError("mixing must be None: no row of table is mixed")
+    if update == "ascent" and table.bank_order is None:
+        raise ValueError("table must not have targets that interleave for update 'ascent', see Table.bank_order")
     if update == "fifo" and not _is_cursor(cursor, bank):
         raise ValueError(f"cursor must be an int64 scalar tensor on {bank.device} for update 'fifo', got {cursor!r}")
 
@@ -147,49 +249,42 @@ def _reference_step_(
     bank: Tensor,
     momentum: Tensor,
     f0: Tensor,
-    views: list[Tensor],
+    queries: list[Tensor],
     mixing: Tensor | None,
+    table: Table,
     temperature: float,
     bank_temperature: float,
     lr: float,
     momentum_factor: float,
     weight_decay: float,
     mix: str,
-    objective: str,
     update: str,
     cursor: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Stats (6,) and gradients (3, B, D) as from the fused functions; ``views`` are f1, f2 and f3, or f3 alone."""
-    leaves = [f.clone().requires_grad_() for f in views]
+    """Stats (max(6, q + 3),) and gradients (q, B, D) as from the fused functions."""
+
+    def losses_of(queries: list[Tensor], m: Tensor, tau: float) -> Tensor:
+        return reference.contrast_losses(f0, queries, m, table, mixing, temperature=tau, mix=mix)
+
+    def loss_of_bank(m: Tensor) -> Tensor:
+        return reference.contrast_loss(losses_of(queries, m, bank_temperature), table)
+
+    leaves = [f.clone().requires_grad_() for f in queries]
     with torch.enable_grad():
-        settings = (f0, leaves, bank.detach(), mixing, temperature, mix)
-        losses = reference_parts(*settings, soft_target=objective == "mc")
-        found = torch.autograd.grad(losses.sum(), leaves)
-    losses, gradients = losses.detach(), bank.new_zeros(3, *f0.shape)
-    gradients[-len(views) :] = torch.stack(found)
-    metrics = _reference_metrics(views[-1], f0, reference.normalise(bank), bank_temperature)
-    allowed = torch.isfinite(losses.sum())
+        losses = losses_of(leaves, bank.detach(), temperature)
+        loss = reference.contrast_loss(losses, table)
+        gradients = torch.stack(torch.autograd.grad(loss, leaves))
+    metrics = _reference_metrics(queries[table.measured], f0, reference.normalise(bank), bank_temperature)
+    found = [loss.detach(), *losses.detach(), *metrics]
+    allowed = torch.isfinite(found[0])
     if update == "fifo" and cursor is not None:
         enqueue_(bank, momentum, f0, cursor, allowed)
     if update == "ascent":
-        f1, f2, f3 = views
-        new_bank, new_momentum = reference_bank.bank_step(
-            bank,
-            momentum,
-            f0,
-            f1,
-            f2,
-            f3,
-            mixing,
-            temperature=bank_temperature,
-            lr=lr,
-            momentum_factor=momentum_factor,
-            weight_decay=weight_decay,
-            mix=mix,
-        )
+        settings = {"lr": lr, "momentum_factor": momentum_factor, "weight_decay": weight_decay}
+        new_bank, new_momentum = reference_bank.ascend(bank, momentum, loss_of_bank, **settings)
         bank.copy_(torch.where(allowed, new_bank, bank))
         momentum.copy_(torch.where(allowed, new_momentum, momentum))
-    return torch.stack([losses.sum(), *losses, *metrics]), gradients
+    return torch.stack([*found, *[torch.zeros_like(allowed, dtype=bank.dtype)] * (6 - len(found))]), gradients
 
 
 def _reference_metrics(f: Tensor, f0: Tensor, m0: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -17,7 +15,8 @@ from fastmc.arguments import (
     working_dtype,
 )
 from fastmc.backends import CONTRAST, Need
-from fastmc.objective.ops import contrast_parts
+from fastmc.contrast_table import A2MC, B1, B3, Table
+from fastmc.objective.ops import contrast_losses
 from fastmc.reference import contrast as reference
 
 
@@ -63,7 +62,7 @@ def mc_loss(
     """
     features = {"f0": f0, "f1": f1, "f2": f2, "f3": f3}
     check_contrast(features, bank, temperature)
-    return _parts(features, bank, mixing, temperature, mix, impl, precision).sum()
+    return _losses(features, bank, mc_table(mixing), mixing, temperature, mix, impl, precision).sum()
 
 
 def mc_loss_parts(
@@ -82,7 +81,7 @@ def mc_loss_parts(
     """(L_1, L_2, L_3) of eq. 9-11, three scalars; arguments and errors as for :func:`mc_loss`."""
     features = {"f0": f0, "f1": f1, "f2": f2, "f3": f3}
     check_contrast(features, bank, temperature)
-    l1, l2, l3 = _parts(features, bank, mixing, temperature, mix, impl, precision).unbind()
+    l1, l2, l3 = _losses(features, bank, mc_table(mixing), mixing, temperature, mix, impl, precision).unbind()
     return l1, l2, l3
 
 
@@ -102,19 +101,25 @@ def info_nce(
     """
     features = {"f0": f0, "f": f}
     check_contrast(features, bank, temperature)
-    return _parts(features, bank, None, temperature, "own", impl, precision)[2]
+    return _losses(features, bank, B1, None, temperature, "own", impl, precision)[0]
 
 
-def _parts(
+def mc_table(mixing: Tensor | float | None) -> Table:
+    """Of the MC loss, with mixed entries or without."""
+    return B3 if mixing is None else A2MC
+
+
+def _losses(
     features: dict[str, Tensor],
     bank: Tensor,
+    table: Table,
     mixing: Tensor | float | None,
     temperature: float,
     mix: str,
     impl: str,
     precision: str,
 ) -> Tensor:
-    """L_1, L_2, L_3 in a tensor (3,); of f0 and one query alone, L_3 is its InfoNCE."""
+    """Those of the table (q,); ``features`` are f0 and the queries."""
     check_mixing(mixing, bank, mix)
     check_choice("precision", precision, PRECISIONS)
     f0, *queries = features.values()
@@ -125,29 +130,8 @@ def _parts(
         if impl == "reference":
             f0, *queries = (f.to(dtype) for f in (f0, *queries))
             coefficients = mixing.detach().to(dtype) if isinstance(mixing, Tensor) else mixing
-            soft_target = len(queries) == 3
-            return reference_parts(f0, queries, bank, coefficients, temperature, mix, soft_target=soft_target)
+            return reference.contrast_losses(f0, queries, bank, table, coefficients, temperature=temperature, mix=mix)
         f0, *queries = convert_features(impl, [f0, *queries], dtype)
-        f1, f2 = queries[:-1] or (None, None)
         coefficients = mixing_vector(mixing, bank, dtype)
-        settings = (temperature, mix == "tiled", len(queries) == 3, precision, impl)
-        return contrast_parts(f0.detach(), f1, f2, queries[-1], bank, coefficients, *settings)
-
-
-def reference_parts(
-    f0: Tensor,
-    queries: Sequence[Tensor],
-    bank: Tensor,
-    mixing: Tensor | float | None,
-    temperature: float,
-    mix: str,
-    *,
-    soft_target: bool,
-) -> Tensor:
-    """L_1, L_2, L_3 by the plain reference, in a tensor (3,); ``queries`` are f1, f2 and f3, or f3 alone. Without a
-    soft target each is InfoNCE."""
-    if soft_target:
-        f1, f2, f3 = queries
-        return torch.stack(reference.mc_loss_parts(f0, f1, f2, f3, bank, mixing, temperature=temperature, mix=mix))
-    losses = [reference.info_nce(f, f0, reference.normalise(bank), temperature) for f in queries]
-    return torch.stack([torch.zeros_like(losses[0])] * (3 - len(losses)) + losses)
+        settings = (temperature, mix == "tiled", precision, impl)
+        return contrast_losses(f0.detach(), queries, bank, coefficients, table, *settings)

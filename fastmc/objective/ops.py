@@ -1,12 +1,14 @@
 """The fused functions as PyTorch sees them: operators of torch.library under torch.compile, plain calls otherwise.
 
 ``impl`` is "torch" (:mod:`fastmc.objective.chunked`) or "triton" (kernels.mc). Both have the functions named here, with
-the same arguments but ``impl``. An operator is one node of a compiled graph; its dispatch costs some 60 us per eager
-call, more than the kernels take, so eager calls go straight to the implementation.
+the same arguments but ``impl``, and with a table where an operator has the table's code. An operator is one node of a
+compiled graph; its dispatch costs some 60 us per eager call, more than the kernels take, so eager calls go straight to
+the implementation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,67 +16,66 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastmc.backends import CONTRAST
+from fastmc.contrast_table import Table
 
 
-def contrast_parts(*arguments: Any) -> Tensor:
-    """(L_1, L_2, L_3) as one tensor (3,), differentiable in f1, f2, f3 and bank; arguments of :func:`mc_forward`."""
+def contrast_losses(
+    f0: Tensor, queries: Sequence[Tensor], bank: Tensor, mixing: Tensor | None, table: Table, *settings: Any
+) -> Tensor:
+    """The losses (q,) of a table without weights, differentiable in queries and bank; as :func:`contrast_forward`."""
     if torch.compiler.is_compiling():
-        parts, _, _ = torch.ops.fastmc.mc_forward(*arguments)
-        return parts
-    return _Parts.apply(*arguments)
+        losses, _, _ = torch.ops.fastmc.contrast_forward(f0, queries, bank, mixing, table.code, *settings)
+        return losses
+    return _Losses.apply(f0, bank, mixing, table, settings, *queries)
 
 
-def update_(name: str, *arguments: Any) -> Any:
-    """:func:`bank_step_` or :func:`mc_step_`, by name and with its arguments. The features must be constants."""
+def update_(name: str, bank: Tensor, momentum: Tensor, f0: Tensor, *arguments: Any) -> Any:
+    """:func:`bank_step_` or :func:`contrast_step_`, by name and with its arguments. The features must be constants."""
+    queries, mixing, table, *settings, impl = arguments
     with torch.no_grad():
         if torch.compiler.is_compiling():
-            return getattr(torch.ops.fastmc, name)(*arguments)
-        *values, impl = arguments
-        results = CONTRAST.call(impl, name, values[0].device, *values)
+            operator = getattr(torch.ops.fastmc, name)
+            return operator(bank, momentum, f0, queries, mixing, table.code, *settings, impl)
+        results = CONTRAST.call(impl, name, bank.device, bank, momentum, f0, queries, mixing, table, *settings)
     # A kernel's stores are unknown to autograd: a graph that holds the bank as it was must not go on with the new one.
-    bank, momentum = values[:2]
     if not bank.is_inference():
         torch.autograd.graph.increment_version([bank, momentum])
     return results
 
 
-@torch.library.custom_op("fastmc::mc_forward", mutates_args=())
-def mc_forward(
+@torch.library.custom_op("fastmc::contrast_forward", mutates_args=())
+def contrast_forward(
     f0: Tensor,
-    f1: Tensor | None,
-    f2: Tensor | None,
-    f3: Tensor,
+    queries: Sequence[Tensor],
     bank: Tensor,
     mixing: Tensor | None,
+    table: str,
     temperature: float,
     tiled: bool,
-    soft_target: bool,
     precision: str,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`fastmc.objective.chunked.mc_forward`; f1, f2, f3 and bank get their gradients from the first result."""
-    settings = (temperature, tiled, soft_target, precision)
-    return CONTRAST.call(impl, "mc_forward", bank.device, f0, f1, f2, f3, bank, mixing, *settings)
+    """:func:`fastmc.objective.chunked.contrast_forward`; queries and bank get their gradients from the first result."""
+    settings = (Table.parse(table), temperature, tiled, precision)
+    return CONTRAST.call(impl, "contrast_forward", bank.device, f0, queries, bank, mixing, *settings)
 
 
-@torch.library.custom_op("fastmc::mc_bank_gradient", mutates_args=())
-def mc_bank_gradient(
-    f1: Tensor | None,
-    f2: Tensor | None,
-    f3: Tensor,
+@torch.library.custom_op("fastmc::contrast_bank_gradient", mutates_args=())
+def contrast_bank_gradient(
+    queries: Sequence[Tensor],
     bank: Tensor,
     mixing: Tensor | None,
     lse: Tensor,
     weights: Tensor,
+    table: str,
     temperature: float,
     tiled: bool,
-    soft_target: bool,
     precision: str,
     impl: str,
 ) -> Tensor:
-    """:func:`fastmc.objective.chunked.mc_bank_gradient`."""
-    settings = (temperature, tiled, soft_target, precision)
-    return CONTRAST.call(impl, "mc_bank_gradient", bank.device, f1, f2, f3, bank, mixing, lse, weights, *settings)
+    """:func:`fastmc.objective.chunked.contrast_bank_gradient`."""
+    settings = (Table.parse(table), temperature, tiled, precision)
+    return CONTRAST.call(impl, "contrast_bank_gradient", bank.device, queries, bank, mixing, lse, weights, *settings)
 
 
 @torch.library.custom_op("fastmc::bank_step_", mutates_args=("bank", "momentum"))
@@ -82,10 +83,9 @@ def bank_step_(
     bank: Tensor,
     momentum: Tensor,
     f0: Tensor,
-    f1: Tensor,
-    f2: Tensor,
-    f3: Tensor,
+    queries: Sequence[Tensor],
     mixing: Tensor | None,
+    table: str,
     temperature: float,
     lr: float,
     momentum_factor: float,
@@ -95,47 +95,48 @@ def bank_step_(
     impl: str,
 ) -> None:
     """:func:`fastmc.objective.chunked.bank_step_`."""
-    settings = (temperature, lr, momentum_factor, weight_decay, tiled, precision)
-    CONTRAST.call(impl, "bank_step_", bank.device, bank, momentum, f0, f1, f2, f3, mixing, *settings)
+    settings = (Table.parse(table), temperature, lr, momentum_factor, weight_decay, tiled, precision)
+    CONTRAST.call(impl, "bank_step_", bank.device, bank, momentum, f0, queries, mixing, *settings)
 
 
-@torch.library.custom_op("fastmc::mc_step_", mutates_args=("bank", "momentum", "cursor"))
-def mc_step_(
+@torch.library.custom_op("fastmc::contrast_step_", mutates_args=("bank", "momentum", "cursor"))
+def contrast_step_(
     bank: Tensor,
     momentum: Tensor,
     f0: Tensor,
-    f1: Tensor | None,
-    f2: Tensor | None,
-    f3: Tensor,
+    queries: Sequence[Tensor],
     mixing: Tensor | None,
+    table: str,
     temperature: float,
     bank_temperature: float,
     lr: float,
     momentum_factor: float,
     weight_decay: float,
     tiled: bool,
-    soft_target: bool,
     update: str,
     cursor: Tensor | None,
     precision: str,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`fastmc.objective.chunked.mc_step_`."""
+    """:func:`fastmc.objective.chunked.contrast_step_`."""
     hyper = (temperature, bank_temperature, lr, momentum_factor, weight_decay)
-    settings = (tiled, soft_target, update, cursor, precision)
-    return CONTRAST.call(impl, "mc_step_", bank.device, bank, momentum, f0, f1, f2, f3, mixing, *hyper, *settings)
+    settings = (Table.parse(table), *hyper, tiled, update, cursor, precision)
+    return CONTRAST.call(impl, "contrast_step_", bank.device, bank, momentum, f0, queries, mixing, *settings)
 
 
 # Shapes and dtypes of the results, for tracing: those of the bank, since half precision is widened.
 
 
-@mc_forward.register_fake
-def _(f0: Tensor, f1: Any, f2: Any, f3: Tensor, bank: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return bank.new_empty(3), bank.new_empty(3, *f3.shape), bank.new_empty(4, len(f3))
+@contrast_forward.register_fake
+def _(
+    f0: Tensor, queries: Sequence[Tensor], bank: Tensor, mixing: Any, table: str, *settings: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    count, rows = len(queries), len(Table.parse(table).rows)
+    return bank.new_empty(count), bank.new_empty(count, *f0.shape), bank.new_empty(rows, len(f0))
 
 
-@mc_bank_gradient.register_fake
-def _(f1: Any, f2: Any, f3: Tensor, bank: Tensor, *settings: Any) -> Tensor:
+@contrast_bank_gradient.register_fake
+def _(queries: Sequence[Tensor], bank: Tensor, *settings: Any) -> Tensor:
     return torch.empty_like(bank, memory_format=torch.contiguous_format)
 
 
@@ -144,59 +145,62 @@ def _(*arguments: Any) -> None:
     return None
 
 
-@mc_step_.register_fake
-def _(
-    bank: Tensor, momentum: Tensor, f0: Tensor, f1: Any, f2: Any, f3: Tensor, *settings: Any
-) -> tuple[Tensor, Tensor]:
-    return bank.new_empty(6), f3.new_empty(3, *f3.shape)
+@contrast_step_.register_fake
+def _(bank: Tensor, momentum: Tensor, f0: Tensor, queries: Sequence[Tensor], *settings: Any) -> tuple[Tensor, Tensor]:
+    return bank.new_empty(max(6, len(queries) + 3)), queries[0].new_empty(len(queries), *f0.shape)
 
 
-# Gradients, once for the operator and once for the eager call. The gradients of f1, f2 and f3 came with the losses;
-# that of the bank is made if it is asked for.
+# Gradients, once for the operator and once for the eager call. Those of the queries came with the losses; that of the
+# bank is made if it is asked for.
 
 
-def _keep(ctx: Any, arguments: tuple[Any, ...], results: tuple[Tensor, Tensor, Tensor]) -> None:
-    _, f1, f2, f3, bank, mixing, *settings = arguments
-    _, gradients, lse = results
-    ctx.settings = settings
-    ctx.save_for_backward(f1, f2, f3, bank, mixing, gradients, lse)
+def _of_queries(upstream: Tensor, gradients: Tensor, queries: Sequence[Tensor]) -> list[Tensor]:
+    scaled = gradients * upstream.view(-1, 1, 1)
+    return [g.to(f.dtype) for g, f in zip(scaled, queries, strict=True)]
 
 
-def _gradients(ctx: Any, upstream: Tensor, bank_gradient: Any) -> tuple[Any, ...]:
-    f1, f2, f3, bank, mixing, gradients, lse = ctx.saved_tensors
-    scaled = gradients * upstream.view(3, 1, 1)
-    views = [None if f is None else scaled[i].to(f.dtype) for i, f in enumerate((f1, f2, f3))]
-    of_bank = None
-    if ctx.needs_input_grad[4]:
-        of_bank = bank_gradient(f1, f2, f3, bank, mixing, lse, upstream, *ctx.settings)
-    return None, *views, of_bank, *[None] * (1 + len(ctx.settings))
-
-
-class _Parts(torch.autograd.Function):
+class _Losses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        *values, impl = arguments
-        results = CONTRAST.call(impl, "mc_forward", values[0].device, *values)
-        _keep(ctx, arguments, results)
-        return results[0]
+    def forward(
+        ctx: Any,
+        f0: Tensor,
+        bank: Tensor,
+        mixing: Tensor | None,
+        table: Table,
+        settings: tuple[Any, ...],
+        *queries: Tensor,
+    ) -> Tensor:
+        ctx.impl, ctx.settings = settings[-1], (table, *settings[:-1])
+        results = CONTRAST.call(ctx.impl, "contrast_forward", bank.device, f0, queries, bank, mixing, *ctx.settings)
+        losses, gradients, lse = results
+        ctx.save_for_backward(bank, mixing, gradients, lse, *queries)
+        return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        def bank_gradient(*arguments: Any) -> Tensor:
-            *values, impl = arguments
-            return CONTRAST.call(impl, "mc_bank_gradient", upstream.device, *values)
-
-        return _gradients(ctx, upstream.contiguous(), bank_gradient)
+        bank, mixing, gradients, lse, *queries = ctx.saved_tensors
+        of_bank = None
+        if ctx.needs_input_grad[1]:
+            arguments = (queries, bank, mixing, lse, upstream.contiguous(), *ctx.settings)
+            of_bank = CONTRAST.call(ctx.impl, "contrast_bank_gradient", bank.device, *arguments)
+        return None, of_bank, None, None, None, *_of_queries(upstream, gradients, queries)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    _keep(ctx, inputs, output)
-    ctx.mark_non_differentiable(*output[1:])
+    _, queries, bank, mixing, *ctx.settings = inputs
+    _, gradients, lse = output
+    ctx.save_for_backward(bank, mixing, gradients, lse, *queries)
+    ctx.mark_non_differentiable(gradients, lse)
 
 
 def _backward(ctx: Any, upstream: Tensor, *unused: Any) -> tuple[Any, ...]:
-    return _gradients(ctx, upstream.contiguous(), torch.ops.fastmc.mc_bank_gradient)
+    bank, mixing, gradients, lse, *queries = ctx.saved_tensors
+    of_bank = None
+    if ctx.needs_input_grad[2]:
+        arguments = (queries, bank, mixing, lse, upstream.contiguous(), *ctx.settings)
+        of_bank = torch.ops.fastmc.contrast_bank_gradient(*arguments)
+    return None, _of_queries(upstream, gradients, queries), of_bank, None, *[None] * len(ctx.settings)
 
 
-mc_forward.register_autograd(_backward, setup_context=_setup_context)
+contrast_forward.register_autograd(_backward, setup_context=_setup_context)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -28,13 +30,29 @@ def bank_step(
     bank and momentum (K, D) are not changed; a first step starts from a momentum of zeros. The gradient passes
     through the normalisation of the rows; weight decay and momentum act on the raw rows.
     """
+    f0, f1, f2, f3 = f0.detach(), f1.detach(), f2.detach(), f3.detach()
+
+    def loss(m: Tensor) -> Tensor:
+        return mc_loss(f0, f1, f2, f3, m, mixing, temperature=temperature, mix=mix)
+
+    return ascend(bank, momentum, loss, lr=lr, momentum_factor=momentum_factor, weight_decay=weight_decay)
+
+
+def ascend(
+    bank: Tensor,
+    momentum: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    *,
+    lr: float,
+    momentum_factor: float,
+    weight_decay: float,
+) -> tuple[Tensor, Tensor]:
+    """The step of :func:`bank_step` on any ``loss`` of the raw bank."""
     m = torch.nn.Parameter(bank.detach().clone())
     optimizer = torch.optim.SGD([m], lr=lr, momentum=momentum_factor, weight_decay=weight_decay)
     optimizer.state[m]["momentum_buffer"] = momentum.detach().clone()
     with torch.enable_grad():
-        f0, f1, f2, f3 = f0.detach(), f1.detach(), f2.detach(), f3.detach()
-        loss = mc_loss(f0, f1, f2, f3, m, mixing, temperature=temperature, mix=mix)
-        (m.grad,) = torch.autograd.grad(-loss, m)
+        (m.grad,) = torch.autograd.grad(-loss(m), m)
     optimizer.step()
     if momentum_factor == 0:  # SGD then keeps no velocity, but what it descended along is known
         return m.detach(), m.grad + weight_decay * bank.detach()

@@ -1,10 +1,14 @@
-"""Contrast: equations 1-3 (InfoNCE) and 8-11 (mixed banks and the MC loss)."""
+"""Contrast: equations 1-3 (InfoNCE) and 8-11 (mixed banks and the MC loss), and the losses of any table of rows."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from fastmc.contrast_table import Table
 
 
 def normalise(bank: Tensor) -> Tensor:
@@ -103,3 +107,37 @@ def mc_loss(
     """L = L_1 + L_2 + L_3 (eq. 9)."""
     l1, l2, l3 = mc_loss_parts(f0, f1, f2, f3, bank, mixing, temperature=temperature, mix=mix)
     return l1 + l2 + l3
+
+
+def contrast_losses(
+    f0: Tensor,
+    queries: Sequence[Tensor],
+    bank: Tensor,
+    table: Table,
+    mixing: Tensor | float | None,
+    *,
+    temperature: float,
+    mix: str = "own",
+) -> Tensor:
+    """The losses (q,) of a table's students, each averaged over the batch and not yet weighted.
+
+    f0 and the queries are (B, D), bank (K, D) raw rows. Constants are those of :func:`mc_loss_parts`, which is this of
+    the table of A²MC.
+    """
+    f0, m0 = f0.detach(), normalise(bank)
+    log_psi = []
+    for row in table.rows:
+        m = m0
+        if row.mixed_with is not None and mixing is not None:
+            m = union(m0, mixed_bank(queries[row.mixed_with], m0, mixing, mix))
+        log_psi.append(log_similarity_distribution(queries[row.query], f0, m, temperature))
+    losses = []
+    for row, prediction in zip(table.rows, log_psi[: len(queries)], strict=False):
+        target = one_hot(prediction) if row.target is None else log_psi[row.target].exp().detach()
+        losses.append(cross_entropy(target, prediction))
+    return torch.stack(losses)
+
+
+def contrast_loss(losses: Tensor, table: Table) -> Tensor:
+    """The loss of the step: the sum of these losses, weighted as the table says."""
+    return torch.stack([row.weight * loss for row, loss in zip(table.rows, losses, strict=False)]).sum()

@@ -13,18 +13,20 @@ import torch
 from every_pair import every_pair
 from gpu_less import kernels_on_cpu
 from kernel_budget import kernel_budget
-from oracle import HYPER, Case, Results, forward_of, forward_truth, step_of, step_truth, velocity, within
+from oracle import HYPER, TABLES, Case, Results, forward_of, forward_truth, step_of, step_truth, velocity, within
 from test_loss import HOSTILE
 from torch.nn import functional as F
 
 import fastmc
+from fastmc.contrast_table import B3
 from kernels import mc
 
 PRECISIONS = ["bf16x3", "ieee", "bf16"]
-WEIGHTS = torch.tensor([1.0, -2.5, 0.5])
+WEIGHTS = torch.tensor([1.0, -2.5, 0.5, 2.0])
 # Below, at and above the tiles (32 entries in the sweep, 64 in the bank's step; 128 queries; 16 columns at least).
 SHAPES = [(1, 1, 1), (7, 31, 5), (16, 32, 16), (32, 64, 16), (33, 65, 17), (1, 200, 3), (40, 100, 32), (64, 70, 128)]
 CALLS = [("mc", "ascent"), ("unmixed", "fifo"), ("one-hot", "fifo"), ("alone", "fifo"), ("mc", "none")]
+OTHER_CALLS = [("aimclr", "fifo"), ("hiclr", "fifo"), ("aimclr", "ascent"), ("hiclr", "ascent"), ("crossed", "ascent")]
 
 
 def checked_step(case: Case, update: str, precision: str = "bf16x3", cursor: int = 0) -> tuple[Results, list[str]]:
@@ -38,7 +40,7 @@ def assert_step(case: Case, update: str, precision: str = "bf16x3", cursor: int 
     truth, plain = (step_truth(c, update, velocity(c), cursor) for c in (case.to(torch.float64), case))
     ours, _ = checked_step(case, update, precision, cursor)
     if precision == "bf16":  # whether a positive is on top may hang on the rounding
-        truth["stats"][4] = ours["stats"][4]
+        truth["stats"][1 + case.table.queries] = ours["stats"][1 + case.table.queries]
     verdict = within(ours, truth, kernel_budget(plain, truth, case, precision))
     assert all(torch.isfinite(value).all() for value in ours.values())
     assert all(verdict.values()), {n: float((ours[n] - truth[n]).abs().max()) for n in verdict if not verdict[n]}
@@ -50,7 +52,7 @@ def test_step_keeps_the_error_budget(shape, tiled):
     assert_step(Case.draw(*shape, tiled=tiled, dtype=torch.float32), "ascent")
 
 
-@pytest.mark.parametrize(("call", "precision", "tiled"), every_pair(CALLS, PRECISIONS, [False, True]))
+@pytest.mark.parametrize(("call", "precision", "tiled"), every_pair(CALLS + OTHER_CALLS, PRECISIONS, [False, True]))
 def test_every_call_of_the_trainer_in_every_precision(call, precision, tiled):
     kind, update = call
     case = Case.draw(7, 130, 24, kind=kind, tiled=tiled, dtype=torch.float32)
@@ -93,9 +95,7 @@ def test_wide_features(dim):
         assert_step(Case.draw(5, 20, dim, tiled=tiled, dtype=torch.float32), "ascent")
 
 
-@pytest.mark.parametrize(
-    ("precision", "kind", "tiled"), every_pair(PRECISIONS, ["mc", "unmixed", "one-hot", "alone"], [False, True])
-)
+@pytest.mark.parametrize(("precision", "kind", "tiled"), every_pair(PRECISIONS, list(TABLES), [False, True]))
 def test_forward_and_bank_gradient_with_upstream_weights(precision, kind, tiled):
     case = Case.draw(7, 130, 24, kind=kind, tiled=tiled, dtype=torch.float32, bank_temperature=0.07)
     truth, plain = (forward_truth(c, WEIGHTS) for c in (case.to(torch.float64), case))
@@ -175,8 +175,8 @@ def test_rows_with_gaps_are_updated_in_place(update):
     wide = torch.cat([case.bank, velocity(case)], dim=1)
     bank, momentum, cursor = wide[:, :6], wide[:, 6:], torch.tensor(0)
     with kernels_on_cpu():
-        arguments = (0.07, 0.03, *HYPER.values(), False, True, update, cursor, "bf16x3")
-        mc.mc_step_(bank, momentum, case.f0, *case.views, case.mixing, *arguments)
+        arguments = (0.07, 0.03, *HYPER.values(), False, update, cursor, "bf16x3")
+        mc.contrast_step_(bank, momentum, case.f0, case.queries, case.mixing, case.table, *arguments)
     assert torch.equal(bank, want["bank"])
     assert torch.equal(momentum, want["momentum"])
 
@@ -185,8 +185,8 @@ def test_a_tie_is_not_on_top_and_a_collapsed_encoder_has_no_top():
     f = F.normalize(torch.ones(5, 8), dim=1)
     bank = f[:1].repeat(21, 1)
     with kernels_on_cpu():
-        stats, _ = mc.mc_step_(
-            bank, 0 * bank, f, f, f, f, None, 0.07, 0.03, 3.0, 0.9, 1e-4, False, True, "none", None, "bf16x3"
+        stats, _ = mc.contrast_step_(
+            bank, 0 * bank, f, [f] * 3, None, B3, 0.07, 0.03, 3.0, 0.9, 1e-4, False, "none", None, "bf16x3"
         )
     assert stats[4] == 0
     assert stats[5].item() == pytest.approx(1 / 22, rel=1e-4)

@@ -20,24 +20,24 @@ def drawn(kind: str = "mc", tiled: bool = False) -> Case:
 @pytest.mark.parametrize("kind", ["mc", "alone"])
 def test_opcheck_of_the_loss(kind):
     case = drawn(kind)
-    settings = (case.temperature, case.tiled, case.soft_target, "bf16x3", "triton")
-    views = [None if f is None else f.requires_grad_() for f in case.views]
-    arguments = (case.f0, *views, case.bank.requires_grad_(), case.coefficients, *settings)
-    torch.library.opcheck(torch.ops.fastmc.mc_forward.default, arguments)
+    settings = (case.table.code, case.temperature, case.tiled, "bf16x3", "triton")
+    queries = [f.requires_grad_() for f in case.queries]
+    arguments = (case.f0, queries, case.bank.requires_grad_(), case.coefficients, *settings)
+    torch.library.opcheck(torch.ops.fastmc.contrast_forward.default, arguments)
     with torch.no_grad():
-        _, _, lse = torch.ops.fastmc.mc_forward(*arguments)
-        constants = [None if f is None else f.detach() for f in case.views]
-        rest = (case.bank.detach(), case.coefficients, lse, torch.ones(3), *settings)
-        torch.library.opcheck(torch.ops.fastmc.mc_bank_gradient.default, (*constants, *rest))
+        _, _, lse = torch.ops.fastmc.contrast_forward(*arguments)
+        constants = [f.detach() for f in queries]
+        rest = (case.bank.detach(), case.coefficients, lse, torch.ones(len(queries)), *settings)
+        torch.library.opcheck(torch.ops.fastmc.contrast_bank_gradient.default, (constants, *rest))
 
 
 def test_opcheck_of_the_steps():
     case = drawn()
-    batch = (case.bank, torch.zeros_like(case.bank), case.f0, *case.views, case.mixing)
+    batch = (case.bank, torch.zeros_like(case.bank), case.f0, case.queries, case.mixing, case.table.code)
     torch.library.opcheck(torch.ops.fastmc.bank_step_.default, (*batch, 0.03, *HYPER, False, "bf16x3", "triton"))
     for update, cursor in (("ascent", None), ("fifo", torch.tensor(3))):
-        settings = (0.07, 0.03, *HYPER, False, True, update, cursor, "bf16x3", "triton")
-        torch.library.opcheck(torch.ops.fastmc.mc_step_.default, (*batch, *settings))
+        settings = (0.07, 0.03, *HYPER, False, update, cursor, "bf16x3", "triton")
+        torch.library.opcheck(torch.ops.fastmc.contrast_step_.default, (*batch, *settings))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -62,10 +62,9 @@ def test_half_precision_features_are_widened_before_anything_else(dtype, key_dty
 def test_opcheck_with_half_precision():
     case = drawn()
     views = [f.bfloat16().requires_grad_() for f in case.views]
-    settings = (case.temperature, False, True, "bf16x3", "triton")
-    torch.library.opcheck(
-        torch.ops.fastmc.mc_forward.default, (case.f0.bfloat16(), *views, case.bank, case.mixing, *settings)
-    )
+    settings = (case.table.code, case.temperature, False, "bf16x3", "triton")
+    arguments = (case.f0.bfloat16(), views, case.bank, case.mixing, *settings)
+    torch.library.opcheck(torch.ops.fastmc.contrast_forward.default, arguments)
 
 
 def test_the_default_dtype_of_torch_is_nobodys_business():
@@ -113,8 +112,8 @@ def test_changing_the_bank_before_the_backward_pass_is_an_error():
 
 def test_one_graph_under_compile_with_the_bits_of_eager_calls(monkeypatch):
     calls = []
-    forward = mc.mc_forward
-    monkeypatch.setattr(mc, "mc_forward", lambda *args: calls.append(None) or forward(*args))
+    forward = mc.contrast_forward
+    monkeypatch.setattr(mc, "contrast_forward", lambda *args: calls.append(None) or forward(*args))
 
     def loss(f1, f2, f3):
         return fastmc.mc_loss(case.f0, f1 * 1.0, f2, f3, case.bank, case.mixing, impl="triton") * 2
@@ -144,8 +143,8 @@ def test_steps_of_the_trainer_are_those_of_the_reference(steps, views, data_root
     assert all(found[name] < budget[name] for name in budget), found
 
 
-@pytest.mark.parametrize("call", ["mc_step_", "bank_step_"])
-def test_launches_within_a_part_stand_in_an_operator_of_it(call):
+@pytest.mark.parametrize(("call", "operator"), [("mc_step_", "contrast_step_"), ("bank_step_", "bank_step_")])
+def test_launches_within_a_part_stand_in_an_operator_of_it(call, operator):
     """A GPU's kernels count to the innermost operator: the bank's must not be the loss's."""
     case = drawn()
     features = (case.f0, case.f1, case.f2, case.f3)
@@ -154,4 +153,4 @@ def test_launches_within_a_part_stand_in_an_operator_of_it(call):
         step(case.bank, torch.zeros_like(case.bank), *features, case.mixing, impl="triton")
     (bank,) = [event for event in recorded.events() if event.name == "bank"]
     assert "fastmc::bank" in [event.name for event in bank.cpu_children]
-    assert bank.cpu_parent.name == f"fastmc::{call}"
+    assert bank.cpu_parent.name == f"fastmc::{operator}"
