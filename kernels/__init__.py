@@ -1,6 +1,6 @@
 """Triton kernels and their launchers. Importing this package imports neither Triton nor a driver.
 
-draw.py     augment.py                        random choices of views; the views
+draw.py     views.py                          random choices of views; the views
 attack.py                                     what surrounds the encoder's passes in the attack
 update.py                                     SGD, key encoder and half-precision copies in one pass
 mc.py       launch.py                         the MC loss: what the library calls, and its launches
