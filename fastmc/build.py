@@ -62,11 +62,11 @@ def resolved(setup: Setup, step: StepConfig, layout: ClipLayout, device: torch.d
     try:
         setup = replace(setup, impl=Chosen(CONTRAST.choose(step.impl, need)))
     except RuntimeError as error:
-        raise ValueError(f"impl = {step.impl!r}: {error}") from None
+        raise ValueError(str(error)) from None
     try:
         found = Chosen(VIEWS.choose(step.view_impl, of_views))
     except RuntimeError as error:
-        raise ValueError(f"view_impl = {step.view_impl!r}: {error}") from None
+        raise ValueError(f"view_impl: {error}") from None
     # Attacked clips are float32 whatever the frames are, and may have a faster implementation than these.
     return replace(setup, view_impl=found if of_views.dtype == torch.float32 else step.view_impl)
 

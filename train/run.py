@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fastmc import checkpoint
+from fastmc.backends import CONTRAST, Need
 from fastmc.build import build_model
 from fastmc.config import Config, to_plain
 from fastmc.data.placed.resident import PlacedStore
@@ -46,6 +47,10 @@ def run(config: Config) -> dict[str, Any]:
     Everything that can be wrong with the settings is found before anything is written.
     """
     device = choose_device(config.device)
+    impl = config.step.impl
+    reason = None if impl == "auto" else CONTRAST.why_not(impl, Need(device))
+    if reason is not None:
+        raise ValueError(f"impl = {impl!r} cannot run on {device}: {reason}")
     store = open_dataset(config.dataset, config.data_root, config.data.verify)
     protocol = config.protocol or store.protocols[0]
     config = replace(config, protocol=protocol)
