@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -72,7 +73,9 @@ loop.Pretraining.save = then_die
 run.main({[*toy_command(data_root, out), "--checkpoint-minutes", "0"]!r})
 """
     paths = [str(ROOT), str(ROOT / "tests")]
-    done = subprocess.run([sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}\n{stop}"], timeout=300)
+    program = [sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}\n{stop}"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process: sums of two threads round differently
+    done = subprocess.run(program, timeout=300, env=env)
     assert done.returncode == 9
     assert run.main([*toy_command(data_root, out), "--checkpoint-minutes", "0"]) == 0
     ours, theirs = ({**state_of(folder), "random": None} for folder in (out, own))  # that of the process, of which it
@@ -84,7 +87,10 @@ def test_it_is_evaluated_drawn_and_embedded_where_the_user_allows_it(own, tmp_pa
     report = json.loads((own / "report.json").read_text())
     assert evaluate.main(["knn", "--run", str(own), "--device", "cpu", *ALLOW]) == 0
     assert json.loads((own / "evaluate" / "knn-xsub.json").read_text())["top1"] == report["knn_top1"]
-    assert figures.main(["--run", str(own), "--only", "curves", "tsne", "--device", "cpu", *ALLOW]) == 0
+    assert figures.main(["--run", str(own), "--device", "cpu", "--k", "2", *ALLOW]) == 0
+    drawn = {path.name for path in (own / "figures").iterdir()}
+    assert {"curves.png", "tsne.png", "neighbours.png"} <= drawn and "attack.png" not in drawn
+    assert figures.main(["--run", str(own), "--only", "attack", "--device", "cpu", *ALLOW]) == 1
     out = tmp_path / "features.npz"
     store = str(data_root / "small")
     assert embed.main(["--run", str(own), "--input", store, "--out", str(out), "--device", "cpu", *ALLOW]) == 0
@@ -124,6 +130,11 @@ def test_reading_a_hostile_run_folder_runs_nothing(tmp_path):
 def test_a_method_that_there_is_not_is_one_message(name, message, data_root, tmp_path, capsys):
     assert run.main(command(data_root, tmp_path / "run", "--method", name)) == 1
     assert re.search(message, errors(capsys))
+
+
+def test_a_folder_of_another_method_is_not_trained_on(own, data_root, capsys):
+    assert run.main(command(data_root, own)) == 1
+    assert "holds a run of something else: method = 'toy:ToyMethod'" in errors(capsys)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -191,6 +191,7 @@ def draw(settings: Settings) -> list[Path]:
     out = check_settings(settings)
     settings = replace(settings, only=_with_something_to_draw(settings))
     runs = _load(settings) if set(settings.only) != {"curves"} else []
+    settings = replace(settings, only=_with_an_attack(settings.only, runs))
     clip = choose_clip(runs[0], settings) if {"attack", "neighbours"} & set(settings.only) else -1
     if "neighbours" in settings.only:
         candidates(runs[0], clip, settings.k)
@@ -259,6 +260,22 @@ def _with_something_to_draw(settings: Settings) -> tuple[Name, ...]:
         log.warning("curves are left out: %s", error)
         return others
     return settings.only
+
+
+def _with_an_attack(only: tuple[Name, ...], runs: Sequence[DrawnRun]) -> tuple[Name, ...]:
+    """The pictures, without the attack where the first run's method has none; ValueError where no other is left."""
+    from fastmc.figures.attack import attacking
+
+    if "attack" not in only:
+        return only
+    try:
+        attacking(runs[0].model)
+    except ValueError as error:
+        if only == ("attack",):
+            raise
+        log.warning("attack is left out: %s", error)
+        return tuple(name for name in only if name != "attack")
+    return only
 
 
 def parse(args: Sequence[str] | None = None) -> Settings:

@@ -15,6 +15,7 @@ from typing import Any
 from fastmc.config import Config, RunFolderError, differences, load_config, to_plain
 from fastmc.files import read_text, write_json
 from fastmc.reading import reading, shown
+from fastmc.registry import NotAllowed
 from train.engine.record import log
 
 # What may differ between a run and its resumption without changing what it computes.
@@ -103,7 +104,10 @@ class RunFolder:
         if self.path.is_dir() and any(entry.name != ".lock" for entry in self.path.iterdir()):
             if not (self.path / "config.json").exists():
                 raise RunFolderError(f"out = {self.path} holds files that are no run of fastmc; name another folder")
-            self.saved = _run_settings(load_config(self.path, (config.method, config.backbone)))
+            try:
+                self.saved = _run_settings(load_config(self.path, (config.method, config.backbone)))
+            except NotAllowed as error:
+                raise RunFolderError(f"{self.path} holds a run of something else: {error}") from None
             if not config.restart:
                 self._check_same_run()
 
