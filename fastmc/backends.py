@@ -168,4 +168,6 @@ _NUMBA = "fastmc.views.numba_views"
 CONTRAST = _operation("contrast", "kernels.mc", "fastmc.objective.chunked", "fastmc.reference.contrast")
 ATTACK = _operation("attack", "kernels.attack", "fastmc.methods.attack", "fastmc.reference.attack")
 DRAW = _operation("draw", "kernels.draw", "fastmc.views.draw", "fastmc.views.draw", numba=_NUMBA)
-VIEWS = _operation("views", *(f"fastmc.views.{name}_views" for name in ("triton", "torch", "plain")), numba=_NUMBA)
+VIEWS = _operation(
+    "views", "fastmc.views.triton_views", "fastmc.views.torch_views", "fastmc.views.plain_views", numba=_NUMBA
+)

@@ -33,6 +33,7 @@ from fastmc.figures import draw_attack, style
 from fastmc.figures import skeletons as plotting
 from fastmc.figures.attack import AttackStates
 from fastmc.files import WriteError, whole_file, write_json
+from fastmc.methods.a2mc import A2MC
 from fastmc.skeleton import NTU25
 from fastmc.tensor_files import write_tensors
 from train import prepare, run
@@ -44,7 +45,8 @@ from train.runs.report import plot_curves
 from train.runs.results import Outcome, save_classifier, write_outcome
 from train.tables import __main__ as table_command
 
-ROW = dict.fromkeys(record.COLUMNS, 0.125)
+NAMES = [metric.name for metric in A2MC.metrics]
+ROW = dict.fromkeys(record.columns(NAMES), 0.125)
 
 
 def write_checkpoint(folder: Path, version: int) -> None:
@@ -71,7 +73,7 @@ def write_classifier(folder: Path, version: int) -> None:
 
 
 def write_metrics(folder: Path, version: int) -> None:
-    metrics = Metrics(folder, epochs_done=version - 1)
+    metrics = Metrics(folder, NAMES, epochs_done=version - 1)
     try:
         metrics.write({**ROW, "epoch": version, "step": 3 * version})
     finally:
@@ -158,8 +160,10 @@ def write_animation(folder: Path, version: int) -> None:
 
 def write_curves(folder: Path, version: int) -> None:
     metrics = folder.parent / "metrics.csv"
-    metrics.write_bytes(record._lines([{**ROW, "epoch": n, "step": n} for n in range(3 * version)], head=True))
-    plot_curves(metrics, folder / "curves.png", 128)
+    metrics.write_bytes(
+        record._lines(list(ROW), [{**ROW, "epoch": n, "step": n} for n in range(3 * version)], head=True)
+    )
+    plot_curves(metrics, folder / "curves.png", A2MC.metrics, 128)
 
 
 def write_clip(folder: Path, version: int) -> None:

@@ -26,8 +26,8 @@ from bench.ledger_step import (
     model,
     recurrent_seconds,
 )
+from fastmc.encoders.bigru import BiGRU
 from kernels.ranges import part
-from train.engine import step as train_step
 
 B, K, D, T, M, F, C = 3, 64, 16, 16, 2, 150, 128
 LAYERS, H = 2, 8
@@ -358,12 +358,12 @@ def test_a_step_that_updates_tensor_by_tensor_is_found_out(monkeypatch):
 
 def test_a_step_with_a_pass_for_each_view_is_found_out(monkeypatch):
     """A mutation: three encoder calls in place of one."""
-    forward = train_step.A2MC.features.__globals__["Encoder"].forward
+    forward = BiGRU.forward
 
     def by_view(self, x, views=1):
         return torch.cat([forward(self, one) for one in x.chunk(views)])
 
-    monkeypatch.setattr(train_step.A2MC.features.__globals__["Encoder"], "forward", by_view)
+    monkeypatch.setattr(BiGRU, "forward", by_view)
     works = small_step().count("cuda:90")
     assert [call.clips for call in works["query"].recurrent] == [B, B, B]
     assert len(works["backward"].recurrent) == 3

@@ -211,7 +211,7 @@ def test_the_commands_of_a_wheel_prepare_train_and_evaluate(handed):
     handed.run("fastmc-train", *tiny.split())
     job = """if True:
         from pathlib import Path
-        from fastmc.train.jobs import Job, run_jobs
+        from fastmc.train.command.jobs import Job, run_jobs
         arguments = ("knn", "--run", "runs/few")
         there = Path("runs/few/evaluate/knn-xsub.json").is_file
         assert run_jobs([Job("knn", "fastmc.train.evaluate", arguments, Path("knn.log"), there)]) == 1
@@ -240,8 +240,8 @@ def build_step():
         ("{'train': 'kernels.mc', 'train.py': ''}", "{'train': 'fastmc.kernels.mc', 'train.py': ''}"),
         ("prog = 'python -m train.run'", "prog = 'fastmc-train'"),
         ("f'{a} python -m train.run {{{b}}} of train.run.'", "f'{a} fastmc-train {{{b}}} of fastmc-train.'"),
-        ("'''See\ntrain.step.PretrainStep, train.sh'''", "'''See\nfastmc.train.step.PretrainStep, train.sh'''"),
-        ("# python -m train.command.worker, python -m fastmc.doctor", "# python -m fastmc.train.worker, fastmc-doctor"),
+        ("'''See\ntrain.runs.load.Run, train.sh'''", "'''See\nfastmc.train.runs.load.Run, train.sh'''"),
+        ("# python -m train.command.worker, fastmc.doctor", "# python -m fastmc.train.command.worker, fastmc.doctor"),
     ],
 )  # fmt: skip
 def test_what_is_rewritten_on_the_way_into_a_wheel(clone, wheel):

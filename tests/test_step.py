@@ -72,6 +72,11 @@ def make(config: Config, store: ResidentStore, amp: str = "fp32") -> PretrainSte
     return build_step(config, build_model(config, store, store.device), amp)
 
 
+def run_state(of_step: dict) -> RunState:
+    """A checkpoint of a step's state, and of nothing else."""
+    return RunState({}, {}, position=Position(), dataset_checksum=None, data=None, **of_step)
+
+
 def batch(i: int, size: int = BATCH) -> torch.Tensor:
     return torch.randperm(48, generator=torch.Generator().manual_seed(i))[:size]
 
@@ -538,7 +543,7 @@ def test_the_gradient_scale_is_resumed(store):
     first, second = (make(settings(), store, "fp16") for _ in range(2))
     first.scaling.state.copy_(torch.tensor([8.0, 77.0]))
     state = copy.deepcopy(first.state_dict())
-    second.load_state_dict(RunState({}, {}, position=Position(), dataset_checksum=None, data=None, **state))
+    second.load_state_dict(run_state(state))
     assert second.scaling.state.tolist() == [8.0, 77.0]
     assert second.scaling.scale.item() == 8.0
 

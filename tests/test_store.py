@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_small_store
 
 from fastmc.data import store as store_module
 from fastmc.data.store import PackedStore, StoreError, StoreWriter, check_target
@@ -226,7 +225,8 @@ def test_killed_writer_leaves_no_store_and_is_cleaned_up(tmp_path):
 
 
 def test_what_a_preparation_left_that_was_killed_after_its_work_is_removed_where_it_is_given_again(tmp_path):
-    write_small_store(tmp_path / "small", clips=3)
+    with writer(tmp_path / "small") as store:
+        store.add(np.ones((4, 1, 25, 3)), name="a", label=0)
     left = tmp_path / f".small-{2**22 + 1}.tmp"  # above the largest number of a process
     left.mkdir()
     with pytest.raises(StoreError, match="already holds a store"):

@@ -736,7 +736,7 @@ def test_print_config_prints_json_and_trains_nothing(tmp_path, capsys, monkeypat
     assert run.main(["--dataset", "ntu60", "--print-config"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["preset"] == "paper"
-    assert printed["contrast"]["bank_size"] == 16384
+    assert printed["settings"]["bank_size"] == 16384
     assert not list(tmp_path.iterdir())
 
 

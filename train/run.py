@@ -16,16 +16,16 @@ from fastmc.build import build_model
 from fastmc.config import Config, to_plain
 from fastmc.data.placed.resident import PlacedStore
 from fastmc.data.store import PackedStore
-from fastmc.files import whole_file, write_json
+from fastmc.files import write_json
 from fastmc.state import RunState
 from train.command.datasets import open_dataset
 from train.command.errors import run_command
 from train.command.parse import parse
 from train.engine.host_memory import keep_freed_memory
 from train.engine.loop import Pretraining
-from train.engine.record import duration, log, read_metrics, start_logging
+from train.engine.record import duration, log, start_logging
 from train.runs.folder import RunFolder, default_folder
-from train.runs.report import environment, evaluate_encoder, report_table
+from train.runs.report import environment, evaluate_encoder, plot_curves, report_table
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -91,7 +91,8 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     if pretraining.device.type == "cpu" and config.preset == "paper":
         log.warning("preset paper is made for a GPU; on a CPU --preset small or tiny is done in hours or minutes")
     pretraining.run()
-    plot_curves(pretraining)
+    metrics, dim = pretraining.model.metrics, config.encoder.feature_dim
+    plot_curves(folder / "metrics.csv", folder / "curves.png", metrics, dim, title=folder.name)
     log.info("evaluating the frozen encoder, pre-trained and untrained: kNN and linear")
     report = {
         "dataset": config.dataset,
@@ -115,19 +116,6 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     log.info("%s", report_table(report))
     log.info("report, curves, metrics and checkpoints are in %s (%s)", folder, duration(pretraining.wall_seconds))
     return report
-
-
-def plot_curves(pretraining: Pretraining) -> None:
-    """curves.png of the run."""
-    from fastmc.figures.curves import History, draw_curves  # here, so that nothing else waits for matplotlib
-
-    folder, rows = pretraining.folder, read_metrics(pretraining.folder / "metrics.csv")
-    if not rows:
-        log.warning("no epoch is complete yet: %s is not drawn", folder / "curves.png")
-        return
-    history = History(rows, pretraining.model.metrics, pretraining.config.encoder.feature_dim)
-    with whole_file(folder / "curves.png") as unfinished:
-        draw_curves({folder.name: history}, title=folder.name).savefig(unfinished, dpi=130, format="png")
 
 
 def untrained_accuracy(config: Config, store: PackedStore, placed: PlacedStore) -> dict[str, float]:

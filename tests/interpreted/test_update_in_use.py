@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from gpu_less import kernels_on_cpu
-from test_step import advance, make, same, settings
+from test_step import advance, make, run_state, same, settings
 
 from fastmc.config import Config
 from fastmc.data.placed.resident import ResidentStore
@@ -76,7 +76,7 @@ def test_a_run_goes_on_from_a_checkpoint_bit_for_bit(impl, amp, store):
     saved = copy.deepcopy((first.model.state_dict(), first.state_dict()))
     second.model.load_state_dict(saved[0])
     places = [velocity.data_ptr() for velocity in velocities(second).values()]
-    second.load_state_dict(saved[1])
+    second.load_state_dict(run_state(saved[1]))
     assert places == [velocity.data_ptr() for velocity in velocities(second).values()], "in place"
     second.metrics.copy_(first.metrics)
     assert advance(first, store, range(5, 8)) == advance(second, store, range(5, 8))

@@ -1,8 +1,9 @@
-"""What a finished run leaves: report.json with its accuracies."""
+"""What a finished run leaves: report.json with its accuracies, and curves.png."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from fastmc.config import Config
 from fastmc.data.placed.resident import PlacedStore
 from fastmc.data.store import PackedStore
 from fastmc.doctor import package_versions
-from fastmc.methods.base import Method
+from fastmc.files import whole_file
+from fastmc.methods.base import Method, Metric
+from train.engine.record import log, read_metrics
 from train.runs.evaluations import Frozen
 from train.runs.folder import ACCURACIES
 
@@ -65,3 +68,16 @@ def report_table(report: dict[str, Any]) -> str:
         if key in report:
             lines.append(f"{name:14}{report[key]:11.1f}%{report['random_init'][key]:11.1f}%")
     return "\n".join(lines)
+
+
+def plot_curves(metrics_csv: Path, out: Path, metrics: Sequence[Metric], feature_dim: int, title: str = "") -> None:
+    """Draw the training curves of metrics.csv; ``metrics`` are those of the run's method."""
+    from fastmc.figures.curves import History, draw_curves  # here, so that nothing else waits for matplotlib
+
+    rows = read_metrics(metrics_csv)
+    if not rows:
+        log.warning("no epoch is complete yet: %s is not drawn", out)
+        return
+    figure = draw_curves({title: History(rows, metrics, feature_dim)}, title=title)
+    with whole_file(out) as unfinished:
+        figure.savefig(unfinished, dpi=130, format="png")
