@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from fastmc.build import build_model
 from fastmc.config import Config
 from fastmc.data.placed.order import epoch_order
 from fastmc.data.placed.placement import place_store
@@ -28,7 +29,6 @@ from fastmc.views.draw import BASIC_QUERY, STRONG
 from train.command.datasets import open_dataset
 from train.command.errors import USER_ERRORS
 from train.command.parse import parse
-from train.engine.loop import build_model
 from train.engine.optimizer import build_optimizer
 
 

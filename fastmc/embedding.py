@@ -281,7 +281,7 @@ def load(
         training = state.training_data(path)
     else:
         store = data if isinstance(data, PackedStore) else PackedStore.open(data)
-        if state.dataset_checksum not in (store.content_checksum, None):
+        if not state.may_be_of(store.content_checksum):
             raise CheckpointError(f"{path} was trained on other data than {store.path}; name the store that it was")
         training = TrainingData.of_store(store)
     model = trained_model(config, state, training, device, allow, path=path)

@@ -124,10 +124,14 @@ class RunState:
             )
         return self.data
 
+    def may_be_of(self, checksum: str) -> bool:
+        """Whether it was trained on the data with this checksum, as far as it says."""
+        return self.dataset_checksum in (checksum, None)
+
     def check_dataset(self, checksum: str, path: Path) -> None:
         """CheckpointError if the state was trained on other data than those with this checksum. What came from other
         code does not say."""
-        if self.dataset_checksum not in (checksum, None):
+        if not self.may_be_of(checksum):
             raise CheckpointError(
                 f"{path} was trained on other data: frames of checksum {self.dataset_checksum}, now {checksum}. "
                 "Give the --data-root of the data it was trained on, or start a new run with --out"

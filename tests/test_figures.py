@@ -23,6 +23,7 @@ from scipy.stats import entropy as scipy_entropy
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
+from fastmc.build import build_model
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.evaluation import represent
 from fastmc.figures.attack import (
@@ -49,7 +50,6 @@ from fastmc.skeleton import NTU25
 from fastmc.views.draw import STRONG, WEAK, AugmentConfig, ViewParams, identity_params
 from train import figures, run
 from train.command.datasets import open_dataset
-from train.engine.loop import build_model
 from train.engine.record import read_metrics
 from train.runs.figure_runs import DrawnRun, candidates, check_same_data, clips_of_classes, load_runs, run_labels
 

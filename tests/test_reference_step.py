@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bench.step import live_state, plain_choices, plain_clips, plain_encoders, plain_settings, view_params
+from fastmc.build import build_model
 from fastmc.config import Config, OptimConfig
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
@@ -18,7 +19,7 @@ from fastmc.encoders.bigru import BiGRU, BiGRUConfig
 from fastmc.methods.a2mc import A2MC, A2MCConfig
 from fastmc.reference import step as reference
 from fastmc.views.draw import AugmentConfig
-from train.engine.loop import build_model, build_step
+from train.engine.loop import build_step
 from train.engine.step import PretrainStep
 
 BATCH, BANK, FRAMES = 6, 21, 12

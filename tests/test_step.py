@@ -20,6 +20,7 @@ from bench.ledger_step import TrainingStep
 from bench.ledger_step import as_on_a_gpu as taken_for_a_gpu
 from bench.providers import Case
 from fastmc import arguments
+from fastmc.build import build_model
 from fastmc.config import Config, OptimConfig, StepConfig, preset_config
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
@@ -33,7 +34,7 @@ from fastmc.state import Position, RunState
 from fastmc.views import torch_views
 from fastmc.views.make import whole_clips
 from train.engine.graph import WARM_UP, CudaRecorder, GraphedStep
-from train.engine.loop import build_model, build_step, graph_step
+from train.engine.loop import build_step, graph_step
 from train.engine.record import log
 from train.engine.step import FaultWatch, GradientScale, NonFiniteError, PretrainStep
 

@@ -16,10 +16,10 @@ from bench.gpu.section import Bench
 from bench.step import BATCHES, Ours, Plain, State, StepCase, after, start_state
 from bench.step import compare as compare_states
 from bench.views import Clips, ViewsCase
+from fastmc.build import build_model
 from fastmc.config import Config
 from fastmc.encoders.amp import AMP, WorkingCopy, tensor_cores
 from fastmc.views.clips import ViewImpl
-from train.engine.loop import build_model
 
 TABLE, PARTS, ALONE = "A training step", "Its parts", "The recurrent calls of a step alone"
 KERNELS = "This project's kernels within a step"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastmc.arguments import working_dtype
 from fastmc.checks import Count, check_ranges
 
 
@@ -98,7 +99,7 @@ class Encoder(nn.Module):
     def after(self, h: Tensor) -> Tensor:
         """Representations (n, H) to unit features (n, D); lengths are taken in float32 at least."""
         f = self.head(h)
-        return F.normalize(f.to(torch.promote_types(f.dtype, torch.float32)), dim=-1)
+        return F.normalize(f.to(working_dtype(f)), dim=-1)
 
     @contextmanager
     def fixed(self) -> Iterator[None]:

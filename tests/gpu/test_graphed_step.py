@@ -13,12 +13,13 @@ from on_gpu import needs_gpu
 from test_step import apart, batch, forty, near, settings
 from test_train import command
 
+from fastmc.build import build_model
 from fastmc.config import Config
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
 from train.command.parse import parse
 from train.engine.graph import CudaRecorder, GraphedStep
-from train.engine.loop import Pretraining, build_model, build_step, graph_step
+from train.engine.loop import Pretraining, build_step, graph_step
 from train.engine.step import FaultWatch, PretrainStep
 
 pytestmark = [needs_gpu, pytest.mark.usefixtures("nothing_compiled")]

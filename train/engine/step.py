@@ -276,11 +276,11 @@ def judge(
             gradient that is not finite stops the run then.
     """
     metrics = measure(seen)
-    no_loss, no_gradient = ~torch.isfinite(metrics[0]), ~torch.isfinite(norm)
-    stops = no_loss | (no_gradient if scale_at_its_smallest is None else no_gradient & scale_at_its_smallest)
-    stopped = fault[STOPPED] != 0
+    has_loss, has_gradient = torch.isfinite(metrics[0]), torch.isfinite(norm)
+    is_good, stopped = has_loss & has_gradient, fault[STOPPED] != 0
+    goes_on = is_good if scale_at_its_smallest is None else has_loss & (has_gradient | ~scale_at_its_smallest)
     values = torch.cat((torch.ones_like(fault[:1]), counter.view(1), norm.view(1), metrics))
-    return no_loss | no_gradient | stopped, metrics, torch.where(stops & ~stopped, values, fault)
+    return ~is_good | stopped, metrics, torch.where(goes_on | stopped, fault, values)
 
 
 class GradientScale:
