@@ -65,7 +65,6 @@ fuzz: $(STAMP) ## damaged inputs to all readers, for MINUTES=5; what is read wro
 
 bench: $(STAMP) ## benchmarks, side by side with the plain way
 	$(BIN)/python -m pytest bench/ --benchmark-only
-	$(BIN)/python -m bench.summary --no-record
 
 summary: $(STAMP) ## all headline ratios in one run; wants an idle machine
 	$(BIN)/python -m bench.summary

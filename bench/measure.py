@@ -143,6 +143,11 @@ class Turns:
     def restore(self) -> None:
         """What every call has to find as it was is put back here."""
 
+    def call(self, name: str) -> None:
+        """One call, to its end also on a GPU."""
+        self._calls[name]()
+        self._synchronize()
+
     def turns(self, i: int) -> list[str]:
         """Who runs in round i, in a random order; who takes part in fewer rounds does so at equal intervals."""
         total = self.timing.rounds
