@@ -16,7 +16,7 @@ GPU_FLAGS ?=
 # Of fuzz and soak.
 MINUTES ?= 5
 
-.PHONY: help demo test test-gpu gpu wheels fuzz lint types check bench summary ledger doctor soak clean
+.PHONY: help demo test quick test-gpu gpu wheels fuzz lint types check bench summary ledger doctor soak clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -31,8 +31,14 @@ $(STAMP): pyproject.toml setup.py constraints.txt
 demo: $(STAMP) ## pre-train on synthetic skeletons, from raw files to a report (no data needed)
 	$(BIN)/python -m train.run --dataset synthetic --preset tiny --out runs/demo
 
+# Of two processes each with one thread; more of them where there are more cores: TEST_FLAGS="-n 8".
+TEST_FLAGS ?= -n 2
+
 test: $(STAMP) ## all tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest $(TEST_FLAGS) --dist worksteal
+
+quick: $(STAMP) ## tests in under a minute: units, and a short run of every method
+	$(BIN)/python -m pytest $(TEST_FLAGS) --dist worksteal -m "quick or not (slow or program or compiler or shared or gpu)"
 
 test-gpu: $(STAMP) ## what needs an NVIDIA GPU; says what it leaves out, and why
 	$(BIN)/python -m pytest -rs tests/gpu
