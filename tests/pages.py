@@ -58,5 +58,5 @@ def blocks_of(text: str, page: str = "page") -> list[Block]:
 
 
 def without_blocks(text: str) -> str:
-    """A page with blanks in the place of its fenced blocks, so that lines keep their numbers and letters their places."""
+    """A page with blanks in the place of its fenced blocks, so that letters and lines keep their places."""
     return FENCE.sub(lambda match: re.sub(r"[^\n]", " ", match[0]), text)

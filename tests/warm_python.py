@@ -1,6 +1,6 @@
-"""A Python for examples that has imported PyTorch and its like: ``python -m MODULE`` of this clone is a fork of a server,
-with the arguments, folder, environment and files of who asks; anything else is an ordinary Python. The imports take 4 s
-of a processor, and the pages have dozens of commands.
+"""A Python for examples that has imported PyTorch and its like: ``python -m MODULE`` of this clone is a fork of a
+server, with the arguments, folder, environment and files of who asks; anything else is an ordinary Python. The imports
+take 4 s of a processor, and the pages have dozens of commands.
 
 This file is the server and, as ``python``, who asks it.
 """
@@ -60,7 +60,8 @@ def serve(place: str) -> None:
         while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
             asked, _ = listener.accept()
             if not os.fork():
-                return answer(asked)
+                answer(asked)
+                break
             asked.close()
 
 
