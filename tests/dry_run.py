@@ -170,7 +170,7 @@ def _raising(command: Any) -> Any:
 
 
 def check_python(code: str) -> None:
-    """ValueError or SyntaxError unless it is Python, and what it takes of ours, by import or from ``fastmc``, is there."""
+    """ValueError or SyntaxError unless it is Python and what it imports of ours, or takes from ``fastmc``, is there."""
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in OURS:
             wanted = [(node.module, alias.name) for alias in node.names]

@@ -11,7 +11,10 @@ FENCE = re.compile(
     r"(?:^<!-- not run:(?P<reason>(?:(?!-->).)*)-->\n)?^```(?P<language>\w*)\n(?P<content>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-STRAY = re.compile(r"^ *(?:```|~~~)|^ *<!-- *not run|(?<=\n\n) {4,}\S", re.MULTILINE)
+STRAY = re.compile(
+    r"^ *(?:```|~~~)|^ *<!-- *not run|^ {4,}(?:\$ )?(?:python3? |make |pip |fastmc-|torchrun |import |from \w+ im)",
+    re.MULTILINE,
+)
 
 
 class Block(NamedTuple):
@@ -38,8 +41,8 @@ def blocks_of(text: str, page: str = "page") -> list[Block]:
     """The fenced blocks of a page.
 
     Raises:
-        ValueError: code is indented instead of fenced, a fence is of another form, or a mark "not run" has no block
-            below it or no reason.
+        ValueError: commands are indented instead of fenced, a fence is of another form, or a mark "not run" has no
+            block below it or no reason.
     """
     stray = STRAY.search(without_blocks(text))
     if stray:

@@ -24,7 +24,6 @@ from pages import Block, blocks_of, pages, text_of, without_blocks
 from warm_python import warm_python
 
 LANGUAGES = ("sh", "python", "text")
-CITATION = "bibtex"  # it runs nowhere; tests/test_citation.py reads it
 DEMO = """
 python -m train.prepare synthetic --out data/synthetic --subjects 4 --replications 1
 python -m train.run --dataset synthetic --preset tiny --out runs/demo --epochs 4 --bank-size 256
@@ -123,7 +122,7 @@ def test_what_is_not_run_could_be_called(page, tmp_path):
 def check_block(block: Block, page: str, folder: Path) -> None:
     """ValueError unless the block is of a language that is known and, where it is not run, could be called so."""
     where = f"{page}, line {block.line}"
-    if block.language not in (*LANGUAGES, CITATION):
+    if block.language not in LANGUAGES:
         raise ValueError(f"{where}: a block of {block.language} is not run; write sh, python or text")
     if block.reason is None:
         return
