@@ -11,9 +11,12 @@ from unicodedata import category
 import pytest
 from pages import ROOT, pages, text_of, without_blocks
 
+import fastmc
+
 PAGES = [*pages(), "CHANGELOG.md"]
 LINK = re.compile(r"\]\(([^)\s]*)\)|\]\(<([^>]*)>\)|(?:src|href)=\"([^\"]*)\"|^\[[^]]+\]: (\S+)", re.MULTILINE)
 CODE = re.compile(r"(`+)(?!`).*?(?<!`)\1(?!`)", re.DOTALL)
+NAMED = re.compile(r"`((?:bench|docs|fastmc|kernels|tests|train)/[\w/.-]+?)(?:::[\w.]+)?(?: -k [^`]*)?`")
 MENTION = re.compile(r"\bdocs/[\w./-]*\w")
 
 
@@ -93,6 +96,24 @@ def test_pages_that_code_names_are_there():
     }
     assert ("Makefile", "docs/gpu/README.md") in named
     assert sorted((file, name) for file, name in named if not (ROOT / name).exists()) == []
+
+
+@pytest.mark.parametrize("page", pages())
+def test_files_that_a_page_names_are_there(page):
+    named = {name for name in NAMED.findall(without_blocks(text_of(page))) if "*" not in name}
+    assert sorted(name for name in named if not (ROOT / name).exists()) == []
+
+
+def test_the_citation_is_of_this_version_and_of_the_paper_of_the_first_page():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.findall(r"^version: (.*)$", citation, re.MULTILINE) == [fastmc.__version__]
+    (title,) = re.findall(r'^    title: "(.*)"$', citation, re.MULTILINE)
+    (number,) = re.findall(r"^    url: https://arxiv.org/abs/(.*)$", citation, re.MULTILINE)
+    first_page = " ".join(text_of("README.md").split())
+    assert title in first_page
+    assert (
+        number in citation.replace("/abs/", "") and f"arxiv.org/abs/{number}" in (ROOT / "pyproject.toml").read_text()
+    )
 
 
 def test_a_link_that_leads_nowhere_is_noticed():
