@@ -34,7 +34,8 @@ PATH=/nonexistent
 TIMEFORMAT=
 command_not_found_handle() { printf '%s\0' "$#" "$@" >&3; }
 cd() { :; }
-source() { :; }
+function source { :; }
+function . { :; }
 """
 """For bash: every command is written down, and succeeds."""
 

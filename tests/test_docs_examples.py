@@ -137,9 +137,10 @@ def check_block(block: Block, page: str, folder: Path) -> None:
 
 
 def commands_in_prose(text: str) -> list[str]:
-    """Commands with flags between backticks; those with places to fill in are none."""
+    """Commands between backticks, of Python those with flags; what has places to fill in is none."""
     found = (re.sub(r"\s+", " ", command) for command in COMMAND.findall(without_blocks(text)))
-    return [command for command in found if "--" in command and not re.search(r"[\[(|<]|\.\.\.", command)]
+    whole = (command for command in found if not re.search(r"[\[(|<]|\.\.\.", command))
+    return [command for command in whole if "--" in command or command.startswith("make")]
 
 
 # --- What these tests would find
@@ -219,6 +220,7 @@ def test_a_claim_after_a_block_that_is_not_run_is_none(tmp_path, tools):
             "sh",
             "cd fastmc && make demo PIP_FLAGS=x && python -m train.run --dataset ntu60 \\\n  --preset small  # a note",
         ),
+        ("sh", ". .venv/bin/activate && python -m fastmc.doctor"),
         ("sh", "for seed in 0 1 2; do python -m train.run --dataset ntu60 --seed $seed & done; wait"),
         ("sh", "torchrun --nproc-per-node 4 -m train.run --dataset ntu60 > log.txt"),
         ("sh", "python -m train.evaluate transfer --run DIR --dataset pku2; python -m train.convert load --help"),
@@ -270,8 +272,8 @@ def test_what_could_not_be_called_is_found_out(language, content, message, tmp_p
         check_block(Block(language, content, 1, "why"), "p", tmp_path)
 
 
-def test_commands_in_prose_are_those_with_flags():
+def test_commands_in_prose_are_those_that_are_whole():
     text = (
         "`make docs` and `python -m train.run\n--seed 1`, `python -m train.x --a|--b`\n\n```sh\npython -m x --y\n```\n"
     )
-    assert commands_in_prose(text) == ["python -m train.run --seed 1"]
+    assert commands_in_prose(text) == ["make docs", "python -m train.run --seed 1"]
