@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 # For pip, such as the index of PyTorch's CPU builds: from PyPI, torch on Linux is the CUDA build.
 PIP_FLAGS ?=
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
@@ -16,7 +17,7 @@ GPU_FLAGS ?=
 # Of fuzz and soak.
 MINUTES ?= 5
 
-.PHONY: help demo test quick test-gpu gpu wheels fuzz lint types check bench summary ledger doctor soak clean
+.PHONY: help demo test quick test-gpu gpu wheels fuzz lint types docs check bench summary ledger doctor soak clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -64,7 +65,15 @@ lint: $(STAMP) ## ruff, rules and format
 types: $(STAMP) ## mypy
 	$(BIN)/mypy
 
-check: lint types test ## what CI runs
+$(DOCS_STAMP): $(STAMP)
+	$(PIP_INSTALL) -e ".[docs]"
+	touch $@
+
+# Material says on every build that there will be another MkDocs.
+docs: $(DOCS_STAMP) ## these pages and the API as a site, site/index.html; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+check: lint types test docs ## what CI runs
 
 fuzz: $(STAMP) ## damaged inputs to all readers, for MINUTES=5; what is read wrongly is kept in tests/fuzz/found
 	$(BIN)/python -m tests.fuzz.run --minutes $(MINUTES)
@@ -85,4 +94,4 @@ soak: $(STAMP) ## kill the program at random moments and compare what it ends wi
 	$(BIN)/python tests/soak.py --minutes $(MINUTES)
 
 clean: ## the virtual environment and caches; runs/ and data/ stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
