@@ -306,7 +306,7 @@ def test_jittered_joints_are_any_subset_of_their_number(joints):
         assert abs(pairs[a, b] - expected) < 4.5 * spread, (a, b)
 
 
-@pytest.mark.parametrize("joints", [1, 2, 11, 20, 25, 33])
+@pytest.mark.parametrize("joints", [1, 2, 11, 25, 33])
 def test_jittering_never_takes_all_joints_of_a_small_skeleton(joints):
     jittered = draw(joints=joints).column("jittered")
     assert jittered.shape == (1, 200, joints)

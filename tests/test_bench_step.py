@@ -192,20 +192,7 @@ def test_the_gate_notices_another_step(name, clips, ids, monkeypatch):
         compare(OURS, CASE, start, after(wrong.live_state(), wrong(ids, 0)), truth)
 
 
-def test_no_number_from_a_wrong_step(monkeypatch, capsys, tmp_path, quiet):
-    spoilt_step(no_ema)(monkeypatch)
-    assert summary.main([*TINY, "--results", str(tmp_path), "--json"]) == 1
-    printed = capsys.readouterr()
-    assert printed.out == "" and "fastmc does not make the same step" in printed.err
-    assert not list(tmp_path.iterdir())
-
-
-def forgetful(encoder: FramewiseEncoder, x: Tensor) -> Tensor:
-    return encoder.recurrent(encoder.normalised(x)[:, -1:])[0][:, 0]
-
-
 WRONG_EARLIER_CODES = {
-    "no state carried": (FramewiseEncoder, "represent", forgetful),
     "no filter": (stepwise, "STYLE", replace(STYLES["usual"], smooth=lambda clip, sigma: clip)),
     "views of the attacked clips swapped": (stepwise, "OF_ATTACKED", (2, 1)),
 }
@@ -254,16 +241,17 @@ def test_the_encoder_calls_are_those_of_a_step(clips, ids):
     assert all(torch.equal(value, before[name]) for name, value in calls.model.query.named_parameters())
 
 
-@pytest.mark.parametrize("part", ["f0", "f", "dx", "gradient of recurrent.weight_hh_l1"])
-def test_the_gate_notices_other_encoder_calls(part, clips, ids):
+def test_the_gate_notices_other_encoder_calls(clips, ids):
     config = CASE.config()
     start = start_state(config, clips.packed, clips.device)
     calls = EncoderCalls(config, clips.packed, start, ids)
-    expected, found = calls.expected(config, start), calls()
-    assert compare(ENCODER, CASE, {}, found, expected) < 0.6
-    found[part].view(-1)[3] += 1e-2 * found[part].abs().max()
-    with pytest.raises(ParityError, match=f"{ENCODER}.*: {part} is off"):
-        compare(ENCODER, CASE, {}, found, expected)
+    expected, right = calls.expected(config, start), calls()
+    assert compare(ENCODER, CASE, {}, right, expected) < 0.6
+    for part in ("f0", "f", "dx", "gradient of recurrent.weight_hh_l1"):
+        found = right | {part: right[part].clone()}
+        found[part].view(-1)[3] += 1e-2 * found[part].abs().max()
+        with pytest.raises(ParityError, match=f"{ENCODER}.*: {part} is off"):
+            compare(ENCODER, CASE, {}, found, expected)
 
 
 # --- The loader
@@ -300,14 +288,6 @@ def test_a_settled_loader_rests(loader):
     assert loader.processor_seconds > used
 
 
-def test_a_loader_that_died_is_noticed(loader, monkeypatch):
-    loader.settle()
-    monkeypatch.setattr(stepwise, "PATIENCE", 0.05)
-    loader._taken += 1  # as if a batch had been taken that nobody makes
-    with pytest.raises(RuntimeError, match="made no batch"):
-        loader.settle()
-
-
 def test_the_loader_is_no_neighbour(monkeypatch):
     """Of 4 s of processor time in 10 s its processes have used 2 s."""
     with closing(StepRace(CASE, QUICK, encoder_calls=False)) as race, monkeypatch.context() as patched:
@@ -326,11 +306,6 @@ def test_what_is_not_a_number_passes_no_gate():
     wrong = truth | {"bank.entries": torch.tensor([[1, 1], [1, float("nan")], [1, 1]])}
     with pytest.raises(ParityError, match=r"bank\.entries is off by nan"):
         compare(OURS, CASE, {}, wrong, truth)
-
-
-def test_too_large_a_reference_is_refused():
-    with pytest.raises(ValueError, match="memory_limit_gb: the plain reference of training step"):
-        StepRace(CASE, replace(QUICK, memory_limit_gb=1e-6))
 
 
 # --- What is reported
@@ -355,18 +330,8 @@ def test_the_summary_has_the_headlines_of_the_step(capsys, tmp_path, quiet):
     assert printed["details"]["step"]["own"]["case"]["encoder"] == "2x12"
 
 
-def test_the_step_for_people(capsys, tmp_path, quiet):
-    assert summary.main([*TINY, "--no-record", "--results", str(tmp_path), "--markdown"]) == 0
-    markdown = capsys.readouterr().out
-    assert "| training step, B = 5, encoder 2x12, T = 12 | own mixing | tiled mixing |" in markdown
-    assert f"| {ENCODER} | " in markdown and "samples/s" in markdown
-
-
 def test_every_field_of_the_case_is_a_setting():
     chosen = headlines.Settings()
     case = StepCase()
     for name in ("batch", "bank", "dim", "encoder", "frames", "workers"):
         assert getattr(chosen, name) == getattr(case, name), name
-
-
-# --- The training log

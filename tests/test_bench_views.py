@@ -39,7 +39,7 @@ def clip_of(rng: np.random.Generator, frames: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("size", [6, 20, 64])
+@pytest.mark.parametrize("size", [6, 20])
 def test_a_numpy_view_is_the_reference_one_transform_after_the_other(style, size):
     """A sheared and a jittered view of a clip whose second body is missing at its end, with all of the strong part."""
     rng = np.random.default_rng(3)
@@ -124,11 +124,10 @@ def test_every_choice_comes_up_before_the_gate(batches):
     assert any(len(batch.clips.packed.select(batch.ids).num_bodies.unique()) == 2 for batch in batches)
 
 
-@pytest.mark.parametrize("resized", [False, True])
-@pytest.mark.parametrize("frames", [40, 90, 250])
+@pytest.mark.parametrize(("frames", "resized"), [(40, True), (250, False)])
 def test_numpy_draws_what_fastmc_draws(frames, resized):
     """Means over many clips of all that is drawn, on both sides."""
-    config, clips = AugmentConfig(), 4000
+    config, clips = AugmentConfig(), 2000
     rng = np.random.default_rng(0)
     drawn = [draw_choices(rng, config, frames, 25, strong=True, size=64, resized=resized) for _ in range(clips)]
     num_frames, sample = torch.full((clips,), frames), torch.arange(clips)

@@ -163,8 +163,7 @@ def test_an_error_of_a_helper_is_raised():
 # --- Random numbers
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2**63 - 3, 0xFEDCBA9876543210])
-@pytest.mark.parametrize("first", [0, 1 << 16, 2**32 - 100])
+@pytest.mark.parametrize(("seed", "first"), [(0, 0), (2**63 - 3, 1 << 16), (0xFEDCBA9876543210, 2**32 - 100)])
 def test_philox_bit_for_bit(seed, first):
     for step, sample, view in ((0, 0, 0), (2**31 - 1, 5, 3), (7, 2**32 - 1, 2**32 - 1)):
         key, got = views_numba._Key.of(seed, step), np.empty((4, 100), np.uint32)
@@ -174,8 +173,8 @@ def test_philox_bit_for_bit(seed, first):
 
 
 def test_normal_numbers():
-    """Of every uniform number there is. Any of the two may lie within four roundings of the exact one."""
-    for upper in range(0, 1 << 24, 1 << 20):
+    """Of the least, the middle and the largest uniform numbers. Any of the two may lie within four roundings of the exact one."""
+    for upper in (0, 1 << 20, 1 << 23, 15 << 20):
         word = torch.arange(upper, upper + (1 << 20)) << 8
         words = torch.stack([word, word.flip(0), word, word.roll(1)], dim=1)
         got = np.empty((3, len(word)), np.float32)
@@ -226,13 +225,12 @@ def test_tables_are_those_of_pytorch(config, resized_to):
     assert_same(*both(config, lengths, resized_to=resized_to))
 
 
-@pytest.mark.parametrize("joints", [1, 2, 11, 20, 33])
+@pytest.mark.parametrize("joints", [1, 11, 33])
 def test_tables_of_other_layouts(joints):
     assert_same(*both(AugmentConfig(), torch.full((300,), 80), joints))
 
 
-@pytest.mark.parametrize("seed", [1, 2**63 - 3])
-@pytest.mark.parametrize("views", [(2,), (1, 2), (0, 3), (3, 2, 2)])
+@pytest.mark.parametrize(("seed", "views"), [(1, (2,)), (2**63 - 3, (1, 2)), (1, (0, 3)), (2**63 - 3, (3, 2, 2))])
 def test_tables_of_other_keys(seed, views):
     frames = torch.full((50,), 100)
     sample = torch.arange(100).flip(0)[::2] * 40_000_000
