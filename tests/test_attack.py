@@ -36,7 +36,7 @@ def setting():
     return x, BiGRU(BiGRUConfig(encoder=f"2x{HIDDEN}"), ClipShape(25, 2)), AttackHead(2 * HIDDEN, CLASSES)
 
 
-@pytest.fixture(params=[*TORCH, pytest.param("triton", marks=needs_engine)])
+@pytest.fixture(params=[*TORCH, pytest.param("triton", marks=[needs_engine, pytest.mark.compiler])])
 def pieces(request):
     """A module with logit_gradient and limited_step."""
     if request.param == "torch":

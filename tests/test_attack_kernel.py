@@ -25,7 +25,7 @@ from fastmc.methods.attack import attack
 from kernels import attack as pieces
 from kernels.attack import MAX_BODIES
 
-pytestmark = pytest.mark.usefixtures("triton_cache")
+pytestmark = [pytest.mark.compiler, pytest.mark.usefixtures("triton_cache")]
 
 
 # --- Values

@@ -50,6 +50,7 @@ def test_accuracy_table_has_means_and_single_values():
     assert table[5].startswith("| a2mc | 16.0 (11.0, 21.0) |")
 
 
+@pytest.mark.slow
 def test_raw_accuracy_of_the_small_store(data_root):
     """Its classes are frequencies, which raw coordinates tell apart better than chance."""
     config = replace(parse(["--frames", "32", "--linear-epochs", "5"]), protocol="xsub")
@@ -58,6 +59,7 @@ def test_raw_accuracy_of_the_small_store(data_root):
     assert accuracy["linear_top5"] == 100
 
 
+@pytest.mark.slow
 def test_supervised_encoder_learns_classes_that_are_plain_to_see(tmp_path):
     flags = ["--frames", "8", "--encoder", "1x16", "--batch-size", "8", "--epochs", "30", "--milestones", "25"]
     config = replace(parse([*flags, "--jitter-joints", "0", "--shear", "0.1", "--lr", "1e-2"]), protocol="xsub")
@@ -244,6 +246,7 @@ def untouched() -> None:
     torch.empty(MEGABYTES_50 // 4)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not memory.CLEAR_REFS.exists(), reason="the peak of resident memory is read as Linux offers it")
 def test_memory_of_a_known_temporary():
     touched()
@@ -271,6 +274,7 @@ def known_memory(monkeypatch):
     monkeypatch.setattr(measure, "extra_peak", lambda *args, **kwargs: {"extra_bytes": 12_000_000})
 
 
+@pytest.mark.slow
 def test_summary_has_all_headlines_and_records_the_run(capsys, tmp_path, quiet, known_memory):
     assert summary.main([*TINY, "--results", str(tmp_path), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -293,6 +297,7 @@ def test_summary_has_all_headlines_and_records_the_run(capsys, tmp_path, quiet, 
     assert json.loads(line) == printed
 
 
+@pytest.mark.slow
 def test_summary_for_people(capsys, tmp_path, quiet, known_memory):
     arguments = [*TINY, "--only", "mc", "--no-record", "--results", str(tmp_path)]
     assert summary.main(arguments) == 0
@@ -343,6 +348,7 @@ def small_sweep() -> dict[str, Any]:
     return {"machine": machine.provenance(threads=2), "method": method, "results": results}
 
 
+@pytest.mark.slow
 def test_plot_writes_its_files(tmp_path, capsys):
     (tmp_path / "sweep.json").write_text(json.dumps(small_sweep()))
     assert plot.main(["--sweep", str(tmp_path / "sweep.json"), "--out", str(tmp_path / "drawn")]) == 0

@@ -43,6 +43,7 @@ from fastmc.encoders.base import ClipShape
 from fastmc.encoders.bigru import BiGRU, BiGRUConfig, ViewNorm
 from train.engine.step import PretrainStep
 
+pytestmark = [pytest.mark.slow, pytest.mark.program]
 CASE = StepCase("own", batch=5, bank=33, dim=16, encoder="2x12", frames=12)
 QUICK = Timing(rounds=3, threads=1)
 KEYS = ("step_own_vs_reference", "step_tiled_vs_reference", "step_own_vs_stepwise", "step_tiled_vs_stepwise")

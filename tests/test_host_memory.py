@@ -24,6 +24,7 @@ print(faults() - before)
 """
 
 
+@pytest.mark.program
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_large_arrays_are_made_of_pages_that_are_there_already():
     def pages(how: str) -> int:

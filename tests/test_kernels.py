@@ -26,7 +26,7 @@ from fastmc.objective import contrast_step as step
 from fastmc.objective.bank import MemoryBank
 from kernels import launch, mc, tiles
 
-pytestmark = pytest.mark.usefixtures("triton_cache")
+pytestmark = [pytest.mark.compiler, pytest.mark.usefixtures("triton_cache")]
 WEIGHTS = torch.tensor([1.0, -2.5, 0.5, 2.0])
 
 

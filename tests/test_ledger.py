@@ -22,6 +22,7 @@ from bench.providers import Case
 from bench.resources import Loop, Report
 from fastmc.views.draw import AugmentConfig
 
+pytestmark = [pytest.mark.slow, pytest.mark.compiler]
 VIEWS = ("x0, x3", "x of eq. 5", "x1, x2")
 FEW = 5  # clips
 

@@ -28,6 +28,7 @@ from bench.ledger_step import (
 )
 from kernels.ranges import part
 
+pytestmark = [pytest.mark.slow, pytest.mark.compiler]
 B, K, D, T, M, F, C = 3, 64, 16, 16, 2, 150, 128
 LAYERS, H = 2, 8
 PAPER = RecurrentCall("query", 192, 64, 150, 1024, 3, 2, False, True, False, 1_104_981_000_192)

@@ -21,6 +21,7 @@ from fastmc.registry import NotAllowed
 from train import embed, evaluate, figures, run
 from train.engine.loop import Pretraining
 
+pytestmark = pytest.mark.slow
 METHOD, ENCODER = "toy:ToyMethod", "toy:ToyEncoder"
 OWN = ("--method", METHOD, "--backbone", ENCODER)
 ALLOW = ("--allow", METHOD, ENCODER)

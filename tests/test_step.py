@@ -280,6 +280,7 @@ class OnOneDevice(TorchDispatchMode):
 
 
 @needs_compiler
+@pytest.mark.compiler
 @pytest.mark.parametrize("amp", ["fp32", "fp16"])
 def test_on_a_device_without_memory_nothing_is_read_and_nothing_uploaded(amp):
     """There reading a value, or a shape that depends on one, is an error. Triton's kernels are compiled and not run."""
@@ -423,6 +424,7 @@ def near(found: tuple, want: tuple) -> bool:
     return loss < 2 * 2.0**-8 and cosine > 0.999
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("amp", "states"), [("bf16", "rounded"), ("fp16", "wide")])
 def test_forty_steps_in_half_precision_are_near_those_in_float32(amp, states, store, in_float32):
     with rounded_states() if states == "rounded" else nullcontext():
@@ -433,6 +435,7 @@ def test_forty_steps_in_half_precision_are_near_those_in_float32(amp, states, st
         assert value.dtype in (torch.float32, torch.int64), name
 
 
+@pytest.mark.slow
 def test_states_of_three_bits_are_noticed(store, in_float32, monkeypatch):
     rounded = recurrent._rounded
 
@@ -444,6 +447,7 @@ def test_states_of_three_bits_are_noticed(store, in_float32, monkeypatch):
         assert not near(forty("bf16", store), in_float32)
 
 
+@pytest.mark.slow
 def test_a_working_copy_that_is_never_refreshed_is_noticed(store, in_float32):
     assert not near(forty("bf16", store, stale=True), in_float32)
 
@@ -549,6 +553,7 @@ def test_the_gradient_scale_is_resumed(store):
 # torch.compile
 
 
+@pytest.mark.slow
 def test_twenty_compiled_steps_have_no_graph_break_and_no_recompile(store):
     """After the first step of each kind. Traced and differentiated as for a GPU; no code is generated."""
     config = settings("a2mc", "adamw")

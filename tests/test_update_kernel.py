@@ -22,7 +22,7 @@ from bench.resources import Report
 from kernels import update
 from kernels.update import UpdateGroup
 
-pytestmark = pytest.mark.usefixtures("triton_cache")
+pytestmark = [pytest.mark.compiler, pytest.mark.usefixtures("triton_cache")]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TARGETS = ("cuda:80", "cuda:86", "cuda:90", "cuda:100", "hip:gfx942")
 

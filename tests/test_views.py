@@ -45,7 +45,9 @@ BODIES_AND_SIZE = [(1, 64), (2, 64), (3, 32)]
 """What a program of Triton's can hold."""
 
 
-@pytest.fixture(params=[pytest.param(i, marks=needs_engine if i == "triton" else ()) for i in IMPLS])
+@pytest.fixture(
+    params=[pytest.param(i, marks=[needs_engine, pytest.mark.compiler] if i == "triton" else ()) for i in IMPLS]
+)
 def impl(request) -> str:
     if request.param == "numba" and find_spec("numba") is None:
         pytest.skip("numba is not installed")

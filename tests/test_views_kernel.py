@@ -28,7 +28,7 @@ from fastmc.views.clips import DenseClips, PackedClips
 from fastmc.views.draw import AugmentConfig, ViewParams, draw_params
 from fastmc.views.make import make_views
 
-pytestmark = pytest.mark.usefixtures("triton_cache")
+pytestmark = [pytest.mark.compiler, pytest.mark.usefixtures("triton_cache")]
 FEW = (1, 30, 65, 129)
 
 
