@@ -44,16 +44,15 @@ def batch(b: int, k: int, d: int, *, dtype: torch.dtype = torch.float64, seed: i
 
 
 def outputs(arguments: Batch, *, grad_output: float = 1.0, **settings: Any) -> Outputs:
-    """The loss, its parts, and the gradients to f1, f2, f3 and the bank."""
+    """The loss, its parts, and the gradients of both to f1, f2, f3 and the bank."""
     leaves = {name: arguments[name].detach().requires_grad_() for name in ("f0", "f1", "f2", "f3", "bank")}
     arguments = {**arguments, **leaves}
     loss = mc_loss(**arguments, **settings)
-    (loss * grad_output).backward()
+    parts = mc_loss_parts(**arguments, **settings)
+    (grad_output * loss + 0.5 * parts[1] - 2 * parts[2]).backward()
     assert leaves["f0"].grad is None
-    with torch.no_grad():
-        parts = mc_loss_parts(**arguments, **settings)
     gradients = [leaves[name].grad for name in ("f1", "f2", "f3", "bank")]
-    return dict(zip(NAMES, (loss.detach(), *parts, *gradients), strict=True))
+    return dict(zip(NAMES, (loss.detach(), *(part.detach() for part in parts), *gradients), strict=True))
 
 
 def zero_row(arguments: Batch) -> None:
