@@ -7,20 +7,17 @@ import math
 
 import pytest
 import torch
-from view_cases import drawn, packed_clips
-from view_cases import frames_needed as bytes_needed
 
 pytest.importorskip("triton")
 
 from bench import ledger
 from bench.counting import count_operators
 from bench.ledger import Ledger, measure, render
-from bench.ledger_data import THINGS, DataStep, ntu_like_clips
+from bench.ledger_data import THINGS, ntu_like_clips
 from bench.ledger_mc import compulsory
 from bench.ledger_rows import H100, issued
 from bench.providers import Case
 from bench.resources import Loop, Report
-from fastmc.views.draw import AugmentConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.compiler]
 VIEWS = ("x0, x3", "x of eq. 5", "x1, x2")
@@ -175,13 +172,6 @@ def test_every_byte_of_choices_and_attack_is_accounted_for(data):
     for made, read, written in (("gradient of the logits", logits, logits), ("attacked x, eq. 6", 2 * x, x)):
         assert (rows[made]["load_bytes"], rows[made]["store_bytes"]) == (read, written)
         assert rows[made]["compulsory_bytes"] == read + written
-
-
-def test_compulsory_bytes_of_views():
-    clips = packed_clips()
-    params = drawn(clips, views=(0, 1, 3), config=AugmentConfig())
-    step, written = DataStep(len(clips), 32, 2, "bfloat16", "joint"), 3 * len(clips) * 32 * 150 * 2
-    assert step.bytes_of_views(params, clips, torch.bfloat16) == bytes_needed(clips, params, 32) + written
 
 
 # --- The command

@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("triton")
 
-from bench import ledger, ledger_step
+from bench import ledger
 from bench.counting import REST, PartWork, RecurrentCall, count_parts, multi_tensor_launches
 from bench.ledger import Ledger, measure, render
 from bench.ledger_step import (
@@ -171,14 +170,6 @@ def test_what_pytorch_does_around_cudnn_s_passes(frames_first, weights):
     assert works["backward"].store_bytes == bytes_
 
 
-def test_passes_have_as_many_operations_as_pytorch_counts():
-    with FlopCounterMode(display=False) as flops:
-        gru = torch.nn.GRU(F, H, LAYERS, batch_first=True, bidirectional=True)
-        x = torch.zeros(B, T, F, requires_grad=True)
-        gru(1.0 * x)[1].sum().backward()
-    assert sum(call.flops for call in gru_passes(weights=True, inputs=True)) == flops.get_total_flops()
-
-
 # --- The step
 
 
@@ -202,18 +193,6 @@ def test_passes_of_a_step(found):
         "key": [(B, False, False, False, gru_forward(B))],
         "query": [(3 * B, False, True, False, gru_forward(3 * B))],
         "backward": [(3 * B, True, False, True, gru_forward(3 * B) + gru_input_gradient(3 * B))],
-    }
-
-
-def test_passes_of_the_plain_step(found):
-    """Each view by itself, forward and backward; and the attack's weights get no gradient either."""
-    passes = {name: recurrent(found["plain"], name) for name, of in found["plain"].items() if of["recurrent"]}
-    learning = gru_forward(B) + gru_input_gradient(B)
-    assert passes == {
-        "attack": [(B, False, True, False, gru_forward(B)), (B, True, False, False, gru_input_gradient(B))],
-        "key": [(B, False, False, False, gru_forward(B))],
-        "query": 3 * [(B, False, True, False, gru_forward(B))],
-        "backward": 3 * [(B, True, False, True, learning)],
     }
 
 
@@ -310,18 +289,6 @@ def test_model_of_a_pass():
     )
 
 
-def test_few_clips_are_bounded_by_the_weights():
-    few = replace(PAPER, clips=64)
-    by = frame_seconds(few, "bf16")
-    assert by["weights from L2"] > by["products"]
-    seconds = recurrent_seconds(few, "bf16")
-    assert seconds["frames: weights"] == pytest.approx(3 * 64 * by["weights from L2"])
-    assert seconds["frames: products"] == 0.0
-    wide = frame_seconds(replace(PAPER, hidden=4096), "bf16")
-    assert wide["weights from L2"] == 0.0
-    assert wide["weights from memory"] == 2 * 3 * 4096**2 * 2 / 3.35e12
-
-
 def test_bytes_of_a_pass():
     """One layer, one direction, by hand: weights, inputs, outputs; four gates for a backward pass; its gradients."""
     call = RecurrentCall("key", 5, 7, 11, 13, 1, 1, False, False, False, 0)
@@ -345,14 +312,6 @@ def test_model_of_a_part():
     work.flops = int(PEAK["tf32"] * 1e-5)
     want |= {"memory": 2e-6, "products": 15e-6}
     assert model(work, rows, "tf32") == pytest.approx(want)
-
-
-def test_the_whole_is_the_sum_of_its_parts(found):
-    total = ledger_step.whole(found["parts"])
-    by_part = [sum(of["model"].values()) for of in found["parts"].values()]
-    assert sum(total.values()) == pytest.approx(sum(by_part))
-    frames = 5 * LAYERS * T
-    assert total["frames: launches"] == pytest.approx(frames * LAUNCHES_PER_FRAME * LAUNCH)
 
 
 # --- The command

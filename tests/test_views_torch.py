@@ -120,12 +120,6 @@ def test_a_resumed_run_makes_the_same_views():
     assert not torch.equal(run[1], run[2])
 
 
-def test_no_gradient_is_kept():
-    clips = dense_clips()
-    clips = replace(clips, x=clips.x.requires_grad_())
-    assert not IN_TORCH(clips, drawn(clips), NTU25).requires_grad
-
-
 def on_meta(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
