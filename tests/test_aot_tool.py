@@ -9,21 +9,13 @@ pytest.importorskip("triton")
 
 import triton
 import triton.language as tl
-from gpu_less import INTERPRETED
 
 from bench.aot import TARGETS, compile_launches, parse_target, report
 from bench.interpreter import repair
 from bench.resources import SM, _innermost, _instructions, _loop, resident_programs
 from bench.watch import watch
 
-pytestmark = pytest.mark.skipif(INTERPRETED, reason="kernels are compiled here")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _empty_cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
-        yield
+pytestmark = [pytest.mark.compiler, pytest.mark.usefixtures("triton_cache")]
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -105,11 +97,10 @@ def test_the_specialisation_is_that_of_a_launch():
     assert wide["MUFU"] == 4
 
 
-@pytest.mark.parametrize("target", ["cuda:80", "cuda:90"])
-def test_loops_are_found(target):
+def test_loops_are_found():
     """The hot one is that of the product, which it makes once."""
     a, b, c = meta(64, 64, dtype=torch.bfloat16), meta(64, 64, dtype=torch.bfloat16), meta(64, 64)
-    with compile_launches(target) as launches:
+    with compile_launches("cuda:90") as launches:
         loop_kernel[(1,)](a, b, c, steps=5, N=64, num_warps=4)
         dot(num_warps=4)
     looped, straight = map(report, launches)
@@ -117,8 +108,7 @@ def test_loops_are_found(target):
     assert launches[0].arguments["p_a"] is a
     assert len(looped.loops) >= 2
     assert looped.hot is not None
-    own = "HMMA" if target == "cuda:80" else "HGMMA"
-    assert looped.hot.counts[own] > 0
+    assert looped.hot.counts["HGMMA"] > 0
     assert looped.hot.products == 2 * 64**3
     assert looped.hot.counts["STG"] == 0 < looped.counts["STG"]
     assert sum(loop.instructions for loop in looped.loops) < looped.instructions
@@ -172,10 +162,7 @@ def test_spills_are_reported():
     [
         (90, 24, 0, 4, 16, "warps"),
         (90, 33, 0, 4, 12, "registers"),  # 40 registers are given, 12 warps to a partition
-        (90, 128, 0, 4, 4, "registers"),
-        (90, 255, 0, 4, 2, "registers"),
         (90, 255, 0, 8, 1, "registers"),
-        (90, 64, 100 * 1024, 4, 2, "shared"),
         (80, 64, 100 * 1024, 4, 1, "shared"),
         (90, 64, 113 * 1024, 4, 2, "shared"),  # 1 KiB of each is the system's: 2 x 114 = 228
         (90, 64, 113 * 1024 + 1, 4, 1, "shared"),

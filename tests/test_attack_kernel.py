@@ -1,7 +1,6 @@
-"""The attack's kernels: values, bounds and races; traffic; machine code through ptxas.
+"""What is the attack's kernels' own: clips in parts, many bodies; launches; machine code through ptxas.
 
-Values come compiled, through ttsem, and once more interpreted, by tests/test_interpreted.py, where traffic is counted.
-Memory that nobody stored is noticed on the way (``kernels_on_cpu``).
+Values: tests/test_attack.py. Traffic: tests/interpreted/test_traffic.py.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ from unittest import mock
 import attack_cases as cases
 import pytest
 import torch
-from attack_cases import FINITE, HOSTILE, LOGITS, assert_logit_gradient, assert_norm_limit, assert_step
-from every_pair import every_pair
-from gpu_less import INTERPRETED, kernels_on_cpu, needs_compiler, needs_engine, spilled_by_triton_3_6
+from attack_cases import assert_step
+from gpu_less import kernels_on_cpu, needs_compiler, needs_engine, spilled_by_triton_3_6
 
 pytest.importorskip("triton")
 
@@ -23,26 +21,14 @@ import kernels
 from bench.aot import compile_launches, report
 from bench.counting import count_operators
 from bench.resources import Report
-from bench.watch import watch
 from fastmc.methods.attack import attack
 from kernels import attack as pieces
-from kernels.attack import MAX_BODIES, limited_step
+from kernels.attack import MAX_BODIES
 
-pytestmark = pytest.mark.usefixtures("triton_cache")
-needs_interpreter = pytest.mark.skipif(not INTERPRETED, reason="traffic is counted while kernels are interpreted")
-FULL = {"frames": 64, "joints": 25, "bodies": 2}
+pytestmark = [pytest.mark.compiler, pytest.mark.usefixtures("triton_cache")]
 
 
 # --- Values
-
-
-@needs_engine
-@pytest.mark.parametrize(
-    ("frames", "joints", "bodies"), every_pair([1, 2, 5], [1, 20, 25], [1, 2, 3]) + [(64, 25, 2), (200, 25, 2)]
-)
-def test_step(frames, joints, bodies):
-    with kernels_on_cpu():
-        assert_step(pieces, *cases.draw(4, frames, joints, bodies), bodies)
 
 
 @needs_engine
@@ -65,91 +51,6 @@ def test_a_clip_in_parts(frames, monkeypatch):
     monkeypatch.setattr(pieces, "PART", 512)
     with kernels_on_cpu():
         assert_step(pieces, *cases.draw(4, frames, 5, 2), 2)
-
-
-@needs_engine
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_step_in_half_precision(dtype):
-    x, gradient = cases.draw(4, 7, 5, 2, dtype)
-    with kernels_on_cpu():
-        assert_step(pieces, x, gradient, 2)
-        assert_step(pieces, x, gradient.float(), 2)
-        assert_step(pieces, x.float(), gradient, 2)
-
-
-@needs_engine
-@pytest.mark.parametrize("hostile", HOSTILE)
-def test_hostile_gradients(hostile):
-    for bodies in (1, 2):
-        x, gradient = cases.draw(4, 6, 5, bodies)
-        HOSTILE[hostile](gradient)
-        with kernels_on_cpu():
-            assert_step(pieces, x, gradient, bodies)
-
-
-@needs_engine
-@pytest.mark.parametrize(
-    ("hostile", "limit"), [(None, 1e-3), (None, 0.5), (None, 2.0), (None, 1e3)] + [(name, 0.5) for name in FINITE]
-)
-def test_no_clip_moves_further_than_eta(hostile, limit):
-    _, gradient = cases.draw(4, 16, 5, 2)
-    if hostile is not None:
-        HOSTILE[hostile](gradient)
-    with kernels_on_cpu():
-        found = assert_norm_limit(pieces, gradient, 2, limit)
-    if hostile in ("zero", "zero in one clip"):
-        assert found[0] == 0
-    if hostile == "huge":
-        assert (found > 0.99 * limit).all()
-
-
-@needs_engine
-@pytest.mark.parametrize("hostile", ["from tiny to huge", "huge"])
-def test_no_clip_of_the_full_size_moves_further_than_eta(hostile):
-    _, gradient = cases.draw(2, 200, 25, 2)
-    HOSTILE[hostile](gradient)
-    with kernels_on_cpu():
-        assert_norm_limit(pieces, gradient, 2, cases.LIMIT)
-
-
-@needs_engine
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_logit_gradient(dtype):
-    with kernels_on_cpu():
-        for name in LOGITS if dtype == torch.float32 else ["unit"]:
-            assert_logit_gradient(pieces, cases.logits_of(name).to(dtype))
-
-
-@needs_engine
-def test_a_clip_that_is_not_finite_is_alone_in_it():
-    x, gradient = cases.draw(4, 6, 5, 2)
-    logits = cases.logits_of("unit")
-    with kernels_on_cpu():
-        clean, clean_logits = limited_step(x, gradient, 2, 0.1, 0.5), pieces.logit_gradient(logits)
-        gradient[2, 1, 0] = float("nan")
-        logits[2, 1] = float("inf")
-        spoilt, spoilt_logits = limited_step(x, gradient, 2, 0.1, 0.5), pieces.logit_gradient(logits)
-    others = torch.tensor([0, 1, 3])
-    assert torch.equal(spoilt[others], clean[others]) and spoilt[2].isnan().any()
-    assert torch.equal(spoilt_logits[others], clean_logits[others]) and spoilt_logits[2].isnan().all()
-
-
-@needs_engine
-def test_each_clip_is_attacked_alone():
-    x, gradient = cases.draw(4, 6, 5, 2)
-    with kernels_on_cpu():
-        together = limited_step(x, gradient, 2, 0.1, 0.5)
-        alone = torch.cat([limited_step(x[n : n + 1], gradient[n : n + 1], 2, 0.1, 0.5) for n in range(4)])
-    assert torch.equal(together, alone)
-
-
-@needs_engine
-def test_clips_and_gradients_with_gaps():
-    x, gradient = cases.draw(4, 6, 5, 2)
-    wide = torch.cat([x, x], dim=2)[..., :30]
-    turned = gradient.transpose(0, 2).contiguous().transpose(0, 2)
-    with kernels_on_cpu():
-        assert torch.equal(limited_step(wide, turned, 2, 0.1, 0.5), limited_step(x, gradient, 2, 0.1, 0.5))
 
 
 @needs_engine
@@ -182,42 +83,6 @@ def test_more_bodies_than_the_kernels_take_are_refused():
         pytest.raises(ValueError, match=f"at most {MAX_BODIES} bodies"),
     ):
         attack(x, lambda x: x.flatten(1), bodies=MAX_BODIES + 1, impl="triton")
-
-
-# --- Traffic
-
-
-@needs_interpreter
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_traffic_of_the_default_size_is_the_compulsory_one(dtype):
-    """x and the gradient read once, x_hat written once, and not a byte more."""
-    x, gradient = cases.draw(2, 64, 25, 2, dtype)
-    with watch() as seen:
-        limited_step(x, gradient, 2, 0.1, 0.5)
-    compulsory = 3 * x.numel() * x.element_size()
-    assert seen.total.load_bytes + seen.total.store_bytes == compulsory
-    assert seen.total.memory_load_bytes + seen.total.memory_store_bytes == compulsory
-
-
-@needs_interpreter
-def test_traffic_of_a_clip_in_parts(monkeypatch):
-    """A second read, of what lies in the caches by then."""
-    monkeypatch.setattr(pieces, "TILE", 1024)
-    monkeypatch.setattr(pieces, "PART", 512)
-    x, gradient = cases.draw(2, 64, 5, 2)
-    with watch() as seen:
-        limited_step(x, gradient, 2, 0.1, 0.5)
-    size = x.numel() * x.element_size()
-    assert seen.total.memory_load_bytes == 2 * size and seen.total.store_bytes == size
-    assert seen.total.load_bytes == 4 * size
-
-
-@needs_interpreter
-def test_traffic_of_the_logits():
-    logits = cases.logits_of("unit")
-    with watch() as seen:
-        pieces.logit_gradient(logits)
-    assert seen.total.load_bytes == seen.total.store_bytes == logits.numel() * 4
 
 
 # --- Launches and machine code
@@ -256,10 +121,12 @@ TARGETS = ("cuda:80", "cuda:86", "cuda:90", "cuda:100", "hip:gfx942")
 
 
 @needs_compiler
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("target", "dtype"),
+    [(target, torch.float32) for target in TARGETS] + [(target, torch.bfloat16) for target in TARGETS[::2]],
+)
 def test_machine_code_at_the_default_size(target, dtype):
-    _, step = compiled(target, **FULL, dtype=dtype)
+    _, step = compiled(target, 64, 25, 2, dtype)
     load, store, wide = ("load", "store", ".x4") if target.startswith("hip") else ("LDG", "STG", ".128")
     assert step.counts[load + wide] == step.counts[load] > 0
     assert step.counts[store + wide] == step.counts[store] > 0
@@ -268,8 +135,7 @@ def test_machine_code_at_the_default_size(target, dtype):
 @needs_compiler
 @pytest.mark.parametrize(
     ("target", "size"),
-    [("cuda:80", size) for size in ((1, 25, 2), (64, 20, 1), (64, 25, 3), (300, 25, 2), (999, 20, 2))]
-    + [(target, (300, 25, 2)) for target in TARGETS[1:]],
+    [("cuda:80", (1, 25, 2)), ("cuda:80", (64, 25, 3)), ("cuda:80", (999, 20, 2)), ("hip:gfx942", (300, 25, 2))],
 )
 def test_other_sizes_do_not_spill(size, target):
     compiled(target, *size)

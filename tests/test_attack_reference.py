@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from every_pair import every_pair
 from torch import Tensor, nn
 
 from fastmc.reference.attack import attack, attack_loss, limit_norm
@@ -53,9 +54,9 @@ def test_attack_is_the_first_step_of_adam_scaled_to_eta() -> None:
     torch.testing.assert_close(attack(x, encoder, fc, eps=0.1, eta=0.5) - x, scaled, rtol=1e-9, atol=1e-14)
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("eta", [1e-3, 0.5, 2.0])
+@pytest.mark.parametrize(
+    ("eta", "dtype", "scale"), every_pair([1e-3, 0.5, 2.0], [torch.float32, torch.float64], [1e-3, 1.0, 1e3])
+)
 def test_no_sequence_moves_further_than_eta(eta: float, dtype: torch.dtype, scale: float) -> None:
     x, encoder, fc = setup(dtype, scale)
     rho = attack(torch.zeros_like(x), encoder, fc, eta=eta)  # around zero, x + rho rounds nothing away
@@ -76,12 +77,6 @@ def test_zero_gradient_gives_zero_perturbation() -> None:
         fc.weight.zero_()
         fc.bias.zero_()  # f_a is uniform whatever x is
     assert torch.equal(attack(x, encoder, fc), x)
-
-
-def test_attack_lowers_its_loss() -> None:
-    x, encoder, fc = setup()
-    before, after = attack_loss(x, encoder, fc), attack_loss(attack(x, encoder, fc), encoder, fc)
-    assert (after < before).all()
 
 
 def test_sequences_are_attacked_independently_of_the_batch() -> None:

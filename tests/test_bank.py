@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from every_pair import every_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_loss import Recorder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import kernels
 from fastmc.objective import chunked
 from fastmc.objective.bank import COEFFICIENTS, MemoryBank, bank_step_, mixing_coefficients
 from fastmc.objective.loss import mc_loss
@@ -39,10 +39,10 @@ def draw_features(b: int, k: int, d: int, *, dtype: torch.dtype = torch.float64,
     return arguments
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("hyper", [(3.0, 0.9, 1e-4), (0.5, 0.0, 0.1), (0.1, 0.5, 0.0)])
-@pytest.mark.parametrize("shape", [(1, 1, 2), (7, 130, 5)])
+@pytest.mark.parametrize(
+    ("shape", "hyper", "mix", "impl"),
+    every_pair([(1, 1, 2), (7, 130, 5)], [(3.0, 0.9, 1e-4), (0.5, 0.0, 0.1), (0.1, 0.5, 0.0)], MIXES, IMPLS),
+)
 def test_steps_are_those_of_torch_sgd_on_minus_the_loss(
     shape: tuple[int, int, int], hyper: tuple[float, float, float], mix: str, impl: str
 ) -> None:
@@ -51,7 +51,7 @@ def test_steps_are_those_of_torch_sgd_on_minus_the_loss(
     parameter = nn.Parameter(draw_bank(k, d))
     sgd = torch.optim.SGD([parameter], lr=lr, momentum=momentum_factor, weight_decay=weight_decay)
     bank, momentum = draw_bank(k, d), torch.zeros(k, d, dtype=torch.float64)
-    for step in range(5):
+    for step in range(3):
         batch = draw_features(b, k, d, seed=10 * step)
         sgd.zero_grad()
         (-mc_loss(**batch, bank=parameter, temperature=0.03, mix=mix, impl="reference")).backward()
@@ -64,101 +64,9 @@ def test_steps_are_those_of_torch_sgd_on_minus_the_loss(
             torch.testing.assert_close(momentum, velocity, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("momentum_factor", [0.0, 0.9])
-def test_the_velocity_is_the_documented_one(momentum_factor: float, impl: str) -> None:
-    bank, batch = draw_bank(20, 5), draw_features(3, 20, 5)
-    velocity = draw_bank(20, 5, seed=7)
-    leaf = bank.clone().requires_grad_()
-    (g,) = torch.autograd.grad(mc_loss(**batch, bank=leaf, temperature=0.1), leaf)
-    expected = momentum_factor * velocity - g + 0.01 * bank
-    moved = bank - 2.0 * expected
-    bank_step_(
-        bank, velocity, **batch, temperature=0.1, lr=2.0, momentum_factor=momentum_factor, weight_decay=0.01, impl=impl
-    )
-    torch.testing.assert_close(velocity, expected, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(bank, moved, rtol=1e-12, atol=1e-14)
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("mix", MIXES)
-def test_a_small_step_raises_the_loss(mix: str, impl: str) -> None:
-    bank, batch = draw_bank(50, 8), draw_features(7, 50, 8)
-    losses = []
-    for _ in range(5):
-        losses.append(mc_loss(**batch, bank=bank, temperature=0.1, mix=mix).item())
-        bank_step_(
-            bank, torch.zeros_like(bank), **batch, temperature=0.1, lr=0.05, weight_decay=0.0, mix=mix, impl=impl
-        )
-    assert losses == sorted(losses) and losses[-1] > losses[0] + 1e-3
-
-
-@pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("shape", [(1, 3, 5), (7, 130, 128), (64, 130, 16)])
-def test_torch_in_float32_keeps_the_error_budget(shape: tuple[int, int, int], mix: str) -> None:
-    """|torch32 - truth| <= 2 |reference32 - truth| + 4 roundings of a logit at tau = 0.03, in the update's scale."""
-    b, k, d = shape
-    batch = draw_features(b, k, d, dtype=torch.float32)
-    bank, velocity = draw_bank(k, d, dtype=torch.float32), 0.01 * draw_bank(k, d, dtype=torch.float32, seed=5)
-
-    def step(dtype: torch.dtype, impl: str) -> list[Tensor]:
-        state = [bank.to(dtype, copy=True), velocity.to(dtype, copy=True)]
-        bank_step_(*state, **{name: t.to(dtype) for name, t in batch.items()}, mix=mix, impl=impl)
-        return state
-
-    truth, plain, ours = (
-        step(torch.float64, "reference"), step(torch.float32, "reference"), step(torch.float32, "torch")
-    )  # fmt: skip
-    ulps = 4 * torch.finfo(torch.float32).eps / 0.03
-    for exact, reference, fast in zip(truth, plain, ours, strict=True):
-        allowed = 2 * (reference - exact).abs().max() + ulps * exact.abs().max()
-        assert (fast - exact).abs().max() <= allowed
-        assert (fast - exact * 1.01).abs().max() > allowed, "the budget is one that can be exceeded"
-
-
-@pytest.mark.parametrize("impl", IMPLS)
-def test_the_step_is_in_place_and_touches_nothing_else(impl: str) -> None:
-    bank, velocity = nn.Parameter(draw_bank(20, 5)), torch.zeros(20, 5, dtype=torch.float64)
-    batch = draw_features(3, 20, 5)
-    for name in ("f0", "f1", "f2", "f3"):
-        batch[name].requires_grad_()
-    before = {name: t.detach().clone() for name, t in batch.items()}
-    pointers, old = (bank.data_ptr(), velocity.data_ptr()), bank.detach().clone()
-    with torch.no_grad():
-        bank_step_(bank, velocity, **batch, impl=impl)
-    assert (bank.data_ptr(), velocity.data_ptr()) == pointers
-    assert not torch.equal(bank, old) and bank.grad is None and bank.requires_grad
-    assert not velocity.requires_grad
-    for name, tensor in batch.items():
-        assert torch.equal(tensor, before[name]) and tensor.grad is None
-
-
-def test_the_step_works_on_a_bank_that_is_not_contiguous() -> None:
-    batch = draw_features(3, 20, 5)
-    plain, velocity = draw_bank(20, 5), torch.zeros(20, 5, dtype=torch.float64)
-    wide, wide_velocity = draw_bank(20, 5).repeat_interleave(2, dim=1), torch.zeros(5, 20, dtype=torch.float64)
-    bank_step_(plain, velocity, **batch)
-    bank_step_(wide[:, ::2], wide_velocity.T, **batch)
-    torch.testing.assert_close(wide[:, ::2], plain, rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(wide_velocity.T, velocity, rtol=1e-12, atol=1e-14)
-
-
-def test_autocast_and_narrow_features_do_not_reach_the_update() -> None:
-    batch = draw_features(3, 20, 5, dtype=torch.float32)
-    narrow = {name: t.bfloat16() if name[0] == "f" else t for name, t in batch.items()}
-    widened = {name: t.float() for name, t in narrow.items()}
-    banks = [draw_bank(20, 5, dtype=torch.float32) for _ in range(2)]
-    bank_step_(banks[0], torch.zeros(20, 5), **widened)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        bank_step_(banks[1], torch.zeros(20, 5), **narrow)
-    assert torch.equal(*banks)
-
-
 INVALID = [
     ("f1", torch.zeros(3, 4)),
-    ("f2", torch.zeros(3, 5, dtype=torch.int64)),
     ("bank", torch.zeros(20, 5, dtype=torch.float16)),
-    ("bank", torch.zeros(20, 4)),
     ("momentum", torch.zeros(20, 4)),
     ("momentum", torch.zeros(20, 5, dtype=torch.float64)),
     ("momentum", torch.zeros(20, 5, device="meta")),
@@ -184,16 +92,10 @@ def test_invalid_input_is_an_error_that_names_the_argument_and_changes_nothing(n
     assert torch.equal(bank, before) and not momentum.any()
 
 
-def test_triton_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "unavailable_reason", lambda device: "the moon is full")
-    with pytest.raises(RuntimeError, match="impl='triton' cannot run: the moon is full"):
-        bank_step_(draw_bank(20, 5), torch.zeros(20, 5, dtype=torch.float64), **draw_features(3, 20, 5), impl="triton")
-
-
 # The queue
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(size=st.integers(1, 12), batches=st.lists(st.integers(1, 30), max_size=8))
 def test_the_queue_is_that_of_a_list(size: int, batches: list[int]) -> None:
     bank = MemoryBank(size, 2, generator=torch.Generator().manual_seed(0))
@@ -213,14 +115,9 @@ def test_the_queue_is_that_of_a_list(size: int, batches: list[int]) -> None:
 def test_an_entry_that_is_replaced_starts_at_rest() -> None:
     bank = MemoryBank(5, 3)
     bank.momentum.fill_(1)
-    bank.enqueue_(torch.ones(2, 3))
-    assert bank.momentum.sum(dim=1).tolist() == [0, 0, 3, 3, 3]
-
-
-def test_the_queue_keeps_no_graph() -> None:
-    bank = MemoryBank(5, 3)
     bank.enqueue_(torch.ones(2, 3, requires_grad=True))
-    assert not bank.entries.requires_grad
+    assert bank.momentum.sum(dim=1).tolist() == [0, 0, 3, 3, 3]
+    assert not bank.entries.requires_grad, "it keeps no graph"
 
 
 @pytest.mark.parametrize("f0", [torch.zeros(2, 4), torch.zeros(3), torch.zeros(0, 3), torch.zeros(2, 3, device="meta")])
@@ -286,7 +183,7 @@ def test_only_is_full_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> N
 # Mixing coefficients
 
 
-@settings(deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 200))
 def test_cycle_is_four_equal_groups(size: int) -> None:
     values = [round(v, 6) for v in mixing_coefficients(size, "cycle").tolist()]
@@ -318,11 +215,3 @@ def test_other_errors_name_their_argument() -> None:
         mixing_coefficients(5, "draw")
     with pytest.raises(ValueError, match=r"\bsize\b"):
         mixing_coefficients(0)
-
-
-@pytest.mark.parametrize("policy", ["cycle", "fixed:0.2", "draw"])
-def test_coefficients_fit_the_loss(policy: str) -> None:
-    mixing = mixing_coefficients(20, policy, generator=torch.Generator().manual_seed(0))
-    assert mixing.dtype == torch.float32
-    batch = {**draw_features(3, 20, 5), "mixing": mixing}
-    assert torch.isfinite(mc_loss(**batch, bank=draw_bank(20, 5)))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench import data_share, numpy_views, store_size, views
+from bench import data_share, numpy_views, store_size
 from bench.measure import Timing
 from bench.ntu_like import CLIPS, lengths, motion, padded, write_ntu_like
 from bench.numpy_views import STYLES, Choices, Strong, draw_choices, make_view
@@ -39,7 +39,7 @@ def clip_of(rng: np.random.Generator, frames: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("style", STYLES)
-@pytest.mark.parametrize("size", [6, 20, 64])
+@pytest.mark.parametrize("size", [6, 20])
 def test_a_numpy_view_is_the_reference_one_transform_after_the_other(style, size):
     """A sheared and a jittered view of a clip whose second body is missing at its end, with all of the strong part."""
     rng = np.random.default_rng(3)
@@ -92,12 +92,8 @@ def nan_somewhere(right: Callable[..., Any], *args: Any) -> np.ndarray:
 WRONG = {
     "crop": spoilt("crop_resize", later),
     "jittered joints": spoilt("jitter_joints", lambda right, clip, joints, *rest: right(clip, joints[1:], *rest)),
-    "jitter's map": spoilt("jitter_joints", lambda right, clip, joints, matrix, f: right(clip, joints, matrix.T, f)),
-    "flip": other_strong(flip=False),
     "rotation": other_strong(rotation=np.eye(3, dtype=np.float32)),
-    "noise": other_strong(noise=None),
     "filter": other_strong(sigma=None),
-    "axis mask": other_strong(axis=None),
     "not a number": spoilt("crop_resize", nan_somewhere),
 }
 
@@ -115,20 +111,10 @@ def test_the_gate_notices_missing_bodies_that_are_not_zero(batches, monkeypatch)
         compare(batches, "numpy, usual", STYLES["usual"])
 
 
-def test_every_choice_comes_up_before_the_gate(batches):
-    found = [views.fast_views(batch, number)[1][0] for number, batch in enumerate(batches)]
-    rows = torch.cat([params.table[params.views.index(STRONG)] for params in found])
-    for name in ("flip", "noise_std", "filter_sigma"):
-        assert len({bool(value) for value in found[0].column(name)[1]}) == 2, name
-    assert {bool(row) for row in (rows[:, 26:] > 0).any(dim=1)} == {True, False}
-    assert any(len(batch.clips.packed.select(batch.ids).num_bodies.unique()) == 2 for batch in batches)
-
-
-@pytest.mark.parametrize("resized", [False, True])
-@pytest.mark.parametrize("frames", [40, 90, 250])
+@pytest.mark.parametrize(("frames", "resized"), [(40, True), (250, False)])
 def test_numpy_draws_what_fastmc_draws(frames, resized):
     """Means over many clips of all that is drawn, on both sides."""
-    config, clips = AugmentConfig(), 4000
+    config, clips = AugmentConfig(), 2000
     rng = np.random.default_rng(0)
     drawn = [draw_choices(rng, config, frames, 25, strong=True, size=64, resized=resized) for _ in range(clips)]
     num_frames, sample = torch.full((clips,), frames), torch.arange(clips)

@@ -23,23 +23,18 @@ KINDS = list(TABLES)
 WEIGHTS = torch.tensor([0.5, -2.0, 3.0, -0.7])
 
 
-@pytest.fixture(params=[True, False], ids=["looking", "not looking"])
-def looking(request, monkeypatch) -> bool:
-    """Whether values may decide, as on a CPU, or must not, as on a GPU."""
-    monkeypatch.setattr(chunked, "may_look", lambda tensor: request.param)
-    return request.param
-
-
 @pytest.mark.parametrize(
-    ("shape", "kind", "tiled"),
-    every_pair([(1, 1, 1), (7, 130, 5), (65, 300, 16), (130, 33, 8), (64, 2100, 8)], KINDS, [False, True]),
+    ("shape", "kind", "tiled", "looking"),
+    every_pair([(1, 1, 1), (7, 130, 5), (130, 33, 8), (64, 2100, 8)], KINDS, [False, True], [False, True]),
 )
-def test_equals_the_reference_in_float64(shape, kind, tiled, looking):
+def test_equals_the_reference_in_float64(shape, kind, tiled, looking, monkeypatch):
+    """``looking``: whether values may decide, as on a CPU, or must not, as on a GPU."""
+    monkeypatch.setattr(chunked, "may_look", lambda tensor: looking)
     case = Case.draw(*shape, kind=kind, tiled=tiled)
     assert_exact(forward_of(chunked, case, WEIGHTS), forward_truth(case, WEIGHTS))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     b=st.integers(1, 20),
     k=st.integers(1, 40),
@@ -62,7 +57,7 @@ def test_any_cut_into_blocks_and_chunks_gives_the_same(b, k, d, samples, entries
 
 @pytest.mark.parametrize(
     ("scales", "kind", "tiled"),
-    every_pair([(0.01, 1.0), (0.01, 30.0), (0.07, 30.0), (0.07, 1e-3), (5.0, 1.0)], KINDS, [False, True]),
+    every_pair([(0.01, 1.0), (0.01, 30.0), (0.07, 1e-3), (5.0, 1.0)], ["mc", "one-hot", "crossed"], [False, True]),
 )
 def test_large_and_small_logits(scales, kind, tiled):
     temperature, length = scales
@@ -96,9 +91,12 @@ def test_a_shift_is_left_out_exactly_while_nothing_can_overflow(dtype):
             torch.testing.assert_close(ours[name].double(), want, rtol=2e-5, atol=2e-5 * want.abs().max().item())
 
 
-@pytest.mark.parametrize(("kind", "temperature", "tiled"), every_pair(KINDS, [0.01, 0.03, 0.07, 1.0], [False, True]))
+@pytest.mark.parametrize(
+    ("kind", "temperature", "tiled"), every_pair(["mc", "one-hot", "crossed"], [0.01, 0.07, 1.0], [False, True])
+)
 def test_float32_keeps_the_error_budget(kind, temperature, tiled):
-    case = Case.draw(65, 700, 128, kind=kind, tiled=tiled, temperature=temperature, dtype=torch.float32)
+    """Other tables: tests/test_mc_step.py."""
+    case = Case.draw(33, 400, 64, kind=kind, tiled=tiled, temperature=temperature, dtype=torch.float32)
     truth, plain = forward_truth(case.to(torch.float64), WEIGHTS), forward_truth(case, WEIGHTS)
     allowed = budget(plain, truth, temperature)
     ours = forward_of(chunked, case, WEIGHTS)
@@ -140,19 +138,9 @@ def test_the_log_sum_exps_are_those_of_the_rows():
 
 
 def test_two_calls_are_equal_bit_for_bit():
-    case = Case.draw(65, 5000, 16, dtype=torch.float32)
+    case = Case.draw(65, 2100, 16, dtype=torch.float32)
     first, again = (forward_of(chunked, case, WEIGHTS) for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["f0", "f2", "bank"])
-def test_a_value_that_is_not_finite_is_seen_in_the_loss(name, value, looking):
-    case = Case.draw(5, 30, 6)
-    spoiled = getattr(case, name).clone()
-    spoiled[2, 1] = value
-    parts = forward_of(chunked, replace(case, **{name: spoiled}), WEIGHTS)["parts"]
-    assert not torch.isfinite(parts.sum())
 
 
 @given(batch=st.integers(1, 500), bank=st.integers(1, 20000), tiled=st.booleans())

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from every_pair import every_pair
 from gpu_less import needs_triton, needs_ttsem, ttsem_session
 from kernel_budget import kernel_budget
 from oracle import Case, Results, forward_of, forward_truth, step_of, step_truth, velocity, within
@@ -26,7 +25,7 @@ from fastmc.objective import contrast_step as step
 from fastmc.objective.bank import MemoryBank
 from kernels import launch, mc, tiles
 
-pytestmark = pytest.mark.usefixtures("triton_cache")
+pytestmark = [pytest.mark.compiler, pytest.mark.usefixtures("triton_cache")]
 WEIGHTS = torch.tensor([1.0, -2.5, 0.5, 2.0])
 
 
@@ -40,9 +39,9 @@ def assert_step(case: Case, update: str, precision: str, cc: int, launches: int)
 
 
 @needs_ttsem
-@pytest.mark.parametrize("tiled", [False, True])
-@pytest.mark.parametrize("precision", ["bf16x3", "ieee"])
-@pytest.mark.parametrize("cc", [80, 90])
+@pytest.mark.parametrize(
+    ("cc", "precision", "tiled"), [(90, "bf16x3", False), (80, "bf16x3", True), (90, "ieee", True), (80, "ieee", False)]
+)
 def test_step(cc, precision, tiled):
     assert_step(Case.draw(33, 130, 40, tiled=tiled, dtype=torch.float32), "ascent", precision, cc, launches=4)
 
@@ -52,11 +51,8 @@ def test_step(cc, precision, tiled):
     ("kind", "update", "launches"),
     [
         ("unmixed", "fifo", 4),
-        ("one-hot", "fifo", 4),
         ("alone", "fifo", 4),
         ("mc", "none", 3),
-        ("aimclr", "fifo", 4),
-        ("hiclr", "fifo", 4),
         ("hiclr", "ascent", 4),
         ("crossed", "ascent", 4),
     ],
@@ -66,9 +62,8 @@ def test_other_tables(kind, update, launches):
 
 
 @needs_ttsem
-@pytest.mark.parametrize("tiled", [False, True])
-def test_forward_and_bank_gradient(tiled):
-    case = Case.draw(33, 130, 40, tiled=tiled, dtype=torch.float32, bank_temperature=0.07)
+def test_forward_and_bank_gradient():
+    case = Case.draw(33, 130, 40, tiled=True, dtype=torch.float32, bank_temperature=0.07)
     truth, plain = (forward_truth(c, WEIGHTS) for c in (case.to(torch.float64), case))
     with ttsem_session() as session:
         ours = forward_of(mc, case, WEIGHTS, "bf16x3")
@@ -78,11 +73,11 @@ def test_forward_and_bank_gradient(tiled):
 
 
 @needs_ttsem
-@pytest.mark.parametrize("tiled", [False, True])
-def test_step_at_the_size_of_the_paper(tiled):
+@pytest.mark.slow
+def test_step_at_the_size_of_the_paper():
     """B = 64, K = 16,384, D = 128. The truth is fastmc.objective.chunked in float64, which its own tests hold to the
     reference within 1e-12: the reference would build 3.2 GB of mixed banks."""
-    case = Case.draw(64, 16384, 128, tiled=tiled, dtype=torch.float32)
+    case = Case.draw(64, 16384, 128, dtype=torch.float32)
     wide = case.to(torch.float64)
     truth, plain = (step_of(chunked, c, "ascent", velocity(c), 7) for c in (wide, case))
     with ttsem_session() as session:
@@ -93,8 +88,9 @@ def test_step_at_the_size_of_the_paper(tiled):
 
 
 @needs_triton
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("method", ["a2mc", "b3", "b2", "b1"])
+@pytest.mark.parametrize(
+    ("method", "dtype"), list(zip(["a2mc", "b3", "b2", "b1"], [torch.bfloat16, torch.float32] * 2, strict=True))
+)
 def test_the_trainers_call_is_four_launches_in_all(method, dtype, monkeypatch):
     launched = []
     monkeypatch.setattr(triton.JITFunction, "run", lambda self, *_, **__: launched.append(self.__name__))
@@ -170,7 +166,9 @@ def given(launches: list[Launch], kernel: str) -> dict[str, object]:
 
 @needs_triton
 @pytest.mark.parametrize(
-    ("target", "precision", "tiled"), every_pair(list(SHARED_KIB), ["bf16x3", "ieee", "bf16"], [False, True])
+    ("target", "precision", "tiled"),
+    [(target, "bf16x3", i % 2 == 0) for i, target in enumerate(SHARED_KIB)]
+    + [("cuda:90", "bf16x3", False), ("cuda:90", "ieee", True), ("cuda:80", "ieee", False), ("cuda:86", "bf16", False)],
 )
 def test_machine_code(target, precision, tiled):
     reports = compiled(target, entries(tiled, precision)["a2mc"])
@@ -188,7 +186,7 @@ def test_machine_code(target, precision, tiled):
         assert reports[3].counts["STG.128"] == reports[3].counts["STG"]
 
 
-SPILLED = {"cuda:80": 96, "cuda:86": 96, "cuda:90": 96}
+SPILLED = {"cuda:80": 96, "cuda:90": 96}
 """Bytes a thread that are spilled at most at the default precision, stores and loads together; by own mixing on an H100
 none. They lie outside of the loops, but for LOCAL_IN_LOOP instructions."""
 LOCAL_IN_LOOP = 2
@@ -205,6 +203,8 @@ IN_LOOP = {
 def test_loops(target, tiled):
     """Next to no local memory; on an H100 no product twice, few barriers and instructions, two programs at a time."""
     for name, call in entries(tiled, "bf16x3").items():
+        if target != "cuda:90" and name not in ("a2mc", "bank_step_"):
+            continue
         with compile_launches(target) as launches:
             call()
         for one in launches:
@@ -230,7 +230,7 @@ def products_of_a_trip(one: Launch) -> int:
 
 
 @needs_ttsem
-@pytest.mark.parametrize("order", ["reverse", "shuffle:1", "shuffle:2"])
+@pytest.mark.parametrize("order", ["reverse", "shuffle:1"])
 def test_bits_do_not_depend_on_which_program_is_last(order, monkeypatch):
     case = Case.draw(33, 130, 40, dtype=torch.float32)
 
@@ -269,7 +269,6 @@ def test_multiprocessors_are_rounded_to_few_classes(count, rounded, monkeypatch)
 
 
 @needs_triton
-@pytest.mark.parametrize("dim", [8, 200, 512])
-def test_other_widths_fit_the_smallest_chip(dim):
-    for tiled in (False, True):
-        compiled("cuda:86", entries(tiled, "bf16x3", dim)["a2mc"])
+@pytest.mark.parametrize(("dim", "tiled"), [(8, False), (200, True), (512, False), (512, True)])
+def test_other_widths_fit_the_smallest_chip(dim, tiled):
+    compiled("cuda:86", entries(tiled, "bf16x3", dim)["a2mc"])

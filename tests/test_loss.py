@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from every_pair import every_pair
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from oracle import assert_exact
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn import functional as F
@@ -24,7 +22,7 @@ from fastmc.objective import chunked
 from fastmc.objective.loss import info_nce, mc_loss, mc_loss_parts
 
 MIXES = ["own", "tiled"]
-NAMES = ("loss", "L1", "L2", "L3", "df1", "df2", "df3", "dbank")
+NAMES = ("loss", "L1", "L2", "L3", "df1", "df2", "df3", "bank")
 Batch = dict[str, Any]  # keyword arguments
 Outputs = dict[str, Tensor]
 
@@ -46,69 +44,15 @@ def batch(b: int, k: int, d: int, *, dtype: torch.dtype = torch.float64, seed: i
 
 
 def outputs(arguments: Batch, *, grad_output: float = 1.0, **settings: Any) -> Outputs:
-    """The loss, its parts, and the gradients to f1, f2, f3 and the bank."""
+    """The loss, its parts, and the gradients of both to f1, f2, f3 and the bank."""
     leaves = {name: arguments[name].detach().requires_grad_() for name in ("f0", "f1", "f2", "f3", "bank")}
     arguments = {**arguments, **leaves}
     loss = mc_loss(**arguments, **settings)
-    (loss * grad_output).backward()
+    parts = mc_loss_parts(**arguments, **settings)
+    (grad_output * loss + 0.5 * parts[1] - 2 * parts[2]).backward()
     assert leaves["f0"].grad is None
-    with torch.no_grad():
-        parts = mc_loss_parts(**arguments, **settings)
     gradients = [leaves[name].grad for name in ("f1", "f2", "f3", "bank")]
-    return dict(zip(NAMES, (loss.detach(), *parts, *gradients), strict=True))
-
-
-def largest_logit(arguments: Batch, temperature: float) -> float:
-    """Bound of |logit|: a rounding of a logit is the same relative rounding of its probability."""
-    norm = max(float(arguments[name].norm(dim=1).max()) for name in ("f0", "f1", "f2", "f3"))
-    return norm * max(norm, 1.0) / temperature
-
-
-def assert_same(ours: Outputs, truth: Outputs, arguments: Batch, temperature: float) -> None:
-    """Equal to 1e-12 of each output's scale in float64 (more where logits exceed those of unit rows at tau 0.01).
-
-    A bank row has its own scale: the gradient of a zero row is 1e12 times larger than that of a unit row.
-    """
-    bound = 1e-12 * max(1.0, largest_logit(arguments, temperature) / 100)
-    for name in NAMES:
-        error, scale = (ours[name] - truth[name]).abs(), truth[name].abs()
-        if name == "dbank":
-            error, scale = error.amax(dim=1), scale.amax(dim=1)
-        else:
-            error, scale = error.max(), scale.max()
-        assert torch.isfinite(error).all(), f"{name} is not finite"
-        assert (error <= bound * scale.clamp_min(1)).all(), f"{name}: error {error.max():.2e}"
-
-
-@pytest.mark.parametrize(
-    ("b", "k", "d", "temperature", "mix"), every_pair([1, 7, 64], [1, 3, 130], [1, 5, 128], [0.01, 0.07, 1.0], MIXES)
-)
-def test_torch_equals_reference(b: int, k: int, d: int, temperature: float, mix: str) -> None:
-    arguments = batch(b, k, d)
-    settings: Batch = {"temperature": temperature, "mix": mix}
-    truth = outputs(arguments, impl="reference", **settings)
-    assert_same(outputs(arguments, impl="torch", **settings), truth, arguments, temperature)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    b=st.integers(1, 9),
-    k=st.integers(1, 40),
-    d=st.integers(1, 9),
-    temperature=st.floats(0.01, 2),
-    mix=st.sampled_from(MIXES),
-    mixing=st.one_of(st.none(), st.floats(0, 1), st.just("vector")),
-    seed=st.integers(0, 1000),
-)
-def test_torch_equals_reference_for_any_shape(
-    b: int, k: int, d: int, temperature: float, mix: str, mixing: float | str | None, seed: int
-) -> None:
-    arguments = batch(b, k, d, seed=seed)
-    if mixing != "vector":
-        arguments["mixing"] = mixing
-    settings: Batch = {"temperature": temperature, "mix": mix}
-    truth = outputs(arguments, impl="reference", **settings)
-    assert_same(outputs(arguments, impl="torch", **settings), truth, arguments, temperature)
+    return dict(zip(NAMES, (loss.detach(), *(part.detach() for part in parts), *gradients), strict=True))
 
 
 def zero_row(arguments: Batch) -> None:
@@ -161,95 +105,22 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("spoil", "temperature", "mix"), every_pair(HOSTILE, [0.01, 0.07], MIXES))
+def without_mixing(arguments: Batch) -> None:
+    arguments["mixing"] = None
+
+
+@pytest.mark.parametrize(("spoil", "temperature", "mix"), every_pair([*HOSTILE, without_mixing], [0.01, 0.07], MIXES))
 def test_torch_equals_reference_on_hostile_input(spoil: Callable[[Batch], None], temperature: float, mix: str) -> None:
+    """By autograd, with an upstream gradient. Ordinary input of any shape: tests/test_chunked.py."""
     arguments = batch(7, 45, 6)
     spoil(arguments)
-    settings: Batch = {"temperature": temperature, "mix": mix, "grad_output": -2.5}
-    truth = outputs(arguments, impl="reference", **settings)
-    assert_same(outputs(arguments, impl="torch", **settings), truth, arguments, temperature)
-
-
-def test_grad_output_scales_every_gradient() -> None:
-    arguments = batch(7, 45, 6)
-    once, scaled = outputs(arguments, impl="torch"), outputs(arguments, impl="torch", grad_output=-2.5)
-    for name in ("df1", "df2", "df3", "dbank"):
-        torch.testing.assert_close(scaled[name], -2.5 * once[name], rtol=1e-13, atol=1e-16)
-
-
-MUTANTS: dict[str, Callable[[Batch], dict[str, Any]]] = {
-    "views swapped": lambda a: {"f2": a["f3"], "f3": a["f2"]},
-    "mixing reversed": lambda a: {"mixing": a["mixing"].flip(0)},
-    "mixing complemented": lambda a: {"mixing": 1 - a["mixing"]},
-    "mixed half missing": lambda a: {"mixing": None},
-    "one bank row off": lambda a: {"bank": a["bank"].roll(1, 0)},
-    "other positives": lambda a: {"f0": a["f0"].roll(1, 0)},
-    "other mix": lambda a: {"mix": "tiled"},
-    "temperature off by 1e-6": lambda a: {"temperature": 0.07 * (1 + 1e-6)},
-}
-
-
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_the_comparison_notices_a_wrong_implementation(mutant: str) -> None:
-    arguments = {**batch(7, 45, 6), "temperature": 0.07, "mix": "own"}
-    truth = outputs(arguments, impl="reference")
-    with pytest.raises(AssertionError):
-        assert_same(outputs({**arguments, **MUTANTS[mutant](arguments)}, impl="torch"), truth, arguments, 0.07)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_comparison_notices_one_wrong_element_of(name: str) -> None:
-    arguments = batch(7, 45, 6)
-    truth, ours = outputs(arguments, impl="reference"), outputs(arguments, impl="torch")
-    ours[name].view(-1)[-1] += 1e-11 * max(1.0, truth[name].abs().max().item())
-    with pytest.raises(AssertionError):
-        assert_same(ours, truth, arguments, 0.07)
-
-
-def within_budget(ours: Outputs, plain: Outputs, truth: Outputs, temperature: float) -> dict[str, bool]:
-    """|ours - truth| <= 2 |reference in float32 - truth| + eps, by output.
-
-    eps is 4 roundings of the largest logit, 1/tau, times the output's scale: what any float32 logit already costs.
-    """
-    ulps = 4 * torch.finfo(torch.float32).eps * max(1.0, 1 / temperature)
-    verdict = {}
-    for name in NAMES:
-        error, allowed = (ours[name] - truth[name]).abs().max(), (plain[name] - truth[name]).abs().max()
-        verdict[name] = bool(error <= 2 * allowed + ulps * truth[name].abs().max())
-    return verdict
-
-
-@pytest.mark.parametrize(
-    ("shape", "temperature", "mix"),
-    every_pair([(1, 3, 5), (7, 130, 128), (64, 130, 128)], [0.01, 0.03, 0.07, 1.0], MIXES),
-)
-def test_torch_in_float32_keeps_the_error_budget(shape: tuple[int, int, int], temperature: float, mix: str) -> None:
-    arguments = batch(*shape, dtype=torch.float32)
-    wide = {name: tensor.double() for name, tensor in arguments.items()}
-    settings: Batch = {"temperature": temperature, "mix": mix}
-    truth = outputs(wide, impl="reference", **settings)
-    plain = outputs(arguments, impl="reference", **settings)
-    ours = outputs(arguments, impl="torch", **settings)
-    assert all(ours[name].dtype == torch.float32 for name in NAMES)
-    verdict = within_budget(ours, plain, truth, temperature)
-    assert all(verdict.values()), verdict
-
-    for name in NAMES:  # the budget is one that can be exceeded
-        wrong = ours[name].clone()
-        wrong.view(-1)[wrong.abs().argmax()] *= 1.01
-        assert not within_budget({**ours, name: wrong}, plain, truth, temperature)[name], name
-
-
-@pytest.mark.parametrize("impl", ["torch", "reference"])
-@pytest.mark.parametrize("mix", MIXES)
-def test_equal_logits_give_the_log_of_the_number_of_candidates(mix: str, impl: str) -> None:
-    f = F.normalize(torch.ones(5, 8), dim=1)
-    k = 21
-    parts = mc_loss_parts(f, f, f, f, f[:1].expand(k, 8), 0.3, mix=mix, impl=impl)
-    assert [p.item() for p in parts] == pytest.approx([math.log(2 * k + 1)] * 3, rel=1e-6)
-    parts = mc_loss_parts(f, f, f, f, f[:1].expand(k, 8), None, mix=mix, impl=impl)
-    assert [p.item() for p in parts] == pytest.approx([math.log(k + 1)] * 3, rel=1e-6)
-    assert info_nce(f, f, f[:1].expand(k, 8), impl=impl).item() == pytest.approx(math.log(k + 1), rel=1e-6)
+    ours, truth = (
+        outputs(arguments, temperature=temperature, mix=mix, grad_output=-2.5, impl=impl)
+        for impl in ("torch", "reference")
+    )
+    norm = max(float(arguments[name].norm(dim=1).max()) for name in ("f0", "f1", "f2", "f3"))
+    # A rounding of a logit is the same relative rounding of its probability.
+    assert_exact(ours, truth, 1e-12 * max(1.0, norm * max(norm, 1.0) / temperature / 100))
 
 
 @pytest.mark.parametrize("mix", MIXES)
@@ -257,40 +128,24 @@ def test_one_coefficient_equals_a_vector_of_it(mix: str) -> None:
     arguments = batch(7, 45, 6)
     vector = outputs({**arguments, "mixing": torch.full((45,), 0.3, dtype=torch.float64)}, mix=mix)
     number = outputs({**arguments, "mixing": 0.3}, mix=mix)
-    assert_same(number, vector, arguments, 0.07)
-
-
-def test_own_and_tiled_are_the_same_for_one_sample() -> None:
-    arguments = batch(1, 45, 6)
-    assert_same(outputs(arguments, mix="tiled"), outputs(arguments, mix="own"), arguments, 0.07)
-
-
-def test_the_loss_is_a_mean_over_samples_that_do_not_meet() -> None:
-    arguments = batch(7, 45, 6)
-    each = [mc_loss(**{name: t[n : n + 1] if name[0] == "f" else t for name, t in arguments.items()}) for n in range(7)]
-    torch.testing.assert_close(mc_loss(**arguments), torch.stack(each).mean(), rtol=1e-13, atol=0)
+    assert_exact(number, vector)
 
 
 @pytest.mark.parametrize("impl", ["torch", "reference"])
 @pytest.mark.parametrize("b,k,d", [(1, 1, 1), (7, 130, 5)])
 def test_info_nce_is_a_cross_entropy_against_the_normalised_bank(b: int, k: int, d: int, impl: str) -> None:
     arguments = batch(b, k, d)
-    f0, f, bank = arguments["f0"].requires_grad_(), arguments["f1"].requires_grad_(), arguments["bank"].requires_grad_()
+    f0, f, bank = (arguments[name].requires_grad_() for name in ("f0", "f1", "bank"))
     negatives = f @ F.normalize(bank, dim=1).T
     logits = torch.cat([(f * f0.detach()).sum(1, keepdim=True), negatives], dim=1) / 0.07
     library = F.cross_entropy(logits, torch.zeros(b, dtype=torch.int64))
     ours = info_nce(f, f0, bank, impl=impl)
     torch.testing.assert_close(ours, library, rtol=1e-12, atol=1e-14)
     expected = torch.autograd.grad(library, [f, bank])
-    for gradient, truth in zip(torch.autograd.grad(3 * ours, [f, bank]), expected, strict=True):
+    *gradients, of_key = torch.autograd.grad(3 * ours, [f, bank, f0], allow_unused=True)
+    assert of_key is None
+    for gradient, truth in zip(gradients, expected, strict=True):
         torch.testing.assert_close(gradient, 3 * truth, rtol=1e-11, atol=1e-13)
-
-
-def test_info_nce_passes_no_gradient_to_f0() -> None:
-    arguments = batch(3, 5, 4)
-    f0, f = arguments["f0"].requires_grad_(), arguments["f1"].requires_grad_()
-    info_nce(f, f0, arguments["bank"]).backward()
-    assert f0.grad is None and f.grad is not None
 
 
 def test_half_precision_features_are_widened_before_any_product() -> None:
@@ -300,7 +155,7 @@ def test_half_precision_features_are_widened_before_any_product() -> None:
     ours, truth = outputs(narrow), outputs(widened)
     assert ours["loss"].dtype == torch.float32 and torch.equal(ours["loss"], truth["loss"])
     assert ours["df1"].dtype == torch.bfloat16 and torch.equal(ours["df1"], truth["df1"].bfloat16())
-    assert ours["dbank"].dtype == torch.float32 and torch.equal(ours["dbank"], truth["dbank"])
+    assert ours["bank"].dtype == torch.float32 and torch.equal(ours["bank"], truth["bank"])
 
 
 @pytest.mark.parametrize("impl", ["torch", "reference"])
@@ -348,9 +203,10 @@ def test_torch_makes_nothing_larger_than_a_chunk_and_waits_for_nothing(
     chunk = 50 if mix == "own" else b
     assert recorder.largest <= max(8 * 50 * chunk, 4 * b * d, k * d)  # three blocks of 50 samples, plain and mixed
     assert not recorder.operators & WAITING
-    with Recorder() as recorder:
-        outputs(arguments, impl="reference", mix="own")
-    assert recorder.largest >= b * k * d, "the recorder sees the banks that the reference builds"
+    if mix == "own":
+        with Recorder() as recorder:
+            outputs(arguments, impl="reference", mix=mix)
+        assert recorder.largest >= b * k * d, "the recorder sees the banks that the reference builds"
 
 
 def test_validation_looks_at_no_value_on_a_gpu() -> None:
@@ -363,45 +219,30 @@ def test_validation_looks_at_no_value_on_a_gpu() -> None:
             bool((mixing > 0).any())
 
 
-@pytest.mark.parametrize("impl", ["torch", "reference"])
-def test_one_graph_without_breaks_under_torch_compile(impl: str) -> None:
-    arguments = batch(7, 45, 6)
-    compiled = torch.compile(mc_loss, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(**arguments, impl=impl), mc_loss(**arguments, impl=impl), rtol=1e-13, atol=0)
-
-
 NAN, TWO = float("nan"), torch.full((45,), 2.0)
 INVALID = [
     ("f0", torch.zeros(6, 6)),
     ("f1", torch.zeros(7, 5)),
-    ("f2", torch.zeros(7)),
     ("f3", torch.zeros(7, 1, 6)),
     ("f0", torch.zeros(0, 6)),
     ("f1", torch.zeros(7, 6, dtype=torch.int64)),
-    ("f2", torch.zeros(7, 6, dtype=torch.complex64)),
     ("f3", [[0.0] * 6] * 7),
     ("f2", torch.zeros(7, 6, device="meta")),
     ("bank", torch.zeros(45, 5)),
     ("bank", torch.zeros(0, 6)),
-    ("bank", torch.zeros(45)),
     ("bank", torch.zeros(45, 6, dtype=torch.int32)),
     ("bank", None),
     ("mixing", torch.zeros(44)),
     ("mixing", torch.zeros(45, 1)),
-    ("mixing", torch.zeros(())),
     ("mixing", torch.zeros(45, dtype=torch.int64)),
     ("mixing", torch.zeros(45, device="meta")),
     ("mixing", TWO),
     ("mixing", -TWO),
     ("mixing", TWO * NAN),
     ("mixing", 1.5),
-    ("mixing", -0.1),
-    ("mixing", NAN),
     ("mixing", "0.3"),
     ("temperature", 0.0),
-    ("temperature", -1.0),
     ("temperature", NAN),
-    ("temperature", float("inf")),
     ("temperature", torch.tensor(0.07)),
     ("mix", "mine"),
     ("impl", "cuda"),
@@ -409,14 +250,14 @@ INVALID = [
 ]
 
 
-@pytest.mark.parametrize("function", [mc_loss, mc_loss_parts])
 @pytest.mark.parametrize("name,value", INVALID)
-def test_invalid_input_is_an_error_that_names_the_argument(function: Any, name: str, value: Any) -> None:
+def test_invalid_input_is_an_error_that_names_the_argument(name: str, value: Any) -> None:
     arguments = batch(7, 45, 6, dtype=torch.float32)
-    function(**arguments)
-    # "f1 is (7, 5), f0 is (7, 6)" may begin with either of the two that disagree.
-    with pytest.raises(ValueError, match=rf"\b{name}\b"):
-        function(**{**arguments, name: value})
+    for function in (mc_loss, mc_loss_parts):
+        function(**arguments)
+        # "f1 is (7, 5), f0 is (7, 6)" may begin with either of the two that disagree.
+        with pytest.raises(ValueError, match=rf"\b{name}\b"):
+            function(**{**arguments, name: value})
 
 
 @pytest.mark.parametrize("name,value", [case for case in INVALID if case[0] in ("f0", "bank", "temperature", "impl")])
@@ -448,13 +289,9 @@ def test_triton_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
         mc_loss(**arguments, impl="triton")
 
 
-@pytest.mark.parametrize("impl", ["torch", "reference"])
-def test_nothing_but_triton_is_ever_unavailable(impl: str) -> None:
-    assert CONTRAST.why_not(impl, Need(torch.device("cpu"))) is None
-
-
 def test_auto_takes_triton_on_a_gpu_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert all(CONTRAST.why_not(impl, Need(cpu)) is None for impl in ("torch", "reference"))
     monkeypatch.setattr(kernels, "unavailable_reason", lambda device: None)
     assert CONTRAST.choose("auto", Need(gpu, torch.float32)) == "triton"
     assert CONTRAST.choose("auto", Need(gpu, torch.float64)) == "torch", "the kernels compute in float32"
@@ -463,9 +300,3 @@ def test_auto_takes_triton_on_a_gpu_where_it_can_run(monkeypatch: pytest.MonkeyP
     assert CONTRAST.choose("auto", Need(gpu, torch.float32)) == "torch"
     with pytest.raises(RuntimeError, match="cannot run: no; impl='auto'"):
         CONTRAST.choose("triton", Need(gpu, torch.float32))
-
-
-def test_auto_is_torch_on_a_cpu() -> None:
-    arguments = batch(7, 45, 6)
-    auto, plain = outputs(arguments), outputs(arguments, impl="torch")
-    assert all(torch.equal(auto[name], plain[name]) for name in NAMES)

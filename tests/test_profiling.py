@@ -12,7 +12,6 @@ import torch
 from torch.nn import functional as F
 
 import fastmc
-import kernels
 from kernels.ranges import part
 from train.engine import profiling
 from train.engine.profiling import MEMORY, OPERATORS, SNAPSHOT, TRACE, WARM_UP, StepProfiler
@@ -73,24 +72,6 @@ def trace(folder) -> list[dict]:
     return json.loads(gzip.decompress((folder / TRACE).read_bytes()))["traceEvents"]
 
 
-def test_files_of_a_run(tmp_path, lines):
-    folder = tmp_path / "run" / "profile"
-    run(WARM_UP + RECORDED + 4, folder)
-    assert {path.name for path in folder.iterdir()} == {TRACE, OPERATORS, MEMORY}
-    ((level, line),) = lines
-    assert level == logging.INFO
-    assert line.startswith(f"profiled 3 steps: {TRACE}, {OPERATORS}, {MEMORY} in {folder}; open the trace in https://")
-
-
-def test_parts_and_operators_are_in_the_trace_as_often_as_they_ran(tmp_path):
-    run(WARM_UP + RECORDED + 4, tmp_path)
-    names = [event.get("name") for event in trace(tmp_path)]
-    for name in ("augment", "query", "backward", "optimizer", "aten::mse_loss"):
-        assert names.count(name) == RECORDED, name
-    assert "attack" not in names
-    assert "[memory]" in names, "allocations, one by one"
-
-
 def test_the_recorded_steps_are_those_after_the_warm_up(tmp_path):
     profiler = StepProfiler(2, tmp_path, CPU)
     for i in range(WARM_UP + 4):
@@ -101,16 +82,25 @@ def test_the_recorded_steps_are_those_after_the_warm_up(tmp_path):
     assert "aten::mul_" not in names
 
 
-def test_tables(tmp_path):
-    run(WARM_UP + RECORDED + 4, tmp_path)
-    parts, operators = (tmp_path / OPERATORS).read_text().split("\n\n", 1)
+def test_files_of_a_run(tmp_path, lines):
+    """Parts and operators as often as they ran; allocations, one by one."""
+    folder = tmp_path / "run" / "profile"
+    run(WARM_UP + RECORDED + 4, folder)
+    assert {path.name for path in folder.iterdir()} == {TRACE, OPERATORS, MEMORY}
+    ((level, line),) = lines
+    assert level == logging.INFO
+    assert line.startswith(f"profiled 3 steps: {TRACE}, {OPERATORS}, {MEMORY} in {folder}; open the trace in https://")
+    names = [event.get("name") for event in trace(folder)]
+    assert {names.count(n) for n in ("augment", "query", "backward", "optimizer", "aten::mse_loss")} == {RECORDED}
+    assert "attack" not in names and "[memory]" in names
+    parts, operators = (folder / OPERATORS).read_text().split("\n\n", 1)
     head, *rows = parts.splitlines()
     assert head.split("  ")[0] == "part"
     assert "GPU" not in parts
     assert [row.split()[:2] for row in rows] == [[n, "1"] for n in ("augment", "query", "backward", "optimizer")]
     assert all(float(row.split()[2]) > 0 for row in rows)
     assert "aten::addmm" in operators
-    assert "Self CPU Mem" in (tmp_path / MEMORY).read_text()
+    assert "Self CPU Mem" in (folder / MEMORY).read_text()
 
 
 def test_no_number_of_the_training_changes(tmp_path):
@@ -135,7 +125,7 @@ def test_a_run_that_ends_while_steps_are_recorded_leaves_those(tmp_path, lines):
     assert len(lines) == 1
 
 
-@pytest.mark.parametrize("steps", [0, 1, WARM_UP - 1, WARM_UP])
+@pytest.mark.parametrize("steps", [0, WARM_UP])
 def test_a_run_that_ends_before_says_so(tmp_path, lines, steps):
     run(steps, tmp_path / "profile")
     assert not list(tmp_path.iterdir())
@@ -146,14 +136,6 @@ def test_a_run_that_ends_before_says_so(tmp_path, lines, steps):
         )
     ]
     assert not torch.autograd.profiler._is_profiler_enabled
-
-
-def test_closing_twice_does_nothing(tmp_path, lines):
-    profiler = StepProfiler(1, tmp_path, CPU)
-    profiler.close()
-    profiler.close()
-    profiler.step()
-    assert len(lines) == 1
 
 
 @pytest.mark.filterwarnings("ignore:CUDA is not available")
@@ -174,7 +156,7 @@ def test_on_cuda_the_memory_of_all_steps_is_recorded_and_written(tmp_path, monke
     assert "GPU ms a step" in (tmp_path / OPERATORS).read_text()
 
 
-@pytest.mark.parametrize("steps", [WARM_UP - 1, WARM_UP, WARM_UP + 1, WARM_UP + RECORDED, WARM_UP + RECORDED + 2])
+@pytest.mark.parametrize("steps", [WARM_UP - 1, WARM_UP + 1, WARM_UP + RECORDED + 2])
 def test_an_attached_profiler_is_told_where_the_steps_begin_and_end(tmp_path, monkeypatch, lines, steps):
     told = []
     monkeypatch.setattr(profiling, "heard_by_nvtx", lambda: True)
@@ -195,12 +177,6 @@ def test_an_attached_profiler_is_told_where_the_steps_begin_and_end(tmp_path, mo
     recorded = min(max(steps - WARM_UP, 0), RECORDED)
     assert any("nothing was profiled" in line for _, line in lines) == (recorded == 0)
     assert any(line.endswith(f"was told of {recorded} steps") for _, line in lines) == (steps >= WARM_UP)
-
-
-def test_on_a_cpu_an_attached_profiler_changes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(profiling, "heard_by_nvtx", lambda: True)
-    run(WARM_UP + RECORDED, tmp_path)
-    assert (tmp_path / TRACE).exists()
 
 
 def test_a_replay_without_parts_is_explained(tmp_path):
@@ -226,10 +202,3 @@ def test_what_triton_launches_counts_to_its_part(tmp_path):
     mc.use_device = launches.use_device = "cuda"
     launches.append_kernel("_sweep_kernel", 0, 70)
     assert mc.device_time_total == 70
-
-
-@pytest.mark.parametrize("device", [torch.device("cpu"), torch.device("meta")])
-def test_without_a_profiler_no_operator_stands_around_a_launch(device, monkeypatch):
-    monkeypatch.setattr(torch._C._profiler, "_RecordFunctionFast", lambda *_: pytest.fail("something is recorded"))
-    with kernels.launching_on(device, "mc_step_"):
-        pass

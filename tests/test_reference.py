@@ -122,7 +122,7 @@ def test_mixed_bank_by_hand() -> None:
     torch.testing.assert_close(contrast.mixed_bank(f, m0, 1.0, "tiled"), f[[0, 1, 0]])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     b=st.integers(1, 5),
     k=st.integers(1, 9),

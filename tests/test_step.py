@@ -103,8 +103,6 @@ def same(a: PretrainStep, b: PretrainStep) -> None:
 @pytest.mark.parametrize(
     ("method", "optimizer", "mixing", "amp"),
     [
-        ("a2mc", "sgd", "cycle", "fp32"),
-        ("a2mc", "adamw", "draw", "fp32"),
         ("b1", "sgd", "cycle", "fp32"),
         ("b3", "adamw", "cycle", "fp32"),
         ("a2mc", "sgd", "draw", "bf16"),
@@ -249,12 +247,12 @@ def test_the_stand_in_keeps_numbers_of_the_host_as_cuda_does():
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-@pytest.mark.parametrize("amp", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("amp", ["fp32", "fp16"])
 def test_every_step_gives_the_device_the_same_work(amp, store):
     """Operators, shapes and strides are those of the first step, nothing is read, and no shape comes from data."""
     step = make(settings("a2mc", "adamw"), store, amp)
     sequences = []
-    for i in range(4):
+    for i in range(3):
         step.prepare(batch(i), i, 0.05)
         with Tape() as tape:
             step.advance(store.select(step.sample), phase="main")
@@ -282,7 +280,8 @@ class OnOneDevice(TorchDispatchMode):
 
 
 @needs_compiler
-@pytest.mark.parametrize("amp", ["fp32", "bf16", "fp16"])
+@pytest.mark.compiler
+@pytest.mark.parametrize("amp", ["fp32", "fp16"])
 def test_on_a_device_without_memory_nothing_is_read_and_nothing_uploaded(amp):
     """There reading a value, or a shape that depends on one, is an error. Triton's kernels are compiled and not run."""
     size = TrainingStep(case=Case("step", "own", 16, 64, 16), frames=16, encoder="1x8", amp=amp)
@@ -357,15 +356,15 @@ def test_tensor_cores_are_allowed_for_the_whole_step_and_for_it_alone(amp, store
     assert torch.backends.cudnn.allow_tf32 is False
 
 
-@pytest.mark.parametrize("allowed", [True, False])
-def test_evaluation_is_float32_whatever_is_allowed(allowed, store, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+def test_evaluation_is_float32_whatever_is_allowed(store, monkeypatch):
     encoder, seen = build_model(settings(), store, CPU).query, []
     encoder.recurrent.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
     centre = torch.full((2,), 0.5)
-    represent(encoder, store, torch.arange(2), "joint", frames=8, ratio=centre, position=centre)
-    assert seen == [False]
-    assert torch.backends.cudnn.allow_tf32 is allowed
+    for allowed in (True, False):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+        represent(encoder, store, torch.arange(2), "joint", frames=8, ratio=centre, position=centre)
+        assert torch.backends.cudnn.allow_tf32 is allowed
+    assert seen == [False, False]
 
 
 def test_a_step_that_fails_puts_the_flag_back(store, monkeypatch):
@@ -425,8 +424,8 @@ def near(found: tuple, want: tuple) -> bool:
     return loss < 2 * 2.0**-8 and cosine > 0.999
 
 
-@pytest.mark.parametrize("states", ["wide", "rounded"])
-@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+@pytest.mark.slow
+@pytest.mark.parametrize(("amp", "states"), [("bf16", "rounded"), ("fp16", "wide")])
 def test_forty_steps_in_half_precision_are_near_those_in_float32(amp, states, store, in_float32):
     with rounded_states() if states == "rounded" else nullcontext():
         found = forty(amp, store)
@@ -436,6 +435,7 @@ def test_forty_steps_in_half_precision_are_near_those_in_float32(amp, states, st
         assert value.dtype in (torch.float32, torch.int64), name
 
 
+@pytest.mark.slow
 def test_states_of_three_bits_are_noticed(store, in_float32, monkeypatch):
     rounded = recurrent._rounded
 
@@ -447,6 +447,7 @@ def test_states_of_three_bits_are_noticed(store, in_float32, monkeypatch):
         assert not near(forty("bf16", store), in_float32)
 
 
+@pytest.mark.slow
 def test_a_working_copy_that_is_never_refreshed_is_noticed(store, in_float32):
     assert not near(forty("bf16", store, stale=True), in_float32)
 
@@ -552,7 +553,8 @@ def test_the_gradient_scale_is_resumed(store):
 # torch.compile
 
 
-def test_a_hundred_compiled_steps_have_no_graph_break_and_no_recompile(store):
+@pytest.mark.slow
+def test_twenty_compiled_steps_have_no_graph_break_and_no_recompile(store):
     """After the first step of each kind. Traced and differentiated as for a GPU; no code is generated."""
     config = settings("a2mc", "adamw")
     plain, compiled = make(config, store), make(config, store)
@@ -563,10 +565,10 @@ def test_a_hundred_compiled_steps_have_no_graph_break_and_no_recompile(store):
         advance(step, store, range(2), phase="fill")
         advance(step, store, range(2, 3))
     with torch._dynamo.config.patch(error_on_recompile=True):
-        found = advance(compiled, store, range(3, 103))
+        found = advance(compiled, store, range(3, 23))
     assert not torch._dynamo.utils.counters["graph_break"]
-    want = advance(plain, store, range(3, 103))
-    torch.testing.assert_close(torch.tensor(found)[:10], torch.tensor(want)[:10], rtol=1e-4, atol=1e-5)
+    want = advance(plain, store, range(3, 13))
+    torch.testing.assert_close(torch.tensor(found)[:10], torch.tensor(want), rtol=1e-4, atol=1e-5)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert graphs >= 5, "norm of both encoders, norm of the attack, heads, verdict"
 

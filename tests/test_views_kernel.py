@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
 
 import pytest
 import torch
-from every_pair import every_pair
 from gpu_less import needs_triton, needs_ttsem, spilled_by_triton_3_6, ttsem_session
 from view_cases import (
-    STREAMS,
     assert_tables_equal,
     dense_clips,
     drawn,
@@ -22,7 +19,6 @@ from view_cases import (
 pytest.importorskip("triton")
 
 import triton
-from philox_kernel import assert_words
 
 from bench.aot import compile_launches, report
 from bench.counting import count_operators
@@ -32,7 +28,7 @@ from fastmc.views.clips import DenseClips, PackedClips
 from fastmc.views.draw import AugmentConfig, ViewParams, draw_params
 from fastmc.views.make import make_views
 
-pytestmark = pytest.mark.usefixtures("triton_cache")
+pytestmark = [pytest.mark.compiler, pytest.mark.usefixtures("triton_cache")]
 FEW = (1, 30, 65, 129)
 
 
@@ -40,14 +36,7 @@ FEW = (1, 30, 65, 129)
 
 
 @needs_ttsem
-@pytest.mark.parametrize("cc", [80, 90])
-def test_philox_bit_for_bit(cc):
-    with ttsem_session(cc):
-        assert_words()
-
-
-@needs_ttsem
-@pytest.mark.parametrize(("cc", "joints", "resized_to"), [(80, 25, 64), (90, 20, None), (90, 25, 64)])
+@pytest.mark.parametrize(("cc", "joints", "resized_to"), [(80, 20, None), (90, 25, 64)])
 def test_table_equals_that_of_pytorch(cc, joints, resized_to):
     with ttsem_session(cc) as session:
         assert_tables_equal(AugmentConfig(), joints, resized_to=resized_to)
@@ -94,10 +83,10 @@ def compiled(target: str, call: Callable[[], object], spilled: int = 0) -> list[
 SHARED_KIB = {"cuda:80": 163, "cuda:86": 99, "cuda:90": 227, "cuda:100": 227, "hip:gfx942": 64}
 
 
-EVERY_CALL = every_pair((torch.float32, torch.bfloat16), (True, False), STREAMS)
-SOME_CALLS = [(torch.float32, True, "joint"), (torch.bfloat16, False, "bone"), (torch.float32, False, "motion")]
-CALLS = [("cuda:90", *call) for call in EVERY_CALL]
-CALLS += [(target, *call) for target in SHARED_KIB if target != "cuda:90" for call in SOME_CALLS]
+CALLS = [(torch.float32, True, "joint"), (torch.bfloat16, False, "bone"), (torch.float32, False, "motion")]
+CALLS = [(target, *call) for target in ("cuda:80", "cuda:90") for call in CALLS] + [
+    ("cuda:86", torch.bfloat16, True, "motion"), ("cuda:100", *CALLS[0]), ("hip:gfx942", *CALLS[1])
+]  # fmt: skip
 
 
 @needs_triton
@@ -111,9 +100,7 @@ def test_machine_code_of_views(target, dtype, packed, stream):
 
 
 OTHER_SIZES = [
-    (NTU25, 1, 64, torch.float32, True),
     (KINECT20, 2, 64, torch.float16, True),
-    (NTU25, 1, 100, torch.bfloat16, True),
     (NTU25, 1, 128, torch.float32, True),
     (NTU25, 3, 32, torch.float32, False),
 ]
@@ -122,7 +109,7 @@ OTHER_SIZES = [
 @needs_triton
 @pytest.mark.parametrize(
     ("target", "case"),
-    [("cuda:80", case) for case in OTHER_SIZES] + list(product(("cuda:86", "hip:gfx942"), OTHER_SIZES[-2:])),
+    [("cuda:80", case) for case in OTHER_SIZES] + [("hip:gfx942", OTHER_SIZES[-1])],
 )
 def test_machine_code_of_other_sizes(case, target):
     skeleton, bodies, size, dtype, packed = case
@@ -134,7 +121,7 @@ def test_machine_code_of_other_sizes(case, target):
 
 
 @needs_triton
-@pytest.mark.parametrize(("target", "resized_to"), [("cuda:90", None)] + [(target, 64) for target in SHARED_KIB])
+@pytest.mark.parametrize(("target", "resized_to"), [("cuda:90", None), ("cuda:80", 64), ("hip:gfx942", 64)])
 def test_machine_code_of_the_draw(target, resized_to):
     key = {"views": (1, 2), "seed": 2**40, "step": meta(), "sample": meta(64), "resized_to": resized_to}
     compiled(target, lambda: draw_params(AugmentConfig(), meta(64), 25, **key, impl="triton"))

@@ -33,7 +33,7 @@ from fastmc.backends import VIEWS as OPERATION
 from fastmc.backends import Need
 from fastmc.random import normal, philox
 from fastmc.skeleton import NTU25
-from fastmc.views.draw import STRONG, AugmentConfig, ViewParams, draw_params
+from fastmc.views.draw import AugmentConfig, ViewParams, draw_params
 from fastmc.views.make import make_views
 
 pytest.importorskip("numba")
@@ -118,6 +118,7 @@ def test_two_callers_at_once():
     assert all(torch.equal(a, b) for a, b in zip(found, want * 4, strict=True))
 
 
+@pytest.mark.program
 @pytest.mark.usefixtures("threads")
 def test_a_forked_process_has_threads_of_its_own():
     torch.set_num_threads(2)
@@ -163,8 +164,7 @@ def test_an_error_of_a_helper_is_raised():
 # --- Random numbers
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2**63 - 3, 0xFEDCBA9876543210])
-@pytest.mark.parametrize("first", [0, 1 << 16, 2**32 - 100])
+@pytest.mark.parametrize(("seed", "first"), [(0, 0), (2**63 - 3, 1 << 16), (0xFEDCBA9876543210, 2**32 - 100)])
 def test_philox_bit_for_bit(seed, first):
     for step, sample, view in ((0, 0, 0), (2**31 - 1, 5, 3), (7, 2**32 - 1, 2**32 - 1)):
         key, got = views_numba._Key.of(seed, step), np.empty((4, 100), np.uint32)
@@ -173,9 +173,10 @@ def test_philox_bit_for_bit(seed, first):
         assert np.array_equal(got.T, want.numpy())
 
 
+@pytest.mark.slow
 def test_normal_numbers():
-    """Of every uniform number there is. Any of the two may lie within four roundings of the exact one."""
-    for upper in range(0, 1 << 24, 1 << 20):
+    """Of uniform numbers near 0, 1/2 and 1. Any of the two may lie within four roundings of the exact one."""
+    for upper in (0, 1 << 20, 1 << 23, 15 << 20):
         word = torch.arange(upper, upper + (1 << 20)) << 8
         words = torch.stack([word, word.flip(0), word, word.roll(1)], dim=1)
         got = np.empty((3, len(word)), np.float32)
@@ -226,13 +227,12 @@ def test_tables_are_those_of_pytorch(config, resized_to):
     assert_same(*both(config, lengths, resized_to=resized_to))
 
 
-@pytest.mark.parametrize("joints", [1, 2, 11, 20, 33])
+@pytest.mark.parametrize("joints", [1, 11, 33])
 def test_tables_of_other_layouts(joints):
     assert_same(*both(AugmentConfig(), torch.full((300,), 80), joints))
 
 
-@pytest.mark.parametrize("seed", [1, 2**63 - 3])
-@pytest.mark.parametrize("views", [(2,), (1, 2), (0, 3), (3, 2, 2)])
+@pytest.mark.parametrize(("seed", "views"), [(1, (2,)), (2**63 - 3, (1, 2)), (1, (0, 3)), (2**63 - 3, (3, 2, 2))])
 def test_tables_of_other_keys(seed, views):
     frames = torch.full((50,), 100)
     sample = torch.arange(100).flip(0)[::2] * 40_000_000
@@ -243,14 +243,6 @@ def test_equal_numbers_are_ranked_as_in_pytorch():
     """Of 24 bits, some are equal in a million rows; here many are."""
     u = np.float32([0.5, 0.25, 0.5, 0.5, 0.25])
     assert [views_numba._rank(u, v) for v in range(5)] == [2, 0, 3, 4, 1]
-
-
-@pytest.mark.parametrize("column", [*EXACT, *ROUNDED])
-def test_the_comparison_of_tables_can_fail(column):
-    got, want = both(CONFIGS["always"], torch.full((50,), 100))
-    got.column(column)[STRONG, 7] += 1e-5 if column in ROUNDED else 1
-    with pytest.raises(AssertionError):
-        assert_same(got, want)
 
 
 # --- Who serves a call
@@ -295,19 +287,21 @@ make_views(clips, drawn(clips), NTU25, impl="numba")
 """
 
 
-@pytest.mark.parametrize(
-    ("before", "reason"),
-    [
-        ("sys.modules['numba'] = None", "numba cannot be imported"),
-        ("import os; os.environ['NUMBA_DISABLE_JIT'] = '1'", "NUMBA_DISABLE_JIT is set"),
-    ],
-)
-def test_without_numba_pytorch_makes_views(before, reason):
-    program = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n{before}\n{VIEWS}"
+@pytest.mark.slow
+@pytest.mark.program
+def test_without_numba_pytorch_makes_views():
+    program = (
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\nsys.modules['numba'] = None\n{VIEWS}"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout.strip() == "True", done.stderr
     assert done.returncode == 1
-    assert "RuntimeError: impl='numba' cannot run: " in done.stderr and reason in done.stderr
+    assert "RuntimeError: impl='numba' cannot run: numba cannot be imported" in done.stderr
+
+
+def test_a_numba_that_must_not_compile_is_none(monkeypatch):
+    monkeypatch.setattr("numba.config.DISABLE_JIT", True)
+    assert backends.numba_problem.__wrapped__() == "the environment variable NUMBA_DISABLE_JIT is set"
 
 
 def test_what_cannot_be_kept_on_disk_is_compiled_all_the_same(caplog):

@@ -24,7 +24,7 @@ from fastmc.views.draw import AugmentConfig, draw_params
 from fastmc.views.make import make_views
 from kernels import attack, mc
 
-pytestmark = needs_gpu
+pytestmark = [needs_gpu, pytest.mark.gpu]
 CPU = torch.device("cpu")
 BATCH, FRAMES, JOINTS, BODIES = 64, 64, 25, 2
 ENCODER = ((6144, 2048), (6144, 1024), (6144,), (2048, 2048), (128,))

@@ -13,7 +13,7 @@ from test_graphed_step import pretraining
 from kernels.ranges import PARTS, part
 from train.engine.profiling import MEMORY, OPERATORS, SNAPSHOT, TRACE, WARM_UP, StepProfiler
 
-pytestmark = [needs_gpu, pytest.mark.usefixtures("nothing_compiled")]
+pytestmark = [needs_gpu, pytest.mark.gpu, pytest.mark.usefixtures("nothing_compiled")]
 FILES = {TRACE, OPERATORS, MEMORY, SNAPSHOT}
 
 

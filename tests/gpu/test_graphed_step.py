@@ -22,7 +22,7 @@ from train.engine.graph import CudaRecorder, GraphedStep
 from train.engine.loop import Pretraining, build_step, graph_step
 from train.engine.step import FaultWatch, PretrainStep
 
-pytestmark = [needs_gpu, pytest.mark.usefixtures("nothing_compiled")]
+pytestmark = [needs_gpu, pytest.mark.gpu, pytest.mark.usefixtures("nothing_compiled")]
 RECORDER: Callable[[], CudaRecorder] = CudaRecorder
 FILL, STEPS = 2, 20
 IMPLS = ["triton", "torch"]  # the reference reads numbers back, and is never captured

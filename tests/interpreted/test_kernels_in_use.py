@@ -8,7 +8,6 @@ from oracle import Case
 from test_train import forty_steps, largest_difference
 
 import fastmc
-from kernels import mc
 
 HYPER = (3.0, 0.9, 1e-4)
 
@@ -17,22 +16,17 @@ def drawn(kind: str = "mc", tiled: bool = False) -> Case:
     return Case.draw(5, 23, 4, kind=kind, tiled=tiled, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("kind", ["mc", "alone"])
-def test_opcheck_of_the_loss(kind):
-    case = drawn(kind)
-    settings = (case.table.code, case.temperature, case.tiled, "bf16x3", "triton")
-    queries = [f.requires_grad_() for f in case.queries]
-    arguments = (case.f0, queries, case.bank.requires_grad_(), case.coefficients, *settings)
-    torch.library.opcheck(torch.ops.fastmc.contrast_forward.default, arguments)
-    with torch.no_grad():
-        _, _, lse = torch.ops.fastmc.contrast_forward(*arguments)
-        constants = [f.detach() for f in queries]
-        rest = (case.bank.detach(), case.coefficients, lse, torch.ones(len(queries)), *settings)
-        torch.library.opcheck(torch.ops.fastmc.contrast_bank_gradient.default, (constants, *rest))
-
-
-def test_opcheck_of_the_steps():
+def test_opcheck():
+    """What the kernels return is what the operators say of it. Registration, compile and errors: tests/test_ops.py."""
     case = drawn()
+    settings = (case.table.code, case.temperature, case.tiled, "bf16x3", "triton")
+    queries = [f.bfloat16() for f in case.queries]
+    torch.library.opcheck(
+        torch.ops.fastmc.contrast_forward.default, (case.f0.bfloat16(), queries, case.bank, case.mixing, *settings)
+    )
+    _, _, lse = torch.ops.fastmc.contrast_forward(case.f0, case.queries, case.bank, case.mixing, *settings)
+    arguments = (case.queries, case.bank, case.mixing, lse, torch.ones(3), *settings)
+    torch.library.opcheck(torch.ops.fastmc.contrast_bank_gradient.default, arguments)
     batch = (case.bank, torch.zeros_like(case.bank), case.f0, case.queries, case.mixing, case.table.code)
     torch.library.opcheck(torch.ops.fastmc.bank_step_.default, (*batch, 0.03, *HYPER, False, "bf16x3", "triton"))
     for update, cursor in (("ascent", None), ("fifo", torch.tensor(3))):
@@ -40,8 +34,7 @@ def test_opcheck_of_the_steps():
         torch.library.opcheck(torch.ops.fastmc.contrast_step_.default, (*batch, *settings))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("key_dtype", [None, torch.float32])
+@pytest.mark.parametrize(("dtype", "key_dtype"), [(torch.bfloat16, None), (torch.float16, torch.float32)])
 def test_half_precision_features_are_widened_before_anything_else(dtype, key_dtype):
     """Nothing but the gradients' own dtype may differ from what the same numbers give in float32."""
     case = drawn()
@@ -57,14 +50,6 @@ def test_half_precision_features_are_widened_before_anything_else(dtype, key_dty
         assert step.df1.dtype == features[1].dtype
         assert step.loss.dtype == loss.dtype == torch.float32
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-
-
-def test_opcheck_with_half_precision():
-    case = drawn()
-    views = [f.bfloat16().requires_grad_() for f in case.views]
-    settings = (case.table.code, case.temperature, False, "bf16x3", "triton")
-    arguments = (case.f0.bfloat16(), views, case.bank, case.mixing, *settings)
-    torch.library.opcheck(torch.ops.fastmc.contrast_forward.default, arguments)
 
 
 def test_the_default_dtype_of_torch_is_nobodys_business():
@@ -100,35 +85,7 @@ def test_wide_features_are_refused_with_the_reason():
     assert torch.isfinite(fastmc.mc_loss(f, f, f, f, bank, None))
 
 
-def test_changing_the_bank_before_the_backward_pass_is_an_error():
-    case = drawn()
-    f1, bank = case.f1.requires_grad_(), case.bank.clone()
-    features = (case.f0, f1, case.f2, case.f3)
-    loss = fastmc.mc_loss(*features, bank, 0.3, impl="triton")
-    fastmc.bank_step_(bank, torch.zeros_like(bank), *features, 0.3, impl="triton")
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        loss.backward()
-
-
-def test_one_graph_under_compile_with_the_bits_of_eager_calls(monkeypatch):
-    calls = []
-    forward = mc.contrast_forward
-    monkeypatch.setattr(mc, "contrast_forward", lambda *args: calls.append(None) or forward(*args))
-
-    def loss(f1, f2, f3):
-        return fastmc.mc_loss(case.f0, f1 * 1.0, f2, f3, case.bank, case.mixing, impl="triton") * 2
-
-    case, found = drawn(), []
-    for call in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
-        leaves = [t.clone().requires_grad_() for t in (case.f1, case.f2, case.f3)]
-        value = call(*leaves)
-        value.backward()
-        found.append([value.detach(), *(leaf.grad for leaf in leaves)])
-    assert len(calls) == 2
-    assert all(torch.equal(eager, compiled) for eager, compiled in zip(*found, strict=True))
-
-
-@pytest.mark.parametrize(("steps", "views"), [(40, ("torch", "torch")), (4, ("reference", "triton"))])
+@pytest.mark.parametrize(("steps", "views"), [(12, ("torch", "torch")), (3, ("reference", "triton"))])
 def test_steps_of_the_trainer_are_those_of_the_reference(steps, views, data_root, tmp_path):
     """Attack, loss and bank, and in the first steps, with a bank in motion, views too. One seed. A learned bank lets
     roundings grow, at a rate of 3 and a temperature of 0.03."""

@@ -17,7 +17,6 @@ from view_cases import (
     SHORT_CROPS,
     STREAMS,
     assert_tables_equal,
-    assert_views,
     by_kernel,
     dense_clips,
     drawn,
@@ -38,8 +37,7 @@ def test_philox_bit_for_bit():
         assert_words()
 
 
-@pytest.mark.parametrize("resized_to", [None, 64])
-@pytest.mark.parametrize("joints", [1, 2, 20, 25, 33])
+@pytest.mark.parametrize(("joints", "resized_to"), [(1, None), (2, 64), (20, None), (25, 64), (33, None)])
 def test_table_equals_that_of_pytorch(joints, resized_to):
     with kernels_on_cpu() as seen:
         assert_tables_equal(AugmentConfig(), joints, resized_to=resized_to)
@@ -106,14 +104,6 @@ def test_views_that_a_program_cannot_hold_are_refused():
         by_kernel(clips, drawn(clips), NTU25, size=65)
 
 
-def test_the_library_takes_the_kernels_where_it_is_told_to():
-    clips = packed_clips(lengths=FEW)
-    with kernels_on_cpu() as seen:
-        params = drawn(clips, impl="triton")
-        assert_views(by_kernel, clips, params)
-    assert [launch.kernel for launch in seen.launches] == ["_draw_kernel", "_views_kernel"]
-
-
 # --- Counted traffic
 
 
@@ -122,8 +112,8 @@ def test_the_library_takes_the_kernels_where_it_is_told_to():
 )
 def test_traffic_is_at_most_a_quarter_above_the_compulsory_one(packed, out, stream):
     """Frames that a view needs once, the view once; all else, such as the table's rows, is what comes on top."""
-    frames, bodies = ntu_like.lengths(np.random.default_rng(0), 12)
-    clips = packed_clips(lengths=frames.tolist(), bodies=bodies.tolist()) if packed else dense_clips(batch=12)
+    frames, bodies = ntu_like.lengths(np.random.default_rng(0), 6)
+    clips = packed_clips(lengths=frames.tolist(), bodies=bodies.tolist()) if packed else dense_clips(batch=6)
     params = drawn(clips, views=(0, 3) if packed else (1, 2), config=AugmentConfig())
     with watch() as seen:
         x = by_kernel(clips, params, NTU25, dtype=out, stream=stream)

@@ -234,13 +234,3 @@ def test_no_race(kind):
         race_kernel[(3,)](x, x, KIND=kind, N=N)  # launches follow each other
     assert torch.equal(x, torch.tensor([6.0] * N + [0.0] * 2 * N) if kind == "updates" else torch.full((3 * N,), 4.0))
     assert seen.total.atomic_bytes == (2 * 3 * N * 4 if kind == "updates" else 0)
-
-
-def test_an_error_of_the_kernel_keeps_its_cause():
-    with watch(), pytest.raises(triton.runtime.interpreter.InterpreterError, match="failed here"):
-        broken_kernel[(1,)](torch.zeros(1))
-
-
-@triton.jit
-def broken_kernel(p_x):
-    tl.static_assert(False, "failed here")
