@@ -22,7 +22,7 @@ from bench.gpu.clock import Clock, Quartiles, by_kernel
 from bench.gpu.keep import keep
 from bench.gpu.recurrent_calls import Split, check_same
 from bench.gpu.runner import CUT, DONE, FAILED, INTERRUPTED, LEFT_OUT, PAGE, REPORT, Runner
-from bench.gpu.section import Findings, Settings
+from bench.gpu.section import Findings
 from bench.gpu.sections import SECTIONS, Section
 from bench.gpu.sizes import Sizes
 from bench.gpu.smoke import judge
@@ -46,56 +46,28 @@ def state_of(out: Path) -> dict:
     return json.loads((out / REPORT).read_text(encoding="utf-8"))
 
 
-def test_all_sections_run(rehearsed):
-    state = state_of(rehearsed[0])
-    assert {letter: s["status"] for letter, s in state["sections"].items()} == {s.letter: DONE for s in SECTIONS}
-    assert all(s["found"]["tables"] or s["found"]["code"] for s in state["sections"].values())
-
-
-def test_a_rehearsal_says_so_first(rehearsed):
-    page = (rehearsed[0] / PAGE).read_text(encoding="utf-8")
-    assert page.startswith("**A REHEARSAL") and "None of the numbers below means anything" in page.splitlines()[0]
-
-
-def test_few_files_come_back(rehearsed):
-    paths = list(rehearsed[0].rglob("*"))
-    assert all(path.is_file() for path in paths)
-    assert len(paths) <= 8
-    assert {REPORT, PAGE, runner.LOG, "trace.json.gz"} <= {path.name for path in paths}
-
-
-def test_headlines_come_from_the_numbers(rehearsed):
-    numbers: dict[str, float] = {}
-    for section in state_of(rehearsed[0])["sections"].values():
-        numbers |= section["found"]["numbers"]
-    missing = report.HEADLINES.keys() - numbers.keys()
-    assert missing <= {"training_memory", "hours_of_wall_clock"}, "nvidia-smi's, and an epoch's of seconds"
-    page = (rehearsed[0] / PAGE).read_text(encoding="utf-8")
-    assert f"| {report.HEADLINES['step_vs_encoder'][0]} | {report.shown(numbers['step_vs_encoder'])} x |" in page
-
-
-def test_every_kernel_is_held_to_float64(rehearsed):
-    rows = state_of(rehearsed[0])["sections"]["a"]["found"]["tables"][
-        "Largest error of each against float64, and its budget"
-    ]
+def test_all_sections_run_and_the_page_shows_what_they_found(rehearsed):
+    out, sections = rehearsed[0], state_of(rehearsed[0])["sections"]
+    assert {letter: s["status"] for letter, s in sections.items()} == {s.letter: DONE for s in SECTIONS}
+    found = {letter: s["found"] for letter, s in sections.items()}
+    assert all(each["tables"] or each["code"] for each in found.values())
+    rows = found["a"]["tables"]["Largest error of each against float64, and its budget"]
     assert len(rows) == 13, "loss and bank step, choices, views, attack, update"
     assert all(row["error"] <= row["budget"] for row in rows)
-
-
-def test_all_launches_have_their_share_of_a_ceiling(rehearsed):
-    rows = state_of(rehearsed[0])["sections"]["d"]["found"]["tables"]["Shares of their ceilings"]
+    rows = found["d"]["tables"]["Shares of their ceilings"]
     assert len(rows) >= 11 and all(row["us_at_least"] > 0 for row in rows)
-
-
-def test_candidates_are_listed_as_code(rehearsed):
-    code = state_of(rehearsed[0])["sections"]["d"]["found"]["code"][candidates.LISTING]
-    assert code.count("Tiles(sweep_rows=") >= 2
-    assert "# own mixing" in code and "# tiled mixing" in code
-
-
-def test_the_run_is_resumed(rehearsed):
-    notes = state_of(rehearsed[0])["sections"]["h"]["found"]["notes"]
-    assert any(note.startswith("resumed from step_") for note in notes)
+    code = found["d"]["code"][candidates.LISTING]
+    assert code.count("Tiles(sweep_rows=") >= 2 and "# own mixing" in code and "# tiled mixing" in code
+    assert any(note.startswith("resumed from step_") for note in found["h"]["notes"])
+    numbers = {name: value for each in found.values() for name, value in each["numbers"].items()}
+    missing = report.HEADLINES.keys() - numbers.keys()
+    assert missing <= {"training_memory", "hours_of_wall_clock"}, "nvidia-smi's, and an epoch's of seconds"
+    page = (out / PAGE).read_text(encoding="utf-8")
+    assert page.startswith("**A REHEARSAL") and "None of the numbers below means anything" in page.splitlines()[0]
+    assert f"| {report.HEADLINES['step_vs_encoder'][0]} | {report.shown(numbers['step_vs_encoder'])} x |" in page
+    paths = list(out.rglob("*"))
+    assert all(path.is_file() for path in paths) and len(paths) <= 8
+    assert {REPORT, PAGE, runner.LOG, "trace.json.gz"} <= {path.name for path in paths}
 
 
 def test_what_is_done_is_not_run_again(rehearsed, monkeypatch, capsys):
@@ -114,21 +86,15 @@ def test_what_is_done_is_not_run_again(rehearsed, monkeypatch, capsys):
 # --- Wrong arguments
 
 
-def test_without_a_gpu_nothing_is_measured(tmp_path, capsys, monkeypatch):
+def test_without_a_gpu_or_with_wrong_arguments_nothing_is_measured(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert command.main(["--out", str(tmp_path / "out")]) == 1
     assert "sees no NVIDIA GPU" in (said := capsys.readouterr().err) and "--rehearse" in said
     assert not (tmp_path / "out").exists()
-
-
-def test_unknown_sections_are_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         command.main(["--rehearse", "--only", "a", "x", "--out", str(tmp_path)])
     said = "".join(capsys.readouterr()).replace("│", "")
     assert "there is no section x" in " ".join(said.split())
-
-
-def test_out_must_be_a_folder(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert command.main(["--rehearse", "--out", str(tmp_path / "file")]) == 1
     assert "is a file, and a folder is needed" in capsys.readouterr().err
@@ -264,15 +230,6 @@ def test_an_interrupted_report_is_readable_and_goes_on(make):
     assert [s["status"] for s in state_of(run.out)["sections"].values()] == [DONE, DONE]
 
 
-def test_ctrl_c_has_its_exit_code(tmp_path, monkeypatch, capsys):
-    def interrupted(self, minutes):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Runner, "run", interrupted)
-    assert command.main(["--rehearse", "--out", str(tmp_path)]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
-
-
 def test_rehearsals_see_no_gpu_and_measurements_compile(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert "TRITON_INTERPRET" not in runner.environment(rehearsal=False)
@@ -381,18 +338,6 @@ def test_kernels_are_found_among_what_a_profiler_has_seen():
     assert found["_bank_kernel"] == (pytest.approx(8e-6), 1.0)
 
 
-def test_a_timing_is_a_median_with_quartiles():
-    timing = Quartiles.of([5.0, 1.0, 2.0, 3.0, 4.0], "events")
-    assert (timing.low, timing.median, timing.high) == (2.0, 3.0, 4.0)
-    assert timing.cells("ms")["ms"] == 3000
-
-
-def test_calls_take_turns():
-    seen: list[str] = []
-    timing = Clock(torch.device("cpu")).launched([lambda: seen.append("a"), lambda: seen.append("b")], 0.1)
-    assert seen == ["a", "b"] and timing.how == "host clock"
-
-
 class FakeEvent:
     """An event of a GPU whose clock goes on by a millisecond at every record."""
 
@@ -455,18 +400,16 @@ def captured_call() -> None:
         FakeGraph.held.calls += 1
 
 
-def test_a_replay_is_divided_by_the_calls_it_holds(fake_gpu):
+def test_a_replay_is_divided_by_the_calls_it_holds_and_launches_are_timed_one_by_one(fake_gpu):
     clock = Clock(torch.device("cuda"))
     timing = clock.replayed([captured_call] * 3, seconds=0.01)
     assert timing.how == "graph" and timing.samples >= 5
     # Between the two events of a replay lie its own calls, 3 at least, and one record.
     assert 1e-3 < timing.median <= (1 + 1 / 3) * 1e-3 + 1e-9
     assert fake_gpu, "the stream is put back after a capture"
-
-
-def test_launches_are_timed_one_by_one(fake_gpu):
-    timing = Clock(torch.device("cuda")).launched([captured_call], seconds=0.0, fewest=3)
-    assert timing == Quartiles(1e-3, 1e-3, 1e-3, 3, "events")
+    assert clock.launched([captured_call], seconds=0.0, fewest=3) == Quartiles(1e-3, 1e-3, 1e-3, 3, "events")
+    timing = Quartiles.of([5.0, 1.0, 2.0, 3.0, 4.0], "events")
+    assert (timing.low, timing.median, timing.high, timing.cells("ms")["ms"]) == (2.0, 3.0, 4.0, 3000)
 
 
 def test_what_cannot_be_captured_is_timed_as_launched(fake_gpu):
@@ -516,11 +459,6 @@ def test_candidates_are_compiled_ahead():
     assert candidates.main(candidates.job(sizes, "bf16x3", "cuda:90", tried)) >= 4, "launches of one of them"
 
 
-def test_candidates_that_nobody_asks_for_are_an_error():
-    with pytest.raises(AssertionError, match="were not tried"), candidates.chosen({"sweep_rows": 64}):
-        pass
-
-
 def test_the_split_net_is_the_net():
     nets = {"one": torch.nn.GRU(5, 7, 2, bidirectional=True), "split": Split(5, 7, 2)}
     x = torch.randn(6, 3, 5)
@@ -532,9 +470,3 @@ def test_the_split_net_is_the_net():
 
     with pytest.raises(AssertionError, match="something else"):
         check_same(nets | {"split": Wrong(5, 7, 2)}, x)
-
-
-def test_settings_survive_the_command_line():
-    settings = Settings("a.module", True, 1.5, "out", "work", "result", "report")
-    assert Settings(**json.loads(settings.words())) == settings
-    assert os.environ.get("TRITON_INTERPRET") != "1", "this process compiles kernels"

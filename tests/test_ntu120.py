@@ -90,10 +90,7 @@ def test_published_and_foreign_clips_are_left_out(raw, tmp_path, capsys):
     write_raw(raw, [clip_name(setup=33), clip_name(setup=32, subject=107), clip_name(setup=32, action=121)])
     (tmp_path / "missing.txt").write_text(f"{NAMES[0]}\n{NAMES[-1]}\n")
     assert prepare(raw, tmp_path / "out", "--strict", "--missing", str(tmp_path / "missing.txt")) == 0
-    assert PackedStore.open(tmp_path / "out").meta["counts"]["skipped"] == {
-        packing.OTHER_SET: 3,
-        packing.PUBLISHED: 2,
-    }
+    assert PackedStore.open(tmp_path / "out").meta["counts"]["skipped"] == {packing.OTHER_SET: 3, packing.PUBLISHED: 2}
 
 
 def test_folder_without_files_says_what_to_get(tmp_path, capsys):

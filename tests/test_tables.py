@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -51,14 +50,12 @@ def plan(data_root: Path, tmp_path: Path, *flags: str, seeds=(0, 1), target="sma
     return Plan((*TINY, "--data-root", str(data_root), *flags), seeds, tmp_path / "runs", target, tmp_path / "logs")
 
 
-@pytest.mark.parametrize("number", TABLES)
-def test_every_row_has_a_figure_or_a_gap_for_each_column(number):
-    table = TABLES[number]
-    for row in table.rows:
-        assert len(row.values) == len(table.columns)
-        assert len(row.info) == len(table.info)
-        assert all(value is None or 20 < value < 100 for value in row.values)
-    assert any(row.variant for row in table.rows)
+def test_every_row_has_a_figure_or_a_gap_for_each_column():
+    for table in TABLES.values():
+        for row in table.rows:
+            assert len(row.values) == len(table.columns) and len(row.info) == len(table.info)
+            assert all(value is None or 20 < value < 100 for value in row.values)
+        assert any(row.variant for row in table.rows)
 
 
 @pytest.mark.skipif(not PAPER.exists(), reason="../shared/paper is not here")
@@ -129,10 +126,10 @@ def test_a_run_that_several_rows_need_is_trained_once(data_root, tmp_path):
     assert [Path(run).name for run in runs] == [f"small-xsub-a2mc-{s}-tiny-seed0" for s in ("joint", "motion", "bone")]
 
 
-@pytest.mark.parametrize("flag", ["--seed", "--method=b1", "--stream", "--out", "--protocol", "--restart"])
-def test_flags_that_differ_from_run_to_run_are_refused(data_root, tmp_path, flag):
-    with pytest.raises(ValueError, match="differs from run to run"):
-        plan(data_root, tmp_path, flag, "1")
+def test_flags_that_differ_from_run_to_run_are_refused(data_root, tmp_path):
+    for flag in ("--seed", "--method=b1", "--stream", "--out", "--protocol", "--restart"):
+        with pytest.raises(ValueError, match="differs from run to run"):
+            plan(data_root, tmp_path, flag, "1")
 
 
 def command(data_root: Path, tmp_path: Path, *flags: str) -> list[str]:
@@ -140,32 +137,42 @@ def command(data_root: Path, tmp_path: Path, *flags: str) -> list[str]:
     return [*settings, "--data-root", str(data_root), *TINY, *flags]
 
 
-def test_a_table_is_run_written_resumed_and_collected(data_root, tmp_path, capsys):
-    flags = command(data_root, tmp_path, "--table", "6", "--protocols", "xsub", "--seeds", "0", "1")
+def test_a_table_is_run_written_resumed_and_collected_and_results_of_other_data_do_not_enter_it(
+    data_root, tmp_path, capsys
+):
+    root = Path(shutil.copytree(data_root / "small", tmp_path / "root" / "small")).parent
+    flags = command(root, tmp_path, "--table", "6", "--protocols", "xsub", "--seeds", "0")
     assert tables.main([*flags, "--collect"]) == 0
-    assert "8 figures of ours are not there yet" in capsys.readouterr().out
+    assert "4 figures of ours are not there yet" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists(), "collecting runs nothing"
     assert tables.main(flags) == 0
-    assert "8 runs to train, 0 done already" in capsys.readouterr().out
+    assert "4 runs to train, 0 done already" in capsys.readouterr().out
     reports = {p.parent.name: json.loads(p.read_text()) for p in (tmp_path / "runs").glob("*/report.json")}
-    assert len(reports) == 8
+    assert len(reports) == 4
     with open(tmp_path / "out" / "table6-small.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     for method, label in (("b1", "B1"), ("a2mc", "A²MC")):
-        want = [reports[f"small-xsub-{method}-joint-tiny-seed{seed}"]["linear_top1"] for seed in (0, 1)]
+        want = reports[f"small-xsub-{method}-joint-tiny-seed0"]["linear_top1"]
         (row,) = (row for row in rows if (row["source"], row["method"]) == ("fastmc", label))
-        assert float(row["mean"]) == pytest.approx(statistics.fmean(want))
-        assert float(row["std"]) == pytest.approx(statistics.stdev(want))
-        assert row["seeds"] == "2"
+        assert float(row["mean"]) == pytest.approx(want) and row["seeds"] == "1"
     published = [float(row["mean"]) for row in rows if row["source"] == "paper" and row["protocol"] == "xview"]
     assert published == [82.8, 85.6, 86.7, 87.9]
     text = (tmp_path / "out" / "table6-small.md").read_text(encoding="utf-8")
     assert "| B1 |  |  |  | 75.6 | 82.8 |" in text
     assert "not run" not in text
     assert "small: none of the paper's sets" in text
-    (tmp_path / "runs" / "small-xsub-b2-joint-tiny-seed1" / "report.json").unlink()
+    (tmp_path / "runs" / "small-xsub-b2-joint-tiny-seed0" / "report.json").unlink()
     assert tables.main(flags) == 0
-    assert "1 runs to train, 7 done already" in capsys.readouterr().out
+    assert "1 runs to train, 3 done already" in capsys.readouterr().out
+
+    shutil.rmtree(root / "small")  # and a store that was made anew: what was trained on the old one is no part
+    write_small_store(root / "small", seed=9)
+    assert tables.main([*flags, "--collect"]) == 0
+    printed = capsys.readouterr().out
+    assert "| B1 |  |  |  | 75.6 | 82.8 | not run |" in printed
+    assert "4 figures of ours are not there yet" in printed
+    assert tables.main(flags) == 1
+    assert "was trained on other data" in capsys.readouterr().err
 
 
 def test_other_settings_in_a_run_s_folder_stop_before_anything_runs(data_root, tmp_path, capsys):
@@ -224,10 +231,12 @@ def test_csv_is_one_line_a_figure(tmp_path):
     write_csv(filled(), tmp_path / "t.csv")
     rows = list(csv.DictReader((tmp_path / "t.csv").open(encoding="utf-8")))
     assert [row["source"] for row in rows].count("paper") == 8
+    (b1,) = (row for row in rows if (row["source"], row["method"]) == ("fastmc", "B1"))
+    assert (float(b1["mean"]), b1["seeds"]) == (51.0, "2") and float(b1["std"]) == pytest.approx(2**0.5, abs=1e-4)
     assert [row["values"] for row in rows if row["method"] == "B2" and row["source"] == "fastmc"] == ["51.0000 53.0000"]
 
 
-@pytest.mark.parametrize("number", TABLES)
+@pytest.mark.parametrize("number", [2, 6])
 def test_picture_names_rows_columns_and_axes(number, tmp_path):
     table = TABLES[number]
     own = Column("small", "xsub", table.columns[0].measure)
@@ -311,7 +320,7 @@ def test_a_figure_of_other_settings_does_not_enter_a_table(data_root, tmp_path):
     assert p.values(row, column) == [], "it is of an earlier run"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_stopping_ends_what_runs(number, tmp_path):
     """The command that runs and its worker are gone, and the jobs that wait are not started."""
     code = f"""
@@ -430,19 +439,3 @@ def test_the_documented_tables_have_columns(tmp_path):
     assert re.search(
         r"Ours \(ntu60\): .*750 epochs, times 0\.1 at 350\. Ours \(pku2\): .*1000 epochs, times 0\.1 at 800", text
     )
-
-
-def test_results_of_other_data_do_not_enter_a_table(data_root, tmp_path, capsys):
-    """A store that was made anew: what was trained on the old one is no part of the mean."""
-    root = tmp_path / "root"
-    shutil.copytree(data_root / "small", root / "small")
-    flags = ["--table", "6", "--protocols", "xsub", "--seeds", "0"]
-    assert tables.main(command(root, tmp_path, *flags)) == 0
-    shutil.rmtree(root / "small")
-    write_small_store(root / "small", seed=9)
-    assert tables.main(command(root, tmp_path, *flags, "--collect")) == 0
-    printed = capsys.readouterr().out
-    assert "| B1 |  |  |  | 75.6 | 82.8 | not run |" in printed
-    assert "4 figures of ours are not there yet" in printed
-    assert tables.main(command(root, tmp_path, *flags)) == 1
-    assert "was trained on other data" in capsys.readouterr().err
