@@ -328,31 +328,21 @@ def test_other_joints_are_refused(embedder, tmp_path, files):
 
 
 def test_what_is_no_run_folder(tmp_path, run):
-    with pytest.raises(ValueError, match=r"nowhere is no run folder \(it does not exist\); python -m train\.run"):
-        fastmc.load(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"is no run folder \(it has no config\.json\)"):
         fastmc.load(tmp_path)
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match=r"device = 'cuda' cannot be used: PyTorch finds no CUDA here"):
             fastmc.load(run, device="cuda")
-    for content in ("{", "[]", "{}", '{"encoder": {"layers": 3}, "stream": "joint", "frames": 8}'):
-        (tmp_path / "config.json").write_text(content)
-        with pytest.raises(ValueError, match=r"config\.json is damaged or not of fastmc"):
-            fastmc.load(tmp_path)
-    for key, value in (("frames", 0), ("stream", "smell")):
-        config = json.loads((run / "config.json").read_text()) | {key: value}
-        write_json(tmp_path / "config.json", config)
-        with pytest.raises(ValueError, match=key):
+    plain = json.loads((run / "config.json").read_text())
+    for key, value in (("frames", 0), ("stream", "smell"), ("encoder", {"layers": 3})):
+        write_json(tmp_path / "config.json", plain | {key: value})
+        with pytest.raises(ValueError, match=key if key != "encoder" else r"config\.json is damaged or not of fastmc"):
             fastmc.load(tmp_path)
     shutil.copy(run / "config.json", tmp_path)
     with pytest.raises(CheckpointError, match="holds no complete checkpoint; train one"):
         fastmc.load(tmp_path)
-
-
-def test_a_checkpoint_of_another_encoder(run, tmp_path):
     copy = shutil.copytree(run, tmp_path / "run")
-    config = json.loads((copy / "config.json").read_text())
-    write_json(copy / "config.json", config | {"encoder": config["encoder"] | {"encoder": "2x9"}})
+    write_json(copy / "config.json", plain | {"encoder": plain["encoder"] | {"encoder": "2x9"}})
     with pytest.raises(CheckpointError, match=r"holds another model than .*config\.json"):
         fastmc.load(copy)
 
@@ -507,13 +497,6 @@ def test_every_kind_of_input_gives_the_same_features(run, raw, files, store, unm
         assert found["num_frames"].tolist() == lengths.tolist()
         assert found["features"].dtype == np.float32
         np.testing.assert_allclose(found["features"], want, atol=1e-6, rtol=0)
-
-
-def test_normalised_arrays_stay_as_they_are(run, store, embedder, tmp_path):
-    np.save(tmp_path / "moved.npy", store.clip(0))
-    assert command(run, tmp_path / "out.npz", tmp_path / "moved.npy", extra=("--no-normalise",)) == 0
-    want = embedder.encode(store)[:1].numpy()
-    np.testing.assert_allclose(read(tmp_path / "out.npz")["features"], want, atol=1e-6, rtol=0)
 
 
 def test_classes_are_written_and_shown(judged, raw, store, tmp_path, capsys):

@@ -9,7 +9,6 @@ from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -36,10 +35,10 @@ from fastmc.figures.attack import (
     visible_draw,
 )
 from fastmc.figures.curves import History, curve, draw_curves
-from fastmc.figures.draw_attack import COLUMN, LOW_ROW, _stage, animate_attack, draw_attack, frame_seconds
+from fastmc.figures.draw_attack import _stage, animate_attack, draw_attack, frame_seconds
 from fastmc.figures.neighbours import Strip, draw_neighbours, nearest
-from fastmc.figures.skeletons import COLOURS, Front, front_of, side_by_side
-from fastmc.figures.style import MOST_LINES, SMALL, save
+from fastmc.figures.skeletons import Front, front_of, side_by_side
+from fastmc.figures.style import SMALL
 from fastmc.figures.tsne import choose_classes, draw_embeddings, embed, loo_knn, scores_in_words
 from fastmc.methods.a2mc import A2MC, X1, X2
 from fastmc.methods.base import Batch
@@ -270,19 +269,6 @@ def test_leave_one_out_is_that_of_a_plain_loop_and_classes_are_chosen_among_thos
 # --- Drawing
 
 
-def test_poses_stand_on_their_marks():
-    poses = np.random.default_rng(0).normal(size=(3, 2, 25, 3))
-    poses[1] = 0  # nobody there
-    front = Front(0, 2, (-1.0, 1.0))
-    across = side_by_side(poses, front, 2.0)[..., 0]
-    assert [(across[i].max() + across[i].min()) / 2 for i in (0, 2)] == pytest.approx([0, 4])
-    stray = side_by_side(poses, front, 2.0, by_median=True)
-    assert [np.median(stray[i, ..., 0]) for i in (0, 2)] == pytest.approx([0, 4])
-    np.testing.assert_array_equal(stray[..., 1], poses[..., 2])
-    np.testing.assert_allclose(np.diff(stray[0, 0, :, 0]), -np.diff(poses[0, 0, :, 0]))
-    assert (across[1] == 0).all()
-
-
 def test_bars_are_as_high_as_the_distribution_and_columns_share_their_scale():
     states = fake_states()
     figure = draw_attack(states, NTU25)
@@ -304,24 +290,6 @@ def test_bars_are_as_high_as_the_distribution_and_columns_share_their_scale():
             points = np.concatenate([dots.get_offsets() for dots in axes.collections])
             low, high = np.array([axes.get_xlim(), axes.get_ylim()]).T
             assert (points > low).all() and (points < high).all()
-
-
-def test_skeletons_that_would_be_small_have_fewer_poses():
-    """Such as two people apart from one another, of whom three pairs fill a column."""
-    person = np.random.default_rng(0).uniform((-0.25, -0.1, -0.8), (0.25, 0.1, 0.8), (4, T, 1, 25, 3))
-    for joint, place in ((NTU25.hip, (0, 0, 0)), (NTU25.spine, (0, 0, 0.5))):
-        person[..., joint, :] = place
-    for joint, place in ((NTU25.left_shoulder, (0.25, 0, 0.6)), (NTU25.right_shoulder, (-0.25, 0, 0.6))):
-        person[..., joint, :] = place
-    couple = np.concatenate([person, person + np.array([1.5, 0, 0])], axis=2)
-    one, two, one_couple = (
-        draw_attack(replace(fake_states(), joints=joints.astype(np.float32)), NTU25, poses=poses).axes[0]
-        for joints, poses in ((person, 3), (couple, 3), (couple, 1))
-    )
-    shape = [float(np.diff(axes.get_ylim())[0] / np.diff(axes.get_xlim())[0]) for axes in (one, two, one_couple)]
-    assert len(one.get_xticks()) == 3
-    assert len(two.get_xticks()) < 3
-    assert shape[1] >= min(LOW_ROW / COLUMN, shape[2])
 
 
 def crowded_figure(name: str) -> Figure:
@@ -376,12 +344,6 @@ def test_no_text_is_cut_off_or_upon_another(name):
         assert min(shared) < 1, f"{a.get_text()!r} and {b.get_text()!r} overlap"
 
 
-def test_drawing_leaves_matplotlibs_settings_alone(tmp_path):
-    before = dict(matplotlib.rcParams)
-    save(draw_attack(fake_states(), NTU25), tmp_path, "attack", dpi=50)
-    assert dict(matplotlib.rcParams) == before
-
-
 def test_curves_show_what_was_measured():
     rows = [{"epoch": e, "loss": 2.0 / e, "top1": 0.2 * e, "feature_std": 0.01 * e} for e in (1, 2, 3)]
     rows[1]["knn_top1"] = 40.0
@@ -394,30 +356,6 @@ def test_curves_show_what_was_measured():
     assert probe.lines[0].get_xydata().tolist() == [[2, 40]]
     assert loss.lines[0].get_color() != loss.lines[1].get_color()
     assert loss.lines[0].get_linestyle() != loss.lines[1].get_linestyle()
-
-
-def test_no_two_of_many_curves_look_alike():
-    rows = [{"epoch": 1, "loss": 1.0, "top1": 0.1, "feature_std": 0.1}]
-    loss = draw_curves({str(n): History(rows, A2MC.metrics, 64) for n in range(MOST_LINES)}).axes[0]
-    assert len({(line.get_color(), line.get_linestyle()) for line in loss.lines}) == MOST_LINES >= 12
-    with pytest.raises(ValueError, match=f"cannot be told apart; name {MOST_LINES} at most"):
-        draw_curves({str(n): History(rows, A2MC.metrics, 64) for n in range(MOST_LINES + 1)})
-
-
-def test_neighbours_say_in_words_and_colour_whose_class_is_right():
-    rng = np.random.default_rng(0)
-    query = Strip(rng.normal(size=(20, 1, 25, 3)), "q", "bow", 30.0)
-    found = [replace(query, name="a", cosine=0.9), replace(query, name="b", class_name="kick", cosine=0.5)]
-    words = draw_neighbours(query, found, NTU25).axes[::2]
-    texts = [axes.texts[0] for axes in words]
-    assert [text.get_text() for text in texts] == [
-        "query\nbow\nq\n0.7 s",
-        "same class, cosine 0.900\nbow\na\n0.7 s",
-        "other class, cosine 0.500\nkick\nb\n0.7 s",
-    ]
-    colours = {text.get_color() for text in texts}
-    assert len(colours) == 3
-    assert not colours & {COLOURS["left"], COLOURS["right"]}, "these tell left from right"
 
 
 def test_animation_lasts_as_long_as_its_clip(tmp_path):
@@ -439,17 +377,7 @@ def test_animation_lasts_as_long_as_its_clip(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.gif"]
 
 
-def test_animation_shows_the_distributions_and_says_what_colours_mean():
-    states = fake_states(bodies=2)
-    figure, _ = _stage(states, NTU25, "A title")
-    for axes, p in zip(figure.axes[4:], states.distribution, strict=True):
-        np.testing.assert_array_equal(axes.patches[0].get_data().values, p)
-        assert len(axes.patches) == 1 + 5
-    legend = {text.get_text() for text in figure.legends[0].get_texts()}
-    assert {"left", "right", "body 2", "5 largest", "uniform, 1/C"} <= legend
-
-
-def test_front_is_seen_upright():
+def test_front_is_seen_upright_and_poses_stand_on_their_marks():
     """Body up is z, its left is towards -x: the picture's axes are -x and z, so that left is on the right."""
     clip = np.zeros((1, 1, 25, 3))
     clip[0, 0, NTU25.spine] = (0, 0, 0.5)
@@ -460,8 +388,12 @@ def test_front_is_seen_upright():
     assert front.flat(clip)[0, 0, NTU25.left_shoulder].tolist() == [0.2, 0.7]
     assert front.up_label == "z, up (m)"
     unknown = replace(NTU25, spine=-1, hip=-1)
-    assert not unknown.has_frame
     assert front_of(clip, unknown).up_label == "y (m)", "which axis is up is not known"
+    poses = np.random.default_rng(0).normal(size=(3, 2, 25, 3))
+    poses[1] = 0  # nobody there
+    across = side_by_side(poses, front, 2.0)[..., 0]
+    assert [(across[i].max() + across[i].min()) / 2 for i in (0, 2)] == pytest.approx([0, 4])
+    assert (across[1] == 0).all()
 
 
 # --- The command
@@ -539,14 +471,6 @@ def test_pictures_of_one_run_go_to_its_folder_and_need_no_more_than_they_show(fo
     assert {"epoch", "L1", "Training of bare"} <= set(svg_text(bare / "figures" / "curves.svg"))
 
 
-def test_pictures_are_the_same_each_time(folders, tmp_path):
-    for name in ("one", "two"):
-        arguments = ["--run", str(folders["a2mc"]), "--only", "tsne", "--out", str(tmp_path / name)]
-        assert figures.main([*arguments, "--seed", "3"]) == 0
-    for name in ("tsne.png", "tsne.svg"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-
-
 def test_labels_are_what_differs_or_the_folders_names(folders, tmp_path):
     a2mc, b1 = folders["a2mc"], folders["b1"]
     assert run_labels([a2mc, b1]) == ["method a2mc", "method b1"]
@@ -567,43 +491,40 @@ def test_labels_are_what_differs_or_the_folders_names(folders, tmp_path):
     assert run_labels([a2mc, twin]) == ["run_a2mc", "same"]
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
+def test_errors_say_what_is_wrong_and_nothing_is_written(folders, tmp_path, capsys):
+    out = tmp_path / "out"
+    for arguments, message in (
         (["--clip", "clip00044"], r"has no clip 'clip00044' \(it holds 48\); did you mean clip0044"),
         (["--only", "neighbours", "--k", "25"], r"k = 25 must be in 1\.\.24, the number of training clips of xsub"),
         (["--protocol", "xset"], "has no protocol 'xset'; there are: xsub, xview"),
         (["--dpi", "7"], "dpi must be >= 50"),
-        (["--seed", "-1"], "seed must be >= 0"),
-        (["--draw", "-2"], "draw must be >= 0"),
         (["--only"], "--only names no picture; choose from attack, tsne, curves, neighbours"),
-    ],
-)
-def test_errors_say_what_is_wrong_and_nothing_is_written(arguments, message, folders, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert exit_code(figures.main, ["--run", str(folders["a2mc"]), "--out", str(out), *arguments])
-    assert re.search(message, capsys.readouterr().err)
-    assert not out.exists()
+    ):
+        assert exit_code(figures.main, ["--run", str(folders["a2mc"]), "--out", str(out), *arguments])
+        assert re.search(message, capsys.readouterr().err)
+        assert not out.exists()
 
 
 def test_folders_that_are_no_runs(folders, tmp_path, capsys):
-    assert figures.main([]) == 1
-    assert "--run is missing: name a run folder" in capsys.readouterr().err
-    assert figures.main(["--run", str(tmp_path)]) == 1
-    assert f"{tmp_path} is no run folder" in capsys.readouterr().err
-    assert figures.main(["--run", str(folders["a2mc"]), "--run", str(tmp_path), "--only", "curves"]) == 1
-    assert f"{tmp_path} is no run folder" in capsys.readouterr().err
-    shutil.copy(folders["a2mc"] / "config.json", tmp_path)
-    assert figures.main(["--run", str(tmp_path), "--only", "curves"]) == 1
-    assert f"{tmp_path / 'metrics.csv'} holds no epoch: the run's first is not complete" in capsys.readouterr().err
-    assert figures.main(["--run", str(folders["a2mc"]), "--run", f"{folders['a2mc']}/."]) == 1
-    assert "is named twice; name each run once" in capsys.readouterr().err
-    assert figures.main(["--run", str(tmp_path), "--only", "tsne"]) == 1
-    assert "holds no complete checkpoint" in capsys.readouterr().err
-    file = tmp_path / "file"
+    run, no_run, file, bare = folders["a2mc"], tmp_path / "empty", tmp_path / "file", tmp_path / "bare"
     file.write_text("")
-    assert figures.main(["--run", str(folders["a2mc"]), "--out", str(file)]) == 1
-    assert f"--out {file} is a file; name a folder" in capsys.readouterr().err
+    for folder in (no_run, bare):
+        folder.mkdir()
+    shutil.copy(run / "config.json", bare)
+    for arguments, message in (
+        ([], "--run is missing: name a run folder"),
+        (["--run", no_run], f"{no_run} is no run folder"),
+        (["--run", run, "--run", no_run, "--only", "curves"], f"{no_run} is no run folder"),
+        (
+            ["--run", bare, "--only", "curves"],
+            f"{bare / 'metrics.csv'} holds no epoch: the run's first is not",
+        ),
+        (["--run", run, "--run", f"{run}/."], "is named twice; name each run once"),
+        (["--run", bare, "--only", "tsne"], "holds no complete checkpoint"),
+        (["--run", run, "--out", file], f"--out {file} is a file; name a folder"),
+    ):
+        assert figures.main(list(map(str, arguments))) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_runs_of_other_clips_are_not_compared(loaded, tmp_path):
@@ -614,13 +535,3 @@ def test_runs_of_other_clips_are_not_compared(loaded, tmp_path):
     with pytest.raises(ValueError, match=r"are of different clips \(small xsub and small xview\)"):
         check_same_data([loaded, other])
     check_same_data([loaded, replace(loaded, store=open_dataset("small", loaded.store.path.parent))])
-
-
-def test_protocol_without_test_clips(loaded, tmp_path):
-    trained_on = write_small_store(tmp_path / "all", subjects=(1, 3))
-    with pytest.raises(ValueError, match=r"protocol = 'xsub' leaves no test clip in .*all; it has: xsub, xview"):
-        replace(loaded, store=trained_on).clips()
-    scarce = write_small_store(tmp_path / "scarce", clips=8, subjects=(1, 3, 2))
-    assert len(replace(loaded, store=scarce).clips()[1]) == 2
-    with pytest.raises(ValueError, match="protocol xsub leaves 2 test clips, a t-SNE needs 3 at least"):
-        clips_of_classes(replace(loaded, store=scarce), 0)

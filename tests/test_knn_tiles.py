@@ -9,7 +9,6 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench import knn as bench_knn
 from fastmc.evaluation import knn_predict
 from fastmc.evaluation.knn import nearest_neighbours
 
@@ -51,20 +50,6 @@ def test_of_equally_similar_ones_the_first_is_the_nearer(tile, train_tile, k):
     assert got.tolist() == plain_neighbours(x.numpy(), choices.numpy(), k)
 
 
-def test_constant_features_take_the_first():
-    x = torch.ones(50, 3)
-    assert nearest_neighbours(x, x[:4], 4, 2, 16).tolist() == [[0, 1, 2, 3]] * 4
-
-
-@pytest.mark.parametrize("k", [1, 4])
-def test_majority_does_not_depend_on_the_tiles(k):
-    x, labels, y = features(300, 90, dim=8)
-    whole = knn_predict(x, labels, y, k, tile=90, train_tile=300)
-    assert whole.unique().numel() == 4
-    for tile, train_tile in ((1, 300), (13, 17), (90, 1)):
-        assert torch.equal(knn_predict(x, labels, y, k, tile, train_tile), whole)
-
-
 def test_reads_memory_mapped_features(tmp_path):
     x, labels, y = features(70, 20, dim=5)
     for name, array in (("train", x), ("test", y)):
@@ -104,20 +89,6 @@ def test_no_array_is_larger_than_a_tile_of_similarities(k):
     with LargestResult() as constant:
         knn_predict(x, labels, y, k, tile, train_tile)
     assert constant.bytes <= bound, "not even where all are equally similar"
-
-
-def test_the_benchmark_s_plain_way_is_the_same(capsys):
-    assert bench_knn.main(["--train", "300", "--test", "90", "--dim", "16", "--k", "3", "--threads", "1"]) == 0
-    out = capsys.readouterr().out
-    assert "predictions are equal" in out
-    assert out.splitlines()[1].split() == ["seconds", "GFLOP/s", "extra", "peak", "MB"]
-    assert [line.split()[0] for line in out.splitlines()[2:]] == ["tiles", "matrix"]
-
-
-def test_the_benchmark_refuses_different_predictions(monkeypatch):
-    monkeypatch.setitem(bench_knn.WAYS, "tiles", lambda train, labels, test, k: torch.full((len(test),), -1))
-    with pytest.raises(RuntimeError, match="90 of 90 predictions differ"):
-        bench_knn.measure(bench_knn.Knn(train=300, test=90, dim=16))
 
 
 def test_memory_does_not_grow_with_the_square_of_k():

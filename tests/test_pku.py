@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+from format_cases import assert_all_left_out
 
 from fastmc.data import packing
 from fastmc.data.bytes.number_lines import read_number_lines
@@ -13,7 +16,6 @@ from fastmc.data.formats.pku_splits import CLASS_NAMES, PKU1, PKU2
 from fastmc.data.formats.skeleton_file import SkeletonFileError
 from fastmc.data.normalise import normalise
 from fastmc.data.packing import PrepareError
-from fastmc.data.store import StoreError
 from fastmc.skeleton import NTU25
 from train.prepare import main
 
@@ -121,15 +123,6 @@ def test_folders_may_be_named_and_lie_side_by_side(raw, tmp_path):
     assert (store.checksum, store.content_checksum) == (expected.checksum, expected.content_checksum)
 
 
-def test_same_store_for_any_number_of_workers(raw, tmp_path):
-    recording(raw, NAMES[1]).write_text("1 2 3\n")
-    label(raw, NAMES[2]).write_text("8,1,20,2\nnonsense\n")
-    one, two = (prepare_pku(raw, tmp_path / str(workers), workers=workers) for workers in (1, 2))
-    assert {file.name: file.read_bytes() for file in one.path.iterdir()} == {
-        file.name: file.read_bytes() for file in two.path.iterdir()
-    }
-
-
 def test_checksum_follows_recordings_and_labels(raw, tmp_path):
     checksums = {prepare_pku(raw, tmp_path / "a", workers=1).checksum}
     label(raw, NAMES[0]).write_text(LABELS.replace("20", "21"))
@@ -232,48 +225,38 @@ FAULTY_RECORDINGS = {
 
 
 @pytest.mark.parametrize("fault", FAULTY_RECORDINGS)
-def test_faulty_recording_is_left_out_with_its_line(raw, tmp_path, fault):
+def test_faulty_recording_is_refused_with_its_line(tmp_path, fault):
     content, message = FAULTY_RECORDINGS[fault]
-    recording(raw, NAMES[0]).write_text(content, encoding="utf-8", newline="")
-    store = prepare_pku(raw, tmp_path / "out", workers=1)
-    assert {str(name).partition("_")[0] for name in store.names} == set(NAMES[1:])
-    [entry] = store.skipped()
-    assert (entry["name"], entry["reason"]) == (NAMES[0], packing.MALFORMED)
-    with pytest.raises(PrepareError, match=rf"A01N01-L\.txt, {message}"):
-        prepare_pku(raw, tmp_path / "strict", strict=True, workers=1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+    (tmp_path / "A01N01-L.txt").write_text(content, encoding="utf-8", newline="")
+    with pytest.raises(SkeletonFileError, match=rf"A01N01-L\.txt, {message}"):
+        read_recording(tmp_path / "A01N01-L.txt")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda whole: whole.replace("\n", "\r\n"),
-        lambda whole: whole.rstrip("\n"),
-        lambda whole: whole + "\n \n\r\n",
-        lambda whole: whole.replace("\n", "  \n"),
-        lambda whole: whole.replace("\n ", "\n"),
-        lambda whole: whole.replace(" ", "\t"),
-        lambda whole: whole.replace(" 0.000000", " 0"),
-        lambda whole: whole.replace(" 0.000000", " -0.0e+00"),
-    ],
-    ids=[
-        "CRLF",
-        "no last newline",
-        "blank last lines",
-        "blanks behind",
-        "none in front",
-        "tabs",
-        "integers",
-        "exponent",
-    ],
-)
-def test_what_a_recording_may_look_like(tmp_path, change):
+def test_faulty_recording_is_left_out(raw):
+    content, message = FAULTY_RECORDINGS["truncated"]
+    recording(raw, NAMES[0]).write_text(content)
+    assert_all_left_out(prepare_pku, raw, {NAMES[0]: (packing.MALFORMED, message)}, clips=2 * len(NAMES[1:]))
+
+
+def test_what_a_recording_may_look_like(tmp_path):
     joints = people(3)[:, :1]
-    (tmp_path / "file.txt").write_text(change(text(joints)), newline="")
-    read = read_recording(tmp_path / "file.txt")
-    assert (read.shape, read.dtype) == ((FRAMES, 2, 25, 3), np.float32)
-    np.testing.assert_array_equal(read[:, :1], joints.astype(np.float32))
-    assert not read[:, 1].any()
+    whole = text(joints)
+    forms = {
+        "CRLF": whole.replace("\n", "\r\n"),
+        "no last newline": whole.rstrip("\n"),
+        "blank last lines": whole + "\n \n\r\n",
+        "blanks behind": whole.replace("\n", "  \n"),
+        "none in front": whole.replace("\n ", "\n"),
+        "tabs": whole.replace(" ", "\t"),
+        "integers": whole.replace(" 0.000000", " 0"),
+        "exponent": whole.replace(" 0.000000", " -0.0e+00"),
+    }
+    for form, content in forms.items():
+        (tmp_path / "file.txt").write_text(content, newline="")
+        read = read_recording(tmp_path / "file.txt")
+        assert (read.shape, read.dtype) == ((FRAMES, 2, 25, 3), np.float32), form
+        np.testing.assert_array_equal(read[:, :1], joints.astype(np.float32), err_msg=form)
+        assert not read[:, 1].any()
 
 
 def test_numbers_round_as_float_does(tmp_path):
@@ -304,16 +287,13 @@ FAULTY_LABELS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTY_LABELS)
-def test_faulty_label_is_left_out_with_its_line(raw, tmp_path, fault):
-    line, message = FAULTY_LABELS[fault]
-    label(raw, NAMES[0]).write_text(f"8,1,20,2\n{line}\n51,31,60,1\n")
-    store = prepare_pku(raw, tmp_path / "out", workers=1)
-    assert [str(name) for name in store.names[:2]] == ["A01N01-L_001", "A01N01-L_003"]
-    assert len(store) == 2 * len(NAMES)
-    assert reasons(store) == [("A01N01-L_002", packing.MALFORMED)]
-    with pytest.raises(PrepareError, match=rf"A01N01-L\.txt, line 2: {message}"):
-        prepare_pku(raw, tmp_path / "strict", strict=True, workers=1)
+def test_faulty_labels_are_left_out_with_their_lines(raw):
+    label(raw, NAMES[0]).write_text("".join(f"{line}\n8,1,20,2\n" for line, _ in FAULTY_LABELS.values()))
+    faults = {}
+    for n, (_, message) in enumerate(FAULTY_LABELS.values()):
+        place = rf"A01N01-L\.txt, line {2 * n + 1}: "
+        faults[f"A01N01-L_{2 * n + 1:03}"] = (packing.MALFORMED, place + re.escape(message))
+    assert_all_left_out(prepare_pku, raw, faults, clips=len(FAULTY_LABELS) + 2 * len(NAMES[1:]))
 
 
 def test_label_of_a_body_without_frame_of_reference_is_malformed(raw, tmp_path):
@@ -463,20 +443,6 @@ def test_what_is_missing_is_said(raw, tmp_path, capsys):
     assert "Data holds no cross-subject list of PKU-MMD phase II: put cross_subject_v2.txt there" in message
     assert "Label holds no cross-subject list" in error("--raw", data, "--labels", labels, "--splits", labels)
     assert "workers must be at least 1" in error("--raw", raw, "--workers", 0)
-
-
-def test_nothing_usable_is_an_error(raw, tmp_path):
-    for name in NAMES:
-        label(raw, name).write_text("14,1,20,2\n")
-    with pytest.raises(PrepareError, match=r"none of the 4 files under .* is usable \(4 action that is not of this"):
-        prepare_pku(raw, tmp_path / "out", workers=1)
-
-
-def test_existing_store_is_kept(raw, tmp_path):
-    prepare_pku(raw, tmp_path / "out", workers=1)
-    with pytest.raises(StoreError, match="--overwrite"):
-        prepare_pku(raw, tmp_path / "out", workers=1)
-    assert len(prepare_pku(raw, tmp_path / "out", overwrite=True, workers=1)) == 8
 
 
 def test_names_grow_in_the_order_of_files_and_lines(raw, tmp_path):

@@ -42,17 +42,11 @@ def test_a_class_without_test_clips_has_no_accuracy():
     found = Predictions.of_scores(scores, torch.tensor([0, 2, 0]), ("a", "b", "c"))
     assert found.per_class == {"a": 50.0, "b": None, "c": 100.0}
     assert found.confusion.tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 1]]
-
-
-def test_names_that_occur_twice_are_told_apart():
     found = Predictions.of_classes(torch.tensor([0, 1, 2]), torch.tensor([0, 1, 1]), ("wave", "sit", "wave"))
     assert found.per_class == {"wave (0)": 100.0, "sit": 50.0, "wave (2)": None}
-
-
-def test_one_class_a_clip_gives_no_top5():
     labels = torch.arange(12) % 8
     found = Predictions.of_classes(labels, labels, tuple("abcdefgh"))
-    assert found.top1 == 100.0 and found.top5 is None
+    assert found.top1 == 100.0 and found.top5 is None, "of one class a clip"
 
 
 def test_predictions_refuse_what_does_not_belong_together():
@@ -88,7 +82,7 @@ def test_fusion_refuses_nonsense(weights, message):
         fuse([torch.zeros(2, 3), torch.zeros(2, 4)])
 
 
-@pytest.mark.parametrize("classes", [3, 24, 60, 120])
+@pytest.mark.parametrize("classes", [3, 60, 120])
 def test_the_picture_shows_each_row_in_percent_and_its_names_do_not_touch(classes):
     scores, labels, _ = scores_of(40 * classes, classes)
     names = tuple(f"put on a hat or a cap, variant number {n}" for n in range(classes))
