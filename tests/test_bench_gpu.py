@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from once import made_once
 from torch.autograd import DeviceType
 
 from bench.gpu import __main__ as command
@@ -29,16 +30,19 @@ from bench.gpu.suite import verdict_of
 from kernels.ranges import observe, part
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.program
 
 
 @pytest.fixture(scope="module")
-def rehearsed(tmp_path_factory):
-    """The folder of a rehearsal of all sections, and what the command has said."""
-    out = tmp_path_factory.mktemp("gpu") / "report"
-    words = [sys.executable, "-m", "bench.gpu", "--rehearse", "--out", str(out), "--minutes", "60"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{(out / runner.LOG).read_text()[-5000:]}"
-    return out, done.stdout
+def rehearsed(tmp_path_factory) -> Path:
+    """The folder of a rehearsal of all sections."""
+
+    def rehearse(out: Path) -> None:
+        words = [sys.executable, "-m", "bench.gpu", "--rehearse", "--out", str(out), "--minutes", "60"]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{(out / runner.LOG).read_text()[-5000:]}"
+
+    return made_once(tmp_path_factory, "rehearsal", rehearse)
 
 
 def state_of(out: Path) -> dict:
@@ -46,7 +50,7 @@ def state_of(out: Path) -> dict:
 
 
 def test_all_sections_run_and_the_page_shows_what_they_found(rehearsed):
-    out, sections = rehearsed[0], state_of(rehearsed[0])["sections"]
+    out, sections = rehearsed, state_of(rehearsed)["sections"]
     assert {letter: s["status"] for letter, s in sections.items()} == {s.letter: DONE for s in SECTIONS}
     found = {letter: s["found"] for letter, s in sections.items()}
     assert all(each["tables"] or each["code"] for each in found.values())
@@ -87,13 +91,13 @@ def test_without_a_gpu_or_with_wrong_arguments_nothing_is_measured(tmp_path, cap
 
 
 def test_a_report_of_other_conditions_is_neither_gone_on_with_nor_kept(rehearsed, tmp_path, capsys):
-    state = state_of(rehearsed[0])
+    state = state_of(rehearsed)
     state["identity"]["commit"] = "0123456789ab"
     (tmp_path / REPORT).write_text(json.dumps(state))
     assert command.main(["--rehearse", "--out", str(tmp_path)]) == 1
     assert "other conditions (commit 0123456789ab, now" in capsys.readouterr().err
     with pytest.raises(ValueError, match="holds a rehearsal"):
-        keep(rehearsed[0], tmp_path / "docs")
+        keep(rehearsed, tmp_path / "docs")
     about = {"rehearsal": False, "card": "NVIDIA H100 80GB HBM3", "torch": "2.11.0+cu130", "triton": "3.6.0"}
     state["identity"] |= about | {"dirty": False}
     (tmp_path / REPORT).write_text(json.dumps(state))

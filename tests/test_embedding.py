@@ -32,6 +32,8 @@ from fastmc.state import TrainingData
 from train import embed
 from train.engine.loop import Pretraining
 
+pytestmark = pytest.mark.slow
+
 NAMES = tuple(f"class {c}" for c in range(6))
 
 

@@ -45,6 +45,8 @@ from train.runs.report import plot_curves
 from train.runs.results import Outcome, save_classifier, write_outcome
 from train.tables import __main__ as table_command
 
+pytestmark = pytest.mark.slow
+
 NAMES = [metric.name for metric in A2MC.metrics]
 ROW = dict.fromkeys(record.columns(NAMES), 0.125)
 

@@ -48,6 +48,7 @@ def test_clips_are_normalised_unless_asked_otherwise_and_a_store_is_kept_without
         assert snapshot(prepare(*arguments, tmp_path / "out", overwrite=True, **options).path) == before
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("asked", FILES, indirect=True)
 def test_same_store_for_any_number_of_workers_and_its_checksum_follows_the_source(asked, tmp_path):
     name, clips, prepare, arguments, _ = asked

@@ -230,6 +230,7 @@ def test_command_line(tmp_path, capsys):
     assert PackedStore.open(tmp_path / "toy").meta["normalisation"] == "none"
 
 
+@pytest.mark.shared
 @pytest.mark.skipif(not HDM05.exists(), reason=f"needs {HDM05}, which the repository does not ship")
 def test_hdm05(tmp_path):
     store = import_npz(HDM05, tmp_path / "hdm05", train="split=train", strict=True)

@@ -227,7 +227,7 @@ def test_parse_name():
         assert parse_name(form) == ClipName(setup=1, camera=2, performer=3, replication=2, action=13)
     strict = ["", "S01C002P003R002A013", name.lower(), f"{name}4", f"x{name}", f"{name}.txt"]
     for form in [*strict, f"{name}.skeleton.gz", f"{name}\n", "S001C002P003R002A01\u0663"]:
-        with pytest.raises(ValueError, match="expected SsssCccPpppRrrrAaaa with three digits each"):
+        with pytest.raises(ValueError, match="expected SsssCcccPpppRrrrAaaa with three digits each"):
             parse_name(form)
     for form in ("S000C001P001R001A001", "S001C004P001R001A001", "S001C001P001R001A000"):
         with pytest.raises(ValueError, match="numbers start at 1, cameras end at 3"):

@@ -123,15 +123,6 @@ def test_folders_may_be_named_and_lie_side_by_side(raw, tmp_path):
     assert (store.checksum, store.content_checksum) == (expected.checksum, expected.content_checksum)
 
 
-def test_checksum_follows_recordings_and_labels(raw, tmp_path):
-    checksums = {prepare_pku(raw, tmp_path / "a", workers=1).checksum}
-    label(raw, NAMES[0]).write_text(LABELS.replace("20", "21"))
-    checksums.add(prepare_pku(raw, tmp_path / "b", workers=1).checksum)
-    recording(raw, NAMES[0]).write_text(text(people(99)))
-    checksums.add(prepare_pku(raw, tmp_path / "c", workers=1).checksum)
-    assert len(checksums) == 3
-
-
 def test_phase_one(raw, tmp_path):
     """Other names, all 51 classes, other names of the lists; and phase II in the same folder is passed over."""
     one = raw / "one"
@@ -232,12 +223,6 @@ def test_faulty_recording_is_refused_with_its_line(tmp_path, fault):
         read_recording(tmp_path / "A01N01-L.txt")
 
 
-def test_faulty_recording_is_left_out(raw):
-    content, message = FAULTY_RECORDINGS["truncated"]
-    recording(raw, NAMES[0]).write_text(content)
-    assert_all_left_out(prepare_pku, raw, {NAMES[0]: (packing.MALFORMED, message)}, clips=2 * len(NAMES[1:]))
-
-
 def test_what_a_recording_may_look_like(tmp_path):
     joints = people(3)[:, :1]
     whole = text(joints)
@@ -319,51 +304,33 @@ def test_labels_that_are_no_fault_pass_a_strict_preparation(raw, tmp_path):
     np.testing.assert_array_equal(store.clip(1), normalise(joints[30:], NTU25))
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "0 lines, expected 1 to 999 labels"),
-        (b"8,1,20,2\n" * 1000, "1000 lines, expected 1 to 999 labels"),
-        (b"8,1,20,2\n\xff\n", "can't decode byte 0xff"),
-    ],
-    ids=["empty", "too many", "not text"],
-)
-def test_faulty_label_file_leaves_its_recording_out(raw, tmp_path, content, message):
-    label(raw, NAMES[0]).write_bytes(content)
-    store = prepare_pku(raw, tmp_path / "out", workers=1)
-    assert len(store) == 2 * len(NAMES[1:])
-    [entry] = store.skipped()
-    assert (entry["name"], entry["reason"]) == (NAMES[0], packing.MALFORMED)
-    assert message in entry["detail"]
-    assert str(label(raw, NAMES[0])) in entry["detail"]
-    with pytest.raises(PrepareError, match=message):
-        prepare_pku(raw, tmp_path / "strict", strict=True, workers=1)
+def test_faulty_files_are_left_out_with_their_reasons(raw):
+    """Recordings, label files, files without the other one, and of other names; one pair is good."""
+    foreign, truncated = ("A1N01-L", "A01N01-X", "A01N01-L (copy)", "0002-L"), FAULTY_RECORDINGS["truncated"]
+    for name in ("A01N03-L", *foreign):
+        recording(raw, name).write_text(text(people()[:, :1]))
+    for name in ("A01N03-L", "A02N02-L"):
+        label(raw, name).write_text(LABELS)
+    (raw / "Split" / "cross_view_v2.txt").write_text(VIEW_LIST.replace("A01N02-R", "A01N02-R, A01N03-L"))
+    label(raw, NAMES[0]).write_bytes(b"")
+    label(raw, NAMES[1]).write_bytes(b"8,1,20,2\n" * 1000)
+    label(raw, NAMES[2]).unlink()
+    recording(raw, NAMES[3]).write_text(truncated[0])
+    faults = {
+        NAMES[0]: (packing.MALFORMED, rf"{label(raw, NAMES[0])}.*0 lines, expected 1 to 999 labels"),
+        NAMES[1]: (packing.MALFORMED, "1000 lines, expected 1 to 999 labels"),
+        NAMES[2]: (pku.UNPAIRED, rf"{NAMES[2]}\.txt: there is no label file of that name"),
+        NAMES[3]: (packing.MALFORMED, rf"{NAMES[3]}\.txt, {truncated[1]}"),
+        "A02N02-L": (pku.UNPAIRED, r"A02N02-L\.txt: there is no recording of that name"),
+    }
+    faults |= dict.fromkeys(foreign, (packing.FOREIGN_NAME, "not the name of a recording such as A01N01-L"))
+    assert_all_left_out(prepare_pku, raw, faults, clips=2)
+    label(raw, NAMES[1]).write_bytes(b"8,1,20,2\n\xff\n")
+    store = prepare_pku(raw, raw.parent / "out", overwrite=True, workers=1)
+    assert any("can't decode byte 0xff" in entry["detail"] for entry in store.skipped())
 
 
 # Files
-
-
-@pytest.mark.parametrize(
-    ("file_of", "message"),
-    [(label, "there is no label file of that name"), (recording, "there is no recording of that name")],
-)
-def test_unpaired_file_is_left_out(raw, tmp_path, file_of, message):
-    file_of(raw, NAMES[1]).unlink()
-    store = prepare_pku(raw, tmp_path / "out", workers=1)
-    assert len(store) == 2 * (len(NAMES) - 1)
-    assert reasons(store) == [(NAMES[1], pku.UNPAIRED)]
-    with pytest.raises(PrepareError, match=rf"A01N01-M\.txt: {message}; without --strict"):
-        prepare_pku(raw, tmp_path / "strict", strict=True, workers=1)
-
-
-@pytest.mark.parametrize("name", ["A1N01-L", "A01N01-X", "A01N01-L (copy)", "0002-L"])
-def test_foreign_names_are_left_out(raw, tmp_path, name):
-    recording(raw, name).write_text(text(people()))
-    store = prepare_pku(raw, tmp_path / "out", workers=1)
-    assert len(store) == 2 * len(NAMES)
-    assert reasons(store) == [(name, packing.FOREIGN_NAME)]
-    with pytest.raises(PrepareError, match="not the name of a recording such as A01N01-L"):
-        prepare_pku(raw, tmp_path / "strict", strict=True, workers=1)
 
 
 def test_lists_may_lie_beside_the_recordings(raw, tmp_path):
@@ -407,13 +374,12 @@ FAULTY_LISTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTY_LISTS)
-def test_faulty_list_is_an_error(raw, tmp_path, fault):
-    content, message = FAULTY_LISTS[fault]
-    (raw / "Split" / "cross_subject_v2.txt").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(PrepareError, match=message):
-        prepare_pku(raw, tmp_path / "out", workers=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+def test_faulty_list_is_an_error(raw, tmp_path):
+    for content, message in FAULTY_LISTS.values():
+        (raw / "Split" / "cross_subject_v2.txt").write_bytes(content.encode(errors="surrogateescape"))
+        with pytest.raises(PrepareError, match=message):
+            prepare_pku(raw, tmp_path / "out", workers=1)
+        assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
 def test_two_lists_that_differ_are_an_error(raw, tmp_path):
@@ -447,7 +413,7 @@ def test_what_is_missing_is_said(raw, tmp_path, capsys):
 
 def test_names_grow_in_the_order_of_files_and_lines(raw, tmp_path):
     label(raw, NAMES[0]).write_text("8,1,20,2\n" * 120)
-    store = prepare_pku(raw, tmp_path / "out", strict=True, workers=2)
+    store = prepare_pku(raw, tmp_path / "out", strict=True, workers=1)
     names = store.names.tolist()
     assert names == sorted(names)
     assert names[:120] == [f"A01N01-L_{line:03}" for line in range(1, 121)]

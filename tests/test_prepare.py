@@ -84,6 +84,7 @@ def test_store_holds_the_clips(raw, tmp_path):
         assert len(train_clips) + len(test_clips) == len(store)
 
 
+@pytest.mark.program
 def test_few_items_are_in_flight():
     taken = 0
 
@@ -125,6 +126,7 @@ def test_faulty_files_are_left_out_with_their_reasons(raw):
     assert_all_left_out(prepare_ntu, raw, {name: said for name, (_, *said) in FAULTY.items()}, clips=len(NAMES))
 
 
+@pytest.mark.program
 def test_strict_stops_at_the_first_fault_with_many_workers(raw, tmp_path):
     for action in (3, 2):
         (raw / f"{clip_name(action=action)}.skeleton").write_text("nonsense")
@@ -165,6 +167,7 @@ def test_bad_missing_list(raw, tmp_path):
             prepare_ntu(raw, tmp_path / "out", missing=tmp_path / "missing.txt", workers=1)
 
 
+@pytest.mark.program
 def test_worker_that_dies_is_a_clear_error(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "_read", _die)
     with pytest.raises(WorkerDied, match="a worker process ended"):
@@ -176,6 +179,7 @@ def _die(max_coordinate, source):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.program
 def test_workers_do_without_torch(raw, tmp_path):
     code = (
         "import sys, fastmc.data.formats.ntu, train.prepare\n"
@@ -194,6 +198,7 @@ def clips_are_packed(process, store):
     return any(path.stat().st_size > 4096 for path in store.parent.glob(f".{store.name}.tmp-*/frames.npy"))
 
 
+@pytest.mark.program
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the workers in /proc")
 @pytest.mark.parametrize(
     ("signal_number", "moment"), [(signal.SIGKILL, clips_are_packed), (signal.SIGINT, workers_start)]

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import exit_code, write_small_store
+from once import made_once
 from test_train import FAST, errors
 
 from fastmc import checkpoint
@@ -39,6 +40,8 @@ from train.runs import evaluations as protocols
 from train.runs.load import Run
 from train.runs.results import save_classifier, saved_classifier
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 QUICK = ("--epochs", "2", "--milestones", "1", "--device", "cpu")
 
@@ -51,9 +54,14 @@ def train(data_root: Path, out: Path, *flags: str) -> Path:
 @pytest.fixture(scope="module")
 def trained(data_root, tmp_path_factory) -> dict[str, Path]:
     """A finished run of each stream."""
-    out = tmp_path_factory.mktemp("streams")
     streams = ("joint", "motion", "bone")
-    return {s: train(data_root, out / s, "--stream", s, "--epochs", "1", "--milestones", "1") for s in streams}
+
+    def make(out: Path) -> None:
+        for s in streams:
+            train(data_root, out / s, "--stream", s, "--epochs", "1", "--milestones", "1")
+
+    out = made_once(tmp_path_factory, "streams", make)
+    return {s: out / s for s in streams}
 
 
 @pytest.fixture

@@ -81,6 +81,7 @@ def test_backward_passes_keep_to_their_thread_where_a_profiler_listens():
     assert torch._C._is_multithreading_enabled()
 
 
+@pytest.mark.slow
 def test_compiled_functions_are_not_compiled_anew_within_a_part():
     compiled = []
 
@@ -135,6 +136,7 @@ with part("attack"):
 """
 
 
+@pytest.mark.program
 def test_a_tool_that_listens_to_nvtx_is_told(listener):
     assert listening(NESTED, NVTX_INJECTION64_PATH=listener) == [
         "start fastmc attack 1",
@@ -145,7 +147,3 @@ def test_a_tool_that_listens_to_nvtx_is_told(listener):
         "end fastmc 3",
         "end fastmc 1",
     ]
-
-
-def test_nvtx_may_be_switched_off(listener):
-    assert listening(NESTED, NVTX_INJECTION64_PATH=listener, NVTX_DISABLE="1") == ["True"]

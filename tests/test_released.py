@@ -43,6 +43,8 @@ from train import convert, evaluate, prepare, run
 from train.engine.loop import Pretraining
 from train.evaluate import load_run
 
+pytestmark = pytest.mark.slow
+
 HIDDEN, DIM, FRAMES, BATCH = 8, 16, 12, 5
 QUEUE = 32
 TOLERANCE = 1e-5

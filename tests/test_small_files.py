@@ -24,6 +24,8 @@ from fastmc.data.store import StoreWriter
 from fastmc.skeleton import NTU25
 from tests.fuzz.formats import npy_bytes, people
 
+pytestmark = pytest.mark.slow
+
 
 def peak_of(function, *arguments):
     """Result or error of a call, and the most bytes that it had at once."""
@@ -69,7 +71,7 @@ def test_pickles(name, tmp_path):
 
 
 def test_a_pickle_of_many_clips_is_read(tmp_path):
-    value = ([f"S001C001P001R001A{n:06}.skeleton" for n in range(20_000)], list(np.arange(20_000) % 60))
+    value = ([f"S001C001P001R001A{n:06}.skeleton" for n in range(5_000)], list(np.arange(5_000) % 60))
     for protocol in (2, 4):
         file = tmp_path / f"{protocol}.pkl"
         file.write_bytes(pickle.dumps(value, protocol))

@@ -179,6 +179,7 @@ def start_writer(path):
     return process
 
 
+@pytest.mark.program
 def test_killed_writer_leaves_no_store_and_is_cleaned_up(tmp_path):
     process = start_writer(tmp_path / "toy")
     process.send_signal(signal.SIGKILL)
@@ -206,6 +207,7 @@ def test_remains_with_a_reused_process_number_are_cleaned_up(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
 
 
+@pytest.mark.program
 def test_two_writers_of_one_store(tmp_path):
     process = start_writer(tmp_path / "toy")
     with pytest.raises(StoreError, match=f"toy is being written by process {process.pid}; wait for it, or stop it"):

@@ -42,6 +42,7 @@ PAPER = ROOT.parent / "shared" / "paper" / "a2mc.txt"
 TINY = (
     *("--preset", "tiny", "--frames", "8", "--encoder", "1x8", "--batch-size", "8", "--bank-size", "16"),
     *("--epochs", "1", "--milestones", "1", "--linear-epochs", "2", "--train-crops", "1", "--probe-every", "0"),
+    *("--view-impl", "torch"),  # numba would compile in every process
 )
 
 
@@ -57,6 +58,7 @@ def test_every_row_has_a_figure_or_a_gap_for_each_column():
         assert any(row.variant for row in table.rows)
 
 
+@pytest.mark.shared
 @pytest.mark.skipif(not PAPER.exists(), reason="../shared/paper is not here")
 @pytest.mark.parametrize("number", TABLES)
 def test_published_figures_are_the_paper_s(number):
@@ -131,6 +133,7 @@ def command(data_root: Path, tmp_path: Path, *flags: str) -> list[str]:
     return [*settings, "--data-root", str(data_root), *TINY, *flags]
 
 
+@pytest.mark.program
 def test_a_table_is_run_written_resumed_and_collected_and_results_of_other_data_do_not_enter_it(
     data_root, tmp_path, capsys
 ):
@@ -243,6 +246,7 @@ def test_picture_names_rows_columns_and_axes(number, tmp_path):
     assert any("fastmc" in text for text in texts)
 
 
+@pytest.mark.program
 def test_jobs_that_are_done_do_not_run_and_failures_are_told_after_the_others(tmp_path):
     made = [tmp_path / name for name in "ab"]
     jobs = [
@@ -262,6 +266,7 @@ def test_jobs_that_are_done_do_not_run_and_failures_are_told_after_the_others(tm
     assert run_jobs([jobs[0], jobs[3], jobs[4]]) == 0
 
 
+@pytest.mark.program
 def test_jobs_share_the_cores(tmp_path, monkeypatch):
     monkeypatch.setattr("train.command.jobs.usable_cores", lambda: 6)
     out = [tmp_path / f"{n}.txt" for n in range(3)]
@@ -309,6 +314,7 @@ def test_a_figure_of_other_settings_does_not_enter_a_table(data_root, tmp_path):
     assert p.values(row, column) == [], "it is of an earlier run"
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_stopping_ends_what_runs(number, tmp_path):
     """The command that runs and its worker are gone, and the jobs that wait are not started."""
@@ -344,12 +350,13 @@ run_jobs([job(n) for n in range(3)], parallel=2)
     assert not (tmp_path / "2").exists()
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("killed", ["command", "worker"])
 def test_what_was_started_by_who_is_killed_ends_with_a_checkpoint(killed, data_root, tmp_path):
     """Nobody can pass a kill -9 on: a worker looks for its parent, and the command that it runs for the worker."""
     flags = [*("--dataset", "small", "--data-root", str(data_root), "--preset", "tiny", "--encoder", "1x8"), "--frames"]
     flags += ["8", "--batch-size", "8", "--bank-size", "16", "--epochs", "100000", "--probe-every", "0", "--device"]
-    flags += ["cpu", "--checkpoint-every", "100000", "--out", str(tmp_path / "run")]
+    flags += ["cpu", "--checkpoint-every", "100000", "--out", str(tmp_path / "run"), "--view-impl", "torch"]
     code = f"""
 import pathlib
 from train.command.jobs import Job, run_jobs
@@ -385,6 +392,7 @@ def wait_until(come: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.program
 def test_nothing_asks_for_cuda_before_a_fork():
     """CUDA that was asked for does not survive a fork, so what a worker imports must not ask for it."""
     code = """

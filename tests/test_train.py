@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_small_store
+from once import made_once
 
 from fastmc import checkpoint
 from fastmc.config import (
@@ -43,6 +44,8 @@ from train.engine.record import read_metrics
 from train.engine.step import NonFiniteError
 from train.engine.stopping import asked_to_stop
 from train.runs.folder import RunFolder
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 FAST = [
@@ -111,9 +114,11 @@ def remove(path: Path) -> None:
 @pytest.fixture(scope="module")
 def finished(data_root, tmp_path_factory) -> Path:
     """A finished run."""
-    out = tmp_path_factory.mktemp("runs") / "finished"
-    assert run.main(command(data_root, out)) == 0
-    return out
+
+    def train(folder: Path) -> None:
+        assert run.main(command(data_root, folder)) == 0
+
+    return made_once(tmp_path_factory, "finished", train)
 
 
 @pytest.fixture
@@ -477,9 +482,10 @@ def test_a_state_that_is_not_finite_is_never_saved(data_root, tmp_path):
     assert checkpoint.load_latest(tmp_path / "run" / "checkpoints")[0] == good
 
 
-def test_killed_while_saving_the_previous_checkpoint_loads(finished, data_root, tmp_path):
+@pytest.mark.program
+def test_killed_while_saving_the_previous_checkpoint_loads(data_root, tmp_path):
     """kill -9 in the middle of the third torch.save: the second checkpoint loads, and the same command finishes."""
-    out = tmp_path / "run"
+    out, settings = tmp_path / "run", ("--view-impl", "torch", "--probe-every", "0")  # numba would compile again
     program = textwrap.dedent(
         """
         import os, signal, sys, torch
@@ -496,7 +502,7 @@ def test_killed_while_saving_the_previous_checkpoint_loads(finished, data_root, 
         """
     )
     done = subprocess.run(
-        [sys.executable, "-c", program, *command(data_root, out)],
+        [sys.executable, "-c", program, *command(data_root, out, *settings)],
         cwd=ROOT,
         capture_output=True,
         check=False,
@@ -506,9 +512,11 @@ def test_killed_while_saving_the_previous_checkpoint_loads(finished, data_root, 
     assert list((out / "checkpoints").glob(".step_*.tmp"))
     _, state = checkpoint.load_latest(out / "checkpoints")
     assert state["position"]["epoch"] == 2
-    assert run.main(command(data_root, out)) == 0
+    assert run.main(command(data_root, out, *settings)) == 0
     assert not list((out / "checkpoints").glob(".step_*.tmp"))
-    assert_same_state(state_of(out)["model"], state_of(finished)["model"])
+    whole = start(data_root, tmp_path / "whole", *settings)
+    advance(whole, 12)
+    assert_same_state(state_of(out)["model"], whole.model.state_dict())
 
 
 def test_another_run_in_the_folder_is_an_error(finished, data_root, capsys):
@@ -606,6 +614,7 @@ def test_wrong_settings_are_named_before_anything_is_written(flags, message, dat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.quick
 def test_wrong_flags_are_named_by_the_command_line(capsys):
     flags = "--mixing foo", "--mixing fixed:2", "--bank-size 0", "--temperature 0", "--ema 2", "--temprature 0.1"
     for flag in flags:
@@ -631,6 +640,7 @@ def test_print_config_prints_json_and_trains_nothing(tmp_path, capsys, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.quick
 def test_paper_preset_is_section_4_2():
     c = preset_config("paper", "ntu60")
     assert (c.optim.lr, c.optim.epochs, c.optim.milestones, c.optim.optimizer) == (0.01, 750, (350,), "sgd")
@@ -644,6 +654,7 @@ def test_paper_preset_is_section_4_2():
     assert [c.optim.lr_at(e) for e in (0, 349, 350, 749)] == pytest.approx([0.01, 0.01, 0.001, 0.001])
 
 
+@pytest.mark.quick
 def test_command_line_presets_and_overrides():
     assert parse([]).preset == "tiny"
     assert parse(["--dataset", "ntu60"]).preset == "paper"
@@ -657,9 +668,10 @@ def test_command_line_presets_and_overrides():
         from_plain(Config, {"colour": 1})
 
 
+@pytest.mark.program
 def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint_of_that_moment(data_root, tmp_path):
     out = tmp_path / "run"
-    flags = ("--epochs", "100000", "--probe-every", "0", "--checkpoint-every", "100000")
+    flags = ("--epochs", "100000", "--probe-every", "0", "--checkpoint-every", "100000", "--view-impl", "torch")
     process = subprocess.Popen(
         [sys.executable, "-m", "train.run", *command(data_root, out, *flags)],
         cwd=ROOT,

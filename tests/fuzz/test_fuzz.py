@@ -24,6 +24,7 @@ def test_what_was_read_wrongly_once_is_not(path, tmp_path):
     assert outcome in ("read", "refused"), said
 
 
+@pytest.mark.program
 def test_damaged_inputs_are_read_or_refused():
     tally = fuzz(list(FORMATS), SECONDS, first=0)
     assert not tally.wrong, "\n".join(f"input {number} of {name}: {said}" for name, number, said in tally.wrong)
@@ -41,6 +42,7 @@ SIGNS = {
 }
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("names", [[name for name in PLANTED if name != "planted-death"], ["planted-death"]], ids=len)
 def test_fuzzing_notices(names):
     assert SIGNS.keys() == PLANTED.keys() and all(seeds(name) for name in names)
