@@ -258,6 +258,7 @@ def test_features_that_are_not_finite_are_an_error_and_not_kept(source, tmp_path
 # --- One reader, which runs nothing, waits for nothing and believes nothing
 
 
+@pytest.mark.slow
 def test_tensors_are_read_and_written_in_one_place():
     for floor in ("fastmc", "train", "kernels"):
         for path in (ROOT / floor).rglob("*.py"):

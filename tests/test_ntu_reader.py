@@ -200,6 +200,7 @@ def files(draw: st.DrawFn) -> bytes:
     return content[:cut].encode()
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(content=files())
 def test_same_value_or_same_error(tmp_path_factory, content):

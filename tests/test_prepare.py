@@ -234,8 +234,9 @@ def test_stopped_preparation_leaves_no_store_and_can_be_run_again(tmp_path, sign
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
 
 
+@pytest.mark.slow
 def test_synthetic_goes_the_same_way(tmp_path):
-    store = prepare_synthetic(tmp_path / "a", raw=tmp_path / "raw", subjects=2, seed=3, workers=1)
+    store = prepare_synthetic(tmp_path / "a", raw=tmp_path / "raw", subjects=2, replications=1, seed=3, workers=1)
     assert (store.name, store.protocols) == ("synthetic", ("xsub", "xview"))
     assert set(store.subject[store.split("xsub")[0]]) == {1}
     assert set(store.camera[store.split("xview")[0]]) == {2, 3}
