@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -14,15 +13,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from once import made_once
 from torch.autograd import DeviceType
 
 from bench.gpu import __main__ as command
-from bench.gpu import candidates, part_times, report, runner, smoke, training
+from bench.gpu import candidates, part_times, report, runner, smoke
 from bench.gpu.clock import Clock, Quartiles, by_kernel
 from bench.gpu.keep import keep
 from bench.gpu.recurrent_calls import Split, check_same
-from bench.gpu.runner import CUT, DONE, FAILED, INTERRUPTED, LEFT_OUT, PAGE, REPORT, Runner
-from bench.gpu.section import Findings, Settings
+from bench.gpu.runner import CUT, DONE, FAILED, PAGE, REPORT, Runner
+from bench.gpu.section import Findings
 from bench.gpu.sections import SECTIONS, Section
 from bench.gpu.sizes import Sizes
 from bench.gpu.smoke import judge
@@ -30,116 +30,80 @@ from bench.gpu.suite import verdict_of
 from kernels.ranges import observe, part
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.program
 
 
 @pytest.fixture(scope="module")
-def rehearsed(tmp_path_factory):
-    """The folder of a rehearsal of all sections, and what the command has said."""
-    out = tmp_path_factory.mktemp("gpu") / "report"
-    words = [sys.executable, "-m", "bench.gpu", "--rehearse", "--out", str(out), "--minutes", "60"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{(out / runner.LOG).read_text()[-5000:]}"
-    return out, done.stdout
+def rehearsed(tmp_path_factory) -> Path:
+    """The folder of a rehearsal of all sections."""
+
+    def rehearse(out: Path) -> None:
+        words = [sys.executable, "-m", "bench.gpu", "--rehearse", "--out", str(out), "--minutes", "60"]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{(out / runner.LOG).read_text()[-5000:]}"
+
+    return made_once(tmp_path_factory, "rehearsal", rehearse)
 
 
 def state_of(out: Path) -> dict:
     return json.loads((out / REPORT).read_text(encoding="utf-8"))
 
 
-def test_all_sections_run(rehearsed):
-    state = state_of(rehearsed[0])
-    assert {letter: s["status"] for letter, s in state["sections"].items()} == {s.letter: DONE for s in SECTIONS}
-    assert all(s["found"]["tables"] or s["found"]["code"] for s in state["sections"].values())
-
-
-def test_a_rehearsal_says_so_first(rehearsed):
-    page = (rehearsed[0] / PAGE).read_text(encoding="utf-8")
-    assert page.startswith("**A REHEARSAL") and "None of the numbers below means anything" in page.splitlines()[0]
-
-
-def test_few_files_come_back(rehearsed):
-    paths = list(rehearsed[0].rglob("*"))
-    assert all(path.is_file() for path in paths)
-    assert len(paths) <= 8
-    assert {REPORT, PAGE, runner.LOG, "trace.json.gz"} <= {path.name for path in paths}
-
-
-def test_headlines_come_from_the_numbers(rehearsed):
-    numbers: dict[str, float] = {}
-    for section in state_of(rehearsed[0])["sections"].values():
-        numbers |= section["found"]["numbers"]
-    missing = report.HEADLINES.keys() - numbers.keys()
-    assert missing <= {"training_memory", "hours_of_wall_clock"}, "nvidia-smi's, and an epoch's of seconds"
-    page = (rehearsed[0] / PAGE).read_text(encoding="utf-8")
-    assert f"| {report.HEADLINES['step_vs_encoder'][0]} | {report.shown(numbers['step_vs_encoder'])} x |" in page
-
-
-def test_every_kernel_is_held_to_float64(rehearsed):
-    rows = state_of(rehearsed[0])["sections"]["a"]["found"]["tables"][
-        "Largest error of each against float64, and its budget"
-    ]
+def test_all_sections_run_and_the_page_shows_what_they_found(rehearsed):
+    out, sections = rehearsed, state_of(rehearsed)["sections"]
+    assert {letter: s["status"] for letter, s in sections.items()} == {s.letter: DONE for s in SECTIONS}
+    found = {letter: s["found"] for letter, s in sections.items()}
+    assert all(each["tables"] or each["code"] for each in found.values())
+    rows = found["a"]["tables"]["Largest error of each against float64, and its budget"]
     assert len(rows) == 13, "loss and bank step, choices, views, attack, update"
     assert all(row["error"] <= row["budget"] for row in rows)
-
-
-def test_all_launches_have_their_share_of_a_ceiling(rehearsed):
-    rows = state_of(rehearsed[0])["sections"]["d"]["found"]["tables"]["Shares of their ceilings"]
+    rows = found["d"]["tables"]["Shares of their ceilings"]
     assert len(rows) >= 11 and all(row["us_at_least"] > 0 for row in rows)
-
-
-def test_candidates_are_listed_as_code(rehearsed):
-    code = state_of(rehearsed[0])["sections"]["d"]["found"]["code"][candidates.LISTING]
-    assert code.count("Tiles(sweep_rows=") >= 2
-    assert "# own mixing" in code and "# tiled mixing" in code
-
-
-def test_the_run_is_resumed(rehearsed):
-    notes = state_of(rehearsed[0])["sections"]["h"]["found"]["notes"]
-    assert any(note.startswith("resumed from step_") for note in notes)
-
-
-def test_what_is_done_is_not_run_again(rehearsed, monkeypatch, capsys):
-    def refuse(*arguments):
-        raise AssertionError("a section runs again")
-
-    monkeypatch.setattr(Runner, "_run", refuse)
-    before = (rehearsed[0] / REPORT).read_bytes()
-    assert command.main(["--rehearse", "--out", str(rehearsed[0])]) == 0
-    assert capsys.readouterr().out.count("is done; --again runs it again") == len(SECTIONS)
-    assert (rehearsed[0] / REPORT).read_bytes() == before
-    with pytest.raises(AssertionError, match="runs again"):
-        command.main(["--rehearse", "--out", str(rehearsed[0]), "--again", "--only", "c"])
+    code = found["d"]["code"][candidates.LISTING]
+    assert code.count("Tiles(sweep_rows=") >= 2 and "# own mixing" in code and "# tiled mixing" in code
+    assert any(note.startswith("resumed from step_") for note in found["h"]["notes"])
+    numbers = {name: value for each in found.values() for name, value in each["numbers"].items()}
+    missing = report.HEADLINES.keys() - numbers.keys()
+    assert missing <= {"training_memory", "hours_of_wall_clock"}, "nvidia-smi's, and an epoch's of seconds"
+    page = (out / PAGE).read_text(encoding="utf-8")
+    assert page.startswith("**A REHEARSAL") and "None of the numbers below means anything" in page.splitlines()[0]
+    assert f"| {report.HEADLINES['step_vs_encoder'][0]} | {report.shown(numbers['step_vs_encoder'])} x |" in page
+    paths = list(out.rglob("*"))
+    assert all(path.is_file() for path in paths) and len(paths) <= 8
+    assert {REPORT, PAGE, runner.LOG, "trace.json.gz"} <= {path.name for path in paths}
 
 
 # --- Wrong arguments
 
 
-def test_without_a_gpu_nothing_is_measured(tmp_path, capsys, monkeypatch):
+def test_without_a_gpu_or_with_wrong_arguments_nothing_is_measured(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert command.main(["--out", str(tmp_path / "out")]) == 1
     assert "sees no NVIDIA GPU" in (said := capsys.readouterr().err) and "--rehearse" in said
     assert not (tmp_path / "out").exists()
-
-
-def test_unknown_sections_are_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         command.main(["--rehearse", "--only", "a", "x", "--out", str(tmp_path)])
     said = "".join(capsys.readouterr()).replace("│", "")
     assert "there is no section x" in " ".join(said.split())
-
-
-def test_out_must_be_a_folder(tmp_path, capsys):
     (tmp_path / "file").touch()
     assert command.main(["--rehearse", "--out", str(tmp_path / "file")]) == 1
     assert "is a file, and a folder is needed" in capsys.readouterr().err
 
 
-def test_a_report_of_other_conditions_is_not_gone_on_with(rehearsed, tmp_path, capsys):
-    state = state_of(rehearsed[0])
+def test_a_report_of_other_conditions_is_neither_gone_on_with_nor_kept(rehearsed, tmp_path, capsys):
+    state = state_of(rehearsed)
     state["identity"]["commit"] = "0123456789ab"
     (tmp_path / REPORT).write_text(json.dumps(state))
     assert command.main(["--rehearse", "--out", str(tmp_path)]) == 1
     assert "other conditions (commit 0123456789ab, now" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="holds a rehearsal"):
+        keep(rehearsed, tmp_path / "docs")
+    about = {"rehearsal": False, "card": "NVIDIA H100 80GB HBM3", "torch": "2.11.0+cu130", "triton": "3.6.0"}
+    state["identity"] |= about | {"dirty": False}
+    (tmp_path / REPORT).write_text(json.dumps(state))
+    (tmp_path / PAGE).write_text("")
+    name = "nvidia-h100-80gb-hbm3_torch2.11.0-triton3.6.0_0123456789ab"
+    assert [path.name for path in keep(tmp_path, tmp_path / "docs")] == [f"{name}.md", f"{name}.json"]
     (tmp_path / REPORT).write_text("{")
     assert command.main(["--rehearse", "--out", str(tmp_path)]) == 1
     assert "is damaged" in capsys.readouterr().err
@@ -219,91 +183,14 @@ def gone(pid: int) -> bool:
     return False
 
 
-def test_nothing_outlives_who_started_it(make, tmp_path):
-    words = (
-        "from pathlib import Path; from bench.gpu.runner import Runner; from bench.gpu.sections import Section; "
-        f"Runner(Path({str(make('hangs').out)!r}), [Section('p', 'Hangs', 'section_hangs', 1)], rehearsal=True)"
-        ".run(minutes=30)"
-    )
-    path = os.pathsep.join((str(ROOT), os.environ["PYTHONPATH"]))
-    words = [sys.executable, "-u", "-c", words]
-    with subprocess.Popen(words, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE) as parent:
-        assert parent.stdout is not None
-        assert any(b"Rows" in line for line in parent.stdout), "the section runs"
-        parent.kill()
-    found = state_of(tmp_path / "out")["sections"]["p"]
-    assert found["status"] == INTERRUPTED, "and the report is readable"
-    assert gone(int(found["found"]["numbers"]["child"]))
-
-
-def test_what_does_not_fit_is_named(make):
-    run = make("good", "good")
-    run.sections[1].__dict__["least"] = 1e6
-    assert run.run(minutes=30) == 0
-    assert [s["status"] for s in state_of(run.out)["sections"].values()] == [DONE, LEFT_OUT]
-    assert "and it takes 1000000 at least" in (run.out / PAGE).read_text(encoding="utf-8")
-
-
-def test_an_interrupted_report_is_readable_and_goes_on(make):
-    run, said = make("hangs", "good"), []
-
-    def interrupt(text: str) -> None:
-        said.append(text)
-        if "Rows" in text:
-            raise KeyboardInterrupt
-
-    run._say = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        run.run(minutes=30)
-    (section,) = state_of(run.out)["sections"].values()
-    assert section["status"] == INTERRUPTED and section["found"]["tables"] == {"Rows": [{"us": 1.5}]}
-    assert "**interrupted**" in (run.out / PAGE).read_text(encoding="utf-8")
-
-    again = make("good", "good")
-    assert again.run(minutes=30) == 0
-    assert [s["status"] for s in state_of(run.out)["sections"].values()] == [DONE, DONE]
-
-
-def test_ctrl_c_has_its_exit_code(tmp_path, monkeypatch, capsys):
-    def interrupted(self, minutes):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Runner, "run", interrupted)
-    assert command.main(["--rehearse", "--out", str(tmp_path)]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
-
-
-def test_rehearsals_see_no_gpu_and_measurements_compile(monkeypatch):
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert "TRITON_INTERPRET" not in runner.environment(rehearsal=False)
-    rehearsal = runner.environment(rehearsal=True)
-    assert rehearsal["TRITON_INTERPRET"] == "1" and rehearsal["CUDA_VISIBLE_DEVICES"] == ""
-
-
-@pytest.mark.parametrize(
-    ("error", "budget", "fits"), [(1.0, 2.0, True), (3.0, 2.0, False), (float("nan"), 2.0, False), (1e-9, 0.0, False)]
-)
-def test_an_error_over_its_budget_fails_and_is_in_the_table(error, budget, fits, tmp_path):
-    found = Findings(tmp_path / "found.json")
-    errors, budgets = {"loss": 0.1, "bank": error}, {"loss": 1.0, "bank": budget}
-    if fits:
-        judge(SimpleNamespace(found=found), "a step", errors, budgets)
-    else:
-        with pytest.raises(AssertionError, match="a step: bank is off by"):
+def test_an_error_over_its_budget_fails_and_is_in_the_table(tmp_path):
+    for error, budget, fits in ((1.0, 2.0, True), (3.0, 2.0, False), (float("nan"), 2.0, False), (1e-9, 0.0, False)):
+        found = Findings(tmp_path / "found.json")
+        errors, budgets = {"loss": 0.1, "bank": error}, {"loss": 1.0, "bank": budget}
+        with contextlib.nullcontext() if fits else pytest.raises(AssertionError, match="a step: bank is off by"):
             judge(SimpleNamespace(found=found), "a step", errors, budgets)
-    (row,) = found.tables[smoke.TABLE]
-    assert row["worst"] == "bank" and row["budget"] == budget
-
-
-def test_a_run_that_ends_by_itself_is_an_error_with_its_words(tmp_path, monkeypatch):
-    script = tmp_path / "python"
-    script.write_text("#!/bin/sh\necho out of luck\nexit 3\n")
-    script.chmod(0o755)
-    monkeypatch.setattr(training.sys, "executable", str(script))
-    run = training.Run(SimpleNamespace(work=tmp_path, sizes=Sizes()))
-    with pytest.raises(RuntimeError, match=r"train\.run ended with 3:\n.*\nout of luck"):
-        run.wait_until(lambda: False, 30.0)
-    run.close()
+        (row,) = found.tables[smoke.TABLE]
+        assert row["worst"] == "bank" and row["budget"] == budget
 
 
 def test_a_bare_machine_gets_the_versions_that_are_tested():
@@ -316,44 +203,20 @@ def test_a_bare_machine_gets_the_versions_that_are_tested():
 # --- What is kept
 
 
-def test_results_are_kept_by_card_versions_and_commit(make, tmp_path, rehearsed):
-    with pytest.raises(ValueError, match="holds a rehearsal"):
-        keep(rehearsed[0], tmp_path / "docs")
-    with pytest.raises(ValueError, match=f"holds no {REPORT}"):
-        keep(tmp_path / "nothing", tmp_path / "docs")
-    run = make("good")
-    run.run(minutes=30)
-    state = state_of(run.out)
-    state["identity"] |= {
-        "rehearsal": False,
-        "card": "NVIDIA H100 80GB HBM3",
-        "torch": "2.11.0+cu130",
-        "triton": "3.6.0",
-        "commit": "0123456789ab",
-        "dirty": False,
-    }
-    (run.out / REPORT).write_text(json.dumps(state))
-    name = "nvidia-h100-80gb-hbm3_torch2.11.0-triton3.6.0_0123456789ab"
-    assert [path.name for path in keep(run.out, tmp_path / "docs")] == [f"{name}.md", f"{name}.json"]
-
-
 # --- What pytest says
 
 
-@pytest.mark.parametrize(
-    ("line", "verdict"),
-    [
+def test_verdicts_are_read_once():
+    for line, verdict in (
         ("tests/gpu/test_a.py::test_b[zero in one clip] PASSED [  3%]", ("test_b[zero in one clip]", "PASSED")),
         ("tests/gpu/test_a.py::test_b SKIPPED (needs an NVIDIA GPU) [100%]", ("test_b", "SKIPPED")),
         ("[gw3] [  7%] FAILED tests/gpu/test_a.py::test_b[a b] ", ("test_b[a b]", "FAILED")),
         ("FAILED tests/gpu/test_a.py::test_b - AssertionError", None),
         ("tests/gpu/test_a.py::test_b[zero] ", None),
         ("==== 5 skipped in 3.20s ====", None),
-    ],
-)
-def test_verdicts_are_read_once(line, verdict):
-    found = verdict_of(line + "\n")
-    assert found == (None if verdict is None else (f"tests/gpu/test_a.py::{verdict[0]}", verdict[1]))
+    ):
+        found = verdict_of(line + "\n")
+        assert found == (None if verdict is None else (f"tests/gpu/test_a.py::{verdict[0]}", verdict[1]))
 
 
 # --- Clocks
@@ -379,18 +242,6 @@ def test_kernels_are_found_among_what_a_profiler_has_seen():
     assert list(found) == ["_sweep_kernel", "_bank_kernel"]
     assert found["_sweep_kernel"] == (pytest.approx(13e-6), 2.0)
     assert found["_bank_kernel"] == (pytest.approx(8e-6), 1.0)
-
-
-def test_a_timing_is_a_median_with_quartiles():
-    timing = Quartiles.of([5.0, 1.0, 2.0, 3.0, 4.0], "events")
-    assert (timing.low, timing.median, timing.high) == (2.0, 3.0, 4.0)
-    assert timing.cells("ms")["ms"] == 3000
-
-
-def test_calls_take_turns():
-    seen: list[str] = []
-    timing = Clock(torch.device("cpu")).launched([lambda: seen.append("a"), lambda: seen.append("b")], 0.1)
-    assert seen == ["a", "b"] and timing.how == "host clock"
 
 
 class FakeEvent:
@@ -455,18 +306,16 @@ def captured_call() -> None:
         FakeGraph.held.calls += 1
 
 
-def test_a_replay_is_divided_by_the_calls_it_holds(fake_gpu):
+def test_a_replay_is_divided_by_the_calls_it_holds_and_launches_are_timed_one_by_one(fake_gpu):
     clock = Clock(torch.device("cuda"))
     timing = clock.replayed([captured_call] * 3, seconds=0.01)
     assert timing.how == "graph" and timing.samples >= 5
     # Between the two events of a replay lie its own calls, 3 at least, and one record.
     assert 1e-3 < timing.median <= (1 + 1 / 3) * 1e-3 + 1e-9
     assert fake_gpu, "the stream is put back after a capture"
-
-
-def test_launches_are_timed_one_by_one(fake_gpu):
-    timing = Clock(torch.device("cuda")).launched([captured_call], seconds=0.0, fewest=3)
-    assert timing == Quartiles(1e-3, 1e-3, 1e-3, 3, "events")
+    assert clock.launched([captured_call], seconds=0.0, fewest=3) == Quartiles(1e-3, 1e-3, 1e-3, 3, "events")
+    timing = Quartiles.of([5.0, 1.0, 2.0, 3.0, 4.0], "events")
+    assert (timing.low, timing.median, timing.high, timing.cells("ms")["ms"]) == (2.0, 3.0, 4.0, 3000)
 
 
 def test_what_cannot_be_captured_is_timed_as_launched(fake_gpu):
@@ -503,22 +352,17 @@ def test_parts_are_timed_where_they_run_or_where_they_are_captured(captured, mon
 # --- What is compared
 
 
-@pytest.mark.parametrize("changes", [*candidates.SWEEP, *candidates.BANK], ids=str)
-def test_candidates_are_of_todays_fields(changes):
+def test_candidates_are_of_todays_fields():
     from kernels.tiles import tiles
 
-    assert changes.keys() <= vars(tiles("hopper", 128, "bf16x3", "own")).keys()
+    for changes in (*candidates.SWEEP, *candidates.BANK):
+        assert changes.keys() <= vars(tiles("hopper", 128, "bf16x3", "own")).keys()
 
 
 def test_candidates_are_compiled_ahead():
     sizes = Sizes(batch=16, bank=256, dim=16)
     tried = [("own", {}), ("own", {"no_such_field": 1})]
     assert candidates.main(candidates.job(sizes, "bf16x3", "cuda:90", tried)) >= 4, "launches of one of them"
-
-
-def test_candidates_that_nobody_asks_for_are_an_error():
-    with pytest.raises(AssertionError, match="were not tried"), candidates.chosen({"sweep_rows": 64}):
-        pass
 
 
 def test_the_split_net_is_the_net():
@@ -532,9 +376,3 @@ def test_the_split_net_is_the_net():
 
     with pytest.raises(AssertionError, match="something else"):
         check_same(nets | {"split": Wrong(5, 7, 2)}, x)
-
-
-def test_settings_survive_the_command_line():
-    settings = Settings("a.module", True, 1.5, "out", "work", "result", "report")
-    assert Settings(**json.loads(settings.words())) == settings
-    assert os.environ.get("TRITON_INTERPRET") != "1", "this process compiles kernels"

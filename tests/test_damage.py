@@ -18,10 +18,10 @@ import torch
 from conftest import write_small_store
 from test_feature_cache import cache_of, computed_by, source  # noqa: F401  a fixture
 from test_released import Q, theirs
-from test_train import command, errors
 
 from fastmc import checkpoint
 from fastmc.checkpoint import CheckpointError
+from fastmc.config import LogConfig
 from fastmc.data.bytes.safe_pickle import load_plain
 from fastmc.data.formats.npz import import_npz
 from fastmc.data.formats.ntu_splits import read_missing_list
@@ -35,7 +35,6 @@ from fastmc.encoders.bigru import BiGRU, BiGRUConfig
 from fastmc.encoders.released import encoder_of, read_released
 from fastmc.evaluation import EvalConfig, weights_digest
 from fastmc.evaluation.classifier import Classifier
-from train import run
 from train.engine.record import read_metrics
 from train.runs.results import save_classifier
 
@@ -90,7 +89,7 @@ def same(a: object, b: object) -> bool:
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
-def flips(path: Path, most: int = 150) -> Iterator[None]:
+def flips(path: Path, most: int = 100) -> Iterator[None]:
     """The file with one of its bits flipped, and another, over all of it."""
     whole = path.read_bytes()
     for bit in np.unique(np.linspace(0, 8 * len(whole) - 1, most).astype(int)):
@@ -106,17 +105,23 @@ def flips(path: Path, most: int = 150) -> Iterator[None]:
 
 def test_a_flipped_bit_in_the_newest_checkpoint_is_seen_and_the_one_before_taken(folder, told):
     (_, older), (_, newest) = checkpoint.complete(folder)
-    for _ in flips(newest / checkpoint.STATE, 400):
+    for _ in flips(newest / checkpoint.STATE, 150):
         told.clear()
         assert checkpoint.load_latest(folder)[0] == older
         (line,) = told.records
         assert str(newest / checkpoint.STATE) in line.getMessage()
     assert checkpoint.load_latest(folder)[0] == newest
+    content = (newest / checkpoint.STATE).read_bytes()
+    (newest / checkpoint.STATE).write_bytes(content[: len(content) // 2])
+    assert checkpoint.load_latest(folder)[0] == older
+    (older / checkpoint.STATE).write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no checkpoint can be read"):
+        checkpoint.load_latest(folder)
 
 
 def test_a_flipped_bit_in_a_marker_never_gives_another_state(folder):
     _, (_, newest) = checkpoint.complete(folder)
-    for _ in flips(newest / checkpoint.MARKER, 10_000):
+    for _ in flips(newest / checkpoint.MARKER, 150):
         path, state = checkpoint.load_latest(folder)
         assert same(state, a_state(2 if path == newest else 1))
 
@@ -126,26 +131,11 @@ def test_a_checkpoint_of_an_older_version_has_no_sum_and_is_read_by_those_of_its
     (newest / checkpoint.MARKER).write_text("step 2\n")
     assert checkpoint.load_latest(folder)[0] == newest
     seen = 0
-    for _ in flips(newest / checkpoint.STATE, 400):
+    for _ in flips(newest / checkpoint.STATE, 150):
         path, state = checkpoint.load_latest(folder)
         assert same(state, a_state(2 if path == newest else 1)), "bits of padding and dates make no difference"
         seen += path == older
-    assert seen > 100
-
-
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_takes_its_place(data_root, tmp_path, capsys):
-    settings = ("--epochs", "3", "--milestones", "--probe-every", "0")
-    assert run.main(command(data_root, tmp_path / "run", *settings)) == 0
-    before = checkpoint.load_latest(tmp_path / "run" / "checkpoints")
-    state = before[0] / checkpoint.STATE
-    content = bytearray(state.read_bytes())
-    content[len(content) // 2] ^= 1
-    state.write_bytes(content)
-    errors(capsys)
-    assert run.main(command(data_root, tmp_path / "run", *settings)) == 0
-    assert f"{state} is damaged" in errors(capsys)
-    after = checkpoint.load_latest(tmp_path / "run" / "checkpoints")
-    assert before[0] == after[0] and same(before[1]["model"], after[1]["model"])
+    assert seen > 40
 
 
 def test_what_came_after_a_damaged_checkpoint_is_never_kept_instead_of_a_good_one(folder):
@@ -154,6 +144,11 @@ def test_what_came_after_a_damaged_checkpoint_is_never_kept_instead_of_a_good_on
     os.rename(newest, folder / "step_000000009")
     checkpoint.save(folder, 2, a_state(2), keep=1)
     assert [step for step, _ in checkpoint.complete(folder)] == [2]
+    for step in (3, 4, 5):
+        checkpoint.save(folder, step, a_state(step), keep=2)
+    assert [step for step, _ in checkpoint.complete(folder)] == [4, 5]
+    with pytest.raises(ValueError, match="checkpoints_kept"):
+        LogConfig(checkpoints_kept=1)
 
 
 @pytest.fixture
@@ -189,7 +184,7 @@ def test_a_flipped_bit_in_a_classifier_or_a_released_file_is_seen_or_makes_no_di
                 assert same(read(), truth)
             except (ValueError, CheckpointError) as error:
                 seen += str(file) in str(error)
-        assert seen > 50
+        assert seen > 30
 
 
 # --- Numbers that nothing of ours writes
@@ -199,11 +194,7 @@ def test_a_flipped_bit_in_a_classifier_or_a_released_file_is_seen_or_makes_no_di
     "name, change, says",
     [
         ("query.w", lambda x: x.fill_(torch.nan), r"model\.query\.w is not finite"),
-        (
-            "query.norm.running_var",
-            lambda x: x[3:].fill_(-1),
-            r"model\.query\.norm\.running_var is a variance, and negative",
-        ),
+        ("query.norm.running_var", lambda x: x[3:].fill_(-1), r"model\..*running_var is a variance, and negative"),
         ("query.norm.running_var", lambda x: x[3:].fill_(torch.inf), r"model\.query\.norm\.running_var is not finite"),
         ("exp_avg_sq", lambda x: x[0].fill_(-1e-9), r"optimizer\.state\.0\.exp_avg_sq is a variance, and negative"),
     ],
@@ -221,12 +212,12 @@ def test_a_checkpoint_that_no_run_could_have_written_is_passed_over(name, change
     assert "train.run --restart" in str(caught.value)
 
 
-@pytest.mark.parametrize("changes", [{"weight": torch.nan}, {"bias": torch.inf}, {"top1": torch.nan}, {"top1": 101.0}])
-def test_a_classifier_with_nan_is_refused(changes, encoder, tmp_path):
-    path = write_classifier(tmp_path, encoder, **changes)
-    with pytest.raises(ValueError, match=f"{next(iter(changes))}.*train.evaluate linear --run") as caught:
-        Classifier.read(tmp_path, encoder)
-    assert str(path) in str(caught.value)
+def test_a_classifier_with_nan_is_refused(encoder, tmp_path):
+    for changes in ({"weight": torch.nan}, {"bias": torch.inf}, {"top1": torch.nan}, {"top1": 101.0}):
+        path = write_classifier(tmp_path, encoder, **changes)
+        with pytest.raises(ValueError, match=f"{next(iter(changes))}.*train.evaluate linear --run") as caught:
+            Classifier.read(tmp_path, encoder)
+        assert str(path) in str(caught.value)
 
 
 def test_a_released_checkpoint_with_a_negative_variance_is_refused(tmp_path):
@@ -267,6 +258,7 @@ def test_features_that_are_not_finite_are_an_error_and_not_kept(source, tmp_path
 # --- One reader, which runs nothing, waits for nothing and believes nothing
 
 
+@pytest.mark.slow
 def test_tensors_are_read_and_written_in_one_place():
     for floor in ("fastmc", "train", "kernels"):
         for path in (ROOT / floor).rglob("*.py"):

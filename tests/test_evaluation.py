@@ -73,12 +73,6 @@ def test_features_without_information_give_chance():
     assert result["linear_top5"] > result["linear_top1"]
 
 
-@pytest.mark.parametrize("classes", [1, 2, 4])
-def test_few_classes(classes):
-    result = linear_evaluate(blobs(spread=0.05, classes=classes), classes, EvalConfig(linear_epochs=20))
-    assert result == {"linear_top1": 100.0, "linear_top5": 100.0}
-
-
 def test_top5_counts_the_right_label_among_the_five_highest(monkeypatch):
     f = blobs(spread=2.0, classes=9)
     classifier = torch.nn.Linear(12, 9)
@@ -151,9 +145,3 @@ def test_linear_evaluation_repeats_bit_for_bit_and_leaves_the_global_generator_a
     state = torch.get_rng_state()
     assert linear_evaluate(f, 6, EvalConfig(linear_epochs=3)) == linear_evaluate(f, 6, EvalConfig(linear_epochs=3))
     assert torch.equal(state, torch.get_rng_state())
-
-
-@pytest.mark.parametrize("setting", [{"knn_k": 0}, {"train_crops": 0}, {"test_crop": 1.5}, {"train_crop_min": 0.0}])
-def test_config_refuses_nonsense(setting):
-    with pytest.raises(ValueError, match=next(iter(setting))):
-        EvalConfig(**setting)

@@ -45,6 +45,8 @@ from train.runs.report import plot_curves
 from train.runs.results import Outcome, save_classifier, write_outcome
 from train.tables import __main__ as table_command
 
+pytestmark = pytest.mark.slow
+
 NAMES = [metric.name for metric in A2MC.metrics]
 ROW = dict.fromkeys(record.columns(NAMES), 0.125)
 
@@ -290,7 +292,7 @@ def test_what_was_there_survives_every_fault(name, tmp_path, quick):
     assert written.keys() == new.keys() and all(same(file, written[file], new[file]) for file in new)
 
 
-@pytest.mark.parametrize("share", [0.001, 0.3, 0.6, 0.95])
+@pytest.mark.parametrize("share", [0.001, 0.6])
 def test_a_full_disk_ends_a_run_with_one_line_and_the_same_command_goes_on(share, data_root, tmp_path, capsys):
     settings = ("--epochs", "2", "--milestones", "--probe-every", "0")
     with faulty(tmp_path / "whole") as disk:

@@ -2,60 +2,55 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
-from itertools import combinations, pairwise
+from itertools import pairwise
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
 import torch
 from conftest import exit_code, write_small_store
-from matplotlib.axis import Axis
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.text import Text
+from once import made_once
 from PIL import Image
 from scipy.stats import entropy as scipy_entropy
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
 from fastmc.build import build_model
-from fastmc.data.placed.resident import ResidentStore
 from fastmc.evaluation import represent
 from fastmc.figures.attack import (
     TOP,
     AttackStates,
     attack_states,
     describe_view,
-    distribution,
     entropy,
     entropy_change,
     top_classes,
     visible_draw,
 )
 from fastmc.figures.curves import History, curve, draw_curves
-from fastmc.figures.draw_attack import COLUMN, LOW_ROW, _stage, animate_attack, draw_attack, frame_seconds
+from fastmc.figures.draw_attack import animate_attack, draw_attack, frame_seconds
 from fastmc.figures.neighbours import Strip, draw_neighbours, nearest
-from fastmc.figures.skeletons import COLOURS, Front, bodies_there, front_of, side_by_side
-from fastmc.figures.style import MOST_LINES, SMALL, save
-from fastmc.figures.tsne import choose_classes, draw_embeddings, embed, loo_knn, scores_in_words
-from fastmc.files import whole_file
+from fastmc.figures.skeletons import Front, front_of, side_by_side
+from fastmc.figures.style import SMALL
+from fastmc.figures.tsne import choose_classes, embed, loo_knn, scores_in_words
 from fastmc.methods.a2mc import A2MC, X1, X2
 from fastmc.methods.base import Batch
 from fastmc.skeleton import NTU25
 from fastmc.views.draw import STRONG, WEAK, AugmentConfig, ViewParams, identity_params
 from train import figures, run
 from train.command.datasets import open_dataset
-from train.engine.record import read_metrics
 from train.runs.figure_runs import DrawnRun, candidates, check_same_data, clips_of_classes, load_runs, run_labels
 
-T, CLIPS = 8, 48
+pytestmark = pytest.mark.slow
+
+T, CLIPS = 4, 48
 TINY = (
-    *("--dataset", "small", "--preset", "tiny", "--frames", "8", "--encoder", "1x8", "--batch-size", "8"),
+    *("--dataset", "small", "--preset", "tiny", "--frames", "4", "--encoder", "1x8", "--batch-size", "8"),
     *("--bank-size", "16", "--epochs", "2", "--milestones", "2", "--warmup-epochs", "1", "--probe-every", "1"),
     *("--linear-epochs", "1", "--train-crops", "1", "--device", "cpu"),
 )
@@ -64,10 +59,13 @@ TINY = (
 @pytest.fixture(scope="session")
 def folders(data_root, tmp_path_factory) -> dict[str, Path]:
     """Two finished runs that differ in their method."""
-    root = tmp_path_factory.mktemp("figures")
-    for method in ("a2mc", "b1"):
-        arguments = ("--data-root", str(data_root), "--out", str(root / f"run_{method}"), "--method", method)
-        assert run.main([*TINY, *arguments]) == 0
+
+    def train(root: Path) -> None:
+        for method in ("a2mc", "b1"):
+            arguments = ("--data-root", str(data_root), "--out", str(root / f"run_{method}"), "--method", method)
+            assert run.main([*TINY, *arguments]) == 0
+
+    root = made_once(tmp_path_factory, "drawn-runs", train)
     return {method: root / f"run_{method}" for method in ("a2mc", "b1")}
 
 
@@ -80,10 +78,13 @@ def loaded(folders) -> DrawnRun:
 @pytest.fixture(scope="session")
 def pictures(folders, tmp_path_factory) -> Path:
     """All pictures of both runs, at 100 pixels an inch."""
-    out = tmp_path_factory.mktemp("pictures") / "new" / "folder"
-    runs = [argument for folder in folders.values() for argument in ("--run", str(folder))]
-    assert figures.main([*runs, "--out", str(out), "--dpi", "100", "--k", "3", "--clip", "clip0004"]) == 0
-    return out
+
+    def draw(root: Path) -> None:
+        runs = [argument for folder in folders.values() for argument in ("--run", str(folder))]
+        out = ["--out", str(root / "new" / "folder"), "--dpi", "100", "--k", "3", "--clip", "clip0004"]
+        assert figures.main([*runs, *out]) == 0
+
+    return made_once(tmp_path_factory, "pictures", draw) / "new" / "folder"
 
 
 def states_of(loaded: DrawnRun, clip: int, draw: int | None = None) -> AttackStates:
@@ -149,11 +150,6 @@ def test_views_are_those_of_a_training_step_in_the_runs_stream(stream, loaded):
     np.testing.assert_allclose(states.distribution[3], torch.softmax(logits[0], 0), rtol=1e-4)
 
 
-def test_second_body_of_a_clip_that_has_one_is_absent(loaded):
-    assert bodies_there(states_of(loaded, 3, draw=0).joints[0]).tolist() == [[True, False]] * T
-    assert bodies_there(states_of(loaded, 4, draw=0).joints[0]).all()
-
-
 def test_attack_raises_the_entropy_on_average(loaded):
     ids, told = torch.arange(CLIPS), []
     before, after = entropy_change(loaded.model, loaded.placed, ids, batch_size=20, advance=told.append)
@@ -190,18 +186,17 @@ def test_default_draw_is_the_first_whose_strong_view_masks_no_axis(loaded):
         return bool((strong == 0).all(axis=(0, 1)).any())
 
     found = []
-    for n in range(8):
+    for n in range(6):
         draw = visible_draw(loaded.model, loaded.placed.select(torch.tensor([n])), torch.tensor([n]))
         assert [flattened(d) for d in range(draw + 1)] == [True] * draw + [False]
         assert states_of(loaded, n).draw == draw
         found.append(draw)
     assert len(set(found)) > 1
-
-
-def test_default_draw_where_every_view_is_masked(loaded):
     config = replace(loaded.config, augment=AugmentConfig(axis_mask_probability=1.0))
     model = build_model(config, loaded.store, torch.device("cpu"))
-    assert visible_draw(model, loaded.placed.select(torch.tensor([0])), torch.tensor([0])) == 0
+    assert visible_draw(model, loaded.placed.select(torch.tensor([0])), torch.tensor([0])) == 0, "where all are masked"
+    with pytest.raises(ValueError, match="clips must be one clip, got 2"):
+        attack_states(loaded.model, loaded.placed.select(torch.arange(2)), torch.arange(2))
 
 
 def test_what_a_view_does_in_words():
@@ -218,16 +213,10 @@ def test_what_a_view_does_in_words():
     assert describe_view(strong, 0, 32) == said
 
 
-def test_several_clips_at_once_are_refused(loaded):
-    ids = torch.arange(2)
-    with pytest.raises(ValueError, match="clips must be one clip, got 2"):
-        attack_states(loaded.model, loaded.placed.select(ids), ids)
-
-
 # --- Figure 4 and neighbours: the numbers
 
 
-def test_neighbours_are_scikit_learns():
+def test_neighbours_are_scikit_learns(loaded):
     rng = np.random.default_rng(0)
     train, queries = rng.normal(size=(60, 12)), rng.normal(size=(9, 12))
     distance, index = NearestNeighbors(n_neighbors=5, metric="cosine").fit(train).kneighbors(queries)
@@ -237,6 +226,9 @@ def test_neighbours_are_scikit_learns():
         np.testing.assert_allclose(cosine, 1 - far, atol=1e-12)
     with pytest.raises(ValueError, match=r"k must be in 1..60, the number of training clips, got 61"):
         nearest(train, queries[0], 61)
+    train, test = loaded.clips()
+    assert candidates(loaded, int(test[0]), 5).tolist() == train.tolist()
+    assert candidates(loaded, int(train[3]), 5).tolist() == [n for n in train if n != train[3]], "not its own"
 
 
 def test_embedding_has_a_point_a_clip_and_can_be_repeated():
@@ -254,27 +246,20 @@ def test_embedding_has_a_point_a_clip_and_can_be_repeated():
     assert loo_knn(first.points - first.points.mean(axis=0), labels) > 75
 
 
-def test_embedding_of_few_clips():
+def test_embedding_of_few_clips_and_of_a_collapsed_encoder():
+    """scikit-learn's t-SNE of equal features ends the process."""
     rng = np.random.default_rng(0)
     few = embed(rng.normal(size=(3, 5)), np.zeros(3, int))
-    assert few.points.shape == (3, 2)
-    assert few.perplexity == pytest.approx(2 / 3)
-    assert few.silhouette is None
-    assert few.knn == 100.0
-    assert embed(rng.normal(size=(400, 5)), np.zeros(400, int)).perplexity == 30
+    assert few.points.shape == (3, 2) and few.perplexity == pytest.approx(2 / 3)
+    assert few.silhouette is None and few.knn == 100.0
     with pytest.raises(ValueError, match="needs 3 clips at least, got 2"):
         embed(rng.normal(size=(2, 5)), np.zeros(2, int))
-
-
-def test_embedding_of_a_collapsed_encoder():
-    """scikit-learn's t-SNE of equal features ends the process."""
     found = embed(np.ones((6, 4), np.float32), np.array([0, 0, 0, 1, 1, 1]))
     assert found.collapsed
     assert scores_in_words(found) == "collapsed: all features are equal"
-    assert not embed(np.eye(6, 4), np.array([0, 0, 0, 1, 1, 1])).collapsed
 
 
-def test_leave_one_out_is_that_of_a_plain_loop():
+def test_leave_one_out_is_that_of_a_plain_loop_and_classes_are_chosen_among_those_that_occur():
     rng = np.random.default_rng(1)
     features, labels = rng.normal(size=(30, 4)), rng.integers(0, 3, 30)
     hits = 0
@@ -283,158 +268,37 @@ def test_leave_one_out_is_that_of_a_plain_loop():
         cosine = [f @ features[m] / np.linalg.norm(f) / np.linalg.norm(features[m]) for m in others]
         hits += labels[others[int(np.argmax(cosine))]] == labels[n]
     assert loo_knn(features, labels) == pytest.approx(100 * hits / 30)
-
-
-def test_ten_random_classes_of_those_that_occur():
     labels = np.repeat(np.arange(0, 60, 2), 3)
     chosen = choose_classes(labels, 10, seed=1)
-    assert len(set(chosen.tolist())) == 10
-    assert set(chosen) <= set(labels)
-    assert (np.diff(chosen) > 0).all()
-    np.testing.assert_array_equal(chosen, choose_classes(labels, 10, seed=1))
+    assert len(set(chosen.tolist())) == 10 and set(chosen) <= set(labels) and (np.diff(chosen) > 0).all()
     assert chosen.tolist() != choose_classes(labels, 10, seed=2).tolist()
     assert choose_classes(np.array([4, 1, 4])).tolist() == [1, 4]
-
-
-def test_features_are_those_of_the_centre_crop(loaded):
-    ids = np.array([3, 7, 5])
-    share, middle = torch.full((3,), 0.95), torch.full((3,), 0.5)
-    placed = ResidentStore(loaded.store)
-    expected = represent(
-        loaded.model.query, placed, torch.from_numpy(ids), "joint", frames=T, ratio=share, position=middle
-    )
-    np.testing.assert_array_equal(loaded.features(ids), expected.numpy())
-
-
-def test_query_is_not_its_own_neighbour(loaded):
-    train, test = loaded.clips()
-    assert candidates(loaded, int(test[0]), 5).tolist() == train.tolist()
-    assert candidates(loaded, int(train[3]), 5).tolist() == [n for n in train if n != train[3]]
 
 
 # --- Drawing
 
 
-def test_poses_stand_on_their_marks():
-    poses = np.random.default_rng(0).normal(size=(3, 2, 25, 3))
-    poses[1] = 0  # nobody there
-    front = Front(0, 2, (-1.0, 1.0))
-    across = side_by_side(poses, front, 2.0)[..., 0]
-    assert [(across[i].max() + across[i].min()) / 2 for i in (0, 2)] == pytest.approx([0, 4])
-    stray = side_by_side(poses, front, 2.0, by_median=True)
-    assert [np.median(stray[i, ..., 0]) for i in (0, 2)] == pytest.approx([0, 4])
-    np.testing.assert_array_equal(stray[..., 1], poses[..., 2])
-    np.testing.assert_allclose(np.diff(stray[0, 0, :, 0]), -np.diff(poses[0, 0, :, 0]))
-    assert (across[1] == 0).all()
-
-
-def test_columns_share_scale_and_limits():
-    figure = draw_attack(fake_states(), NTU25)
-    columns, bars = figure.axes[:4], figure.axes[4:]
-    for group in (columns, bars):
-        assert len({(axes.get_xlim(), axes.get_ylim()) for axes in group}) == 1
-    assert {axes.get_aspect() for axes in columns} == {1.0}
-    for axes in columns:  # nothing of a skeleton is outside
-        points = np.concatenate([dots.get_offsets() for dots in axes.collections])
-        low, high = np.array([axes.get_xlim(), axes.get_ylim()]).T
-        assert (points > low).all() and (points < high).all()
-
-
-def test_bars_are_as_high_as_the_distribution_and_five_are_highlighted():
+def test_bars_are_as_high_as_the_distribution_and_columns_share_their_scale():
     states = fake_states()
-    for axes, p in zip(draw_attack(states, NTU25).axes[4:], states.distribution, strict=True):
+    figure = draw_attack(states, NTU25)
+    for axes, p in zip(figure.axes[4:], states.distribution, strict=True):
         steps = axes.patches[0].get_data().values
         np.testing.assert_array_equal(steps, p)
         highlighted = {round(bar.get_x() + bar.get_width() / 2): bar.get_height() for bar in axes.patches[1:]}
         assert [bar.get_width() for bar in axes.patches[1:]] == [1.0] * 5, "as wide as a class, as the others are"
         assert highlighted == {c: p[c] for c in np.argsort(-p)[:5]}
         assert f"entropy {scipy_entropy(p.astype(float)):.4f} nats" in axes.texts[0].get_text()
-
-
-def test_fewer_classes_than_are_highlighted():
-    figure = draw_attack(fake_states(classes=3), NTU25)
-    assert "3 largest" in [text.get_text() for text in figure.legends[0].get_texts()]
-    FigureCanvasAgg(figure).draw()
-    ticks = [tick for axes in figure.axes[4:] for tick in axes.get_xticks() if -0.5 <= tick <= 2.5]
-    assert ticks == [round(tick) for tick in ticks]
-
-
-def test_skeletons_that_would_be_small_have_fewer_poses():
-    """Such as two people apart from one another, of whom three pairs fill a column."""
-    person = np.random.default_rng(0).uniform((-0.25, -0.1, -0.8), (0.25, 0.1, 0.8), (4, T, 1, 25, 3))
-    for joint, place in ((NTU25.hip, (0, 0, 0)), (NTU25.spine, (0, 0, 0.5))):
-        person[..., joint, :] = place
-    for joint, place in ((NTU25.left_shoulder, (0.25, 0, 0.6)), (NTU25.right_shoulder, (-0.25, 0, 0.6))):
-        person[..., joint, :] = place
-    couple = np.concatenate([person, person + np.array([1.5, 0, 0])], axis=2)
-    one, two, one_couple = (
-        draw_attack(replace(fake_states(), joints=joints.astype(np.float32)), NTU25, poses=poses).axes[0]
-        for joints, poses in ((person, 3), (couple, 3), (couple, 1))
-    )
-    shape = [float(np.diff(axes.get_ylim())[0] / np.diff(axes.get_xlim())[0]) for axes in (one, two, one_couple)]
-    assert len(one.get_xticks()) == 3
-    assert len(two.get_xticks()) < 3
-    assert shape[1] >= min(LOW_ROW / COLUMN, shape[2])
-
-
-def crowded_figure(name: str) -> Figure:
-    """A picture with long names and many panels."""
-    rng = np.random.default_rng(0)
-    labels = np.repeat(np.arange(10), 3)
-    embedding = embed(rng.normal(size=(30, 4)), labels)
-    names = [f"rotate both arms backwards {c}" for c in range(10)]
-    rows = [{"epoch": e, "loss": 3.0 / e, "top1": 0.1, "feature_std": 0.05 + 0.001 * e} for e in range(1, 4)]
-    history, settings = History(rows, A2MC.metrics, 128), "method {}, optimizer adamw, warmup_epochs 2.0"
-    strip = Strip(rng.normal(size=(20, 2, 25, 3)), "HDM_bd_elbowToKnee1RepsLelbowStart_013", names[0], 30.0)
-    found = [replace(strip, cosine=0.9), replace(strip, cosine=0.8, class_name=names[1])]
-    title = "Features of 2760 test clips (ntu60, xsub) of 10 classes: t-SNE with perplexity 30, seed 0. " * 2
-    if name == "animation":
-        figure, update = _stage(fake_states(bodies=2), NTU25, title)
-        update(0)
-        return figure
-    if name.startswith("attack"):
-        return draw_attack(fake_states(bodies=2 if "two" in name else 1), NTU25, title=title)
-    if name.startswith("tsne"):
-        headings = [settings.format(i) for i in range(5)] if "five" in name else ["untrained", "pre-trained"]
-        return draw_embeddings(dict.fromkeys(headings, embedding), labels, names, title=title)
-    if name == "curves":
-        return draw_curves({settings.format(i): history for i in range(4)}, title=title)
-    return draw_neighbours(strip, found, NTU25, title=title)
-
-
-@pytest.mark.parametrize(
-    "name", ["attack", "attack of two", "animation", "tsne", "tsne of five", "curves", "neighbours"]
-)
-def test_no_text_is_cut_off_or_upon_another(name):
-    figure = crowded_figure(name)
-    FigureCanvasAgg(figure).draw()
-    out_of_sight = {
-        id(label)
-        for axis in figure.findobj(Axis)
-        for tick in axis.get_major_ticks()
-        for label in (tick.label1, tick.label2)
-        if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
-    }
-    texts = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip() and id(t) not in out_of_sight]
-    boxes = {t: t.get_window_extent() for t in texts if t.axes is None or t.axes.axison or t in t.axes.texts}
-    assert len(boxes) > 6
-    width, height = figure.bbox.width, figure.bbox.height
-    for text, box in boxes.items():
-        inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1
-        assert inside, f"{text.get_text()!r} is cut off: {box}"
-        assert text.get_fontsize() >= SMALL
-    for (a, first), (b, second) in combinations(boxes.items(), 2):
-        shared = (
-            min(first.x1, second.x1) - max(first.x0, second.x0),
-            min(first.y1, second.y1) - max(first.y0, second.y0),
-        )
-        assert min(shared) < 1, f"{a.get_text()!r} and {b.get_text()!r} overlap"
-
-
-def test_drawing_leaves_matplotlibs_settings_alone(tmp_path):
-    before = dict(matplotlib.rcParams)
-    save(draw_attack(fake_states(), NTU25), tmp_path, "attack", dpi=50)
-    assert dict(matplotlib.rcParams) == before
+    for group in (figure.axes[:4], figure.axes[4:]):
+        assert len({(axes.get_xlim(), axes.get_ylim()) for axes in group}) == 1
+    query = Strip(np.random.default_rng(0).normal(size=(20, 1, 25, 3)), "q", "bow", 30.0)
+    wide = replace(query, clip=query.clip * np.linspace(0.1, 3, 20)[:, None, None, None])
+    for columns in (figure.axes[:4], draw_neighbours(query, [wide], NTU25).axes[1::2]):
+        assert columns[0].get_xlim() == columns[1].get_xlim()
+        for axes in columns:  # nothing of a skeleton is outside
+            assert axes.get_aspect() == 1.0
+            points = np.concatenate([dots.get_offsets() for dots in axes.collections])
+            low, high = np.array([axes.get_xlim(), axes.get_ylim()]).T
+            assert (points > low).all() and (points < high).all()
 
 
 def test_curves_show_what_was_measured():
@@ -449,43 +313,6 @@ def test_curves_show_what_was_measured():
     assert probe.lines[0].get_xydata().tolist() == [[2, 40]]
     assert loss.lines[0].get_color() != loss.lines[1].get_color()
     assert loss.lines[0].get_linestyle() != loss.lines[1].get_linestyle()
-
-
-def test_no_two_of_many_curves_look_alike():
-    rows = [{"epoch": 1, "loss": 1.0, "top1": 0.1, "feature_std": 0.1}]
-    loss = draw_curves({str(n): History(rows, A2MC.metrics, 64) for n in range(MOST_LINES)}).axes[0]
-    assert len({(line.get_color(), line.get_linestyle()) for line in loss.lines}) == MOST_LINES >= 12
-    with pytest.raises(ValueError, match=f"cannot be told apart; name {MOST_LINES} at most"):
-        draw_curves({str(n): History(rows, A2MC.metrics, 64) for n in range(MOST_LINES + 1)})
-
-
-def test_neighbours_say_in_words_and_colour_whose_class_is_right():
-    rng = np.random.default_rng(0)
-    query = Strip(rng.normal(size=(20, 1, 25, 3)), "q", "bow", 30.0)
-    found = [replace(query, name="a", cosine=0.9), replace(query, name="b", class_name="kick", cosine=0.5)]
-    words = draw_neighbours(query, found, NTU25).axes[::2]
-    texts = [axes.texts[0] for axes in words]
-    assert [text.get_text() for text in texts] == [
-        "query\nbow\nq\n0.7 s",
-        "same class, cosine 0.900\nbow\na\n0.7 s",
-        "other class, cosine 0.500\nkick\nb\n0.7 s",
-    ]
-    colours = {text.get_color() for text in texts}
-    assert len(colours) == 3
-    assert not colours & {COLOURS["left"], COLOURS["right"]}, "these tell left from right"
-
-
-def test_neighbours_are_drawn_whole_and_to_one_scale():
-    rng = np.random.default_rng(0)
-    query = Strip(rng.normal(size=(20, 1, 25, 3)), "q", "bow", 30.0)
-    wide = query.clip * np.linspace(0.1, 3, 20)[:, None, None, None]
-    strips = draw_neighbours(query, [replace(query, clip=wide)], NTU25).axes[1::2]
-    assert strips[0].get_xlim() == strips[1].get_xlim()
-    for axes in strips:
-        assert axes.get_aspect() == 1.0
-        points = np.concatenate([dots.get_offsets() for dots in axes.collections])
-        low, high = np.array([axes.get_xlim(), axes.get_ylim()]).T
-        assert (points > low).all() and (points < high).all()
 
 
 def test_animation_lasts_as_long_as_its_clip(tmp_path):
@@ -507,17 +334,7 @@ def test_animation_lasts_as_long_as_its_clip(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.gif"]
 
 
-def test_animation_shows_the_distributions_and_says_what_colours_mean():
-    states = fake_states(bodies=2)
-    figure, _ = _stage(states, NTU25, "A title")
-    for axes, p in zip(figure.axes[4:], states.distribution, strict=True):
-        np.testing.assert_array_equal(axes.patches[0].get_data().values, p)
-        assert len(axes.patches) == 1 + 5
-    legend = {text.get_text() for text in figure.legends[0].get_texts()}
-    assert {"left", "right", "body 2", "5 largest", "uniform, 1/C"} <= legend
-
-
-def test_front_is_seen_upright():
+def test_front_is_seen_upright_and_poses_stand_on_their_marks():
     """Body up is z, its left is towards -x: the picture's axes are -x and z, so that left is on the right."""
     clip = np.zeros((1, 1, 25, 3))
     clip[0, 0, NTU25.spine] = (0, 0, 0.5)
@@ -528,18 +345,12 @@ def test_front_is_seen_upright():
     assert front.flat(clip)[0, 0, NTU25.left_shoulder].tolist() == [0.2, 0.7]
     assert front.up_label == "z, up (m)"
     unknown = replace(NTU25, spine=-1, hip=-1)
-    assert not unknown.has_frame
     assert front_of(clip, unknown).up_label == "y (m)", "which axis is up is not known"
-
-
-def test_file_that_could_not_be_written_leaves_the_old_one(tmp_path):
-    path = tmp_path / "a.png"
-    path.write_text("old")
-    with pytest.raises(OSError, match="disk full"), whole_file(path) as unfinished:  # noqa: PT012
-        unfinished.write_text("half")
-        raise OSError("disk full")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
+    poses = np.random.default_rng(0).normal(size=(3, 2, 25, 3))
+    poses[1] = 0  # nobody there
+    across = side_by_side(poses, front, 2.0)[..., 0]
+    assert [(across[i].max() + across[i].min()) / 2 for i in (0, 2)] == pytest.approx([0, 4])
+    assert (across[1] == 0).all()
 
 
 # --- The command
@@ -551,41 +362,30 @@ def svg_text(path: Path) -> list[str]:
 
 
 EXPECTED_TEXT = {
-    "attack": ("probability", "class of FC", "frame of the view (T = 8)", "5 largest", "left", "right", "body 2"),
+    "attack": ("probability", "class of FC", "frame of the view (T = 4)", "5 largest", "left", "right", "body 2"),
     "tsne": ("t-SNE 1", "t-SNE 2", "swing 0", "swing 1", "swing 2", "method a2mc", "method b1"),
     "curves": ("loss (nats)", "std of feature elements", "kNN probe, top-1 (%)", "epoch", "method a2mc", "method b1"),
     "neighbours": ("y, up (m)", "query", "clip0004", "swing 1", "left", "right", "body 2"),
 }
 
 
-def test_command_writes_these_files_and_no_others(pictures):
-    names = {f"{name}.{suffix}" for name in EXPECTED_TEXT for suffix in ("png", "svg")}
-    assert {path.name for path in pictures.iterdir()} == names | {"attack.gif"}
-
-
-@pytest.mark.parametrize("name", EXPECTED_TEXT)
-def test_png_is_a_picture_of_the_right_size(name, pictures):
-    svg = ElementTree.parse(pictures / f"{name}.svg").getroot()
-    inches = [float(svg.attrib[side].removesuffix("pt")) / 72 for side in ("width", "height")]
-    assert inches[0] == pytest.approx(7.0)
-    with Image.open(pictures / f"{name}.png") as image:
-        assert image.width == 700
-        assert image.height == pytest.approx(100 * inches[1], abs=1)
-        grey = np.asarray(image.convert("L"))
-        colours = len(image.convert("RGB").getcolors(1 << 20))
-    assert 0.01 < (grey < 250).mean() < 0.6
-    assert colours > 50
-
-
-@pytest.mark.parametrize("name", EXPECTED_TEXT)
-def test_svg_holds_its_words_as_text_that_is_large_enough(name, pictures):
-    texts = svg_text(pictures / f"{name}.svg")
-    for expected in EXPECTED_TEXT[name]:
-        assert expected in texts, texts
-    content = (pictures / f"{name}.svg").read_text()
-    sizes = [float(size) for size in re.findall(r"font-size: ([\d.]+)px", content)]
-    assert len(sizes) > 5
-    assert min(sizes) >= SMALL
+def test_command_writes_pictures_of_the_right_size_whose_words_are_text(pictures):
+    assert {p.name for p in pictures.iterdir()} == {
+        "attack.gif",
+        *(f"{name}.{suffix}" for name in EXPECTED_TEXT for suffix in ("png", "svg")),
+    }
+    for name, words in EXPECTED_TEXT.items():
+        texts = svg_text(pictures / f"{name}.svg")
+        assert set(words) <= set(texts), texts
+        content = (pictures / f"{name}.svg").read_text()
+        sizes = [float(size) for size in re.findall(r"font-size: ([\d.]+)px", content)]
+        assert len(sizes) > 5 and min(sizes) >= SMALL
+        svg = ElementTree.parse(pictures / f"{name}.svg").getroot()
+        inches = [float(svg.attrib[side].removesuffix("pt")) / 72 for side in ("width", "height")]
+        assert inches[0] == pytest.approx(7.0)
+        with Image.open(pictures / f"{name}.png") as image:
+            assert image.width == 700 and image.height == pytest.approx(100 * inches[1], abs=1)
+            assert 0.01 < (np.asarray(image.convert("L")) < 250).mean() < 0.6
 
 
 def test_pictures_say_the_measured_numbers(pictures, loaded):
@@ -613,109 +413,71 @@ def test_pictures_say_the_measured_numbers(pictures, loaded):
     assert f"1-NN {panel.knn:.1f} %, silhouette {panel.silhouette:.2f}" in svg_text(pictures / "tsne.svg")
 
 
-def test_gif_has_a_frame_for_each_of_the_views(pictures, loaded):
-    path = pictures / "attack.gif"
-    assert path.stat().st_size < 3e6
-    with Image.open(path) as gif:
-        assert gif.n_frames == T
-        shown = gif.info["duration"] * T / 1000
-    assert shown == pytest.approx(loaded.store.num_frames[4] / 30, abs=0.005 * T)
-
-
-def test_one_picture_of_one_run_goes_to_its_folder(folders, tmp_path):
-    folder = tmp_path / "copy"
-    shutil.copytree(folders["b1"], folder)
-    assert figures.main(["--run", str(folder), "--only", "tsne"]) == 0
-    assert {path.name for path in (folder / "figures").iterdir()} == {"tsne.png", "tsne.svg"}
-    texts = svg_text(folder / "figures" / "tsne.svg")
-    assert {"untrained", "pre-trained"} <= set(texts)
-
-
-def test_pictures_are_the_same_each_time(folders, tmp_path):
-    for name in ("one", "two"):
-        arguments = ["--run", str(folders["a2mc"]), "--only", "attack", "tsne", "--out", str(tmp_path / name)]
-        assert figures.main([*arguments, "--seed", "3"]) == 0
-    for name in ("attack.png", "attack.svg", "attack.gif", "tsne.png", "tsne.svg"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-
-
-def test_curves_need_neither_checkpoint_nor_data(folders, tmp_path):
-    folder = tmp_path / "bare"
-    folder.mkdir()
-    for name in ("config.json", "metrics.csv"):
-        shutil.copy(folders["b1"] / name, folder)
-    assert figures.main(["--run", str(folder), "--only", "curves"]) == 0
-    assert {"epoch", "L1", "Training of bare"} <= set(svg_text(folder / "figures" / "curves.svg"))
-    assert len(read_metrics(folder / "metrics.csv")) == 2
-
-
-def test_a_run_without_metrics_has_the_other_pictures(folders, tmp_path, capsys):
-    """Such as one that was made of a released checkpoint."""
-    imported = tmp_path / "imported"
-    shutil.copytree(folders["b1"], imported)
+def test_pictures_of_one_run_go_to_its_folder_and_need_no_more_than_they_show(folders, tmp_path, capsys):
+    """A run without metrics is one that was made of a released checkpoint; curves need neither checkpoint nor data."""
+    imported, bare = Path(shutil.copytree(folders["b1"], tmp_path / "imported")), tmp_path / "bare"
     (imported / "metrics.csv").unlink()
     assert figures.main(["--run", str(imported), "--only", "tsne", "curves"]) == 0
     assert "curves are left out: " in capsys.readouterr().err
     assert {path.name for path in (imported / "figures").iterdir()} == {"tsne.png", "tsne.svg"}
+    assert {"untrained", "pre-trained"} <= set(svg_text(imported / "figures" / "tsne.svg"))
+    bare.mkdir()
+    for name in ("config.json", "metrics.csv"):
+        shutil.copy(folders["b1"] / name, bare)
+    assert figures.main(["--run", str(bare), "--only", "curves"]) == 0
+    assert {"epoch", "L1", "Training of bare"} <= set(svg_text(bare / "figures" / "curves.svg"))
 
 
 def test_labels_are_what_differs_or_the_folders_names(folders, tmp_path):
     a2mc, b1 = folders["a2mc"], folders["b1"]
     assert run_labels([a2mc, b1]) == ["method a2mc", "method b1"]
     assert run_labels([a2mc]) == ["run_a2mc"]
-    same = tmp_path / "same"
-    shutil.copytree(a2mc, same)
+    same, twin = (Path(shutil.copytree(a2mc, tmp_path / name / "same")) for name in ("one", "two"))
     assert run_labels([a2mc, same]) == ["run_a2mc", "same"]
-    twin = tmp_path / "twins" / "same"
-    shutil.copytree(a2mc, twin)
     assert run_labels([same, twin]) == [str(same), str(twin)]
-    config = (twin / "config.json").read_text()
-    for old, new in (('"epochs": 2', '"epochs": 9'), ('"seed": 0', '"seed": 5'), ('"frames": 8', '"frames": 16')):
-        assert old in config
-        config = config.replace(old, new)
-    (twin / "config.json").write_text(config)
-    assert run_labels([a2mc, twin]) == ["frames 8, epochs 2, seed 0", "frames 16, epochs 9, seed 5"]
-    (twin / "config.json").write_text(config.replace('"shear": 0.5', '"shear": 0.1'))
+    config = json.loads((twin / "config.json").read_text())
+    config |= {"seed": 5, "frames": 16, "optim": config["optim"] | {"epochs": 9}}
+    (twin / "config.json").write_text(json.dumps(config))
+    assert run_labels([a2mc, twin]) == ["frames 4, epochs 2, seed 0", "frames 16, epochs 9, seed 5"]
+    config["augment"]["shear"] = 0.1
+    (twin / "config.json").write_text(json.dumps(config))
     assert run_labels([a2mc, twin]) == ["run_a2mc", "same"]
 
 
-@pytest.mark.parametrize(
-    "arguments, message",
-    [
+def test_errors_say_what_is_wrong_and_nothing_is_written(folders, tmp_path, capsys):
+    out = tmp_path / "out"
+    for arguments, message in (
         (["--clip", "clip00044"], r"has no clip 'clip00044' \(it holds 48\); did you mean clip0044"),
         (["--only", "neighbours", "--k", "25"], r"k = 25 must be in 1\.\.24, the number of training clips of xsub"),
         (["--protocol", "xset"], "has no protocol 'xset'; there are: xsub, xview"),
         (["--dpi", "7"], "dpi must be >= 50"),
-        (["--seed", "-1"], "seed must be >= 0"),
-        (["--draw", "-2"], "draw must be >= 0"),
         (["--only"], "--only names no picture; choose from attack, tsne, curves, neighbours"),
-    ],
-)
-def test_errors_say_what_is_wrong_and_nothing_is_written(arguments, message, folders, tmp_path, capsys):
-    out = tmp_path / "out"
-    assert exit_code(figures.main, ["--run", str(folders["a2mc"]), "--out", str(out), *arguments])
-    assert re.search(message, capsys.readouterr().err)
-    assert not out.exists()
+    ):
+        assert exit_code(figures.main, ["--run", str(folders["a2mc"]), "--out", str(out), *arguments])
+        assert re.search(message, capsys.readouterr().err)
+        assert not out.exists()
 
 
 def test_folders_that_are_no_runs(folders, tmp_path, capsys):
-    assert figures.main([]) == 1
-    assert "--run is missing: name a run folder" in capsys.readouterr().err
-    assert figures.main(["--run", str(tmp_path)]) == 1
-    assert f"{tmp_path} is no run folder" in capsys.readouterr().err
-    assert figures.main(["--run", str(folders["a2mc"]), "--run", str(tmp_path), "--only", "curves"]) == 1
-    assert f"{tmp_path} is no run folder" in capsys.readouterr().err
-    shutil.copy(folders["a2mc"] / "config.json", tmp_path)
-    assert figures.main(["--run", str(tmp_path), "--only", "curves"]) == 1
-    assert f"{tmp_path / 'metrics.csv'} holds no epoch: the run's first is not complete" in capsys.readouterr().err
-    assert figures.main(["--run", str(folders["a2mc"]), "--run", f"{folders['a2mc']}/."]) == 1
-    assert "is named twice; name each run once" in capsys.readouterr().err
-    assert figures.main(["--run", str(tmp_path), "--only", "tsne"]) == 1
-    assert "holds no complete checkpoint" in capsys.readouterr().err
-    file = tmp_path / "file"
+    run, no_run, file, bare = folders["a2mc"], tmp_path / "empty", tmp_path / "file", tmp_path / "bare"
     file.write_text("")
-    assert figures.main(["--run", str(folders["a2mc"]), "--out", str(file)]) == 1
-    assert f"--out {file} is a file; name a folder" in capsys.readouterr().err
+    for folder in (no_run, bare):
+        folder.mkdir()
+    shutil.copy(run / "config.json", bare)
+    for arguments, message in (
+        ([], "--run is missing: name a run folder"),
+        (["--run", no_run], f"{no_run} is no run folder"),
+        (["--run", run, "--run", no_run, "--only", "curves"], f"{no_run} is no run folder"),
+        (
+            ["--run", bare, "--only", "curves"],
+            f"{bare / 'metrics.csv'} holds no epoch: the run's first is not",
+        ),
+        (["--run", run, "--run", f"{run}/."], "is named twice; name each run once"),
+        (["--run", bare, "--only", "tsne"], "holds no complete checkpoint"),
+        (["--run", run, "--out", file], f"--out {file} is a file; name a folder"),
+    ):
+        assert figures.main(list(map(str, arguments))) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_runs_of_other_clips_are_not_compared(loaded, tmp_path):
@@ -726,20 +488,3 @@ def test_runs_of_other_clips_are_not_compared(loaded, tmp_path):
     with pytest.raises(ValueError, match=r"are of different clips \(small xsub and small xview\)"):
         check_same_data([loaded, other])
     check_same_data([loaded, replace(loaded, store=open_dataset("small", loaded.store.path.parent))])
-
-
-def test_protocol_without_test_clips(loaded, tmp_path):
-    trained_on = write_small_store(tmp_path / "all", subjects=(1, 3))
-    with pytest.raises(ValueError, match=r"protocol = 'xsub' leaves no test clip in .*all; it has: xsub, xview"):
-        replace(loaded, store=trained_on).clips()
-    scarce = write_small_store(tmp_path / "scarce", clips=8, subjects=(1, 3, 2))
-    assert len(replace(loaded, store=scarce).clips()[1]) == 2
-    with pytest.raises(ValueError, match="protocol xsub leaves 2 test clips, a t-SNE needs 3 at least"):
-        clips_of_classes(replace(loaded, store=scarce), 0)
-
-
-def test_distribution_is_of_each_clip_alone(loaded):
-    x = torch.from_numpy(np.random.default_rng(0).normal(size=(5, T, 150)).astype(np.float32))
-    together = distribution(loaded.model, x)
-    for n in range(5):
-        torch.testing.assert_close(distribution(loaded.model, x[[n]])[0], together[n])

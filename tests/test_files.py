@@ -38,6 +38,7 @@ def hold(path: Path, kind: str) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.program
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_what_a_killed_process_has_left_is_removed_by_the_next_and_what_is_in_use_is_not(kind, tmp_path):
     path = tmp_path / "crops[1].npy"  # a name that is a pattern, too

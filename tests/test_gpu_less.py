@@ -21,6 +21,7 @@ from gpu_less import (
 
 from bench.aot import compile_launches
 
+pytestmark = pytest.mark.compiler
 N = 16
 
 

@@ -118,22 +118,19 @@ def run_python(code: str, *path: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("package", ["kernels", "train"])
-def test_foreign_package_is_never_picked_up_silently(package, tmp_path):
-    (tmp_path / package).mkdir()
-    (tmp_path / package / "__init__.py").write_text("")
-    done = run_python("import fastmc; print(fastmc.foreign_package('train'))", tmp_path, ROOT)
-    if package == "kernels":
-        assert done.returncode == 1
-        assert "ImportError: import kernels finds" in done.stderr
-        assert str(tmp_path) in done.stderr
-    else:
-        assert str(tmp_path) in done.stdout
-        done = run_python("from fastmc.doctor import main; sys.exit(main())", tmp_path, ROOT)
-        assert done.returncode == 1
-        assert f"!!train                another package is found: {tmp_path / 'train'}" in done.stdout
+@pytest.mark.program
+def test_foreign_package_is_never_picked_up_silently(tmp_path):
+    for package in ("kernels", "train"):
+        (tmp_path / package / package).mkdir(parents=True)
+        (tmp_path / package / package / "__init__.py").write_text("")
+    done = run_python("import fastmc", tmp_path / "kernels", ROOT)
+    assert done.returncode == 1
+    assert "ImportError: import kernels finds" in done.stderr and str(tmp_path) in done.stderr
+    done = run_python("import fastmc; print(fastmc.foreign_package('train'))", tmp_path / "train", ROOT)
+    assert str(tmp_path) in done.stdout
 
 
+@pytest.mark.program
 def test_train_of_another_clone_is_refused(tmp_path):
     """fastmc from here, train from a copy elsewhere."""
     (tmp_path / "train").mkdir()
@@ -149,12 +146,13 @@ def test_own_packages_are_ours():
     assert foreign_package("no_such_package_at_all") == "nowhere"
 
 
+@pytest.mark.program
 def test_without_triton_everything_works_and_asking_for_it_says_why():
     block = "sys.modules['triton'] = None\nimport torch, fastmc, fastmc.methods.a2mc, train.run\n"
     rows = "f = torch.nn.functional.normalize(torch.randn(6, 4), dim=1)\n"
-    done = run_python(block + rows + "print(fastmc.mc_loss(f, f, f, f, f, 0.2).item() > 0)", ROOT)
+    losses = "print(fastmc.mc_loss(f, f, f, f, f, 0.2).item() > 0)\nfastmc.mc_loss(f, f, f, f, f, 0.2, impl='triton')"
+    done = run_python(block + rows + losses, ROOT)
     assert done.stdout.strip() == "True", done.stderr
-    done = run_python(block + rows + "fastmc.mc_loss(f, f, f, f, f, 0.2, impl='triton')", ROOT)
     assert done.returncode == 1
     assert "impl='triton' cannot run" in done.stderr
 
@@ -197,14 +195,6 @@ def test_the_doctor_says_what_a_gpu_needs_beside_it(monkeypatch):
     assert launcher == ("launcher of kernels", "a C compiler and Python.h are there", True)
 
 
-def test_importing_fastmc_does_not_import_torch():
-    """The workers that read skeleton files start fast."""
-    done = run_python(
-        "import fastmc.data.formats.skeleton_file, fastmc.data.normalise; print('torch' in sys.modules)", ROOT
-    )
-    assert done.stdout.strip() == "False", done.stderr
-
-
 def test_doctor_is_content_here(capsys):
     assert doctor.main() == 0
     out = capsys.readouterr().out
@@ -214,22 +204,29 @@ def test_doctor_is_content_here(capsys):
 
 
 def test_doctor_notices_a_wrong_implementation(monkeypatch, capsys):
-    def wrong(*arguments, impl, **settings):
+    """Of the loss, of the bank's step, and of what training calls."""
+
+    def wrong_loss(*arguments, impl, **settings):
         return mc_loss(*arguments, impl=impl, **settings) * (1.001 if impl == "torch" else 1)
 
-    monkeypatch.setattr(doctor, "mc_loss", wrong)
-    assert doctor.self_test("torch", torch.device("cpu")) > 1e-4
-    assert doctor.main() == 1
-    assert "!!torch on cpu" in capsys.readouterr().out
-
-
-def test_doctor_tests_what_training_calls(monkeypatch):
-    def wrong(bank, *arguments, impl, **settings):
+    def wrong_step(bank, *arguments, impl, **settings):
         found = mc_step_(bank, *arguments, impl=impl, **settings)
         return found._replace(df3=found.df3 * (1.001 if impl == "torch" else 1))
 
-    monkeypatch.setattr(doctor, "mc_step_", wrong)
-    assert doctor.self_test("torch", torch.device("cpu")) > 1e-4
+    def poisoned(bank, momentum, *arguments, impl, **settings):
+        bank_step_(bank, momentum, *arguments, impl=impl, **settings)
+        if impl == "torch":
+            bank[0, 0] = float("nan")
+
+    for name, wrong in (("mc_loss", wrong_loss), ("mc_step_", wrong_step), ("bank_step_", poisoned)):
+        with monkeypatch.context() as patch:
+            patch.setattr(doctor, name, wrong)
+            assert not doctor.self_test("torch", torch.device("cpu")) < 1e-4
+    monkeypatch.setattr(doctor, "mc_loss", wrong_loss)
+    monkeypatch.setattr(doctor, "foreign_package", lambda name: "/elsewhere/train" if name == "train" else None)
+    assert doctor.main() == 1
+    said = capsys.readouterr().out
+    assert "!!torch on cpu" in said and "!!train                another package is found: /elsewhere/train" in said
 
 
 def test_doctor_tests_triton_in_each_precision_where_it_can_run(monkeypatch, capsys):
@@ -255,16 +252,6 @@ def test_doctor_tests_the_views(monkeypatch, capsys):
     assert doctor.view_self_test("torch", torch.device("cpu")) > 1e-4
     assert doctor.main() == 1
     assert "!!torch on cpu" in capsys.readouterr().out
-
-
-def test_doctor_notices_a_nan(monkeypatch):
-    def poisoned(bank, momentum, *args, impl, **settings):
-        bank_step_(bank, momentum, *args, impl=impl, **settings)
-        if impl == "torch":
-            bank[0, 0] = float("nan")
-
-    monkeypatch.setattr(doctor, "bank_step_", poisoned)
-    assert not doctor.self_test("torch", torch.device("cpu")) < 1e-4
 
 
 def test_kinect_layouts():

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from once import made_once
 
 pytest.importorskip("setuptools", "70.1", "older ones build no wheel by themselves")
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.program
 NOT_SHIPPED = {".ci/run", ".gitignore"}
 HOSTILE = 'raise ImportError(f"{__name__} of somebody else was imported")\n'
 
@@ -50,7 +52,12 @@ class Handed(NamedTuple):
 @pytest.fixture(scope="module")
 def handed(tmp_path_factory) -> Handed:
     """The installation has a foreign ``kernels`` beside it, the working folder a ``train.py`` and a ``kernels.py``."""
-    folder = tmp_path_factory.mktemp("handed")
+    folder = made_once(tmp_path_factory, "handed", hand_over)
+    (source,) = (folder / "source").iterdir()
+    return Handed(source, folder / "site", folder / "work")
+
+
+def hand_over(folder: Path) -> None:
     junk = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "runs", "data", "wheels", "*.egg-info")
     shutil.copytree(ROOT, folder / "clone", ignore=lambda at, names: junk(at, names) if at == str(ROOT) else ())
     build(folder / "clone", "sdist", folder)
@@ -60,27 +67,13 @@ def handed(tmp_path_factory) -> Handed:
     (source,) = (folder / "source").iterdir()
     build(source, "wheel", folder)
     (wheel,) = folder.glob("*.whl")
-    site = folder / "site"
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--no-index",
-        "--no-deps",
-        "--no-compile",
-        "--target",
-        site,
-        wheel,
-    ]
-    subprocess.run(pip, check=True, timeout=120)
+    site, pip = folder / "site", [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps"]
+    subprocess.run([*pip, "--no-compile", "--target", site, wheel], check=True, timeout=120)
     for name in ("kernels", "work"):
         (folder / name).mkdir()
     shutil.move(folder / "kernels", site)
     for file in (site / "kernels" / "__init__.py", folder / "work" / "train.py", folder / "work" / "kernels.py"):
         file.write_text(HOSTILE)
-    return Handed(source, site, folder / "work")
 
 
 def build(source: Path, what: str, out: Path) -> None:

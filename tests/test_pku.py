@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+from format_cases import assert_all_left_out
 
 from fastmc.data import packing
 from fastmc.data.bytes.number_lines import read_number_lines
@@ -13,7 +16,6 @@ from fastmc.data.formats.pku_splits import CLASS_NAMES, PKU1, PKU2
 from fastmc.data.formats.skeleton_file import SkeletonFileError
 from fastmc.data.normalise import normalise
 from fastmc.data.packing import PrepareError
-from fastmc.data.store import StoreError
 from fastmc.skeleton import NTU25
 from train.prepare import main
 
@@ -121,24 +123,6 @@ def test_folders_may_be_named_and_lie_side_by_side(raw, tmp_path):
     assert (store.checksum, store.content_checksum) == (expected.checksum, expected.content_checksum)
 
 
-def test_same_store_for_any_number_of_workers(raw, tmp_path):
-    recording(raw, NAMES[1]).write_text("1 2 3\n")
-    label(raw, NAMES[2]).write_text("8,1,20,2\nnonsense\n")
-    one, two = (prepare_pku(raw, tmp_path / str(workers), workers=workers) for workers in (1, 2))
-    assert {file.name: file.read_bytes() for file in one.path.iterdir()} == {
-        file.name: file.read_bytes() for file in two.path.iterdir()
-    }
-
-
-def test_checksum_follows_recordings_and_labels(raw, tmp_path):
-    checksums = {prepare_pku(raw, tmp_path / "a", workers=1).checksum}
-    label(raw, NAMES[0]).write_text(LABELS.replace("20", "21"))
-    checksums.add(prepare_pku(raw, tmp_path / "b", workers=1).checksum)
-    recording(raw, NAMES[0]).write_text(text(people(99)))
-    checksums.add(prepare_pku(raw, tmp_path / "c", workers=1).checksum)
-    assert len(checksums) == 3
-
-
 def test_phase_one(raw, tmp_path):
     """Other names, all 51 classes, other names of the lists; and phase II in the same folder is passed over."""
     one = raw / "one"
@@ -232,48 +216,32 @@ FAULTY_RECORDINGS = {
 
 
 @pytest.mark.parametrize("fault", FAULTY_RECORDINGS)
-def test_faulty_recording_is_left_out_with_its_line(raw, tmp_path, fault):
+def test_faulty_recording_is_refused_with_its_line(tmp_path, fault):
     content, message = FAULTY_RECORDINGS[fault]
-    recording(raw, NAMES[0]).write_text(content, encoding="utf-8", newline="")
-    store = prepare_pku(raw, tmp_path / "out", workers=1)
-    assert {str(name).partition("_")[0] for name in store.names} == set(NAMES[1:])
-    [entry] = store.skipped()
-    assert (entry["name"], entry["reason"]) == (NAMES[0], packing.MALFORMED)
-    with pytest.raises(PrepareError, match=rf"A01N01-L\.txt, {message}"):
-        prepare_pku(raw, tmp_path / "strict", strict=True, workers=1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+    (tmp_path / "A01N01-L.txt").write_text(content, encoding="utf-8", newline="")
+    with pytest.raises(SkeletonFileError, match=rf"A01N01-L\.txt, {message}"):
+        read_recording(tmp_path / "A01N01-L.txt")
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda whole: whole.replace("\n", "\r\n"),
-        lambda whole: whole.rstrip("\n"),
-        lambda whole: whole + "\n \n\r\n",
-        lambda whole: whole.replace("\n", "  \n"),
-        lambda whole: whole.replace("\n ", "\n"),
-        lambda whole: whole.replace(" ", "\t"),
-        lambda whole: whole.replace(" 0.000000", " 0"),
-        lambda whole: whole.replace(" 0.000000", " -0.0e+00"),
-    ],
-    ids=[
-        "CRLF",
-        "no last newline",
-        "blank last lines",
-        "blanks behind",
-        "none in front",
-        "tabs",
-        "integers",
-        "exponent",
-    ],
-)
-def test_what_a_recording_may_look_like(tmp_path, change):
+def test_what_a_recording_may_look_like(tmp_path):
     joints = people(3)[:, :1]
-    (tmp_path / "file.txt").write_text(change(text(joints)), newline="")
-    read = read_recording(tmp_path / "file.txt")
-    assert (read.shape, read.dtype) == ((FRAMES, 2, 25, 3), np.float32)
-    np.testing.assert_array_equal(read[:, :1], joints.astype(np.float32))
-    assert not read[:, 1].any()
+    whole = text(joints)
+    forms = {
+        "CRLF": whole.replace("\n", "\r\n"),
+        "no last newline": whole.rstrip("\n"),
+        "blank last lines": whole + "\n \n\r\n",
+        "blanks behind": whole.replace("\n", "  \n"),
+        "none in front": whole.replace("\n ", "\n"),
+        "tabs": whole.replace(" ", "\t"),
+        "integers": whole.replace(" 0.000000", " 0"),
+        "exponent": whole.replace(" 0.000000", " -0.0e+00"),
+    }
+    for form, content in forms.items():
+        (tmp_path / "file.txt").write_text(content, newline="")
+        read = read_recording(tmp_path / "file.txt")
+        assert (read.shape, read.dtype) == ((FRAMES, 2, 25, 3), np.float32), form
+        np.testing.assert_array_equal(read[:, :1], joints.astype(np.float32), err_msg=form)
+        assert not read[:, 1].any()
 
 
 def test_numbers_round_as_float_does(tmp_path):
@@ -304,16 +272,13 @@ FAULTY_LABELS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTY_LABELS)
-def test_faulty_label_is_left_out_with_its_line(raw, tmp_path, fault):
-    line, message = FAULTY_LABELS[fault]
-    label(raw, NAMES[0]).write_text(f"8,1,20,2\n{line}\n51,31,60,1\n")
-    store = prepare_pku(raw, tmp_path / "out", workers=1)
-    assert [str(name) for name in store.names[:2]] == ["A01N01-L_001", "A01N01-L_003"]
-    assert len(store) == 2 * len(NAMES)
-    assert reasons(store) == [("A01N01-L_002", packing.MALFORMED)]
-    with pytest.raises(PrepareError, match=rf"A01N01-L\.txt, line 2: {message}"):
-        prepare_pku(raw, tmp_path / "strict", strict=True, workers=1)
+def test_faulty_labels_are_left_out_with_their_lines(raw):
+    label(raw, NAMES[0]).write_text("".join(f"{line}\n8,1,20,2\n" for line, _ in FAULTY_LABELS.values()))
+    faults = {}
+    for n, (_, message) in enumerate(FAULTY_LABELS.values()):
+        place = rf"A01N01-L\.txt, line {2 * n + 1}: "
+        faults[f"A01N01-L_{2 * n + 1:03}"] = (packing.MALFORMED, place + re.escape(message))
+    assert_all_left_out(prepare_pku, raw, faults, clips=len(FAULTY_LABELS) + 2 * len(NAMES[1:]))
 
 
 def test_label_of_a_body_without_frame_of_reference_is_malformed(raw, tmp_path):
@@ -339,51 +304,33 @@ def test_labels_that_are_no_fault_pass_a_strict_preparation(raw, tmp_path):
     np.testing.assert_array_equal(store.clip(1), normalise(joints[30:], NTU25))
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "0 lines, expected 1 to 999 labels"),
-        (b"8,1,20,2\n" * 1000, "1000 lines, expected 1 to 999 labels"),
-        (b"8,1,20,2\n\xff\n", "can't decode byte 0xff"),
-    ],
-    ids=["empty", "too many", "not text"],
-)
-def test_faulty_label_file_leaves_its_recording_out(raw, tmp_path, content, message):
-    label(raw, NAMES[0]).write_bytes(content)
-    store = prepare_pku(raw, tmp_path / "out", workers=1)
-    assert len(store) == 2 * len(NAMES[1:])
-    [entry] = store.skipped()
-    assert (entry["name"], entry["reason"]) == (NAMES[0], packing.MALFORMED)
-    assert message in entry["detail"]
-    assert str(label(raw, NAMES[0])) in entry["detail"]
-    with pytest.raises(PrepareError, match=message):
-        prepare_pku(raw, tmp_path / "strict", strict=True, workers=1)
+def test_faulty_files_are_left_out_with_their_reasons(raw):
+    """Recordings, label files, files without the other one, and of other names; one pair is good."""
+    foreign, truncated = ("A1N01-L", "A01N01-X", "A01N01-L (copy)", "0002-L"), FAULTY_RECORDINGS["truncated"]
+    for name in ("A01N03-L", *foreign):
+        recording(raw, name).write_text(text(people()[:, :1]))
+    for name in ("A01N03-L", "A02N02-L"):
+        label(raw, name).write_text(LABELS)
+    (raw / "Split" / "cross_view_v2.txt").write_text(VIEW_LIST.replace("A01N02-R", "A01N02-R, A01N03-L"))
+    label(raw, NAMES[0]).write_bytes(b"")
+    label(raw, NAMES[1]).write_bytes(b"8,1,20,2\n" * 1000)
+    label(raw, NAMES[2]).unlink()
+    recording(raw, NAMES[3]).write_text(truncated[0])
+    faults = {
+        NAMES[0]: (packing.MALFORMED, rf"{label(raw, NAMES[0])}.*0 lines, expected 1 to 999 labels"),
+        NAMES[1]: (packing.MALFORMED, "1000 lines, expected 1 to 999 labels"),
+        NAMES[2]: (pku.UNPAIRED, rf"{NAMES[2]}\.txt: there is no label file of that name"),
+        NAMES[3]: (packing.MALFORMED, rf"{NAMES[3]}\.txt, {truncated[1]}"),
+        "A02N02-L": (pku.UNPAIRED, r"A02N02-L\.txt: there is no recording of that name"),
+    }
+    faults |= dict.fromkeys(foreign, (packing.FOREIGN_NAME, "not the name of a recording such as A01N01-L"))
+    assert_all_left_out(prepare_pku, raw, faults, clips=2)
+    label(raw, NAMES[1]).write_bytes(b"8,1,20,2\n\xff\n")
+    store = prepare_pku(raw, raw.parent / "out", overwrite=True, workers=1)
+    assert any("can't decode byte 0xff" in entry["detail"] for entry in store.skipped())
 
 
 # Files
-
-
-@pytest.mark.parametrize(
-    ("file_of", "message"),
-    [(label, "there is no label file of that name"), (recording, "there is no recording of that name")],
-)
-def test_unpaired_file_is_left_out(raw, tmp_path, file_of, message):
-    file_of(raw, NAMES[1]).unlink()
-    store = prepare_pku(raw, tmp_path / "out", workers=1)
-    assert len(store) == 2 * (len(NAMES) - 1)
-    assert reasons(store) == [(NAMES[1], pku.UNPAIRED)]
-    with pytest.raises(PrepareError, match=rf"A01N01-M\.txt: {message}; without --strict"):
-        prepare_pku(raw, tmp_path / "strict", strict=True, workers=1)
-
-
-@pytest.mark.parametrize("name", ["A1N01-L", "A01N01-X", "A01N01-L (copy)", "0002-L"])
-def test_foreign_names_are_left_out(raw, tmp_path, name):
-    recording(raw, name).write_text(text(people()))
-    store = prepare_pku(raw, tmp_path / "out", workers=1)
-    assert len(store) == 2 * len(NAMES)
-    assert reasons(store) == [(name, packing.FOREIGN_NAME)]
-    with pytest.raises(PrepareError, match="not the name of a recording such as A01N01-L"):
-        prepare_pku(raw, tmp_path / "strict", strict=True, workers=1)
 
 
 def test_lists_may_lie_beside_the_recordings(raw, tmp_path):
@@ -427,13 +374,12 @@ FAULTY_LISTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTY_LISTS)
-def test_faulty_list_is_an_error(raw, tmp_path, fault):
-    content, message = FAULTY_LISTS[fault]
-    (raw / "Split" / "cross_subject_v2.txt").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(PrepareError, match=message):
-        prepare_pku(raw, tmp_path / "out", workers=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+def test_faulty_list_is_an_error(raw, tmp_path):
+    for content, message in FAULTY_LISTS.values():
+        (raw / "Split" / "cross_subject_v2.txt").write_bytes(content.encode(errors="surrogateescape"))
+        with pytest.raises(PrepareError, match=message):
+            prepare_pku(raw, tmp_path / "out", workers=1)
+        assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
 def test_two_lists_that_differ_are_an_error(raw, tmp_path):
@@ -465,23 +411,9 @@ def test_what_is_missing_is_said(raw, tmp_path, capsys):
     assert "workers must be at least 1" in error("--raw", raw, "--workers", 0)
 
 
-def test_nothing_usable_is_an_error(raw, tmp_path):
-    for name in NAMES:
-        label(raw, name).write_text("14,1,20,2\n")
-    with pytest.raises(PrepareError, match=r"none of the 4 files under .* is usable \(4 action that is not of this"):
-        prepare_pku(raw, tmp_path / "out", workers=1)
-
-
-def test_existing_store_is_kept(raw, tmp_path):
-    prepare_pku(raw, tmp_path / "out", workers=1)
-    with pytest.raises(StoreError, match="--overwrite"):
-        prepare_pku(raw, tmp_path / "out", workers=1)
-    assert len(prepare_pku(raw, tmp_path / "out", overwrite=True, workers=1)) == 8
-
-
 def test_names_grow_in_the_order_of_files_and_lines(raw, tmp_path):
     label(raw, NAMES[0]).write_text("8,1,20,2\n" * 120)
-    store = prepare_pku(raw, tmp_path / "out", strict=True, workers=2)
+    store = prepare_pku(raw, tmp_path / "out", strict=True, workers=1)
     names = store.names.tolist()
     assert names == sorted(names)
     assert names[:120] == [f"A01N01-L_{line:03}" for line in range(1, 121)]

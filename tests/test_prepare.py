@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import assert_left_out
+from format_cases import assert_all_left_out
 
 from fastmc.data import packing
 from fastmc.data.formats import ntu as prepare
 from fastmc.data.formats.ntu import prepare_ntu, prepare_synthetic
-from fastmc.data.formats.ntu_splits import NTU60_CLASS_NAMES, NTU60_PROTOCOLS, NTU60_TRAIN_SUBJECTS, read_missing_list
+from fastmc.data.formats.ntu_splits import read_missing_list
 from fastmc.data.formats.skeleton_file import read_skeleton
 from fastmc.data.normalise import choose_bodies, normalise
 from fastmc.data.packing import PrepareError
@@ -25,7 +25,7 @@ from fastmc.data.report import describe, summary
 from fastmc.data.store import StoreError
 from fastmc.figures.skeletons import draw_clip
 from fastmc.parallel import IN_FLIGHT, WorkerDied, ordered_map
-from fastmc.skeleton import NTU25, Skeleton
+from fastmc.skeleton import NTU25
 from train.prepare import find_clip, main
 
 ROOT = Path(__file__).parents[1]
@@ -84,31 +84,7 @@ def test_store_holds_the_clips(raw, tmp_path):
         assert len(train_clips) + len(test_clips) == len(store)
 
 
-def test_published_lists():
-    assert len(set(NTU60_CLASS_NAMES)) == len(NTU60_CLASS_NAMES) == 60
-    assert NTU60_CLASS_NAMES[49] == "punch/slap"  # A050, the first of the eleven two-person actions
-    for number, name in {1: "drink water", 8: "sit down", 9: "stand up", 23: "hand waving", 43: "falling down"}.items():
-        assert NTU60_CLASS_NAMES[number - 1] == name
-    assert NTU60_CLASS_NAMES[57:] == ("shaking hands", "walking towards", "walking apart")
-    test_subjects = {3, 6, 7, 10, 11, 12, 20, 21, 22, 23, 24, 26, 29, 30, 32, 33, 36, 37, 39, 40}
-    assert set(NTU60_TRAIN_SUBJECTS) == set(range(1, 41)) - test_subjects
-    assert NTU60_PROTOCOLS["xsub"] == {"field": "subject", "train": list(NTU60_TRAIN_SUBJECTS)}
-    assert NTU60_PROTOCOLS["xview"] == {"field": "camera", "train": [2, 3]}
-
-
-def test_same_store_for_any_number_of_workers(raw, tmp_path):
-    (raw / "S001C001P001R001A002.skeleton").write_text("1\n1\nbroken\n")
-    for workers in (1, 2, 3):
-        prepare_ntu(raw, tmp_path / str(workers), workers=workers)
-    assert snapshot(tmp_path / "1") == snapshot(tmp_path / "2") == snapshot(tmp_path / "3")
-
-
-def test_checksum_follows_the_source(raw, tmp_path):
-    before = prepare_ntu(raw, tmp_path / "a", workers=1).checksum
-    (raw / f"{NAMES[0]}.skeleton").write_text(skeleton_text(seed=99))
-    assert prepare_ntu(raw, tmp_path / "b", workers=1).checksum != before
-
-
+@pytest.mark.program
 def test_few_items_are_in_flight():
     taken = 0
 
@@ -135,22 +111,22 @@ def test_files_are_found_at_any_depth_and_only_once(raw, tmp_path):
 
 
 FAULTY = {
-    "not a clip name": ("S01C001P001R001A001", skeleton_text(), packing.FOREIGN_NAME, "S01C001P001R001A001"),
-    "truncated": (clip_name(action=5), skeleton_text()[:-200], packing.MALFORMED, r"A005.skeleton, line \d+"),
-    "text": (clip_name(action=5), skeleton_text().replace("\n25\n", "\nabc\n", 1), packing.MALFORMED, "line 4"),
-    "NaN": (clip_name(action=5), skeleton_text().replace("\n25\n", "\n25\nnan", 1), packing.MALFORMED, "line 5"),
-    "empty file": (clip_name(action=5), "", packing.MALFORMED, "A005.skeleton"),
-    "24 joints": (clip_name(action=5), skeleton_text().replace("\n25\n", "\n24\n", 1), packing.MALFORMED, "line 4"),
+    "S01C001P001R001A001": (skeleton_text(), packing.FOREIGN_NAME, "S01C001P001R001A001"),
+    clip_name(action=2): (skeleton_text()[:-200], packing.MALFORMED, r"A002.skeleton, line \d+"),
+    clip_name(action=3): (skeleton_text().replace("\n25\n", "\nabc\n", 1), packing.MALFORMED, "line 4"),
+    clip_name(action=4): (skeleton_text().replace("\n25\n", "\n25\nnan", 1), packing.MALFORMED, "line 5"),
+    clip_name(action=5): ("", packing.MALFORMED, "A005.skeleton"),
+    clip_name(action=6): (skeleton_text().replace("\n25\n", "\n24\n", 1), packing.MALFORMED, "line 4"),
 }
 
 
-@pytest.mark.parametrize("fault", FAULTY)
-def test_faulty_file_is_left_out_with_its_reason(raw, fault):
-    name, text, reason, detail = FAULTY[fault]
-    (raw / f"{name}.skeleton").write_text(text)
-    assert_left_out(prepare_ntu, raw, name, reason, detail, clips=len(NAMES))
+def test_faulty_files_are_left_out_with_their_reasons(raw):
+    for name, (text, _, _) in FAULTY.items():
+        (raw / f"{name}.skeleton").write_text(text)
+    assert_all_left_out(prepare_ntu, raw, {name: said for name, (_, *said) in FAULTY.items()}, clips=len(NAMES))
 
 
+@pytest.mark.program
 def test_strict_stops_at_the_first_fault_with_many_workers(raw, tmp_path):
     for action in (3, 2):
         (raw / f"{clip_name(action=action)}.skeleton").write_text("nonsense")
@@ -179,36 +155,19 @@ def test_missing_list(raw, tmp_path):
     assert store.meta["counts"]["skipped"] == {packing.PUBLISHED: 2}
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+def test_bad_missing_list(raw, tmp_path):
+    with pytest.raises(PrepareError, match="No such file"):
+        prepare_ntu(raw, tmp_path / "out", missing=tmp_path / "missing.txt", workers=1)
+    for text, message in (
         ("S001C001P001R001A01\n", "line 1: 'S001C001P001R001A01' is not a clip name"),
         ("a list of something else\n", "names no clip"),
-        (None, "No such file"),
-    ],
-)
-def test_bad_missing_list(raw, tmp_path, text, message):
-    if text is not None:
+    ):
         (tmp_path / "missing.txt").write_text(text)
-    with pytest.raises(PrepareError, match=message):
-        prepare_ntu(raw, tmp_path / "out", missing=tmp_path / "missing.txt", workers=1)
+        with pytest.raises(PrepareError, match=message):
+            prepare_ntu(raw, tmp_path / "out", missing=tmp_path / "missing.txt", workers=1)
 
 
-def test_nothing_usable_is_an_error(tmp_path):
-    raw = write_raw(tmp_path / "raw", [clip_name(action=61)])
-    with pytest.raises(PrepareError, match=r"none of the 1 files under .* is usable \(1 clip of another set\)"):
-        prepare_ntu(raw, tmp_path / "out", workers=1)
-    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
-
-
-def test_two_bodies(tmp_path):
-    raw = write_raw(tmp_path / "raw", [clip_name(action=50)], frames=20, bodies=2)
-    store = prepare_ntu(raw, tmp_path / "out", workers=1)
-    expected = normalise(choose_bodies(read_skeleton(raw / f"{clip_name(action=50)}.skeleton")), NTU25)
-    assert store.clip(0).shape == expected.shape
-    assert store.max_bodies == expected.shape[1]
-
-
+@pytest.mark.program
 def test_worker_that_dies_is_a_clear_error(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "_read", _die)
     with pytest.raises(WorkerDied, match="a worker process ended"):
@@ -220,6 +179,7 @@ def _die(max_coordinate, source):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.program
 def test_workers_do_without_torch(raw, tmp_path):
     code = (
         "import sys, fastmc.data.formats.ntu, train.prepare\n"
@@ -238,23 +198,15 @@ def clips_are_packed(process, store):
     return any(path.stat().st_size > 4096 for path in store.parent.glob(f".{store.name}.tmp-*/frames.npy"))
 
 
+@pytest.mark.program
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the workers in /proc")
-@pytest.mark.parametrize("moment", [workers_start, clips_are_packed])
-@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("signal_number", "moment"), [(signal.SIGKILL, clips_are_packed), (signal.SIGINT, workers_start)]
+)
 def test_stopped_preparation_leaves_no_store_and_can_be_run_again(tmp_path, signal_number, moment):
-    raw = write_raw(tmp_path / "raw", [clip_name(subject=s, action=a) for s in range(1, 9) for a in range(1, 31)])
-    command = [
-        sys.executable,
-        "-m",
-        "train.prepare",
-        "ntu60",
-        "--raw",
-        raw,
-        "--out",
-        tmp_path / "out",
-        "--workers",
-        "2",
-    ]
+    raw = write_raw(tmp_path / "raw", [clip_name(subject=s, action=a) for s in range(1, 9) for a in range(1, 16)])
+    words = ["ntu60", "--raw", raw, "--out", tmp_path / "out", "--workers", "2"]
+    command = [sys.executable, "-m", "train.prepare", *words]
     # What a shell runs in the background ignores Ctrl-C, and so would all that it starts.
     hears = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(
@@ -278,12 +230,13 @@ def test_stopped_preparation_leaves_no_store_and_can_be_run_again(tmp_path, sign
     else:
         assert process.returncode == -signal.SIGKILL
         assert len(list(tmp_path.glob(".out.tmp-*"))) == 1
-    assert len(prepare_ntu(raw, tmp_path / "out", workers=1)) == 240
+    assert len(prepare_ntu(raw, tmp_path / "out", workers=1)) == 120
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
 
 
+@pytest.mark.slow
 def test_synthetic_goes_the_same_way(tmp_path):
-    store = prepare_synthetic(tmp_path / "a", raw=tmp_path / "raw", subjects=2, seed=3, workers=1)
+    store = prepare_synthetic(tmp_path / "a", raw=tmp_path / "raw", subjects=2, replications=1, seed=3, workers=1)
     assert (store.name, store.protocols) == ("synthetic", ("xsub", "xview"))
     assert set(store.subject[store.split("xsub")[0]]) == {1}
     assert set(store.camera[store.split("xview")[0]]) == {2, 3}
@@ -301,19 +254,14 @@ def test_synthetic_goes_the_same_way(tmp_path):
 def test_report(raw, tmp_path):
     (raw / "notes.skeleton").write_text("")
     text = describe(prepare_ntu(raw, tmp_path / "out", workers=1))
-    assert "8 clips of 60 classes" in text
-    assert "xsub: 4 training clips, 4 test clips" in text
-    assert "1 × file name of another kind" in text
+    for said in ("8 clips of 60 classes", "xsub: 4 training clips, 4 test clips", "1 × file name of another kind"):
+        assert said in text
     assert "frames a clip: 4 to 4, median 4" in text
     [row] = [line for line in text.splitlines() if "walking apart" in line]
     assert row.split() == ["59", "walking", "apart", "4", "2", "2", "2", "2"]
-
-
-def test_report_warns_of_an_unusable_protocol(tmp_path):
-    raw = write_raw(tmp_path / "raw", [clip_name(camera=2, subject=s) for s in (1, 3)])
-    text = summary(prepare_ntu(raw, tmp_path / "out", workers=1))
-    assert "xview cannot be used" in text
-    assert "xsub cannot be used" not in text
+    one_side = write_raw(tmp_path / "one", [clip_name(camera=2, subject=s) for s in (1, 3)])
+    text = summary(prepare_ntu(one_side, tmp_path / "unusable", workers=1))
+    assert "xview cannot be used" in text and "xsub cannot be used" not in text
 
 
 def test_drawing_shows_the_bodies_that_are_there():
@@ -324,13 +272,6 @@ def test_drawing_shows_the_bodies_that_are_there():
     assert len(lines) == (4 + 2) * len(NTU25.bones)
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0.00", "0.20", "0.43", "0.63"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("time (s)", "z, up (m)")
-
-
-def test_drawing_of_unknown_bones_shows_the_joints():
-    clip = np.random.default_rng(0).standard_normal((1, 1, 4, 3), np.float32)
-    [axes] = draw_clip(clip, Skeleton("custom", ("a", "b", "c", "d")), fps=30).axes
-    assert [len(points.get_offsets()) for points in axes.collections] == [4]
-    assert axes.get_legend() is None
 
 
 def test_command_line(raw, tmp_path, capsys):
@@ -346,31 +287,23 @@ def test_command_line(raw, tmp_path, capsys):
     assert "drew clip" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_user_errors_are_one_message(raw, tmp_path, monkeypatch, capsys):
+    prepare_ntu(raw, tmp_path / "out", workers=1)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    for arguments, message in (
         (["ntu60", "--raw", "nowhere"], "56,880 of them"),
-        (["ntu60", "--raw", "."], "holds no file *.skeleton"),
+        (["ntu60", "--raw", "empty"], "holds no file *.skeleton"),
         (["ntu60", "--raw", "raw", "--workers", "0"], "workers must be at least 1"),
         (["info", "nowhere"], "there is no packed store at nowhere"),
         (["info", "out", "--clip", "8"], "--plot"),
         (["info", "out", "--clip", "S001C001P001R001A06", "--plot", "a.png"], "did you mean"),
         (["info", "out", "--plot", "a.bmpx"], "cannot draw into a.bmpx"),
-    ],
-)
-def test_user_errors_are_one_message(raw, tmp_path, monkeypatch, capsys, arguments, message):
-    prepare_ntu(raw, tmp_path / "out", workers=1)
-    capsys.readouterr()
-    (tmp_path / "empty").mkdir()
-    monkeypatch.chdir(tmp_path / "empty" if "." in arguments else tmp_path)
-    assert main(arguments) == 1
-    captured = capsys.readouterr()
-    assert captured.err.startswith("error: ")
-    assert message in captured.err
-
-
-def test_unknown_flag_is_an_error(capsys):
-    with pytest.raises(SystemExit) as error:
+    ):
+        assert main(arguments) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and message in error
+    with pytest.raises(SystemExit) as stopped:
         main(["ntu60", "--raw", "x", "--worker", "3"])
-    assert error.value.code == 2
-    assert "--workers" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "--workers" in capsys.readouterr().err

@@ -11,23 +11,21 @@ from fastmc.data.formats.skeleton_file import RawClip, parse_name, read_skeleton
 from fastmc.data.normalise import choose_bodies, normalise
 from fastmc.data.synthetic import CLASS_NAMES, write_synthetic
 from fastmc.data.synthetic.actions import ACTIONS
-from fastmc.data.synthetic.body import ANATOMY, CHANNEL, REST, mirror
-from fastmc.data.synthetic.kinect import camera_of, film
-from fastmc.data.synthetic.perform import MAX_FRAMES, MIN_FRAMES, Persona, perform
+from fastmc.data.synthetic.body import ANATOMY
+from fastmc.data.synthetic.kinect import film
+from fastmc.data.synthetic.perform import MAX_FRAMES, MIN_FRAMES, perform
 from fastmc.skeleton import NTU25
+
+pytestmark = pytest.mark.slow
 
 SEED = 3
 NUM_ACTIONS = len(CLASS_NAMES)
 
 
-def rest_pose(frames: int) -> np.ndarray:
-    return np.repeat(REST[None], frames, 0)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("synthetic")
-    write_synthetic(folder, subjects=6, cameras=2, seed=SEED, workers=2)
+    write_synthetic(folder, subjects=4, cameras=2, seed=SEED, workers=1)
     return folder
 
 
@@ -50,7 +48,7 @@ def resized(clip: np.ndarray, frames: int = 32) -> np.ndarray:
     return np.stack([np.interp(time, np.arange(len(clip)), column) for column in columns]).ravel()
 
 
-@pytest.mark.parametrize("action", range(1, NUM_ACTIONS + 1))
+@pytest.mark.parametrize("action", range(1, NUM_ACTIONS + 1, 4))
 def test_true_bodies_are_rigid_smooth_and_on_the_floor(action: int) -> None:
     performance = perform(SEED, 1, action, 1)
     assert len(performance.bodies) == ACTIONS[action - 1].num_bodies
@@ -66,75 +64,17 @@ def test_true_bodies_are_rigid_smooth_and_on_the_floor(action: int) -> None:
         assert np.median(feet) < 0.2
 
 
-def test_bone_lengths_belong_to_the_subject() -> None:
-    first, second = (bone_lengths(perform(SEED, 1, action, 1).bodies[0])[0] for action in (1, 8))
-    assert np.allclose(first, second)
-    other = bone_lengths(perform(SEED, 2, 1, 1).bodies[0])[0]
-    assert np.abs(first - other).max() > 0.005
-
-
-def test_people_are_of_human_height() -> None:
-    heights = [Persona.of(SEED, subject).body.joints(rest_pose(1))[0, 3, 1] for subject in range(1, 40)]
-    assert 1.25 < min(heights) < 1.5 < max(heights) < 2.0  # to the middle of the head
-    assert np.std(heights) > 0.08
-
-
-def test_mirrored_pose_is_the_mirror_image() -> None:
-    rng = np.random.default_rng(0)
-    body = Persona.of(SEED, 1).body
-    pose = rest_pose(5)
-    pose += rng.normal(0.0, 0.1, pose.shape)
-    mirrored = body.joints(mirror(pose))
-    expected = body.joints(pose)[:, list(NTU25.mirror)] * [-1.0, 1.0, 1.0]
-    assert np.allclose(mirrored, expected, atol=1e-9)
-    assert np.array_equal(mirror(mirror(pose)), pose)
-
-
-def test_wrist_reaches_where_the_pose_says() -> None:
-    body = Persona.of(SEED, 1).body
-    pose = rest_pose(1)
-    pose[0, [CHANNEL["lhx"], CHANNEL["lhy"], CHANNEL["lhz"]]] = 0.3, 0.2, 0.6
-    joints = body.joints(pose)[0]
-    assert np.allclose(joints[6] - joints[4], np.array([0.3, 0.2, 0.6]) * body.arm, atol=1e-9)
-
-
-def test_cameras_see_a_facing_body_as_kinect_does() -> None:
-    joints = Persona.of(SEED, 1).body.joints(rest_pose(1))
-    for number, azimuth in ((1, -45.0), (2, 0.0), (3, 45.0)):
-        camera = camera_of(SEED, 1, number)
-        assert np.allclose(camera.rotation @ camera.rotation.T, np.eye(3))
-        assert np.linalg.det(camera.rotation) == pytest.approx(1.0)
-        assert abs(np.rad2deg(np.arctan2(camera.position[0], camera.position[2])) - azimuth) < 12
-        seen = camera.view(joints)[0]
-        assert 2.0 < seen[0, 2] < 4.5
-        assert seen[3, 1] > seen[14, 1]
-        assert seen[4, 0] < seen[8, 0]  # the sensor's left is the right side of whoever faces it
-
-
 def test_files_are_named_and_read_as_ntu(folder: Path, clips: dict[str, RawClip]) -> None:
     names = [parse_name(stem) for stem in clips]
-    assert len(names) == 6 * NUM_ACTIONS * 2
+    assert len(names) == 4 * NUM_ACTIONS * 2
     assert {(n.performer, n.camera, n.action) for n in names} == {
-        (p, c, a) for p in range(1, 7) for c in (1, 2) for a in range(1, NUM_ACTIONS + 1)
+        (p, c, a) for p in range(1, 5) for c in (1, 2) for a in range(1, NUM_ACTIONS + 1)
     }
     assert {n.setup for n in names} == {1, 2}
     for clip in clips.values():
         assert MIN_FRAMES - 1 <= clip.num_frames <= MAX_FRAMES
         depth = np.concatenate([body.joints[:, 0, 2] for body in clip.bodies.values()])
         assert depth.min() > 1.2 and depth.max() < 5.5
-
-
-def test_text_has_the_fields_of_ntu(folder: Path) -> None:
-    lines = next(folder.glob("*C002*A001.skeleton")).read_text().splitlines()
-    at = next(i for i, line in enumerate(lines) if len(line.split()) == 10)
-    body = lines[at].split()
-    assert body[0].startswith("720575940379") and body[-1] == "2" and lines[at + 1] == "25"
-    joints = np.array([line.split() for line in lines[at + 2 : at + 27]], float)
-    assert joints.shape == (25, 12)
-    assert set(joints[:, 11]) <= {1.0, 2.0}
-    norm = np.linalg.norm(joints[:, 7:11], axis=1)
-    assert np.all((np.abs(norm - 1) < 1e-3) | (norm == 0))
-    assert np.abs(joints[:, 3] - (256 + 365 * joints[:, 0] / joints[:, 2])).max() < 0.01
 
 
 def test_file_reads_back_what_was_filmed(clips: dict[str, RawClip]) -> None:
@@ -144,42 +84,6 @@ def test_file_reads_back_what_was_filmed(clips: dict[str, RawClip]) -> None:
     for body, track in zip(clip.bodies.values(), sorted(tracks, key=lambda t: t.frames[0]), strict=True):
         assert np.array_equal(body.frames, track.frames)
         assert np.abs(body.joints - track.joints).max() < 1e-5
-
-
-def test_body_choice_finds_the_people_of_each_action(clips: dict[str, RawClip]) -> None:
-    right = [
-        choose_bodies(clip).shape[1] == ACTIONS[parse_name(name).action - 1].num_bodies for name, clip in clips.items()
-    ]
-    assert np.mean(right) > 0.95
-    assert sum(action.num_bodies == 2 for action in ACTIONS) >= 4
-
-
-def test_faults_are_there(folder: Path, clips: dict[str, RawClip]) -> None:
-    expected = {name: ACTIONS[parse_name(name).action - 1].num_bodies for name in clips}
-    extra = [name for name, clip in clips.items() if len(clip.bodies) > expected[name]]
-    assert 0.02 < len(extra) / len(clips) < 0.3  # ghosts and bodies found again under a new ID
-    covered = {
-        name: np.unique(np.concatenate([b.frames for b in clip.bodies.values()])) for name, clip in clips.items()
-    }
-    empty = [name for name, frames in covered.items() if len(frames) < clips[name].num_frames]
-    assert 0.01 < len(empty) / len(clips) < 0.3
-    ghosts = [b for clip in clips.values() for b in clip.bodies.values() if len(b.frames) < 10]
-    assert ghosts
-    windows = [b"\r\n" in path.read_bytes()[:20] for path in folder.iterdir()]
-    assert 0.05 < np.mean(windows) < 0.5
-
-
-def test_hands_shake_more_than_the_spine_and_occlusion_is_marked() -> None:
-    spine, hand, inferred = [], [], 0.0
-    for action in range(1, NUM_ACTIONS + 1):
-        for camera in (1, 2, 3):
-            _, tracks = film(SEED, 1, camera, (2, action, 1))
-            jerk = np.abs(np.diff(tracks[0].joints, n=3, axis=0)).mean(axis=(0, 2))
-            spine.append(jerk[1])
-            hand.append(jerk[[21, 23]].mean())
-            inferred += np.mean(tracks[0].states == 1)
-    assert np.median(hand) > 1.5 * np.median(spine)
-    assert 0.005 < inferred / len(hand) < 0.2
 
 
 def test_files_depend_on_seed_and_name_only(folder: Path, tmp_path: Path) -> None:

@@ -122,12 +122,12 @@ def main() -> None:
 
 
 def work(settings: argparse.Namespace, answers: TextIO) -> None:
-    end = time.monotonic() + settings.seconds
     number = settings.first
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as temporary:
         for name in settings.formats:
             outcome_of(name, seeds(name)[0], Path(temporary))  # what is imported late is not an input's memory
         limit_memory()
+        end = time.monotonic() + settings.seconds
         while time.monotonic() < end:
             for name in settings.formats:
                 print(json.dumps(["start", name, number]), file=answers, flush=True)
