@@ -86,6 +86,7 @@ class Place:
     folder: Path
     patience: float
     changes_views: bool = False
+    running: subprocess.Popen[bytes] | None = None
     known: dict[str, bool] = field(default_factory=dict)
     """Whether a test passes here."""
 
@@ -120,7 +121,7 @@ class Place:
         if tests and all(test.startswith(INTERPRETED) for test in tests):
             environment["TRITON_INTERPRET"] = "1"
         with open(self.folder / "output.txt", "wb") as output:
-            process = subprocess.Popen(
+            self.running = process = subprocess.Popen(
                 [*command, *options, *tests],
                 cwd=self.tree,
                 env=environment,
@@ -134,10 +135,14 @@ class Place:
             except subprocess.TimeoutExpired:
                 return Ran(None, " ".join(tests) or "the whole suite")
             finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
+                self.stop()
         return Ran(code, *_first_failure(report)) if report.exists() else Ran(code)
+
+    def stop(self) -> None:
+        """Kill what runs here, with all that it has started."""
+        if self.running is not None and self.running.poll() is None:
+            os.killpg(self.running.pid, signal.SIGKILL)
+            self.running.wait()
 
     def passes(self, test: str) -> bool:
         """Whether the test, or at least the collection of a file, passes."""
@@ -216,17 +221,18 @@ class Hunt:
         self.source, self.hinted_only = source, hinted_only
         self.sound, self._lock = Place(work / "sound", patience), Lock()
         self.sound.make(source)
-        self.places: SimpleQueue[Place] = SimpleQueue()
-        for number in range(jobs):
-            self.places.put(Place(work / f"mutant-{number}", patience))
+        self.places = [Place(work / f"mutant-{number}", patience) for number in range(jobs)]
+        self._free: SimpleQueue[Place] = SimpleQueue()
+        for place in self.places:
+            self._free.put(place)
 
     def judge(self, mutant: Mutant) -> Verdict:
-        place, began = self.places.get(), time.monotonic()
+        place, began = self._free.get(), time.monotonic()
         try:
             place.make(self.source, mutant)
             outcome, ran = self._try(mutant, place)
         finally:
-            self.places.put(place)
+            self._free.put(place)
         return Verdict(outcome, ran.test, ran.said, round(time.monotonic() - began, 1), fault_of(mutant))
 
     def _try(self, mutant: Mutant, place: Place) -> tuple[str, Ran]:
@@ -281,7 +287,7 @@ def main() -> int:
     parser.add_argument("--hinted-only", action="store_true", help="leave those alone that their own tests miss")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time, a core each (1)")
     parser.add_argument(
-        "--minutes", type=float, default=15, help="after which a call of pytest on some files hangs (15)"
+        "--minutes", type=float, default=30, help="after which a call of pytest on some files hangs (30)"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/mutants"), help="OUT.json and OUT.md (runs/mutants)")
     asked = parser.parse_args()
@@ -318,7 +324,13 @@ def main() -> int:
                 as_markdown.write_text(table(MUTANTS, verdicts, what), encoding="utf-8")
 
         with ThreadPoolExecutor(asked.jobs) as pool:
-            list(pool.map(judge, [mutant for mutant in chosen if not is_known(mutant)]))
+            try:
+                list(pool.map(judge, [mutant for mutant in chosen if not is_known(mutant)]))
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for place in (hunt.sound, *hunt.places):
+                    place.stop()
+                raise
     print(table(chosen, verdicts, what))
     return 0
 
