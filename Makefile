@@ -17,7 +17,7 @@ GPU_FLAGS ?=
 # Of fuzz and soak.
 MINUTES ?= 5
 
-.PHONY: help demo test quick test-gpu gpu wheels fuzz lint types docs check bench summary ledger doctor soak clean
+.PHONY: help demo test quick test-gpu gpu wheels fuzz lint types docs check bench summary ledger doctor soak mutants clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -92,6 +92,9 @@ doctor: $(STAMP) ## versions, devices, what can run and why not
 
 soak: $(STAMP) ## kill the program at random moments and compare what it ends with; MINUTES=10
 	$(BIN)/python tests/soak.py --minutes $(MINUTES)
+
+mutants: $(STAMP) ## plant faults in the code and count those that the tests catch; an hour, or hours
+	$(BIN)/python -m tests.mutants --jobs 2
 
 clean: ## the virtual environment and caches; runs/ and data/ stay
 	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

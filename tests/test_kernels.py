@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 
 import pytest
@@ -244,6 +245,25 @@ def test_bits_do_not_depend_on_which_program_is_last(order, monkeypatch):
     monkeypatch.setenv("TTSEM_GRID_ORDER", order)
     again = step()
     assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@needs_triton
+def test_barriers_and_fences():
+    """What only a GPU runs wrongly without them, now and then: the ticket releases what all threads of its program have
+    written, and acquires what the others have; no thread moves the queue's cursor before all have read it."""
+    with compile_launches("cuda:90") as launches:
+        entries(tiled=False, precision="bf16x3")["b1"]()
+    code = {one.name: one.kernel.asm["ptx"].splitlines() for one in launches}
+
+    def lines_of(kernel: str, pattern: str) -> list[int]:
+        return [number for number, line in enumerate(code[kernel]) if re.search(pattern, line)]
+
+    combine, enqueue = "_combine_kernel", "_enqueue_kernel"
+    (ticket,) = lines_of(combine, r"\batom\S*\.acq_rel\S*\.add\.")
+    written = max(line for line in lines_of(combine, r"\batom\S*\.exch\.|\bst\.global") if line < ticket)
+    assert any(written < barrier < ticket for barrier in lines_of(combine, r"\bbar\.sync"))
+    (read,), (moved,) = lines_of(enqueue, r"\bld\.global\S*\.b64"), lines_of(enqueue, r"\bst\.global\S*\.b64")
+    assert any(read < barrier < moved for barrier in lines_of(enqueue, r"\bbar\.sync"))
 
 
 @needs_triton
