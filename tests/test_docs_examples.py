@@ -79,7 +79,7 @@ def run_page(blocks: Sequence[Block], name: str, folder: Path, tools: Path) -> i
 
 
 def run_shell(script: str, folder: Path, tools: Path, where: str) -> str:
-    """Standard output of a script whose ``python`` finds this clone and has one thread; a command that fails ends it."""
+    """Standard output of a script whose ``python`` finds this clone, with one thread; a command that fails ends it."""
     done = subprocess.run(
         ["sh", "-e", "-c", script],
         cwd=folder,
