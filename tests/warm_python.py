@@ -13,13 +13,12 @@ import os
 import runpy
 import select
 import shlex
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +28,7 @@ LARGEST = 1 << 18  # bytes of a command with its environment
 
 @contextmanager
 def warm_python() -> Iterator[Path]:
-    """Within: a folder for PATH that has ``python``. It finds this clone and has one thread."""
+    """Within: a folder for PATH that has ``python``."""
     with tempfile.TemporaryDirectory(prefix="fastmc-") as folder:  # a short name, as sockets want it
         place, command = Path(folder, "socket"), Path(folder, "python")
         me = shlex.join([sys.executable, "-S", "-E", __file__, str(place)])
@@ -55,19 +54,23 @@ def serve(place: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(place)
         listener.listen()
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who answer
         os.write(1, b"!")
-        while sys.stdin not in select.select([listener, sys.stdin], [], [])[0]:
+        while True:
+            ready, _, _ = select.select([listener, sys.stdin], [], [])
+            with suppress(ChildProcessError):  # of those who have answered
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            if sys.stdin in ready:
+                return
             asked, _ = listener.accept()
             if not os.fork():
                 answer(asked)
-                break
+                return
             asked.close()
 
 
 def answer(asked: socket.socket) -> None:
     """Run a command in a fork, and tell its exit code."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     message, files, *_ = socket.recv_fds(asked, LARGEST, 3)
     command = os.fork()
     if command:
