@@ -12,13 +12,13 @@ import pytest
 import torch
 from attack_cases import assert_step
 from gpu_less import kernels_on_cpu, needs_compiler, needs_engine, spilled_by_triton_3_6
+from machine_code import TARGETS, compiled, meta
 
 pytest.importorskip("triton")
 
 import triton
 
 import kernels
-from bench.aot import compile_launches, report
 from bench.counting import count_operators
 from bench.resources import Report
 from fastmc.methods.attack import attack
@@ -100,24 +100,14 @@ def test_two_launches_around_the_encoder_and_nothing_else(monkeypatch):
     assert counts["launches"] == 2  # the product and its gradient, which stand for the encoder
 
 
-def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
-def compiled(target: str, frames: int, joints: int, bodies: int, dtype: torch.dtype = torch.float32) -> list[Report]:
+def code_of(target: str, frames: int, joints: int, bodies: int, dtype: torch.dtype = torch.float32) -> list[Report]:
     clips = meta(64, frames, joints * bodies * 3, dtype=dtype)
-    with compile_launches(target) as launches:
+
+    def both() -> None:
         pieces.logit_gradient(meta(64, 128, dtype=dtype))
         pieces.limited_step(clips, clips, bodies, cases.LR, cases.LIMIT)
-    found = [report(one) for one in launches]
-    for r in found:
-        assert r.spilled_bytes <= spilled_by_triton_3_6(16), r
-        assert target.startswith("hip") or r.resident_warps >= 8, f"{r.name}: {r.resident_warps} warps"
-        assert r.counts.get("ATOM", 0) == 0
-    return found
 
-
-TARGETS = ("cuda:80", "cuda:86", "cuda:90", "cuda:100", "hip:gfx942")
+    return compiled(target, both, spilled=spilled_by_triton_3_6(16))
 
 
 @needs_compiler
@@ -126,7 +116,7 @@ TARGETS = ("cuda:80", "cuda:86", "cuda:90", "cuda:100", "hip:gfx942")
     [(target, torch.float32) for target in TARGETS] + [(target, torch.bfloat16) for target in TARGETS[::2]],
 )
 def test_machine_code_at_the_default_size(target, dtype):
-    _, step = compiled(target, 64, 25, 2, dtype)
+    _, step = code_of(target, 64, 25, 2, dtype)
     load, store, wide = ("load", "store", ".x4") if target.startswith("hip") else ("LDG", "STG", ".128")
     assert step.counts[load + wide] == step.counts[load] > 0
     assert step.counts[store + wide] == step.counts[store] > 0
@@ -138,4 +128,4 @@ def test_machine_code_at_the_default_size(target, dtype):
     [("cuda:80", (1, 25, 2)), ("cuda:80", (64, 25, 3)), ("cuda:80", (999, 20, 2)), ("hip:gfx942", (300, 25, 2))],
 )
 def test_other_sizes_do_not_spill(size, target):
-    compiled(target, *size)
+    code_of(target, *size)

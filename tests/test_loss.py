@@ -189,6 +189,7 @@ class Recorder(TorchDispatchMode):
 WAITING = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mix", MIXES)
 def test_torch_makes_nothing_larger_than_a_chunk_and_waits_for_nothing(
     mix: str, monkeypatch: pytest.MonkeyPatch

@@ -22,6 +22,7 @@ from fastmc.views.draw import AugmentConfig
 from train.engine.loop import build_step
 from train.engine.step import PretrainStep
 
+pytestmark = pytest.mark.slow
 BATCH, BANK, FRAMES = 6, 21, 12
 STEPS = 10
 """Four of them fill the bank."""

@@ -11,20 +11,19 @@ import pytest
 import torch
 from every_pair import every_pair
 from gpu_less import INTERPRETED, kernels_on_cpu, needs_compiler, needs_engine
+from machine_code import TARGETS, compiled
 
 pytest.importorskip("triton")
 
 import update_cases as cases
 from update_cases import ALIGNED, SIZES, Weights
 
-from bench.aot import compile_launches, report
 from bench.resources import Report
 from kernels import update
 from kernels.update import UpdateGroup
 
 pytestmark = [pytest.mark.compiler, pytest.mark.usefixtures("triton_cache")]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-TARGETS = ("cuda:80", "cuda:86", "cuda:90", "cuda:100", "hip:gfx942")
 
 
 @needs_engine
@@ -153,16 +152,10 @@ def test_a_step_that_is_skipped_leaves_every_bit(dtype):
 # --- Machine code
 
 
-def compiled(target: str, dtype: torch.dtype, gap: int, scale: float | None = 2.0) -> Report:
+def code_of(target: str, dtype: torch.dtype, gap: int, scale: float | None = 2.0) -> Report:
     weights = Weights.draw(ALIGNED, dtype, gap=gap, gradient_gap=gap)
     group = weights.group()
-    with compile_launches(target) as launches:
-        cases.run(weights, group, scale=scale)
-    (launch,) = launches
-    found = report(launch)
-    assert found.spilled_bytes == 0, found
-    assert found.counts.get("ATOM", 0) == 0
-    assert target.startswith("hip") or found.resident_warps >= 32, f"{found.resident_warps} warps"
+    (found,) = compiled(target, lambda: cases.run(weights, group, scale=scale), warps=32)
     return found
 
 
@@ -173,7 +166,7 @@ def compiled(target: str, dtype: torch.dtype, gap: int, scale: float | None = 2.
 )
 def test_machine_code(target, dtype):
     """A thread's eight weights: float32 in accesses of 16 bytes, half precision in 8, nothing through shared memory."""
-    found = compiled(target, dtype, gap=64)
+    found = code_of(target, dtype, gap=64)
     half = dtype != torch.float32
     load, store, wide = ("load", "store", ".x4") if target.startswith("hip") else ("LDG", "STG", ".128")
     # gfx942 has four warps of 64 lanes for each eight of 32, at one size of program
@@ -191,11 +184,11 @@ def test_machine_code(target, dtype):
 @needs_compiler
 def test_chunks_that_begin_anywhere_have_narrow_accesses():
     """Otherwise a GPU would fault on them."""
-    counts = compiled("cuda:90", torch.bfloat16, gap=3).counts
+    counts = code_of("cuda:90", torch.bfloat16, gap=3).counts
     assert counts["LDG.128"] == counts["STG.128"] == 0
 
 
 @needs_compiler
 def test_products_are_fused_where_the_source_says_so():
     """Three a weight, and momentum * velocity beside an addition of its own."""
-    assert compiled("cuda:90", torch.float32, gap=64, scale=None).counts["FFMA"] == 3 * 8
+    assert code_of("cuda:90", torch.float32, gap=64, scale=None).counts["FFMA"] == 3 * 8

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from gpu_less import needs_triton, needs_ttsem, spilled_by_triton_3_6, ttsem_session
+from machine_code import compiled, meta
 from view_cases import (
     assert_tables_equal,
     dense_clips,
@@ -20,7 +22,7 @@ pytest.importorskip("triton")
 
 import triton
 
-from bench.aot import compile_launches, report
+from bench.aot import compile_launches
 from bench.counting import count_operators
 from bench.resources import Report
 from fastmc.skeleton import KINECT20, NTU25, Skeleton
@@ -49,43 +51,30 @@ def test_table_equals_that_of_pytorch(cc, joints, resized_to):
 # --- Launches and machine code
 
 
-def meta(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
+whole = partial(meta, dtype=torch.int64)
+
+
+def code_of(target: str, call: Callable[[], object], spilled: int = 0) -> list[Report]:
+    with kernels_wherever():
+        return compiled(target, call, spilled=max(spilled, spilled_by_triton_3_6(80)))
 
 
 def clips_without_memory(packed: bool, dtype: torch.dtype, skeleton: Skeleton, bodies: int) -> PackedClips | DenseClips:
     """64 clips, such as they are in training."""
     joints = skeleton.num_joints
     if packed:
-        return PackedClips(meta(4_000_000, joints, 3, dtype=dtype), meta(64), meta(64), meta(64), bodies)
-    return DenseClips(meta(64, 64, joints * bodies * 3, dtype=dtype), meta(64), bodies)
+        return PackedClips(meta(4_000_000, joints, 3, dtype=dtype), *3 * [whole(64)], bodies)
+    return DenseClips(meta(64, 64, joints * bodies * 3, dtype=dtype), whole(64), bodies)
 
 
 def params_without_memory(joints: int) -> ViewParams:
-    table = meta(2, 64, 26 + joints, dtype=torch.float32)
-    return ViewParams(table, 2**40, meta(), meta(64), (1, 2))
+    table = meta(2, 64, 26 + joints)
+    return ViewParams(table, 2**40, whole(), whole(64), (1, 2))
 
 
-def compiled(target: str, call: Callable[[], object], spilled: int = 0) -> list[Report]:
-    with kernels_wherever(), compile_launches(target) as launches:
-        call()
-    found = [report(one) for one in launches]
-    for r in found:
-        allowed = max(spilled, spilled_by_triton_3_6(80))
-        assert r.spilled_bytes <= allowed, f"{r.name}: {r.spilled_bytes} bytes spilled"
-        assert (r.local_bytes > 0) == (r.spilled_bytes > 0), f"{r.name}: {r.local_bytes} bytes of local memory"
-        assert target.startswith("hip") or r.resident_warps >= 8, f"{r.name}: {r.resident_warps} warps"
-        assert r.counts.get("ATOM", 0) == 0
-        assert r.shared_bytes <= SHARED_KIB[target] * 1024, f"{r.name}: {r.shared_bytes} bytes of shared memory"
-    return found
-
-
-SHARED_KIB = {"cuda:80": 163, "cuda:86": 99, "cuda:90": 227, "cuda:100": 227, "hip:gfx942": 64}
-
-
-CALLS = [(torch.float32, True, "joint"), (torch.bfloat16, False, "bone"), (torch.float32, False, "motion")]
-CALLS = [(target, *call) for target in ("cuda:80", "cuda:90") for call in CALLS] + [
-    ("cuda:86", torch.bfloat16, True, "motion"), ("cuda:100", *CALLS[0]), ("hip:gfx942", *CALLS[1])
+SOME = [(torch.float32, True, "joint"), (torch.bfloat16, False, "bone"), (torch.float32, False, "motion")]
+CALLS = [(target, *call) for target in ("cuda:80", "cuda:90") for call in SOME] + [
+    ("cuda:86", torch.bfloat16, True, "motion"), ("cuda:100", *SOME[0]), ("hip:gfx942", *SOME[1])
 ]  # fmt: skip
 
 
@@ -94,7 +83,7 @@ CALLS = [(target, *call) for target in ("cuda:80", "cuda:90") for call in CALLS]
 def test_machine_code_of_views(target, dtype, packed, stream):
     clips = clips_without_memory(packed, torch.float32, NTU25, 2)
     params = params_without_memory(25)
-    (r,) = compiled(target, lambda: make_views(clips, params, NTU25, stream=stream, dtype=dtype, impl="triton"))
+    (r,) = code_of(target, lambda: make_views(clips, params, NTU25, stream=stream, dtype=dtype, impl="triton"))
     store, wide = ("store", ".x4") if target.startswith("hip") else ("STG", ".128")
     assert r.counts[store + wide] == r.counts[store] > 0
 
@@ -117,14 +106,14 @@ def test_machine_code_of_other_sizes(case, target):
     params = params_without_memory(skeleton.num_joints)
     # Views of more than 64 frames spill a little on sm_80: docs/kernels.md says so.
     spilled = 144 if target == "cuda:80" and size > 64 else 0
-    compiled(target, lambda: make_views(clips, params, skeleton, size=size, impl="triton"), spilled)
+    code_of(target, lambda: make_views(clips, params, skeleton, size=size, impl="triton"), spilled)
 
 
 @needs_triton
 @pytest.mark.parametrize(("target", "resized_to"), [("cuda:90", None), ("cuda:80", 64), ("hip:gfx942", 64)])
 def test_machine_code_of_the_draw(target, resized_to):
-    key = {"views": (1, 2), "seed": 2**40, "step": meta(), "sample": meta(64), "resized_to": resized_to}
-    compiled(target, lambda: draw_params(AugmentConfig(), meta(64), 25, **key, impl="triton"))
+    key = {"views": (1, 2), "seed": 2**40, "step": whole(), "sample": whole(64), "resized_to": resized_to}
+    code_of(target, lambda: draw_params(AugmentConfig(), whole(64), 25, **key, impl="triton"))
 
 
 @needs_triton
@@ -158,6 +147,8 @@ def test_seeds_and_steps_share_one_compiled_kernel():
     params = params_without_memory(25)
     with kernels_wherever(), compile_launches("cuda:90") as launches:
         for step in (0, 1, 2, 16, 17, 48, 1000, 2**31 - 1):
-            draw_params(AugmentConfig(), meta(64), 25, views=(0, 3), seed=7, step=step, sample=meta(64), impl="triton")
+            draw_params(
+                AugmentConfig(), whole(64), 25, views=(0, 3), seed=7, step=step, sample=whole(64), impl="triton"
+            )
             make_views(clips, replace(params, step=step, seed=7), NTU25, impl="triton")
     assert len({id(launch.kernel) for launch in launches}) == 2
