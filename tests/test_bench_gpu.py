@@ -114,8 +114,8 @@ def test_a_report_of_other_conditions_is_neither_gone_on_with_nor_kept(rehearsed
 FINDS = "bench.found.row('Rows', us=1.5)\n    bench.found.number('step_seconds', 0.012)\n    "
 BODIES = {
     "good": FINDS + "bench.found.note('all well')",
-    "wrong": FINDS + "raise ValueError('it is broken')",
-    "part": FINDS + "bench.attempt('the first half', lambda: 1 / 0)\n    bench.found.note('the second half')",
+    "wrong": FINDS + "bench.attempt('the first half', lambda: 1 / 0)\n    bench.found.note('the second half')\n    "
+    "raise ValueError('it is broken')",
     "dead": FINDS + "import os; print('last words', flush=True); os.kill(os.getpid(), 9)",
     "hangs": "import subprocess, time\n    child = subprocess.Popen(['sleep', '600'])\n    "
     + "bench.found.number('child', child.pid)\n    "
@@ -140,10 +140,10 @@ def make(tmp_path, monkeypatch):
 
 
 def test_a_failure_leaves_its_traceback_and_the_next_one_runs(make):
-    run = make("wrong", "part", "dead", "good")
+    run = make("wrong", "dead", "good")
     assert run.run(minutes=30) == 1
     sections = state_of(run.out)["sections"]
-    assert [s["status"] for s in sections.values()] == [FAILED, FAILED, FAILED, DONE]
+    assert [s["status"] for s in sections.values()] == [FAILED, FAILED, DONE]
     assert all(s["found"]["tables"] == {"Rows": [{"us": 1.5}]} for s in sections.values()), "what it had found stays"
     page = (run.out / PAGE).read_text(encoding="utf-8")
     assert "ValueError: it is broken" in page

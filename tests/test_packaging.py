@@ -201,7 +201,7 @@ def test_the_commands_of_a_wheel_prepare_train_and_evaluate(handed):
     few = "synthetic --out data/few --subjects 2 --replications 1 --workers 2"
     handed.run("fastmc-prepare", *few.split())
     tiny = "--dataset few --preset tiny --encoder 1x8 --epochs 1 --bank-size 32 --batch-size 8 --out runs/few"
-    handed.run("fastmc-train", *tiny.split())
+    handed.run("fastmc-train", *tiny.split(), "--frames", "8", "--view-impl", "torch", "--train-crops", "1")
     job = """if True:
         from pathlib import Path
         from fastmc.train.command.jobs import Job, run_jobs

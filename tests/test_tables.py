@@ -337,7 +337,7 @@ run_jobs([job(n) for n in range(3)], parallel=2)
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=hears
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not all((tmp_path / str(n)).exists() and (tmp_path / str(n)).read_text() for n in range(2)):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
@@ -385,7 +385,7 @@ def children_of(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def wait_until(come: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(come: Callable[[], bool], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not come():
         assert time.monotonic() < deadline
