@@ -55,7 +55,7 @@ def write(folder, names, content):
     return folder
 
 
-NW = [f"a{a:02}_s{s:02}_e00_v{v:02}.json" for a in (1, 12) for s in (1, 10) for v in (1, 2, 3)]
+NW = [f"a{a:02}_s{s:02}_e00_v{v:02}.json" for a in (1, 8, 12) for s in (1, 10) for v in (1, 2, 3)]
 UTD = [f"a{a}_s{s}_t1_skeleton.mat" for a in (1, 27) for s in (1, 2, 7, 8)]
 
 
@@ -226,7 +226,7 @@ def test_command_line(nw_files, tmp_path, capsys):
     command = ["--raw", str(nw_files), "--out", str(tmp_path / "out"), "--workers", "1"]
     assert main(["nwucla", *command]) == 0
     printed = capsys.readouterr().out
-    assert "xview: 8 training clips, 4 test clips" in printed and "warning" not in printed
+    assert "xview: 12 training clips, 6 test clips" in printed and "warning" not in printed
     assert "the complete set has 1,484 clips" in printed
     assert main(["nwucla", "--raw", str(tmp_path / "nowhere")]) == 1
     assert HOW_TO_GET_NWUCLA in capsys.readouterr().err
@@ -242,6 +242,6 @@ def test_other_units_are_noticed(tmp_path, capsys):
     write(tmp_path / "raw", NW, lambda values: nw_ucla((values * 1000).tolist()))
     command = ["nwucla", "--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--workers", "1"]
     assert main(command) == 1
-    assert re.search(r"12 coordinates out of range.*at most 100 \(--max-coordinate\)", capsys.readouterr().err)
+    assert re.search(r"18 coordinates out of range.*at most 100 \(--max-coordinate\)", capsys.readouterr().err)
     assert main([*command, "--max-coordinate", "1e5"]) == 0
     assert re.search(r"shoulders are \d{3} apart \(median\): these .* not seem to be metres", capsys.readouterr().out)

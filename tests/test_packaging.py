@@ -196,12 +196,14 @@ print(len(ours))
 """
 
 
-def test_the_commands_of_a_wheel_prepare_train_and_evaluate(handed):
-    """Processes that are started for a part of the work find the wheel too."""
+def test_the_commands_of_a_wheel_prepare_train_and_evaluate(handed, tmp_path):
+    """Processes that are started for a part of the work find the wheel too. Without numba, which would compile."""
+    (tmp_path / "numba.py").write_text('raise ImportError("it is not installed")\n')
+    paths = {"PYTHONPATH": os.pathsep.join((str(handed.site), str(tmp_path)))}
     few = "synthetic --out data/few --subjects 2 --replications 1 --workers 2"
-    handed.run("fastmc-prepare", *few.split())
+    handed.run("fastmc-prepare", *few.split(), **paths)
     tiny = "--dataset few --preset tiny --encoder 1x8 --epochs 1 --bank-size 32 --batch-size 8 --out runs/few"
-    handed.run("fastmc-train", *tiny.split(), "--frames", "8", "--view-impl", "torch", "--train-crops", "1")
+    handed.run("fastmc-train", *tiny.split(), "--frames", "8", "--linear-epochs", "1", **paths)
     job = """if True:
         from pathlib import Path
         from fastmc.train.command.jobs import Job, run_jobs
@@ -209,7 +211,7 @@ def test_the_commands_of_a_wheel_prepare_train_and_evaluate(handed):
         there = Path("runs/few/evaluate/knn-xsub.json").is_file
         assert run_jobs([Job("knn", "fastmc.train.evaluate", arguments, Path("knn.log"), there)]) == 1
     """
-    handed.run("python", "-c", job)
+    handed.run("python", "-c", job, **paths)
     assert (handed.work / "runs" / "few" / "evaluate" / "knn-xsub.json").is_file()
 
 
