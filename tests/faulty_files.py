@@ -12,7 +12,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,8 @@ class Disk:
         short: write half of what is asked for, which is no error: the rest is asked for again.
         good_syncs, good_renames: that succeed before one fails.
         written, syncs, renames: so far. faults: how often it failed, or wrote less.
+        unsynced: inodes that may lose what was written to them in a power cut. too_soon: files that were renamed, alone
+            or with their folder, while theirs was among them.
     """
 
     folder: Path
@@ -40,6 +42,8 @@ class Disk:
     syncs: int = 0
     renames: int = 0
     faults: int = 0
+    unsynced: set[int] = field(default_factory=set)
+    too_soon: list[str] = field(default_factory=list)
 
     def holds(self, path: object) -> bool:
         if not isinstance(path, (str, Path)):
@@ -65,6 +69,7 @@ class _Raw(io.FileIO):
             disk.fail(errno.ENOSPC)
         done = super().write(flat[: disk.room - disk.written])
         disk.written += done
+        disk.unsynced.add(os.fstat(self.fileno()).st_ino)
         return done
 
 
@@ -88,6 +93,7 @@ def faulty(folder: Path, **faults: int | bool) -> Iterator[Disk]:
         disk.syncs += 1
         if disk.syncs > disk.good_syncs:
             disk.fail(errno.EIO)
+        disk.unsynced.discard(os.fstat(handle).st_ino)
         real_sync(handle)
 
     def renaming(real):
@@ -96,6 +102,8 @@ def faulty(folder: Path, **faults: int | bool) -> Iterator[Disk]:
                 disk.renames += 1
                 if disk.renames == disk.good_renames + 1:  # one: what is moved back after it, is
                     disk.fail(errno.EIO)
+                files = [path for path in (Path(source), *Path(source).rglob("*")) if path.is_file()]
+                disk.too_soon += [str(path) for path in files if path.stat().st_ino in disk.unsynced]
             real(source, target, **how)
 
         return move

@@ -82,8 +82,8 @@ KERNELS = (
         "kernels/views.py",
         "tl.where(is_long, o_t + BLOCK_T, high)",
         "tl.where(is_long, o_t, high)",
-        "test_views_kernel.py",
         "test_views.py",
+        "test_views_kernel.py",
     ),
     _mutant(
         "draw: flip and noise change their numbers",
@@ -139,7 +139,8 @@ OBJECTIVE = (
         "fastmc/objective/attention.py",
         "for i in reversed(order) if",
         "for i in order if",
-        "test_contrast_table.py",
+        "test_chunked.py",
+        "test_mc_step.py",
     ),
     _mutant(
         "attention: chunks of a tiled bank begin with any sample",
@@ -153,6 +154,7 @@ OBJECTIVE = (
         "fastmc/objective/ops.py",
         "scaled = gradients * upstream.view(-1, 1, 1)",
         "scaled = gradients * upstream[0]",
+        "test_ops.py",
         "test_loss.py",
     ),
     _mutant(
@@ -160,7 +162,7 @@ OBJECTIVE = (
         "fastmc/contrast_table.py",
         "B2 = Table((Row(0), Row(1), Row(2)), measured=2)",
         "B2 = Table((Row(0), Row(1), Row(2)))",
-        "test_contrast_table.py",
+        "test_model.py",
         "test_mc_step.py",
     ),
 )
@@ -186,6 +188,7 @@ VIEWS = (
         "fastmc/views/numba_views.py",
         "min(size, t + reach + 1))",
         "min(size, t + reach))",
+        "test_views.py",
         "test_views_numba.py",
     ),
     _mutant(
@@ -193,6 +196,7 @@ VIEWS = (
         "fastmc/views/numba_views.py",
         "x[t, i] -= row[parents[i // width] * width + i % width]",
         "x[t, i] -= x[t, parents[i // width] * width + i % width]",
+        "test_views.py",
         "test_views_numba.py",
     ),
     _mutant(

@@ -267,6 +267,7 @@ def test_what_was_there_survives_every_fault(name, tmp_path, quick):
         writer.write(folder, 2)
     new = content(folder)
     assert old != new and disk.written and disk.syncs, "it went through this disk"
+    assert not disk.too_soon, "a power cut might leave the new name without its content"
     last = disk.written - 1
     plans: list[dict[str, int]] = [{"room": room} for room in sorted({0, 1, last // 3, 2 * last // 3, last})]
     plans += [{"good_syncs": n} for n in range(disk.syncs)] + [{"good_renames": n} for n in range(disk.renames)]
