@@ -1,5 +1,5 @@
-"""How mkdocs makes the site of a clone in which no page is written twice: README.md is its first page, and two more pages
-lie beside docs/."""
+"""How mkdocs makes the site of a clone in which no page is written twice: README.md is its first page, and two more
+pages lie beside docs/."""
 
 from __future__ import annotations
 
