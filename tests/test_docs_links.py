@@ -107,6 +107,11 @@ def test_files_that_a_page_names_are_there(page):
     assert sorted(name for name in named if not (ROOT / name).exists()) == []
 
 
+def test_the_api_page_has_every_public_name():
+    named = re.findall(r"^::: fastmc\.(\w+)$", text_of("docs/api/fastmc.md"), re.MULTILINE)
+    assert sorted(named) == sorted(fastmc.__all__)
+
+
 def test_the_citation_is_of_this_version_and_of_the_paper_of_the_first_page():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert re.findall(r"^version: (.*)$", citation, re.MULTILINE) == [fastmc.__version__]
