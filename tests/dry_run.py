@@ -79,9 +79,9 @@ def check_call(call: Sequence[str]) -> None:
         raise ValueError(f"there is no {name}")
     elif name == "make":
         _check_make(arguments)
-    for word, following in zip(call, arguments, strict=False):
+    for n, (word, following) in enumerate(zip(call, arguments, strict=False)):
         if word == "-m" and following.split(".")[0] in OURS:
-            check_module(following, list(call[call.index("-m") + 2 :]))
+            check_module(following, call[n + 2 :])
         elif word.endswith(("python", "python3", "pytest")) and following.endswith(".py"):
             _check_path(following)
     if "pytest" in call:

@@ -1,4 +1,4 @@
-"""Links between the pages of the documentation, and to files of the clone, lead somewhere, headings included."""
+"""Links between the pages of the documentation lead somewhere, headings included, and what is named beside is there."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ def why_not(link: str, page: str) -> str | None:
     if not target.resolve().is_relative_to(ROOT):
         return "it leaves the clone"
     if not _is_there(target.resolve()):
-        return "there is no such file or folder"
+        return "there is no such file"
+    path = str(target.resolve().relative_to(ROOT))
+    if path not in PAGES and not (path.startswith("docs/") and target.is_file()):
+        return "it is no page of the site: name it between backticks"
     if has_anchor and (target.suffix != ".md" or anchor not in anchors_of(target)):
         return "there is no such heading"
     return None
@@ -104,6 +107,11 @@ def test_files_that_a_page_names_are_there(page):
     assert sorted(name for name in named if not (ROOT / name).exists()) == []
 
 
+def test_the_api_page_has_every_public_name():
+    named = re.findall(r"^::: fastmc\.(\w+)$", text_of("docs/api/fastmc.md"), re.MULTILINE)
+    assert sorted(named) == sorted(fastmc.__all__)
+
+
 def test_the_citation_is_of_this_version_and_of_the_paper_of_the_first_page():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert re.findall(r"^version: (.*)$", citation, re.MULTILINE) == [fastmc.__version__]
@@ -120,14 +128,16 @@ def test_a_link_that_leads_nowhere_is_noticed():
         "step.md",
         "gpu/README.md",
         "../README.md",
-        "../tests",
         "#the-kernels",
         "paper.md#equations",
         "figures/tsne.png",
     )
     assert {why_not(link, page) for link in good} == {None}
     lost = ("lost.md", "Step.md", "../lost", "lost.md#equations")
-    assert {why_not(link, page) for link in lost} == {"there is no such file or folder"}
+    assert {why_not(link, page) for link in lost} == {"there is no such file"}
+    assert {why_not(link, page) for link in ("../tests/pages.py", "../bench", "gpu")} == {
+        "it is no page of the site: name it between backticks"
+    }
     assert {why_not(link, page) for link in ("../../README.md", "/README.md")} == {"it leaves the clone"}
     assert {why_not(link, page) for link in ("#lost", "paper.md#lost", "figures/tsne.png#x")} == {
         "there is no such heading"
