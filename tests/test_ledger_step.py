@@ -110,6 +110,14 @@ def test_launches_for_lists_of_tensors(sizes, lists, launches):
     assert multi_tensor_launches(sizes, lists) == launches
 
 
+def test_copies_of_lists_read_the_source_and_write_the_destination():
+    source = [torch.ones(70_000, device="meta"), torch.ones(5, device="meta")]
+    copies = [t.to(torch.bfloat16) for t in source]
+    work = count_parts(lambda: torch._foreach_copy_(copies, source))[REST]
+    assert dict(work.operators) == {"_foreach_copy_": 1}
+    assert (work.load_bytes, work.store_bytes) == (4 * 70_005, 2 * 70_005)
+
+
 def gru_passes(*, weights: bool, inputs: bool, layers: int = LAYERS, device: str = "meta") -> list[RecurrentCall]:
     gru = torch.nn.GRU(F, H, layers, batch_first=True, bidirectional=True, device=device).requires_grad_(weights)
     x = torch.zeros(B, T, F, device=device, requires_grad=inputs)
