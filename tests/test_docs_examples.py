@@ -23,6 +23,8 @@ from dry_run import calls_of, check_call, check_python
 from pages import ROOT, Block, blocks_of, pages, text_of, without_blocks
 from warm_python import warm_python
 
+pytestmark = [pytest.mark.slow, pytest.mark.program]
+
 LANGUAGES = ("sh", "python", "text")
 DEMO = """
 python -m train.prepare synthetic --out data/synthetic --subjects 4 --replications 1

@@ -109,6 +109,7 @@ def same(a: PretrainStep, b: PretrainStep) -> None:
         ("a2mc", "adamw", "cycle", "fp16"),
     ],
 )
+@pytest.mark.slow
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_a_replayed_step_is_the_step(method, optimizer, mixing, amp, store):
     """Captured once, with other clips, counter, learning rate and mixing at every replay. A number that the host baked
