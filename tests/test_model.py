@@ -220,7 +220,7 @@ def test_the_contrast_of_every_method(impl, method, filling, f):
     torch.testing.assert_close(torch.stack(found[1:4]), torch.tensor([float(w) for w in want]))
     torch.testing.assert_close(found.loss, torch.tensor(sum(float(w) for w in want)))
     psi = reference.similarity_distribution(f.f3, f.f0, m0, 0.03)[:, 0]
-    torch.testing.assert_close(found.positive_probability, psi.mean())
+    torch.testing.assert_close(found.positive_probability, psi.mean(), rtol=1e-4, atol=0)
 
     if method == "a2mc" and not filling:
         setting = {"temperature": 0.03, "lr": 3.0, "momentum_factor": 0.9, "weight_decay": 1e-4}
