@@ -203,11 +203,6 @@ def products_of_the_input_gradient() -> int:
     return 2 * (inputs + states) + 2 * BATCH * CLASSES * 2 * HIDDEN
 
 
-def products_of_the_weight_gradients() -> int:
-    gates = 3 * HIDDEN
-    return 2 * sum(2 * BATCH * FRAMES * gates * (size + HIDDEN) for size in (150, 2 * HIDDEN))
-
-
 def test_no_weight_gradient_is_computed_by_counted_flops(setting):
     x, encoder, head = setting
     assert all(p.requires_grad for p in encoder.parameters())
@@ -218,12 +213,6 @@ def test_no_weight_gradient_is_computed_by_counted_flops(setting):
         attack(x, lambda x: head(encoder.represent(1.0 * x)), bodies=2)
     backward = both.get_total_flops() - forward.get_total_flops()
     assert backward == products_of_the_input_gradient()
-
-    with encoder.fixed(), FlopCounterMode(display=False) as full:
-        encoder.recurrent.requires_grad_()  # which `fixed` has made constants
-        reference.attack_loss(x.clone().requires_grad_(), encoder.represent, head).sum().backward()
-    everything = full.get_total_flops() - forward.get_total_flops()
-    assert everything == products_of_the_input_gradient() + products_of_the_weight_gradients()
 
 
 class Cudnn(TorchDispatchMode):

@@ -38,13 +38,6 @@ def test_attack_of_a_clip_in_parts(monkeypatch):
     assert seen.total.load_bytes == 4 * size
 
 
-def test_gradient_of_the_logits():
-    logits = attack_cases.logits_of("unit")
-    with watch() as seen:
-        attack.logit_gradient(logits)
-    assert seen.total.load_bytes == seen.total.store_bytes == logits.numel() * 4
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_update_reads_and_writes_a_weight_once(dtype):
     """30 bytes with copies, else 28, and a program's share of the table, the flag and the rate."""

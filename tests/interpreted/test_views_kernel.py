@@ -123,11 +123,3 @@ def test_traffic_is_at_most_a_quarter_above_the_compulsory_one(packed, out, stre
     print(f"asked for {asked:,} bytes of {needed + written:,}: {asked / (needed + written):.3f}")
     assert needed <= seen.total.load_bytes
     assert asked <= 1.25 * (needed + written)
-
-
-def test_traffic_of_the_draw():
-    frames = torch.arange(1, 31) * 11
-    with kernels_on_cpu() as seen:
-        params = draw_params(AugmentConfig(), frames, 25, views=(0, 3), seed=0, step=0, sample=frames, impl="triton")
-    assert seen.total.store_bytes == params.table.numel() * 4
-    assert seen.total.load_bytes == 2 * 30 * (8 + 8)
