@@ -18,10 +18,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import exit_code, write_small_store
+from warm_python import warm_python
 
 from fastmc import checkpoint
 from fastmc.config import RunFolderError, to_plain
@@ -30,6 +32,7 @@ from fastmc.evaluation import FinetuneConfig
 from fastmc.files import write_json
 from fastmc.skeleton import NTU25
 from train import run
+from train.command import jobs
 from train.command.jobs import Job, JobFailed, run_jobs
 from train.runs.folder import ACCURACIES
 from train.tables import __main__ as tables
@@ -133,7 +136,16 @@ def command(data_root: Path, tmp_path: Path, *flags: str) -> list[str]:
     return [*settings, "--data-root", str(data_root), *TINY, *flags]
 
 
+@pytest.fixture
+def forked(monkeypatch):
+    """Workers are forks of a process that has their imports behind it."""
+    with warm_python() as folder:
+        monkeypatch.setattr(jobs, "sys", SimpleNamespace(executable=str(folder / "python")))
+        yield
+
+
 @pytest.mark.program
+@pytest.mark.usefixtures("forked")
 def test_a_table_is_run_written_resumed_and_collected_and_results_of_other_data_do_not_enter_it(
     data_root, tmp_path, capsys
 ):
@@ -247,36 +259,27 @@ def test_picture_names_rows_columns_and_axes(number, tmp_path):
 
 
 @pytest.mark.program
-def test_jobs_that_are_done_do_not_run_and_failures_are_told_after_the_others(tmp_path):
+@pytest.mark.usefixtures("forked")
+def test_jobs_that_are_done_do_not_run_and_failures_are_told_after_the_others(tmp_path, monkeypatch):
+    """Two at a time share the cores."""
+    monkeypatch.setattr("train.command.jobs.usable_cores", lambda: 6)
     made = [tmp_path / name for name in "ab"]
-    jobs = [
-        Job("a", "timeit", ("-n1", "-r1", f"open({str(made[0])!r}, 'w')"), tmp_path / "a.log", made[0].exists),
+    code = "import os; open({!r}, 'w').write(os.environ['OMP_NUM_THREADS'])"
+    asked = [
+        Job("a", "timeit", ("-n1", "-r1", code.format(str(made[0]))), tmp_path / "a.log", made[0].exists),
         Job("fails", "no_such_module", (), tmp_path / "fails.log", lambda: False),
         Job("silent", "timeit", ("-n1", "-r1", "pass"), tmp_path / "silent.log", lambda: False),
-        Job("b", "timeit", ("-n1", "-r1", f"open({str(made[1])!r}, 'w')"), tmp_path / "b.log", made[1].exists),
+        Job("b", "timeit", ("-n1", "-r1", code.format(str(made[1]))), tmp_path / "b.log", made[1].exists),
         Job("done", "no_such_module", (), tmp_path / "done.log", lambda: True),
     ]
     with pytest.raises(JobFailed) as failure:
-        run_jobs(jobs, parallel=2)
-    assert all(path.exists() for path in made)
+        run_jobs(asked, parallel=2)
+    assert [path.read_text() for path in made] == ["3"] * 2
     assert "fails failed" in str(failure.value)
     assert "No module named no_such_module" in str(failure.value)
     assert "silent failed" in str(failure.value), "a command that ends well without a result has failed too"
     assert not (tmp_path / "done.log").exists()
-    assert run_jobs([jobs[0], jobs[3], jobs[4]]) == 0
-
-
-@pytest.mark.program
-def test_jobs_share_the_cores(tmp_path, monkeypatch):
-    monkeypatch.setattr("train.command.jobs.usable_cores", lambda: 6)
-    out = [tmp_path / f"{n}.txt" for n in range(3)]
-    code = "import os; open({!r}, 'w').write(os.environ['OMP_NUM_THREADS'])"
-    jobs = [
-        Job(str(n), "timeit", ("-n1", "-r1", code.format(str(path))), tmp_path / f"{n}.log", path.exists)
-        for n, path in enumerate(out)
-    ]
-    assert run_jobs(jobs, parallel=2) == 3
-    assert [path.read_text() for path in out] == ["3"] * 3
+    assert run_jobs([asked[0], asked[3], asked[4]]) == 0
 
 
 def test_a_figure_of_other_settings_does_not_enter_a_table(data_root, tmp_path):
@@ -314,9 +317,20 @@ def test_a_figure_of_other_settings_does_not_enter_a_table(data_root, tmp_path):
     assert p.values(row, column) == [], "it is of an earlier run"
 
 
+def test_stopping_is_heard_by_any_of_its_signals():
+    before = [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)]
+    try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            with pytest.raises(KeyboardInterrupt), jobs._ended_as_by_ctrl_c():
+                signal.raise_signal(number)
+            assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGHUP), before, strict=True):
+            signal.signal(number, handler)
+
+
 @pytest.mark.program
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_stopping_ends_what_runs(number, tmp_path):
+def test_stopping_ends_what_runs(tmp_path):
     """The command that runs and its worker are gone, and the jobs that wait are not started."""
     code = f"""
 import os, pathlib
@@ -341,7 +355,7 @@ run_jobs([job(n) for n in range(3)], parallel=2)
     while not all((tmp_path / str(n)).exists() and (tmp_path / str(n)).read_text() for n in range(2)):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(number)
+    process.send_signal(signal.SIGHUP)
     _, errors = process.communicate(timeout=60)  # returns when no one holds the pipe any more
     assert "KeyboardInterrupt" in errors
     for n in range(2):
