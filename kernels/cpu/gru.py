@@ -19,7 +19,7 @@ SHARE = 32
 for itself, cost little."""
 WIDE = 512
 """Hidden units from which on a share is twice as large: sums of weight gradients then take much memory."""
-BLOCK_ROWS = 512
+BLOCK_ROWS = 256
 """Frames times clips of a block of steps: products of that many rows are at full speed, and fit the cache."""
 
 _SIZES = ("batch", "frames", "hidden", "parts", "width", "share", "block_rows", "reverse", "last", "threads")
