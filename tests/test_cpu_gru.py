@@ -114,7 +114,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(dtype):
 
 
 def test_clips_do_not_meet():
-    """A clip's result does not depend on the others of its batch, but for what a product's size does to its last bits."""
+    """A clip's result does not depend on the others of its batch, but for the last bits of products of other sizes."""
     net, x, _ = case("sequence", (70, 4, 6, 8), 2)
     with torch.no_grad():
         assert apart([net(x)], [torch.cat([net(x[i : i + 1]) for i in range(70)])]) < 1e-14
@@ -224,7 +224,7 @@ def test_sigmoid_and_tanh_in_units_of_the_last_place():
     assert [found[:2].tolist() for found in gru.gates(torch.tensor([torch.inf, -torch.inf]))][1] == [1, -1]
 
 
-SIGMOID_ULPS, TANH_ULPS = 2.5, 2.5
+SIGMOID_ULPS, TANH_ULPS = 2.3, 2.6
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
