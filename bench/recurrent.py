@@ -29,7 +29,7 @@ ROUNDINGS = 64
 
 @dataclass(frozen=True)
 class CompareGRU(Timing):
-    """Time the recurrent net's passes of a training step on a CPU, in turns: by fastmc, by nn.GRU, and their products."""
+    """Time the recurrent net's passes of a training step on a CPU, in turns: fastmc, nn.GRU, and the products alone."""
 
     encoder: str = "1x128"
     """Layers x hidden units; the default, with the next two, is preset tiny."""
