@@ -30,8 +30,8 @@ def of_recurrent_net(
 
 
 def of_step(config: Config, batch: int, inputs: int) -> Call:
-    """Those of a step of A²MC: query encoder, key encoder, attack, loss and bank step. Heads, some thousandth of it, are
-    left out."""
+    """Those of a step of A²MC: query encoder, key encoder, attack, loss and bank step. The heads' are left out: some
+    thousandth of it."""
     assert isinstance(config.encoder, BiGRUConfig)
     layers, hidden = config.encoder.size
     size = (config.frames, inputs, hidden, layers)
