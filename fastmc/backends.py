@@ -18,9 +18,12 @@ import torch
 from torch import Tensor
 
 import kernels
+from kernels import cpu
 
 IMPLS = ("auto", "triton", "torch", "reference")
 VIEW_IMPLS = (*IMPLS, "numba")
+UNTRACED = ("numba", "cpp")
+"""What torch.compile cannot trace."""
 
 
 class Need(NamedTuple):
@@ -68,9 +71,9 @@ class Operation(NamedTuple):
         if isinstance(impl, Chosen):
             return str(impl)
         if impl == "auto":
-            compiling = torch.compiler.is_compiling()  # numba cannot be traced
+            compiling = torch.compiler.is_compiling()
             for backend in self.backends:
-                here = backend.auto_on in (None, need.device.type) and not (compiling and backend.name == "numba")
+                here = backend.auto_on in (None, need.device.type) and not (compiling and backend.name in UNTRACED)
                 if here and backend.why_not(need) is None:
                     return backend.name
         reason = self.why_not(impl, need)
@@ -156,6 +159,14 @@ def numba_problem() -> str | None:
     return "the environment variable NUMBA_DISABLE_JIT is set" if disabled else None
 
 
+def _no_cpp(need: Need) -> str | None:
+    if need.device.type != "cpu":
+        return f"it computes on a CPU and the tensors are on {need.device.type}"
+    if need.dtype not in (torch.float32, torch.float64):
+        return f"it computes in float32 and float64 and the tensors are {need.dtype}"
+    return cpu.unavailable_reason()
+
+
 def _operation(name: str, triton: str, torch: str, reference: str, **numba: str) -> Operation:
     """In the order in which "auto" looks at them."""
     no_triton = _no_triton_views if numba else _no_triton
@@ -170,4 +181,11 @@ ATTACK = _operation("attack", "kernels.attack", "fastmc.methods.attack", "fastmc
 DRAW = _operation("draw", "kernels.draw", "fastmc.views.draw", "fastmc.views.draw", numba=_NUMBA)
 VIEWS = _operation(
     "views", "fastmc.views.triton_views", "fastmc.views.torch_views", "fastmc.views.plain_views", numba=_NUMBA
+)
+RECURRENT = Operation(
+    "recurrent net",
+    (
+        Backend("cpp", "fastmc.encoders.cpp_layers", "cpu", _no_cpp),
+        Backend("torch", "fastmc.encoders.recurrent", None, _never),
+    ),
 )

@@ -32,7 +32,7 @@ RIGHT = PROVIDERS["algebraic"]
 KEYS = ("mc_own_vs_reference", "mc_tiled_vs_reference", "mc_vs_algebraic", "mc_vs_products", "mc_extra_mb")
 KEYS += ("views_vs_numpy", "views_vs_tuned_numpy", "data_share_of_step")
 KEYS += ("step_own_vs_reference", "step_tiled_vs_reference", "step_own_vs_stepwise", "step_tiled_vs_stepwise")
-KEYS += ("step_vs_encoder",)
+KEYS += ("step_vs_encoder", "tiny_step_vs_products", "small_step_vs_products")
 
 
 def test_accuracy_table_has_means_and_single_values():
