@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -14,12 +15,13 @@ import torch
 from conftest import write_small_store
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import headlines, machine, measure, memory, parity, plot, providers, summary
+from bench import contention, headlines, machine, measure, memory, parity, plot, providers, summary
 from bench.accuracy import make_table, raw_accuracy
 from bench.measure import Measurement, Race, Result, Timing
 from bench.numpy_views import STYLES
 from bench.parity import ParityError, by_name, compare, exact_outputs
 from bench.providers import MIXES, PROVIDERS, Call, Case, Inputs, Outputs, Provider, draw
+from bench.stepping import Stint
 from bench.supervised import supervised_accuracy
 from fastmc.data.store import PackedStore
 from fastmc.reference import bank as reference_bank
@@ -33,7 +35,7 @@ RIGHT = PROVIDERS["algebraic"]
 KEYS = ("mc_own_vs_reference", "mc_tiled_vs_reference", "mc_vs_algebraic", "mc_vs_products", "mc_extra_mb")
 KEYS += ("views_vs_numpy", "views_vs_tuned_numpy", "data_share_of_step")
 KEYS += ("step_own_vs_reference", "step_tiled_vs_reference", "step_own_vs_stepwise", "step_tiled_vs_stepwise")
-KEYS += ("step_vs_encoder",)
+KEYS += ("step_vs_encoder", "busy_core_share")
 
 
 def test_accuracy_table_has_means_and_single_values():
@@ -315,7 +317,12 @@ TINY += ["--providers", *TIMED, "--preset", "tiny", "--encoder", "1x8", "--frame
 
 @pytest.fixture
 def known_memory(monkeypatch):
+    """And a known training process beside others: what takes processes of its own has tests of its own."""
     monkeypatch.setattr(measure, "extra_peak", lambda *args, **kwargs: {"extra_bytes": 12_000_000})
+    beside = contention.Loads()
+    for seconds, load in itertools.product((0.9, 1.0, 1.2), contention.LOADS):
+        beside.take(load, Stint(10, seconds * (1 + contention.LOADS[load]), 1.0, 0.0), others=0.0)
+    monkeypatch.setattr(contention, "measure", lambda settings: {contention.HERE: beside})
 
 
 def test_summary_has_all_headlines_and_records_the_run(capsys, tmp_path, quiet, known_memory):
@@ -334,6 +341,7 @@ def test_summary_has_all_headlines_and_records_the_run(capsys, tmp_path, quiet, 
     assert printed["views_vs_numpy"] == calls["numpy, usual"].median / calls["fastmc"].median
     assert printed["data_share_of_step"] == 100 * (calls["its data"].median / calls["whole step"].median)
     assert 0 < printed["data_share_of_step"] < 100
+    assert printed["busy_core_share"] == pytest.approx(50)
     assert set(printed["spread"]) == set(KEYS) - {"mc_extra_mb"}
     for key, (low, high) in printed["spread"].items():
         assert low <= printed[key] <= high
