@@ -118,9 +118,12 @@ def _never(need: Need) -> None:
     return None
 
 
-@torch.compiler.assume_constant_result
 def _no_kernels(device: torch.device) -> str | None:
     return kernels.unavailable_reason(device)
+
+
+# torch.compiler.assume_constant_result sets this and nothing else, but imports the compiler: 1.5 s of every command.
+_no_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _no_triton(need: Need) -> str | None:

@@ -1,9 +1,11 @@
-"""What this machine can run, and why not the rest: python -m fastmc.doctor."""
+"""What this machine can run, and why not the rest: python -m fastmc.doctor. It takes no settings."""
 
 from __future__ import annotations
 
+import argparse
 import platform
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -26,8 +28,9 @@ VIEW_BOUND = 1e-5
 """The same for views."""
 
 
-def main() -> int:
+def main(args: Sequence[str] | None = None) -> int:
     """Print the findings; 0 if the self-tests pass and the packages are ours."""
+    argparse.ArgumentParser(prog="python -m fastmc.doctor", description=__doc__).parse_args(args)
     print("versions")
     _line("python", f"{platform.python_version()} ({sys.executable})")
     for package, number in package_versions().items():

@@ -206,7 +206,7 @@ def test_importing_fastmc_does_not_import_torch():
 
 
 def test_doctor_is_content_here(capsys):
-    assert doctor.main() == 0
+    assert doctor.main([]) == 0
     out = capsys.readouterr().out
     assert "torch on cpu         runs, error" in out
     assert "triton on cpu        cannot run:" in out
@@ -219,7 +219,7 @@ def test_doctor_notices_a_wrong_implementation(monkeypatch, capsys):
 
     monkeypatch.setattr(doctor, "mc_loss", wrong)
     assert doctor.self_test("torch", torch.device("cpu")) > 1e-4
-    assert doctor.main() == 1
+    assert doctor.main([]) == 1
     assert "!!torch on cpu" in capsys.readouterr().out
 
 
@@ -240,7 +240,7 @@ def test_doctor_tests_triton_in_each_precision_where_it_can_run(monkeypatch, cap
         b._replace(why_not=lambda need, name=b.name: None if name == "torch" else "not here") for b in VIEWS.backends
     ]
     monkeypatch.setattr(doctor, "VIEWS", VIEWS._replace(backends=tuple(only_torch)))
-    assert doctor.main() == 0
+    assert doctor.main([]) == 0
     out = capsys.readouterr().out
     assert "triton on cpu        runs with ieee products, error" in out
     assert "triton on cpu        runs with bf16x3 products, error" in out
@@ -253,7 +253,7 @@ def test_doctor_tests_the_views(monkeypatch, capsys):
     assert doctor.view_self_test("torch", torch.device("cpu")) < 1e-6
     monkeypatch.setattr(doctor, "make_views", wrong)
     assert doctor.view_self_test("torch", torch.device("cpu")) > 1e-4
-    assert doctor.main() == 1
+    assert doctor.main([]) == 1
     assert "!!torch on cpu" in capsys.readouterr().out
 
 
