@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 import kernels
+import kernels.cpu
 
-IMPLS = ("auto", "triton", "torch", "reference")
-VIEW_IMPLS = (*IMPLS, "numba")
+IMPLS = ("auto", "triton", "cpu", "torch", "reference")
+VIEW_IMPLS = ("auto", "triton", "numba", "torch", "reference")
 
 
 class Need(NamedTuple):
@@ -122,8 +123,19 @@ def _no_kernels(device: torch.device) -> str | None:
     return kernels.unavailable_reason(device)
 
 
+def _no_cpu(need: Need) -> str | None:
+    if need.device.type != "cpu":
+        return f"it is for a CPU and the tensors are on {need.device.type}"
+    return _no_cpu_kernels()
+
+
+def _no_cpu_kernels() -> str | None:
+    return kernels.cpu.unavailable_reason()
+
+
 # torch.compiler.assume_constant_result sets this and nothing else, but imports the compiler: 1.5 s of every command.
-_no_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
+for constant in (_no_kernels, _no_cpu_kernels):
+    constant.__dict__["_dynamo_marked_constant"] = True
 
 
 def _no_triton(need: Need) -> str | None:
@@ -159,18 +171,24 @@ def numba_problem() -> str | None:
     return "the environment variable NUMBA_DISABLE_JIT is set" if disabled else None
 
 
-def _operation(name: str, triton: str, torch: str, reference: str, **numba: str) -> Operation:
+def _contrast(name: str, triton: str, cpu: str, torch: str, reference: str) -> Operation:
     """In the order in which "auto" looks at them."""
-    no_triton = _no_triton_views if numba else _no_triton
-    fast = [Backend("triton", triton, "cuda", no_triton)]
-    fast += [Backend("numba", module, "cpu", _no_numba) for module in numba.values()]
-    return Operation(name, (*fast, Backend("torch", torch, None, _never), Backend("reference", reference, "", _never)))
+    fast = (Backend("triton", triton, "cuda", _no_triton), Backend("cpu", cpu, "cpu", _no_cpu))
+    return Operation(name, (*fast, *_plain(torch, reference)))
 
 
-_NUMBA = "fastmc.views.numba_views"
-CONTRAST = _operation("contrast", "kernels.mc", "fastmc.objective.chunked", "fastmc.reference.contrast")
-ATTACK = _operation("attack", "kernels.attack", "fastmc.methods.attack", "fastmc.reference.attack")
-DRAW = _operation("draw", "kernels.draw", "fastmc.views.draw", "fastmc.views.draw", numba=_NUMBA)
-VIEWS = _operation(
-    "views", "fastmc.views.triton_views", "fastmc.views.torch_views", "fastmc.views.plain_views", numba=_NUMBA
-)
+def _of_views(name: str, triton: str, torch: str, reference: str) -> Operation:
+    numba = "fastmc.views.numba_views"
+    fast = (Backend("triton", triton, "cuda", _no_triton_views), Backend("numba", numba, "cpu", _no_numba))
+    return Operation(name, (*fast, *_plain(torch, reference)))
+
+
+def _plain(torch: str, reference: str) -> tuple[Backend, Backend]:
+    return Backend("torch", torch, None, _never), Backend("reference", reference, "", _never)
+
+
+_CHUNKED, _ATTACK = "fastmc.objective.chunked", "fastmc.methods.attack"
+CONTRAST = _contrast("contrast", "kernels.mc", "fastmc.objective.fused", _CHUNKED, "fastmc.reference.contrast")
+ATTACK = _contrast("attack", "kernels.attack", _ATTACK, _ATTACK, "fastmc.reference.attack")  # nothing of it takes long
+DRAW = _of_views("draw", "kernels.draw", "fastmc.views.draw", "fastmc.views.draw")
+VIEWS = _of_views("views", "fastmc.views.triton_views", "fastmc.views.torch_views", "fastmc.views.plain_views")
