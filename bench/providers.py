@@ -278,7 +278,7 @@ PROVIDERS = {
         Provider("algebraic", "algebraic PyTorch, autograd", _bind_algebraic),
         Provider("compiled", "the same under torch.compile", _bind_compiled, _why_not_compiled, compiles=True),
         Provider("torch", 'fastmc, impl="torch"', _bind_fastmc("torch")),
-        Provider("cpu", 'fastmc, impl="cpu"', _bind_fastmc("cpu"), _why_not("cpu")),
+        Provider("cpp", 'fastmc, impl="cpp"', _bind_fastmc("cpp"), _why_not("cpp")),
         Provider(
             "triton", 'fastmc, impl="triton"', _bind_fastmc("triton"), _why_not("triton"), rounding=SPLIT_ROUNDING
         ),

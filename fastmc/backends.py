@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 import kernels
-import kernels.cpu
+from kernels import cpu
 
-IMPLS = ("auto", "triton", "cpu", "torch", "reference")
+IMPLS = ("auto", "triton", "cpp", "torch", "reference")
 VIEW_IMPLS = ("auto", "triton", "numba", "torch", "reference")
+UNTRACED = ("numba", "cpp")
+"""What torch.compile cannot trace."""
 
 
 class Need(NamedTuple):
@@ -69,9 +71,9 @@ class Operation(NamedTuple):
         if isinstance(impl, Chosen):
             return str(impl)
         if impl == "auto":
-            compiling = torch.compiler.is_compiling()  # numba cannot be traced
+            compiling = torch.compiler.is_compiling()
             for backend in self.backends:
-                here = backend.auto_on in (None, need.device.type) and not (compiling and backend.name == "numba")
+                here = backend.auto_on in (None, need.device.type) and not (compiling and backend.name in UNTRACED)
                 if here and backend.why_not(need) is None:
                     return backend.name
         reason = self.why_not(impl, need)
@@ -123,18 +125,12 @@ def _no_kernels(device: torch.device) -> str | None:
     return kernels.unavailable_reason(device)
 
 
-def _no_cpu(need: Need) -> str | None:
-    if need.device.type != "cpu":
-        return f"it is for a CPU and the tensors are on {need.device.type}"
-    return _no_cpu_kernels()
-
-
-def _no_cpu_kernels() -> str | None:
-    return kernels.cpu.unavailable_reason()
+def _no_library() -> str | None:
+    return cpu.unavailable_reason()
 
 
 # torch.compiler.assume_constant_result sets this and nothing else, but imports the compiler: 1.5 s of every command.
-for constant in (_no_kernels, _no_cpu_kernels):
+for constant in (_no_kernels, _no_library):
     constant.__dict__["_dynamo_marked_constant"] = True
 
 
@@ -171,9 +167,17 @@ def numba_problem() -> str | None:
     return "the environment variable NUMBA_DISABLE_JIT is set" if disabled else None
 
 
-def _contrast(name: str, triton: str, cpu: str, torch: str, reference: str) -> Operation:
+def _no_cpp(need: Need) -> str | None:
+    if need.device.type != "cpu":
+        return f"it computes on a CPU and the tensors are on {need.device.type}"
+    if need.dtype not in (torch.float32, torch.float64):
+        return f"it computes in float32 and float64 and the tensors are {need.dtype}"
+    return _no_library()
+
+
+def _contrast(name: str, triton: str, cpp: str, torch: str, reference: str) -> Operation:
     """In the order in which "auto" looks at them."""
-    fast = (Backend("triton", triton, "cuda", _no_triton), Backend("cpu", cpu, "cpu", _no_cpu))
+    fast = (Backend("triton", triton, "cuda", _no_triton), Backend("cpp", cpp, "cpu", _no_cpp))
     return Operation(name, (*fast, *_plain(torch, reference)))
 
 
@@ -192,3 +196,10 @@ CONTRAST = _contrast("contrast", "kernels.mc", "fastmc.objective.fused", _CHUNKE
 ATTACK = _contrast("attack", "kernels.attack", _ATTACK, _ATTACK, "fastmc.reference.attack")  # nothing of it takes long
 DRAW = _of_views("draw", "kernels.draw", "fastmc.views.draw", "fastmc.views.draw")
 VIEWS = _of_views("views", "fastmc.views.triton_views", "fastmc.views.torch_views", "fastmc.views.plain_views")
+RECURRENT = Operation(
+    "recurrent net",
+    (
+        Backend("cpp", "fastmc.encoders.cpp_layers", "cpu", _no_cpp),
+        Backend("torch", "fastmc.encoders.recurrent", None, _never),
+    ),
+)

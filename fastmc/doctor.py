@@ -46,7 +46,7 @@ def main(args: Sequence[str] | None = None) -> int:
         healthy &= _own_package(name)
     print("implementations of loss and bank step")
     devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
-    for impl in ("reference", "torch", "cpu", "triton"):
+    for impl in ("reference", "torch", "cpp", "triton"):
         for device in devices:
             healthy &= _implementation(impl, device)
     print("implementations of views")

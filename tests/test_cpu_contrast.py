@@ -1,4 +1,4 @@
-"""impl="cpu": exact against the reference for every kind of call; its powers of two; the same bits for any number of
+"""impl="cpp": exact against the reference for every kind of call; its powers of two; the same bits for any number of
 threads."""
 
 from __future__ import annotations
@@ -196,9 +196,9 @@ def test_no_bit_depends_on_the_number_of_threads(threads, kind, tiled):
 
 def test_a_cpu_takes_it_where_it_can_run(monkeypatch):
     here = Need(torch.device("cpu"))
-    assert CONTRAST.choose("auto", here) == "cpu"
-    assert "for a CPU" in (CONTRAST.why_not("cpu", Need(torch.device("meta"))) or "")
+    assert CONTRAST.choose("auto", here) == "cpp"
+    assert "on a CPU" in (CONTRAST.why_not("cpp", Need(torch.device("meta"))) or "")
     monkeypatch.setattr(kernels.cpu, "unavailable_reason", lambda: "there is no C++ compiler")
     assert CONTRAST.choose("auto", here) == "torch"
     with pytest.raises(RuntimeError, match=r"there is no C\+\+ compiler"):
-        CONTRAST.choose("cpu", here)
+        CONTRAST.choose("cpp", here)

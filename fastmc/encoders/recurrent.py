@@ -2,7 +2,8 @@
 
 On a GPU nn.GRU is one cuDNN call. On a CPU it is a loop of small operators that autograd records one by one: it sums
 weight gradients step by step and fills a (B, T, 2H) gradient for the final states. Here a layer is one
-node of autograd's graph, both directions together. With x_t (F,), states h_t (H,) and PyTorch's names of the weights:
+node of autograd's graph, both directions together: by C++ kernels where they can run (`fastmc.encoders.cpp_layers`),
+and else, or in half precision, by the operators of PyTorch below, whose every call waits for OpenMP's threads. With x_t (F,), states h_t (H,) and PyTorch's names of the weights:
 
     r = s(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr)        q = W_hn h_{t-1} + b_hn
     z = s(W_iz x_t + b_iz + W_hz h_{t-1} + b_hz)        n = tanh(W_in x_t + b_in + r q)
@@ -40,6 +41,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fastmc.backends import RECURRENT, Need
 from fastmc.encoders.storage import share_storage
 
 BLOCK_ROWS = 1024
@@ -62,7 +64,13 @@ def rounded_states() -> Iterator[None]:
 
 class StepwiseGRU(nn.Module):
     """Per layer two GRUs, both forward in time, their outputs joined: what feeding a bidirectional GRU one frame at a
-    time and carrying its state computes."""
+    time and carrying its state computes.
+
+    Attributes:
+        impl: who computes on a CPU, a name of `fastmc.backends.RECURRENT` or auto.
+    """
+
+    impl = "auto"
 
     def __init__(self, input_size: int, hidden: int, layers: int) -> None:
         super().__init__()
@@ -75,9 +83,8 @@ class StepwiseGRU(nn.Module):
         """(B, T, F) to the final states of the last layer (B, 2 * hidden). ``affine``: see `SequenceGRU.forward`."""
         pairs: list[list[Any]] = [list(pair) for pair in self.layers if isinstance(pair, nn.ModuleList)]
         if _for_cpu(x):
-            return _final_states(
-                x, [[gru.all_weights[0] for gru in pair] for pair in pairs], reverse=False, affine=affine
-            )
+            layers = [[gru.all_weights[0] for gru in pair] for pair in pairs]
+            return _final_states(x, layers, self.impl, reverse=False, affine=affine)
         x = _applied(x, affine).transpose(0, 1)
         for pair in pairs:
             x = torch.cat([gru(x)[0] for gru in pair], dim=-1)
@@ -89,7 +96,12 @@ class SequenceGRU(nn.GRU):
 
     nn.GRU is given frames first, as cuDNN takes them: of batches first it would copy the input for each of its calls
     and, backwards, a gradient of the outputs' size.
+
+    Attributes:
+        impl: who computes on a CPU, a name of `fastmc.backends.RECURRENT` or auto.
     """
+
+    impl = "auto"
 
     def __init__(self, input_size: int, hidden: int, layers: int) -> None:
         super().__init__(input_size, hidden, layers, bidirectional=True)
@@ -102,7 +114,8 @@ class SequenceGRU(nn.GRU):
         """
         if _for_cpu(x):
             weights = self.all_weights
-            return _final_states(x, list(zip(weights[::2], weights[1::2], strict=True)), reverse=True, affine=affine)
+            layers = list(zip(weights[::2], weights[1::2], strict=True))
+            return _final_states(x, layers, self.impl, reverse=True, affine=affine)
         _, final = super().forward(_applied(x, affine).transpose(0, 1))
         return torch.cat((final[-2], final[-1]), dim=-1)
 
@@ -147,6 +160,8 @@ def _taken_up(weights: Sequence[Tensor], affine: tuple[Tensor, Tensor]) -> list[
 def _final_states(
     x: Tensor,
     layers: Sequence[Sequence[Sequence[Tensor]]],
+    impl: str,
+    *,
     reverse: bool,
     affine: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
@@ -160,11 +175,18 @@ def _final_states(
         raise ValueError(
             f"x must be (B, T, {weight.shape[1]}) with T > 0 in {weight.dtype}, got {tuple(x.shape)} in {x.dtype}"
         )
-    x = x.transpose(0, 1).contiguous()[None]
     if affine is not None:
         layers = [[_taken_up(direction, affine) for direction in layers[0]], *layers[1:]]
-    for i, directions in enumerate(layers):
-        weights = [weight for direction in directions for weight in direction]
+    flat = [[weight for direction in directions for weight in direction] for directions in layers]
+    module = RECURRENT.module("torch" if _rounds_states else RECURRENT.choose(impl, Need(x.device, x.dtype)))
+    return module.final_states(x, flat, reverse=reverse)
+
+
+def final_states(x: Tensor, layers: Sequence[Sequence[Tensor]], *, reverse: bool) -> Tensor:
+    """(B, T, F) to the last layer's final states (B, 2H), by PyTorch's operators; ``layers`` holds (W_i, W_h, b_i, b_h)
+    of both directions."""
+    x = x.transpose(0, 1).contiguous()[None]
+    for i, weights in enumerate(layers):
         last = i == len(layers) - 1
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights)):
             x = _Layer.apply(x, reverse, last, *weights)
@@ -173,7 +195,7 @@ def _final_states(
     return x
 
 
-def _differentiable_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+def differentiable_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
     """PyTorch's once_differentiable speaks up only where the upstream gradient requires one; a second derivative leads
     through the other inputs too, and would lack them silently."""
     guarded = once_differentiable(backward)
@@ -197,7 +219,7 @@ class _Layer(torch.autograd.Function):
         return result
 
     @staticmethod
-    @_differentiable_once
+    @differentiable_once
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         x, q, rz, n, states, *weights = ctx.saved_tensors
         reverse, last = ctx.reverse, ctx.last

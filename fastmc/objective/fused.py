@@ -1,4 +1,4 @@
-"""impl="cpu": the algebra of `fastmc.objective.chunked` with passes in C++ (kernels/cpu/contrast.cpp).
+"""impl="cpp": the algebra of `fastmc.objective.chunked` with passes in C++ (kernels/cpu/contrast.cpp).
 
 A pass is one piece of work for all threads: they meet at its end, and nowhere else. Exponentials, sums and weights of a
 row are made in one go, in cache, where PyTorch's operators go through megabytes for each.
