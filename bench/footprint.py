@@ -38,6 +38,8 @@ class Footprint:
     """tiny, small or paper: of the run."""
     steps: int = 400
     """Steps of training. A run's epoch has as many as its batches go into the clips."""
+    probes: int = 3
+    """kNN probes, one after the other."""
     linear_epochs: int = 1
     """Epochs of the linear classifier at the end, which has the features of 8 crops of every clip; 0 for none."""
     store: Path | None = None
@@ -97,22 +99,22 @@ def measure(settings: Footprint, store_path: Path, parts: Parts) -> dict[str, in
     config = replace(parse(flags), protocol=store.protocols[0], out=run_folder)
     with parts.part("frames placed, model, optimizer, bank"):
         pretraining = Pretraining(config, store, run_folder, choose_device("cpu"))
-    batches = _forever(pretraining)
+    steps = _forever(pretraining)
     with parts.part("first step, with what it compiles"):
-        next(batches)
+        next(steps)
     for n in range(PARTS_OF_STEPS):
         share = settings.steps // PARTS_OF_STEPS
         with parts.part(f"steps {n * share + 2} to {(n + 1) * share + 1}"):
             for _ in range(share):
-                next(batches)
+                next(steps)
     with parts.part("checkpoint"):
         pretraining.save()
-    for n in range(2):
-        with parts.part("kNN probe" + ", again" * n):
+    for n in range(settings.probes):
+        with parts.part(f"kNN probe {n + 1}"):
             pretraining.probe()
-    with parts.part("as many steps after it"):
+    with parts.part(f"{settings.steps // PARTS_OF_STEPS} steps more"):
         for _ in range(settings.steps // PARTS_OF_STEPS):
-            next(batches)
+            next(steps)
     if settings.linear_epochs:
         with parts.part("kNN and linear evaluation"):
             evaluate_encoder(pretraining.model, store, pretraining.data, config)

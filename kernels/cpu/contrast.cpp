@@ -106,6 +106,19 @@ class Chunk {
     const Block<T>& block_;
 };
 
+// The largest of them. In lanes, since compilers make no vectors of a maximum that may meet what is not a number.
+template <class T>
+T largest_of(const T* x, int64_t size) {
+    constexpr int64_t LANES = 64 / sizeof(T);
+    T lanes[LANES];
+    std::fill(lanes, lanes + LANES, -std::numeric_limits<T>::infinity());
+    int64_t j = 0;
+    for (; j + LANES <= size; j += LANES)
+        for (int64_t lane = 0; lane < LANES; ++lane) lanes[lane] = x[j + lane] > lanes[lane] ? x[j + lane] : lanes[lane];
+    for (; j < size; ++j) lanes[0] = std::max(lanes[0], x[j]);
+    return *std::max_element(lanes, lanes + LANES);
+}
+
 // e = 2^(factor (logits - shift)); returns their sum.
 template <class T>
 T exponentials(const T* logits, T shift, T factor, int64_t size, T* e) {
@@ -196,7 +209,7 @@ struct Nearest {
 
     void add(const Block<T>& block, Chunk<T>& chunk, int64_t sample, T factor) {
         const T* logits = chunk.logits_of(block.measured, sample);
-        const T nearest = *std::max_element(logits, logits + chunk.size);
+        const T nearest = largest_of(logits, chunk.size);
         const T total = exponentials(logits, nearest, factor, chunk.size, chunk.exponentials);
         add(sample, nearest - block.shift_of(block.measured, sample), total, factor);
     }
