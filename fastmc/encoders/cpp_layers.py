@@ -1,5 +1,7 @@
-"""The layers of `fastmc.encoders.recurrent` by the C++ kernels of `kernels.cpu.gru`: each is one node of autograd's graph
-and one region of work for the threads of `kernels.cpu`."""
+"""The layers of `fastmc.encoders.recurrent` by the C++ kernels of `kernels.cpu.gru`.
+
+Each is one node of autograd's graph, and one piece of work for the threads of `kernels.cpu`.
+"""
 
 from __future__ import annotations
 

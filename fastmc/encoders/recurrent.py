@@ -3,7 +3,8 @@
 On a GPU nn.GRU is one cuDNN call. On a CPU it is a loop of small operators that autograd records one by one: it sums
 weight gradients step by step and fills a (B, T, 2H) gradient for the final states. Here a layer is one
 node of autograd's graph, both directions together: by C++ kernels where they can run (`fastmc.encoders.cpp_layers`),
-and else, or in half precision, by the operators of PyTorch below, whose every call waits for OpenMP's threads. With x_t (F,), states h_t (H,) and PyTorch's names of the weights:
+and else, or in half precision, by the operators of PyTorch below, each of which waits for OpenMP's threads. With
+x_t (F,), states h_t (H,) and PyTorch's names of the weights:
 
     r = s(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr)        q = W_hn h_{t-1} + b_hn
     z = s(W_iz x_t + b_iz + W_hz h_{t-1} + b_hz)        n = tanh(W_in x_t + b_in + r q)
@@ -62,15 +63,25 @@ def rounded_states() -> Iterator[None]:
         _rounds_states = False
 
 
-class StepwiseGRU(nn.Module):
-    """Per layer two GRUs, both forward in time, their outputs joined: what feeding a bidirectional GRU one frame at a
-    time and carrying its state computes.
+class RecurrentNet(nn.Module):
+    """A net that several implementations compute on a CPU.
 
     Attributes:
-        impl: who computes on a CPU, a name of `fastmc.backends.RECURRENT` or auto.
+        impl: who does, a name of `fastmc.backends.RECURRENT` or auto.
     """
 
     impl = "auto"
+
+    def chosen(self, x: Tensor) -> str | None:
+        """Who computes it of inputs such as x; None where nn.GRU does."""
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        return "torch" if _rounds_states else RECURRENT.choose(self.impl, Need(x.device, x.dtype))
+
+
+class StepwiseGRU(RecurrentNet):
+    """Per layer two GRUs, both forward in time, their outputs joined: what feeding a bidirectional GRU one frame at a
+    time and carrying its state computes."""
 
     def __init__(self, input_size: int, hidden: int, layers: int) -> None:
         super().__init__()
@@ -82,26 +93,21 @@ class StepwiseGRU(nn.Module):
     def forward(self, x: Tensor, affine: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(B, T, F) to the final states of the last layer (B, 2 * hidden). ``affine``: see `SequenceGRU.forward`."""
         pairs: list[list[Any]] = [list(pair) for pair in self.layers if isinstance(pair, nn.ModuleList)]
-        if _for_cpu(x):
+        if impl := self.chosen(x):
             layers = [[gru.all_weights[0] for gru in pair] for pair in pairs]
-            return _final_states(x, layers, self.impl, reverse=False, affine=affine)
+            return _final_states(x, layers, impl, reverse=False, affine=affine)
         x = _applied(x, affine).transpose(0, 1)
         for pair in pairs:
             x = torch.cat([gru(x)[0] for gru in pair], dim=-1)
         return x[-1]
 
 
-class SequenceGRU(nn.GRU):
+class SequenceGRU(RecurrentNet, nn.GRU):
     """A bidirectional GRU whose output is the final states of both directions.
 
     nn.GRU is given frames first, as cuDNN takes them: of batches first it would copy the input for each of its calls
     and, backwards, a gradient of the outputs' size.
-
-    Attributes:
-        impl: who computes on a CPU, a name of `fastmc.backends.RECURRENT` or auto.
     """
-
-    impl = "auto"
 
     def __init__(self, input_size: int, hidden: int, layers: int) -> None:
         super().__init__(input_size, hidden, layers, bidirectional=True)
@@ -112,10 +118,10 @@ class SequenceGRU(nn.GRU):
         ``affine``: scale and shift (F,) of x's columns. On a CPU the first layer's weights take them up, so that their
         gradients cost no more than one of the weights' size.
         """
-        if _for_cpu(x):
+        if impl := self.chosen(x):
             weights = self.all_weights
             layers = list(zip(weights[::2], weights[1::2], strict=True))
-            return _final_states(x, layers, self.impl, reverse=True, affine=affine)
+            return _final_states(x, layers, impl, reverse=True, affine=affine)
         _, final = super().forward(_applied(x, affine).transpose(0, 1))
         return torch.cat((final[-2], final[-1]), dim=-1)
 
@@ -140,10 +146,6 @@ CUDNN_GRU = 3
 
 def on_gpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cuda"
-
-
-def _for_cpu(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _applied(x: Tensor, affine: tuple[Tensor, Tensor] | None) -> Tensor:
@@ -178,8 +180,7 @@ def _final_states(
     if affine is not None:
         layers = [[_taken_up(direction, affine) for direction in layers[0]], *layers[1:]]
     flat = [[weight for direction in directions for weight in direction] for directions in layers]
-    module = RECURRENT.module("torch" if _rounds_states else RECURRENT.choose(impl, Need(x.device, x.dtype)))
-    return module.final_states(x, flat, reverse=reverse)
+    return RECURRENT.module(impl).final_states(x, flat, reverse=reverse)
 
 
 def final_states(x: Tensor, layers: Sequence[Sequence[Tensor]], *, reverse: bool) -> Tensor:

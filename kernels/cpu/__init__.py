@@ -42,6 +42,9 @@ FLAGS = (
 """-fopenmp-simd takes the pragmas for vectors of a thread, and links no OpenMP."""
 
 
+_threads: int | None = None
+
+
 class NoKernels(RuntimeError):
     """The kernels cannot run here; the message says why, as the end of a sentence."""
 
@@ -65,6 +68,29 @@ def place() -> Path:
     return Path(root, "fastmc", f"cpu-{_key()}.so")
 
 
+def threads() -> int:
+    """How many threads a call takes: those of PyTorch's operators, or what they were outside of `one_thread_for_operators`."""
+    return _threads or torch.get_num_threads()
+
+
+@contextmanager
+def one_thread_for_operators() -> Iterator[None]:
+    """Within: PyTorch's operators take one thread, and the kernels here as many as those did before.
+
+    For work whose large parts are kernels: an operator's threads wait for each other by spinning, and beside another
+    program cost more than they bring.
+    """
+    global _threads
+    before, outer = torch.get_num_threads(), _threads
+    _threads = threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        _threads = outer
+
+
 def product(a: Tensor, b: Tensor, share: int) -> tuple[Tensor, Tensor]:
     """A product whose rows are shared out, to see that threads and BLAS serve: `fastmc.doctor` and the tests call it.
 
@@ -79,7 +105,7 @@ def product(a: Tensor, b: Tensor, share: int) -> tuple[Tensor, Tensor]:
     c, by = a.new_empty(rows, n), torch.full((-(-rows // share),), -1, dtype=torch.int8)
     pointers = [ctypes.c_void_p(tensor.data_ptr()) for tensor in (a, b, c)]
     sizes = [ctypes.c_int64(size) for size in (rows, n, k, share)]
-    library().fastmc_product(*pointers, *sizes, torch.get_num_threads(), ctypes.c_void_p(by.data_ptr()))
+    library().fastmc_product(*pointers, *sizes, threads(), ctypes.c_void_p(by.data_ptr()))
     return c, by
 
 

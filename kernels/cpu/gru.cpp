@@ -197,19 +197,30 @@ void forward_unit(const Unit<T>& u) {
     }
 }
 
-// Sums over rows, added to or in place of `total` (columns).
+// Sums over rows, added to or in place of `total` (columns). Few rows at a time, in `partial` (columns): a long chain of
+// additions would lose digits.
 template <class T>
-void sum_rows(const T* a, int64_t rows, int64_t columns, bool adds, T* total) {
+void sum_rows(const T* a, int64_t rows, int64_t columns, bool adds, T* partial, T* total) {
+    constexpr int64_t few = 32;
     if (!adds) std::fill_n(total, columns, T(0));
-    int64_t row = 0;
-    for (; row + 4 <= rows; row += 4) {
-        const T* at = a + row * columns;
+    for (int64_t begin = 0; begin < rows; begin += few) {
+        const int64_t end = std::min(begin + few, rows);
+        std::fill_n(partial, columns, T(0));
+        for (int64_t row = begin; row < end; row += 4) {
+            const T* at = a + row * columns;
+            const int64_t second = row + 1 < end, third = row + 2 < end, fourth = row + 3 < end;
 #pragma omp simd
-        for (int64_t j = 0; j < columns; ++j)
-            total[j] += (at[j] + at[columns + j]) + (at[2 * columns + j] + at[3 * columns + j]);
+            for (int64_t j = 0; j < columns; ++j) {
+                T sum = at[j];
+                if (second) sum += at[columns + j];
+                if (third) sum += at[2 * columns + j];
+                if (fourth) sum += at[3 * columns + j];
+                partial[j] += sum;
+            }
+        }
+#pragma omp simd
+        for (int64_t j = 0; j < columns; ++j) total[j] += partial[j];
     }
-    for (; row < rows; ++row)
-        for (int64_t j = 0; j < columns; ++j) total[j] += a[row * columns + j];
 }
 
 // dx as this direction alone has it, for the frames t0 ... t1 - 1.
@@ -234,9 +245,11 @@ void backward_unit(const Unit<T>& u, int64_t unit) {
     const T* w_h = l.prepared + u.d * 3 * hidden * hidden;
     T *dw_i = l.sums + unit * l.sums_size(), *dw_h = dw_i + 3 * hidden * columns, *db = dw_h + 3 * hidden * hidden;
     thread_local Scratch<T> scratch;
-    T* da = scratch.take(aligned(block * rows * 4 * hidden) + aligned(rows * hidden) + block * rows * l.width);
+    T* da = scratch.take(aligned(block * rows * 4 * hidden) + aligned(rows * hidden) + aligned(4 * hidden) +
+                         block * rows * l.width);
     T* dh = da + aligned(block * rows * 4 * hidden);
-    T* room = dh + aligned(rows * hidden);
+    T* partial = dh + aligned(rows * hidden);
+    T* room = partial + aligned(4 * hidden);
 
     const int64_t steps = l.frames;
     if (l.last) {
@@ -267,7 +280,7 @@ void backward_unit(const Unit<T>& u, int64_t unit) {
             product<T>(1, {da + (from - t0) * rows * 4 * hidden, 4 * hidden, true}, {u.before(from), hidden}, adds,
                        dw_h, hidden, 3 * hidden, hidden, many - skip * rows);
         }
-        if (wants_b) sum_rows(da, many, 4 * hidden, adds, db);
+        if (wants_b) sum_rows(da, many, 4 * hidden, adds, partial, db);
         if (l.dx) write_dx(u, da_x, t0, t1, room);
         adds = true;
     }
@@ -280,7 +293,8 @@ void sum_shares(const Layer<T>& l, int64_t d, int64_t gate) {
     const T* of_first = l.sums + d * l.sums_size();
     const auto sum = [&](int64_t from, int64_t count, T* out) {
         if (out == nullptr) return;
-        std::copy_n(of_first + from, count, out);
+        if (l.shares() == 0) std::fill_n(out, count, T(0));
+        else std::copy_n(of_first + from, count, out);
         for (int64_t share = 1; share < l.shares(); ++share) {
             const T* more = of_first + share * 2 * l.sums_size() + from;
 #pragma omp simd

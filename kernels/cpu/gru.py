@@ -12,14 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels import cpu
+from kernels import cpu, launching_on
 
 SHARE = 32
 """Clips of a share: few, so that a batch makes many units, and enough that the sums of weight gradients, which each has
 for itself, cost little."""
 WIDE = 512
 """Hidden units from which on a share is twice as large: sums of weight gradients then take much memory."""
-BLOCK_ROWS = 512
+BLOCK_ROWS = 256
 """Frames times clips of a block of steps: products of that many rows are at full speed, and fit the cache."""
 
 _SIZES = ("batch", "frames", "hidden", "parts", "width", "share", "block_rows", "reverse", "last", "threads")
@@ -128,13 +128,15 @@ def _call(
         block_rows=BLOCK_ROWS,
         reverse=place.reverse,
         last=place.last,
-        threads=torch.get_num_threads(),
+        threads=cpu.threads(),
         x=_at(x),
         weights=(ctypes.c_void_p * 8)(*map(_at, weights)),
         gradients=(ctypes.c_void_p * 8)(*map(_at, gradients)),
         **{name: _at(tensor) for name, tensor in others.items()},
     )
-    getattr(cpu.library(), f"fastmc_gru_{way}_{str(x.dtype).removeprefix('torch.')}")(ctypes.byref(layer))
+    function = getattr(cpu.library(), f"fastmc_gru_{way}_{str(x.dtype).removeprefix('torch.')}")
+    with launching_on(x.device, f"gru_{way}"):
+        function(ctypes.byref(layer))
 
 
 def _at(tensor: Tensor | None) -> ctypes.c_void_p:
