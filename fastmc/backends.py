@@ -22,8 +22,6 @@ from kernels import cpu
 
 IMPLS = ("auto", "triton", "cpp", "torch", "reference")
 VIEW_IMPLS = ("auto", "triton", "numba", "torch", "reference")
-UNTRACED = ("numba", "cpp")
-"""What torch.compile cannot trace."""
 
 
 class Need(NamedTuple):
@@ -42,13 +40,14 @@ class Need(NamedTuple):
 
 class Backend(NamedTuple):
     """An implementation: its name, its module, which is imported when it is called (Triton and numba need not be
-    installed), the kind of device on which "auto" takes it (None for any), and why it cannot serve, as the end of a
-    sentence (None if it can)."""
+    installed), the kind of device on which "auto" takes it (None for any), why it cannot serve, as the end of a
+    sentence (None if it can), and whether torch.compile cannot trace it: "auto" passes it by there."""
 
     name: str
     module: str
     auto_on: str | None
     why_not: Callable[[Need], str | None]
+    untraced: bool = False
 
 
 class Chosen(str):
@@ -73,7 +72,7 @@ class Operation(NamedTuple):
         if impl == "auto":
             compiling = torch.compiler.is_compiling()
             for backend in self.backends:
-                here = backend.auto_on in (None, need.device.type) and not (compiling and backend.name in UNTRACED)
+                here = backend.auto_on in (None, need.device.type) and not (compiling and backend.untraced)
                 if here and backend.why_not(need) is None:
                     return backend.name
         reason = self.why_not(impl, need)
@@ -183,7 +182,10 @@ def _contrast(name: str, triton: str, cpp: str, torch: str, reference: str) -> O
 
 def _of_views(name: str, triton: str, torch: str, reference: str) -> Operation:
     numba = "fastmc.views.numba_views"
-    fast = (Backend("triton", triton, "cuda", _no_triton_views), Backend("numba", numba, "cpu", _no_numba))
+    fast = (
+        Backend("triton", triton, "cuda", _no_triton_views),
+        Backend("numba", numba, "cpu", _no_numba, untraced=True),
+    )
     return Operation(name, (*fast, *_plain(torch, reference)))
 
 
@@ -192,14 +194,14 @@ def _plain(torch: str, reference: str) -> tuple[Backend, Backend]:
 
 
 _CHUNKED, _ATTACK = "fastmc.objective.chunked", "fastmc.methods.attack"
-CONTRAST = _contrast("contrast", "kernels.mc", "fastmc.objective.fused", _CHUNKED, "fastmc.reference.contrast")
+CONTRAST = _contrast("contrast", "kernels.mc", "fastmc.objective.cpp_passes", _CHUNKED, "fastmc.reference.contrast")
 ATTACK = _contrast("attack", "kernels.attack", _ATTACK, _ATTACK, "fastmc.reference.attack")  # nothing of it takes long
 DRAW = _of_views("draw", "kernels.draw", "fastmc.views.draw", "fastmc.views.draw")
 VIEWS = _of_views("views", "fastmc.views.triton_views", "fastmc.views.torch_views", "fastmc.views.plain_views")
 RECURRENT = Operation(
     "recurrent net",
     (
-        Backend("cpp", "fastmc.encoders.cpp_layers", "cpu", _no_cpp),
+        Backend("cpp", "fastmc.encoders.cpp_layers", "cpu", _no_cpp, untraced=True),
         Backend("torch", "fastmc.encoders.recurrent", None, _never),
     ),
 )

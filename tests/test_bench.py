@@ -30,7 +30,7 @@ from train.command.parse import parse
 
 SMALL = {"batch": 7, "bank": 130, "dim": 24}
 QUICK = Timing(rounds=4, threads=1)
-TIMED = ("reference", "algebraic", "torch", "products")
+TIMED = ("reference", "algebraic", "torch", "cpp", "products")
 RIGHT = PROVIDERS["algebraic"]
 KEYS = ("mc_own_vs_reference", "mc_tiled_vs_reference", "mc_vs_algebraic", "mc_vs_products", "mc_extra_mb")
 KEYS += ("views_vs_numpy", "views_vs_tuned_numpy", "data_share_of_step")
@@ -81,8 +81,8 @@ def quiet(monkeypatch):
 @pytest.mark.parametrize("mix", MIXES)
 def test_providers_pass_the_gate(mix, work):
     race = Race(Case(work, mix, **SMALL), TIMED, QUICK)
-    assert [found.skipped for found in race.result.providers.values()] == [None] * 4
-    assert all(0 <= race.result.providers[name].budget < 0.5 for name in TIMED[:3])
+    assert [found.skipped for found in race.result.providers.values()] == [None] * 5
+    assert all(0 <= race.result.providers[name].budget < 0.5 for name in TIMED[:4])
 
 
 @pytest.mark.parametrize("mix", MIXES)
@@ -223,7 +223,7 @@ def test_the_floor_is_the_products_and_nothing_else(work, products):
 
 def test_everybody_takes_turns():
     race = Race(Case("loss", "own", **SMALL), TIMED, Timing(rounds=10, threads=1))
-    race._rounds = {"reference": 3, "algebraic": 10, "torch": 7, "products": 10}
+    race._rounds = {"reference": 3, "algebraic": 10, "torch": 7, "cpp": 5, "products": 10}
     rounds = [race.turns(i) for i in range(10)]
     assert Counter(name for names in rounds for name in names) == race._rounds
     assert all(len(set(names)) == len(names) for names in rounds)
@@ -336,7 +336,7 @@ def test_summary_has_all_headlines_and_records_the_run(capsys, tmp_path, quiet, 
     assert printed["machine"]["threads"] == 1 and printed["others_busy"] == 0
     own = Result.from_json(printed["details"]["mc"]["own"])
     assert len(own.providers["torch"].seconds) == 3
-    assert printed["mc_vs_algebraic"] == own.providers["algebraic"].median / own.providers["torch"].median
+    assert printed["mc_vs_algebraic"] == own.providers["algebraic"].median / own.providers["cpp"].median
     calls = {n: Measurement(**m) for e in ("views", "data") for n, m in printed["details"][e]["calls"].items()}
     assert printed["views_vs_numpy"] == calls["numpy, usual"].median / calls["fastmc"].median
     assert printed["data_share_of_step"] == 100 * (calls["its data"].median / calls["whole step"].median)

@@ -27,7 +27,7 @@ from oracle import (
 
 import kernels.cpu
 from fastmc.backends import CONTRAST, Need
-from fastmc.objective import fused
+from fastmc.objective import cpp_passes
 from kernels.cpu.contrast import exp2
 
 KINDS = list(TABLES)
@@ -70,7 +70,7 @@ def test_powers_of_what_is_too_small_or_no_number(dtype):
 @pytest.mark.parametrize(("shape", "kind", "tiled"), every_pair(SHAPES, KINDS, [False, True]))
 def test_equals_the_reference_in_float64(shape, kind, tiled):
     case = Case.draw(*shape, kind=kind, tiled=tiled)
-    assert_exact(forward_of(fused, case, WEIGHTS), forward_truth(case, WEIGHTS))
+    assert_exact(forward_of(cpp_passes, case, WEIGHTS), forward_truth(case, WEIGHTS))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_equals_the_reference_in_float64(shape, kind, tiled):
 def test_a_step_equals_the_reference_in_float64(shape, kind, tiled, update, temperatures):
     first, second = temperatures
     case = Case.draw(*shape, kind=kind, tiled=tiled, temperature=first, bank_temperature=second)
-    ours, truth = (f(case, update, velocity(case), 3) for f in (lambda *a: step_of(fused, *a), step_truth))
+    ours, truth = (f(case, update, velocity(case), 3) for f in (lambda *a: step_of(cpp_passes, *a), step_truth))
     assert_exact(ours, truth)
 
 
@@ -95,8 +95,8 @@ def test_a_step_equals_the_reference_in_float64(shape, kind, tiled, update, temp
 )
 def test_any_size_gives_the_same(b, k, d, kind, tiled, temperature):
     case = Case.draw(b, k, d, kind=kind, tiled=tiled, temperature=temperature, bank_temperature=temperature)
-    assert_exact(forward_of(fused, case, WEIGHTS), forward_truth(case, WEIGHTS))
-    assert_exact(step_of(fused, case, "ascent", velocity(case)), step_truth(case, "ascent", velocity(case)))
+    assert_exact(forward_of(cpp_passes, case, WEIGHTS), forward_truth(case, WEIGHTS))
+    assert_exact(step_of(cpp_passes, case, "ascent", velocity(case)), step_truth(case, "ascent", velocity(case)))
 
 
 @pytest.mark.parametrize(
@@ -108,14 +108,14 @@ def test_large_and_small_logits(scales, kind, tiled):
     case = Case.draw(7, 45, 6, kind=kind, tiled=tiled, temperature=temperature)
     case = replace(case, **{name: length * getattr(case, name) for name in ("f0", "f1", "f2", "f3")})
     bound = 1e-12 * max(1.0, length**2 / temperature / 100)  # a rounding of a logit is one of its probability
-    assert_exact(forward_of(fused, case, WEIGHTS), forward_truth(case, WEIGHTS), bound)
+    assert_exact(forward_of(cpp_passes, case, WEIGHTS), forward_truth(case, WEIGHTS), bound)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_positives_beyond_any_exponential(kind):
     case = Case.draw(7, 45, 6, kind=kind)
     case = replace(case, f0=torch.linspace(-1000, 1000, 7).double().unsqueeze(1) * case.f0)
-    assert_exact(forward_of(fused, case, WEIGHTS), forward_truth(case, WEIGHTS), 1e-10)
+    assert_exact(forward_of(cpp_passes, case, WEIGHTS), forward_truth(case, WEIGHTS), 1e-10)
 
 
 @pytest.mark.parametrize(("kind", "temperature", "tiled"), every_pair(KINDS, [0.01, 0.03, 0.07, 1.0], [False, True]))
@@ -123,7 +123,7 @@ def test_float32_keeps_the_error_budget(kind, temperature, tiled):
     case = Case.draw(65, 700, 128, kind=kind, tiled=tiled, temperature=temperature, dtype=torch.float32)
     truth, plain = forward_truth(case.to(torch.float64), WEIGHTS), forward_truth(case, WEIGHTS)
     allowed = budget(plain, truth, temperature)
-    ours = forward_of(fused, case, WEIGHTS)
+    ours = forward_of(cpp_passes, case, WEIGHTS)
     verdict = within(ours, truth, allowed)
     assert all(verdict.values()), verdict
     for name in truth:  # the budget is one that can be exceeded
@@ -138,13 +138,13 @@ def test_a_row_of_zeros_and_one_twice_and_rows_that_do_not_lie_together():
     bank[3], bank[5] = 0, bank[4]
     case = replace(case, bank=bank)
     truth = step_truth(case, "ascent", velocity(case))
-    assert_exact(step_of(fused, case, "ascent", velocity(case)), truth)
+    assert_exact(step_of(cpp_passes, case, "ascent", velocity(case)), truth)
     apart = bank.new_zeros(45, 12)[:, ::2]
     strided, moved = apart.clone(memory_format=torch.preserve_format), apart.new_zeros(6, 45).T
     strided, moved = apart.copy_(bank), moved.copy_(velocity(case))
     assert not strided.is_contiguous() and not moved.is_contiguous()
     step = (case.f0, case.queries, case.mixing, case.table, 0.07, 0.03, 2.0, 0.9, 0.01, False, "ascent", None, "ieee")
-    fused.contrast_step_(strided, moved, *step)
+    cpp_passes.contrast_step_(strided, moved, *step)
     assert_exact({"bank": strided, "momentum": moved}, {name: truth[name] for name in ("bank", "momentum")})
 
 
@@ -160,7 +160,7 @@ def test_a_loss_that_is_not_finite_leaves_everything_as_it_is(name, value, updat
     spoiled = getattr(case, name).clone()
     spoiled[2, 1] = value
     case = replace(case, **{name: spoiled})
-    found = step_of(fused, case, update, velocity(case), 4)
+    found = step_of(cpp_passes, case, update, velocity(case), 4)
     assert not found["stats"][0].isfinite()
     assert torch.equal(found["bank"].nan_to_num(7), case.bank.nan_to_num(7)) and found["cursor"] == 4
     assert torch.equal(found["momentum"].nan_to_num(7), velocity(case).nan_to_num(7))
@@ -171,7 +171,7 @@ def test_a_tie_is_not_top1_and_all_equal_logits_are_known(dtype):
     """A collapsed encoder: the loss of 2 K + 1 equal candidates, and the probability of one of K + 1."""
     row = torch.nn.functional.normalize(torch.ones(1, 8, dtype=dtype), dim=1)
     case = Case(*(row.expand(5, 8) for _ in range(4)), row.expand(40, 8), torch.full((40,), 0.3, dtype=dtype))
-    stats = step_of(fused, case, "none", velocity(case))["stats"]
+    stats = step_of(cpp_passes, case, "none", velocity(case))["stats"]
     roundings = 4 * torch.finfo(dtype).eps / case.bank_temperature  # of the largest logit
     assert stats[1].item() == pytest.approx(math.log(81), rel=roundings)
     assert stats[4] == 0 and stats[5].item() == pytest.approx(1 / 41, rel=roundings)
@@ -187,7 +187,9 @@ def test_no_bit_depends_on_the_number_of_threads(threads, kind, tiled):
     found = []
     for count in (1, 2, 3, 7, 2):
         threads(count)
-        found.append(forward_of(fused, case, WEIGHTS) | {"step": step_of(fused, case, update, velocity(case))})
+        found.append(
+            forward_of(cpp_passes, case, WEIGHTS) | {"step": step_of(cpp_passes, case, update, velocity(case))}
+        )
     for again in found[1:]:
         steps = again.pop("step"), found[0]["step"]
         assert all(torch.equal(again[name], found[0][name]) for name in again)

@@ -458,14 +458,14 @@ def test_auto_takes_triton_on_a_gpu_where_it_can_run(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(kernels, "unavailable_reason", lambda device: None)
     assert CONTRAST.choose("auto", Need(gpu, torch.float32)) == "triton"
     assert CONTRAST.choose("auto", Need(gpu, torch.float64)) == "torch", "the kernels compute in float32"
-    assert CONTRAST.choose("auto", Need(cpu, torch.float32)) == "torch"
+    assert CONTRAST.choose("auto", Need(cpu, torch.float32)) == "cpp"
     monkeypatch.setattr(kernels, "unavailable_reason", lambda device: "no")
     assert CONTRAST.choose("auto", Need(gpu, torch.float32)) == "torch"
     with pytest.raises(RuntimeError, match="cannot run: no; impl='auto'"):
         CONTRAST.choose("triton", Need(gpu, torch.float32))
 
 
-def test_auto_is_torch_on_a_cpu() -> None:
+def test_auto_is_cpp_on_a_cpu() -> None:
     arguments = batch(7, 45, 6)
-    auto, plain = outputs(arguments), outputs(arguments, impl="torch")
+    auto, plain = outputs(arguments), outputs(arguments, impl="cpp")
     assert all(torch.equal(auto[name], plain[name]) for name in NAMES)

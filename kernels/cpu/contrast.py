@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.cpu import library
+from kernels.cpu import library, threads
 
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 _SCALARS = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
@@ -107,7 +107,7 @@ class Found(NamedTuple):
 def largest(rows: Rows) -> Tensor:
     """(r, n): the largest of a row's logits in the bank; what is not a number is passed on."""
     result = rows.bank.new_empty(len(rows.column), rows.samples)
-    rows.call("largest", _pointer(result), torch.get_num_threads())
+    rows.call("largest", _pointer(result), threads())
     return result
 
 
@@ -124,7 +124,7 @@ def sweep(rows: Rows, factor: float, *, first: bool, kept: Tensor | None) -> Fou
     sizes = [math.prod(shape) for shape in shapes]
     result = rows.bank.new_empty(sum(sizes))
     scalar = _SCALARS[rows.bank.dtype](factor)
-    rows.call("sweep", int(first), scalar, _pointer(kept), _pointer(result), torch.get_num_threads())
+    rows.call("sweep", int(first), scalar, _pointer(kept), _pointer(result), threads())
     return Found(*(part.view(shape) for part, shape in zip(result.split(sizes), shapes, strict=True)))
 
 
@@ -174,7 +174,7 @@ def pull_(
         None if step is None else step.velocity.data_ptr(),
         *((0.0, 0.0, 0.0) if step is None else step[1:]),
     )
-    rows.call("pull", ctypes.byref(how), _pointer(kept), torch.get_num_threads())
+    rows.call("pull", ctypes.byref(how), _pointer(kept), threads())
 
 
 def exp2(x: Tensor) -> Tensor:
