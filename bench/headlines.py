@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from bench import contention, data_share, views
+from bench import contention, data_share, products, views
 from bench.contention import HERE, IDLE, LOADS, ONE_BUSY, Contention, Loads
 from bench.measure import (
     Measurement,
@@ -30,6 +30,9 @@ from bench.views import ViewsCase
 from fastmc.config import Preset, preset_config
 from train.tables.markdown import markdown
 
+PRODUCTS = "its matrix products"
+NTU_INPUTS = 150
+"""F: coordinates of two bodies of 25 joints."""
 STEP_SECONDS = 2
 """Whole steps take seconds each: each side gets so many times the usual time for its rounds."""
 
@@ -143,6 +146,28 @@ def data(settings: Settings) -> Report:
     return _timed(title, turns, [share], {"preset": settings.preset, "batch": settings.batch})
 
 
+def over_products(settings: Settings) -> Report:
+    """Whole steps of the two presets for CPUs beside their matrix products."""
+    reports = []
+    for preset in ("tiny", "small"):
+        config = preset_config(preset)
+        batch = config.optim.batch_size
+        title = f"training step, preset {preset}, B = {batch}, T = {config.frames}"
+        turns = data_share.race(config, batch, settings)
+        turns.enter(PRODUCTS, products.of_step(config, batch, inputs=NTU_INPUTS))
+        turns.run(title, progress=settings.progress)
+        says = f"training step, preset {preset}: time over that of its matrix products"
+        headline = _ratio(f"{preset}_step_vs_products", says, turns, data_share.STEP, PRODUCTS, "lower")
+        reports.append(_timed(title, turns, [headline], {"preset": preset, "batch": batch}))
+    return Report(
+        [headline for report in reports for headline in report.headlines],
+        "\n\n".join(report.text for report in reports),
+        "\n\n".join(report.markdown for report in reports),
+        {report.details["case"]["preset"]: report.details for report in reports},
+        [busy for report in reports for busy in report.others_busy],
+    )
+
+
 def step(settings: Settings) -> Report:
     """The whole training step beside the plain reference's, one as earlier codes write it, and the encoder calls."""
     timing = replace(settings, seconds=STEP_SECONDS * settings.seconds)
@@ -208,6 +233,7 @@ EXPERIMENTS: dict[str, Callable[[Settings], Report]] = {
     "mc": mc,
     "views": four_views,
     "data": data,
+    "products": over_products,
     "step": step,
     "contention": beside_others,
 }

@@ -70,7 +70,7 @@ def place() -> Path:
 
 
 def threads() -> int:
-    """How many threads a call takes: those of PyTorch's operators, or what they were outside of `one_thread_for_operators`."""
+    """How many threads a call takes: those of PyTorch's operators, as they were before `one_thread_for_operators`."""
     return _threads or torch.get_num_threads()
 
 

@@ -1,7 +1,7 @@
 // The pointwise part of a GRU's step, one pass over memory, and its sigmoid and tanh in float32.
 //
-// The compiler makes vectors of the loops. Errors, over all float32 numbers that are not within the clamp: sigmoid 2.1 ulp,
-// tanh 2.3 ulp (tests/test_cpu_gru.py); NaN stays NaN. In float64 both are the C library's.
+// The compiler makes vectors of the loops. Largest errors in float32: sigmoid 2.2 ulp (as PyTorch's), tanh 2.5 ulp
+// (tests/test_cpu_gru.py). NaN stays NaN. In float64 both are the C library's.
 #pragma once
 
 #include <cmath>

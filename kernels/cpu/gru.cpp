@@ -293,8 +293,7 @@ void sum_shares(const Layer<T>& l, int64_t d, int64_t gate) {
     const T* of_first = l.sums + d * l.sums_size();
     const auto sum = [&](int64_t from, int64_t count, T* out) {
         if (out == nullptr) return;
-        if (l.shares() == 0) std::fill_n(out, count, T(0));
-        else std::copy_n(of_first + from, count, out);
+        std::copy_n(of_first + from, count, out);
         for (int64_t share = 1; share < l.shares(); ++share) {
             const T* more = of_first + share * 2 * l.sums_size() + from;
 #pragma omp simd

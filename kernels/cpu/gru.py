@@ -80,6 +80,8 @@ def backward(
     upstream: Tensor, x: Tensor, weights: Sequence[Tensor], kept: Kept, place: Place, wanted: Sequence[bool]
 ) -> list[Tensor | None]:
     """Gradients of x and of the eight weights, of those that are ``wanted``, from that of `forward`'s result."""
+    if not place.batch:
+        return [torch.zeros_like(t) if asked else None for t, asked in zip((x, *weights), wanted, strict=True)]
     hidden = weights[1].shape[1]
     dx = x.new_empty(2, *x.shape) if wanted[0] else None  # one of each direction; their sum comes to lie in the first
     gradients = [torch.empty_like(w) if asked else None for w, asked in zip(weights, wanted[1:], strict=True)]
