@@ -1,7 +1,7 @@
 """Passes over the whole bank, of one block of samples each: by PyTorch's operators, chunk by chunk.
 
-`fastmc.objective.chunked` makes losses, gradients and steps of what a pass gives; `fastmc.objective.cpp_passes` has the same
-passes in C++.
+`fastmc.objective.chunked` makes losses, gradients and steps of what a pass gives; `fastmc.objective.cpp_passes` has the
+same passes in C++.
 """
 
 from __future__ import annotations
