@@ -1,7 +1,7 @@
-// Passes over the bank for loss, gradients and bank step: what fastmc/objective/attention.py does with PyTorch's operators,
+// Passes over the bank for loss, gradients and bank step: what fastmc/objective/passes.py does with PyTorch operators,
 // chunk by chunk in cache, a row of the table for one sample at a time. Names are those of that file.
 //
-// The bank is cut into as many units as its size says, and their sums are added up in order: no bit depends on the threads.
+// The bank is cut into as many units as its size says, and their sums are added in order: no bit depends on the threads.
 
 #include <algorithm>
 #include <cmath>
