@@ -11,7 +11,8 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from bench import data_share, products, views
+from bench import contention, data_share, products, views
+from bench.contention import HERE, IDLE, LOADS, ONE_BUSY, Contention, Loads
 from bench.measure import (
     Measurement,
     Result,
@@ -34,6 +35,9 @@ NTU_INPUTS = 150
 """F: coordinates of two bodies of 25 joints."""
 STEP_SECONDS = 2
 """Whole steps take seconds each: each side gets so many times the usual time for its rounds."""
+
+CONTENTION_SECONDS = 0.3
+"""A turn beside busy cores takes so many times the time that a side usually has for all its rounds."""
 
 
 @dataclass(frozen=True)
@@ -210,19 +214,35 @@ def _step_row(name: str, own: StepRace, tiled: StepRace) -> tuple[str, str, str]
     return name, cells[0], cells[1]
 
 
+def beside_others(settings: Settings) -> Report:
+    """A training process alone and beside busy cores, always of preset tiny and on a CPU."""
+    chosen = Contention(seconds=CONTENTION_SECONDS * settings.seconds, progress=settings.progress)
+    found = contention.measure(chosen)[HERE]
+    says = "training step, preset tiny: speed beside one busy core, of its speed on an idle machine"
+    rows = [(load, _milliseconds(one)) for load, one in found.found.items()]
+    return Report(
+        [_ratio("busy_core_share", says, found, IDLE, ONE_BUSY, percent=True)],
+        contention.text(chosen, {HERE: found}),
+        markdown(("training step, preset tiny", "time"), rows),
+        asdict(found),
+        [found.others_busy(load) for load in LOADS],
+    )
+
+
 EXPERIMENTS: dict[str, Callable[[Settings], Report]] = {
     "mc": mc,
     "views": four_views,
     "data": data,
     "products": over_products,
     "step": step,
+    "contention": beside_others,
 }
 
 
 def _ratio(
     key: str,
     says: str,
-    found: Result | Turns,
+    found: Result | Turns | Loads,
     over: str,
     under: str,
     better: str = "higher",

@@ -1,9 +1,11 @@
-"""What this machine can run, and why not the rest: python -m fastmc.doctor."""
+"""What this machine can run, and why not the rest: python -m fastmc.doctor. It takes no settings."""
 
 from __future__ import annotations
 
+import argparse
 import platform
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -29,8 +31,9 @@ RECURRENT_BOUND = 1e-5
 """The same for gradients of recurrent nets."""
 
 
-def main() -> int:
+def main(args: Sequence[str] | None = None) -> int:
     """Print the findings; 0 if the self-tests pass and the packages are ours."""
+    argparse.ArgumentParser(prog="python -m fastmc.doctor", description=__doc__).parse_args(args)
     print("versions")
     _line("python", f"{platform.python_version()} ({sys.executable})")
     for package, number in package_versions().items():
@@ -46,7 +49,7 @@ def main() -> int:
         healthy &= _own_package(name)
     print("implementations of loss and bank step")
     devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
-    for impl in ("reference", "torch", "triton"):
+    for impl in ("reference", "torch", "cpp", "triton"):
         for device in devices:
             healthy &= _implementation(impl, device)
     print("implementations of views")

@@ -2,6 +2,7 @@
 
 pool.h  pool.cpp    threads of our own, and what Python hands over
 blas.h              matrix products, by PyTorch's BLAS
+contrast.cpp exp2.h passes over the bank for loss, gradients and bank step
 
 They see pointers and sizes alone: neither PyTorch's headers nor its library are compiled or linked against, which would
 take a minute and be right for one version of it. Python makes the tensors, checks them, and knows the gradients; ctypes
