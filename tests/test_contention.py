@@ -64,6 +64,7 @@ def test_what_the_training_process_used_is_not_others(monkeypatch):
     assert stint.steps == 1 and others == pytest.approx(0.5)
 
 
+@pytest.mark.program
 def test_busy_cores_are_busy_one_each_and_their_processes_end():
     with busy(2) as started:
         cores = [os.sched_getaffinity(process.pid) for process in started]
@@ -72,6 +73,7 @@ def test_busy_cores_are_busy_one_each_and_their_processes_end():
     assert all(process.poll() is not None for process in started)
 
 
+@pytest.mark.program
 def test_a_true_training_process_takes_its_turns(monkeypatch):
     """The shortest that there are."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -93,6 +93,7 @@ def test_a_step_equals_the_reference_in_float64(shape, kind, tiled, update, temp
     tiled=st.booleans(),
     temperature=st.floats(0.01, 2),
 )
+@pytest.mark.slow
 def test_any_size_gives_the_same(b, k, d, kind, tiled, temperature):
     case = Case.draw(b, k, d, kind=kind, tiled=tiled, temperature=temperature, bank_temperature=temperature)
     assert_exact(forward_of(cpp_passes, case, WEIGHTS), forward_truth(case, WEIGHTS))
@@ -119,6 +120,7 @@ def test_positives_beyond_any_exponential(kind):
 
 
 @pytest.mark.parametrize(("kind", "temperature", "tiled"), every_pair(KINDS, [0.01, 0.03, 0.07, 1.0], [False, True]))
+@pytest.mark.slow
 def test_float32_keeps_the_error_budget(kind, temperature, tiled):
     case = Case.draw(65, 700, 128, kind=kind, tiled=tiled, temperature=temperature, dtype=torch.float32)
     truth, plain = forward_truth(case.to(torch.float64), WEIGHTS), forward_truth(case, WEIGHTS)

@@ -85,6 +85,7 @@ def test_two_threads_may_call_at_once(threads):
     assert not wrong
 
 
+@pytest.mark.program
 def test_a_forked_process_has_threads_of_its_own(threads):
     threads(3)
     a, b = some(512)
@@ -97,6 +98,7 @@ def test_a_forked_process_has_threads_of_its_own(threads):
     assert torch.equal(cpu.product(a, b, 8)[0], expected)
 
 
+@pytest.mark.program
 def test_openmp_is_not_entered_and_waiting_costs_nothing():
     """A process that calls the kernels has their workers beside its own threads, and none of OpenMP's."""
     code = """
@@ -130,6 +132,7 @@ def test_products_outside_keep_their_threads(threads):
         set_threads(before)
 
 
+@pytest.mark.program
 def test_they_are_compiled_once_and_two_processes_do_not_at_once(tmp_path):
     code = """
 import logging

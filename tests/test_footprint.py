@@ -24,6 +24,7 @@ print(json.dumps([known, parts.found, parts.text()]))
 """
 
 
+@pytest.mark.program
 def test_a_run_is_gone_through_part_by_part(tmp_path):
     store = write_ntu_like(tmp_path / "clips", 96, test=16)
     command = [sys.executable, "-c", CODE, str(tmp_path / "clips")]

@@ -27,11 +27,13 @@ def imported_by_help(command: str) -> set[str]:
 
 
 @pytest.mark.parametrize("command", [*(f"train.{name}" for name in COMMANDS), "fastmc.doctor"])
+@pytest.mark.program
 def test_help_imports_nothing_slow(command):
     found = imported_by_help(command)
     assert "argparse" in found  # the list is one
     assert not found & {*SLOW, "torch._dynamo", "torch._inductor"}
 
 
+@pytest.mark.program
 def test_preparing_data_takes_no_torch():
     assert "torch" not in imported_by_help("train.prepare")

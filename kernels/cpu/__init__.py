@@ -2,6 +2,7 @@
 
 pool.h  pool.cpp    threads of our own, and what Python hands over
 blas.h              matrix products, by PyTorch's BLAS
+gru.cpp  gates.h    a layer of a GRU, forwards and back
 contrast.cpp exp2.h passes over the bank for loss, gradients and bank step
 
 They see pointers and sizes alone: neither PyTorch's headers nor its library are compiled or linked against, which would
