@@ -11,7 +11,8 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from bench import data_share, views
+from bench import contention, data_share, products, views
+from bench.contention import HERE, IDLE, LOADS, ONE_BUSY, Contention, Loads
 from bench.measure import (
     Measurement,
     Result,
@@ -29,8 +30,14 @@ from bench.views import ViewsCase
 from fastmc.config import Preset, preset_config
 from train.tables.markdown import markdown
 
+PRODUCTS = "its matrix products"
+NTU_INPUTS = 150
+"""F: coordinates of two bodies of 25 joints."""
 STEP_SECONDS = 2
 """Whole steps take seconds each: each side gets so many times the usual time for its rounds."""
+
+CONTENTION_SECONDS = 0.3
+"""A turn beside busy cores takes so many times the time that a side usually has for all its rounds."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,28 @@ def data(settings: Settings) -> Report:
     return _timed(title, turns, [share], {"preset": settings.preset, "batch": settings.batch})
 
 
+def over_products(settings: Settings) -> Report:
+    """Whole steps of the two presets for CPUs beside their matrix products."""
+    reports = []
+    for preset in ("tiny", "small"):
+        config = preset_config(preset)
+        batch = config.optim.batch_size
+        title = f"training step, preset {preset}, B = {batch}, T = {config.frames}"
+        turns = data_share.race(config, batch, settings)
+        turns.enter(PRODUCTS, products.of_step(config, batch, inputs=NTU_INPUTS))
+        turns.run(title, progress=settings.progress)
+        says = f"training step, preset {preset}: time over that of its matrix products"
+        headline = _ratio(f"{preset}_step_vs_products", says, turns, data_share.STEP, PRODUCTS, "lower")
+        reports.append(_timed(title, turns, [headline], {"preset": preset, "batch": batch}))
+    return Report(
+        [headline for report in reports for headline in report.headlines],
+        "\n\n".join(report.text for report in reports),
+        "\n\n".join(report.markdown for report in reports),
+        {report.details["case"]["preset"]: report.details for report in reports},
+        [busy for report in reports for busy in report.others_busy],
+    )
+
+
 def step(settings: Settings) -> Report:
     """The whole training step beside the plain reference's, one as earlier codes write it, and the encoder calls."""
     timing = replace(settings, seconds=STEP_SECONDS * settings.seconds)
@@ -185,13 +214,35 @@ def _step_row(name: str, own: StepRace, tiled: StepRace) -> tuple[str, str, str]
     return name, cells[0], cells[1]
 
 
-EXPERIMENTS: dict[str, Callable[[Settings], Report]] = {"mc": mc, "views": four_views, "data": data, "step": step}
+def beside_others(settings: Settings) -> Report:
+    """A training process alone and beside busy cores, always of preset tiny and on a CPU."""
+    chosen = Contention(seconds=CONTENTION_SECONDS * settings.seconds, progress=settings.progress)
+    found = contention.measure(chosen)[HERE]
+    says = "training step, preset tiny: speed beside one busy core, of its speed on an idle machine"
+    rows = [(load, _milliseconds(one)) for load, one in found.found.items()]
+    return Report(
+        [_ratio("busy_core_share", says, found, IDLE, ONE_BUSY, percent=True)],
+        contention.text(chosen, {HERE: found}),
+        markdown(("training step, preset tiny", "time"), rows),
+        asdict(found),
+        [found.others_busy(load) for load in LOADS],
+    )
+
+
+EXPERIMENTS: dict[str, Callable[[Settings], Report]] = {
+    "mc": mc,
+    "views": four_views,
+    "data": data,
+    "products": over_products,
+    "step": step,
+    "contention": beside_others,
+}
 
 
 def _ratio(
     key: str,
     says: str,
-    found: Result | Turns,
+    found: Result | Turns | Loads,
     over: str,
     under: str,
     better: str = "higher",

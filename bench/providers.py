@@ -235,10 +235,13 @@ def _why_not_compiled(device: torch.device) -> str | None:
     return None
 
 
-def _why_not_triton(device: torch.device) -> str | None:
-    if device.type != "cuda":
-        return "the Triton kernels are for a GPU; on a CPU they can only be interpreted"
-    return CONTRAST.why_not("triton", Need(device))
+def _why_not(impl: str) -> Callable[[torch.device], str | None]:
+    def why_not(device: torch.device) -> str | None:
+        if impl == "triton" and device.type != "cuda":
+            return "the Triton kernels are for a GPU; on a CPU they can only be interpreted"
+        return CONTRAST.why_not(impl, Need(device))
+
+    return why_not
 
 
 @dataclass(frozen=True)
@@ -275,7 +278,10 @@ PROVIDERS = {
         Provider("algebraic", "algebraic PyTorch, autograd", _bind_algebraic),
         Provider("compiled", "the same under torch.compile", _bind_compiled, _why_not_compiled, compiles=True),
         Provider("torch", 'fastmc, impl="torch"', _bind_fastmc("torch")),
-        Provider("triton", 'fastmc, impl="triton"', _bind_fastmc("triton"), _why_not_triton, rounding=SPLIT_ROUNDING),
+        Provider("cpp", 'fastmc, impl="cpp"', _bind_fastmc("cpp"), _why_not("cpp")),
+        Provider(
+            "triton", 'fastmc, impl="triton"', _bind_fastmc("triton"), _why_not("triton"), rounding=SPLIT_ROUNDING
+        ),
         Provider("products", "the matrix products alone", _bind_products, gated=False),
     )
 }
@@ -283,4 +289,4 @@ PROVIDERS = {
 
 def fast_provider(device: torch.device | str) -> str:
     """What ``impl="auto"`` takes there: the provider that headlines are about."""
-    return "triton" if torch.device(device).type == "cuda" else "torch"
+    return CONTRAST.choose("auto", Need(torch.device(device)))

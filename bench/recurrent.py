@@ -1,4 +1,5 @@
-"""The GRU of a CPU against nn.GRU, on what a training step asks of it: python -m bench.recurrent --help."""
+"""The GRU of a CPU against nn.GRU and its own matrix products, on what a training step asks of it:
+python -m bench.recurrent --help."""
 
 from __future__ import annotations
 
@@ -14,11 +15,13 @@ from torch import Tensor, nn
 from bench.machine import conditions, provenance
 from bench.measure import Timing, Turns, quotient, times
 from bench.parity import ParityError
+from bench.products import Backwards, of_recurrent_net
 from fastmc.checks import check_number
 from fastmc.encoders.bigru import BiGRUConfig
 from fastmc.encoders.recurrent import SequenceGRU
 
-FASTMC, PYTORCH = "fastmc", "nn.GRU"
+FASTMC, PYTORCH, PRODUCTS = "fastmc", "nn.GRU", "its products"
+BACKWARDS: dict[str, Backwards] = {"query": "to weights", "key": "not", "attack": "to inputs"}
 PASSES = {"query": "3B clips and back", "key": "B clips", "attack": "B clips and back to them"}
 ROUNDINGS = 64
 """Roundings that a result may be off by, in the scale of its largest number: one a frame, for T = 64."""
@@ -26,7 +29,7 @@ ROUNDINGS = 64
 
 @dataclass(frozen=True)
 class CompareGRU(Timing):
-    """Time the recurrent net's passes of a training step on a CPU, by fastmc and by nn.GRU, in turns."""
+    """Time the recurrent net's passes of a training step on a CPU, in turns: fastmc, nn.GRU, and the products alone."""
 
     encoder: str = "1x128"
     """Layers x hidden units; the default, with the next two, is preset tiny."""
@@ -92,6 +95,9 @@ def race(settings: CompareGRU, inputs: int = 150) -> Turns:
     for name, call in passes(ours, x).items():
         turns.enter(f"{name}, {PYTORCH}", theirs[name])
         turns.enter(f"{name}, {FASTMC}", call, check=partial(compare, theirs[name]()))
+        clips = settings.batch * (3 if name == "query" else 1)
+        alone = of_recurrent_net(clips, settings.frames, inputs, hidden, layers, BACKWARDS[name])
+        turns.enter(f"{name}, {PRODUCTS}", alone)
     return turns
 
 
@@ -114,8 +120,9 @@ def main(args: Sequence[str] | None = None) -> int:
         ratio = quotient(turns.found, f"{name}, {PYTORCH}", f"{name}, {FASTMC}")
         assert ratio is not None
         print(f"{name} ({says}): {ratio[0]:.2f}x [{ratio[1]:.2f}-{ratio[2]:.2f}]")
-    both = [sum(turns.found[f"{name}, {one}"].median for name in PASSES) for one in (PYTORCH, FASTMC)]
-    print(f"all three: {both[0] / both[1]:.2f}x")
+    sides = (PYTORCH, FASTMC, PRODUCTS)
+    plain, ours, alone = (sum(turns.found[f"{name}, {one}"].median for name in PASSES) for one in sides)
+    print(f"all three: {plain / ours:.2f}x; {ours / alone:.2f} times the time of their products")
     print(conditions(provenance(settings.device, settings.threads)))
     return 0
 

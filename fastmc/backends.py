@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 import kernels
+from kernels import cpu
 
-IMPLS = ("auto", "triton", "torch", "reference")
-VIEW_IMPLS = (*IMPLS, "numba")
+IMPLS = ("auto", "triton", "cpp", "torch", "reference")
+VIEW_IMPLS = ("auto", "triton", "numba", "torch", "reference")
 
 
 class Need(NamedTuple):
@@ -39,13 +40,14 @@ class Need(NamedTuple):
 
 class Backend(NamedTuple):
     """An implementation: its name, its module, which is imported when it is called (Triton and numba need not be
-    installed), the kind of device on which "auto" takes it (None for any), and why it cannot serve, as the end of a
-    sentence (None if it can)."""
+    installed), the kind of device on which "auto" takes it (None for any), why it cannot serve, as the end of a
+    sentence (None if it can), and whether torch.compile cannot trace it: "auto" passes it by there."""
 
     name: str
     module: str
     auto_on: str | None
     why_not: Callable[[Need], str | None]
+    untraced: bool = False
 
 
 class Chosen(str):
@@ -68,9 +70,9 @@ class Operation(NamedTuple):
         if isinstance(impl, Chosen):
             return str(impl)
         if impl == "auto":
-            compiling = torch.compiler.is_compiling()  # numba cannot be traced
+            compiling = torch.compiler.is_compiling()
             for backend in self.backends:
-                here = backend.auto_on in (None, need.device.type) and not (compiling and backend.name == "numba")
+                here = backend.auto_on in (None, need.device.type) and not (compiling and backend.untraced)
                 if here and backend.why_not(need) is None:
                     return backend.name
         reason = self.why_not(impl, need)
@@ -118,9 +120,17 @@ def _never(need: Need) -> None:
     return None
 
 
-@torch.compiler.assume_constant_result
 def _no_kernels(device: torch.device) -> str | None:
     return kernels.unavailable_reason(device)
+
+
+def _no_library() -> str | None:
+    return cpu.unavailable_reason()
+
+
+# torch.compiler.assume_constant_result sets this and nothing else, but imports the compiler: 1.5 s of every command.
+for constant in (_no_kernels, _no_library):
+    constant.__dict__["_dynamo_marked_constant"] = True
 
 
 def _no_triton(need: Need) -> str | None:
@@ -156,18 +166,42 @@ def numba_problem() -> str | None:
     return "the environment variable NUMBA_DISABLE_JIT is set" if disabled else None
 
 
-def _operation(name: str, triton: str, torch: str, reference: str, **numba: str) -> Operation:
+def _no_cpp(need: Need) -> str | None:
+    if need.device.type != "cpu":
+        return f"it computes on a CPU and the tensors are on {need.device.type}"
+    if need.dtype not in (torch.float32, torch.float64):
+        return f"it computes in float32 and float64 and the tensors are {need.dtype}"
+    return _no_library()
+
+
+def _contrast(name: str, triton: str, cpp: str, torch: str, reference: str) -> Operation:
     """In the order in which "auto" looks at them."""
-    no_triton = _no_triton_views if numba else _no_triton
-    fast = [Backend("triton", triton, "cuda", no_triton)]
-    fast += [Backend("numba", module, "cpu", _no_numba) for module in numba.values()]
-    return Operation(name, (*fast, Backend("torch", torch, None, _never), Backend("reference", reference, "", _never)))
+    fast = (Backend("triton", triton, "cuda", _no_triton), Backend("cpp", cpp, "cpu", _no_cpp))
+    return Operation(name, (*fast, *_plain(torch, reference)))
 
 
-_NUMBA = "fastmc.views.numba_views"
-CONTRAST = _operation("contrast", "kernels.mc", "fastmc.objective.chunked", "fastmc.reference.contrast")
-ATTACK = _operation("attack", "kernels.attack", "fastmc.methods.attack", "fastmc.reference.attack")
-DRAW = _operation("draw", "kernels.draw", "fastmc.views.draw", "fastmc.views.draw", numba=_NUMBA)
-VIEWS = _operation(
-    "views", "fastmc.views.triton_views", "fastmc.views.torch_views", "fastmc.views.plain_views", numba=_NUMBA
+def _of_views(name: str, triton: str, torch: str, reference: str) -> Operation:
+    numba = "fastmc.views.numba_views"
+    fast = (
+        Backend("triton", triton, "cuda", _no_triton_views),
+        Backend("numba", numba, "cpu", _no_numba, untraced=True),
+    )
+    return Operation(name, (*fast, *_plain(torch, reference)))
+
+
+def _plain(torch: str, reference: str) -> tuple[Backend, Backend]:
+    return Backend("torch", torch, None, _never), Backend("reference", reference, "", _never)
+
+
+_CHUNKED, _ATTACK = "fastmc.objective.chunked", "fastmc.methods.attack"
+CONTRAST = _contrast("contrast", "kernels.mc", "fastmc.objective.cpp_passes", _CHUNKED, "fastmc.reference.contrast")
+ATTACK = _contrast("attack", "kernels.attack", _ATTACK, _ATTACK, "fastmc.reference.attack")  # nothing of it takes long
+DRAW = _of_views("draw", "kernels.draw", "fastmc.views.draw", "fastmc.views.draw")
+VIEWS = _of_views("views", "fastmc.views.triton_views", "fastmc.views.torch_views", "fastmc.views.plain_views")
+RECURRENT = Operation(
+    "recurrent net",
+    (
+        Backend("cpp", "fastmc.encoders.cpp_layers", "cpu", _no_cpp, untraced=True),
+        Backend("torch", "fastmc.encoders.recurrent", None, _never),
+    ),
 )

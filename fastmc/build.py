@@ -13,6 +13,7 @@ from fastmc.backends import CONTRAST, VIEWS, Chosen, Need
 from fastmc.checkpoint import CheckpointError
 from fastmc.config import Config, StepConfig
 from fastmc.encoders import find_encoder
+from fastmc.encoders.recurrent import RecurrentNet
 from fastmc.methods import build_method, find_method
 from fastmc.methods.base import Method, Setup
 from fastmc.skeleton import Skeleton
@@ -44,7 +45,11 @@ def build_model(config: Config, layout: ClipLayout, device: torch.device, allow:
         precision=config.step.precision,
     )
     setup = resolved(setup, config.step, layout, device)
-    return build_method(find_method(config.method, allow), config.settings, setup).to(device)
+    model = build_method(find_method(config.method, allow), config.settings, setup).to(device)
+    for net in model.modules():
+        if isinstance(net, RecurrentNet):
+            net.impl = "auto" if config.step.impl in ("auto", "cpp") else "torch"
+    return model
 
 
 def resolved(setup: Setup, step: StepConfig, layout: ClipLayout, device: torch.device) -> Setup:

@@ -1,9 +1,11 @@
-"""What this machine can run, and why not the rest: python -m fastmc.doctor."""
+"""What this machine can run, and why not the rest: python -m fastmc.doctor. It takes no settings."""
 
 from __future__ import annotations
 
+import argparse
 import platform
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,8 +14,9 @@ from torch import Tensor
 
 import kernels
 from fastmc import bank_step_, foreign_package, mc_loss, mc_step_, package_folder
-from fastmc.backends import CONTRAST, VIEWS, Need
+from fastmc.backends import CONTRAST, RECURRENT, VIEWS, Need
 from fastmc.encoders.amp import cudnn_text, no_bf16_reason
+from fastmc.encoders.recurrent import SequenceGRU
 from fastmc.skeleton import NTU25
 from fastmc.views.clips import PackedClips
 from fastmc.views.draw import AugmentConfig, draw_params
@@ -24,10 +27,13 @@ BOUNDS = {"ieee": 1e-4, "bf16x3": 1e-3}
 """Largest error of a self-test, by precision of the products."""
 VIEW_BOUND = 1e-5
 """The same for views."""
+RECURRENT_BOUND = 1e-5
+"""The same for gradients of recurrent nets."""
 
 
-def main() -> int:
+def main(args: Sequence[str] | None = None) -> int:
     """Print the findings; 0 if the self-tests pass and the packages are ours."""
+    argparse.ArgumentParser(prog="python -m fastmc.doctor", description=__doc__).parse_args(args)
     print("versions")
     _line("python", f"{platform.python_version()} ({sys.executable})")
     for package, number in package_versions().items():
@@ -43,13 +49,15 @@ def main() -> int:
         healthy &= _own_package(name)
     print("implementations of loss and bank step")
     devices = [torch.device("cpu")] + ([torch.device("cuda")] if torch.cuda.is_available() else [])
-    for impl in ("reference", "torch", "triton"):
+    for impl in ("reference", "torch", "cpp", "triton"):
         for device in devices:
             healthy &= _implementation(impl, device)
     print("implementations of views")
     for impl in ("torch", "numba", "triton"):
         for device in devices:
             healthy &= _view_implementation(impl, device)
+    print("recurrent nets on a CPU")
+    healthy &= _recurrent_implementation()
     print("ok" if healthy else "NOT ok: see the lines marked !!")
     return 0 if healthy else 1
 
@@ -119,6 +127,25 @@ def _view_implementation(impl: str, device: torch.device) -> bool:
     error = view_self_test(impl, device)
     _line(f"{impl} on {device.type}", f"runs, error {error:.1e} against the float64 reference", error < VIEW_BOUND)
     return error < VIEW_BOUND
+
+
+def _recurrent_implementation() -> bool:
+    reason = RECURRENT.why_not("cpp", Need(torch.device("cpu")))
+    if reason is not None:
+        _line("cpp on cpu", f"cannot run: {reason}; PyTorch's operators compute instead")
+        return True
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net, x = SequenceGRU(9, 24, layers=2).double(), torch.randn(5, 7, 9, dtype=torch.float64)
+    results = []
+    for impl in ("torch", "cpp"):
+        net.impl = impl
+        results.append(torch.autograd.grad(net(x).square().sum(), list(net.parameters())))
+        net.float()
+        x = x.float()
+    error = max(float((a - b).abs().max() / a.abs().max()) for a, b in zip(*results, strict=True))
+    _line("cpp on cpu", f"runs, error {error:.1e} of its gradients against float64", error < RECURRENT_BOUND)
+    return error < RECURRENT_BOUND
 
 
 def view_self_test(impl: str, device: torch.device) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -14,25 +15,28 @@ import torch
 from conftest import write_small_store
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import machine, measure, memory, parity, plot, providers, summary
+from bench import contention, headlines, machine, measure, memory, parity, plot, providers, summary
 from bench.accuracy import make_table, raw_accuracy
 from bench.measure import Measurement, Race, Result, Timing
 from bench.parity import ParityError, exact_outputs
 from bench.providers import MIXES, PROVIDERS, Call, Case, Inputs, Outputs, Provider, draw
+from bench.stepping import Stint
 from bench.supervised import supervised_accuracy
+from fastmc.config import preset_config
 from fastmc.data.store import PackedStore
+from fastmc.encoders.bigru import BiGRUConfig
 from fastmc.reference import bank as reference_bank
 from fastmc.reference import contrast as reference
 from train.command.parse import parse
 
 SMALL = {"batch": 7, "bank": 130, "dim": 24}
 QUICK = Timing(rounds=4, threads=1)
-TIMED = ("reference", "algebraic", "torch", "products")
+TIMED = ("reference", "algebraic", "torch", "cpp", "products")
 RIGHT = PROVIDERS["algebraic"]
 KEYS = ("mc_own_vs_reference", "mc_tiled_vs_reference", "mc_vs_algebraic", "mc_vs_products", "mc_extra_mb")
 KEYS += ("views_vs_numpy", "views_vs_tuned_numpy", "data_share_of_step")
 KEYS += ("step_own_vs_reference", "step_tiled_vs_reference", "step_own_vs_stepwise", "step_tiled_vs_stepwise")
-KEYS += ("step_vs_encoder",)
+KEYS += ("step_vs_encoder", "tiny_step_vs_products", "small_step_vs_products", "busy_core_share")
 
 
 def test_accuracy_table_has_means_and_single_values():
@@ -79,8 +83,8 @@ def quiet(monkeypatch):
 @pytest.mark.parametrize(("mix", "work"), [("own", "loss"), ("tiled", "step")])
 def test_providers_pass_the_gate(mix, work):
     race = Race(Case(work, mix, **SMALL), TIMED, QUICK)
-    assert [found.skipped for found in race.result.providers.values()] == [None] * 4
-    assert all(0 <= race.result.providers[name].budget < 0.5 for name in TIMED[:3])
+    assert [found.skipped for found in race.result.providers.values()] == [None] * 5
+    assert all(0 <= race.result.providers[name].budget < 0.5 for name in TIMED[:4])
 
 
 @pytest.mark.parametrize("mix", MIXES)
@@ -181,7 +185,7 @@ def test_the_floor_is_the_products_and_nothing_else(work, products):
 
 def test_everybody_takes_turns():
     race = Race(Case("loss", "own", **SMALL), TIMED, Timing(rounds=10, threads=1))
-    race._rounds = {"reference": 3, "algebraic": 10, "torch": 7, "products": 10}
+    race._rounds = {"reference": 3, "algebraic": 10, "torch": 7, "cpp": 5, "products": 10}
     rounds = [race.turns(i) for i in range(10)]
     assert Counter(name for names in rounds for name in names) == race._rounds
     assert all(len(set(names)) == len(names) for names in rounds)
@@ -237,12 +241,27 @@ TINY += ["--providers", *TIMED, "--preset", "tiny", "--encoder", "1x8", "--frame
 
 
 @pytest.fixture
+def least_presets(monkeypatch):
+    """Every preset steps with the least net."""
+    tiny = preset_config("tiny")
+    settings = replace(tiny.settings, bank_size=40)
+    least = replace(tiny, frames=12, encoder=BiGRUConfig("1x8"), settings=settings)
+    least = replace(least, optim=replace(tiny.optim, batch_size=5))
+    monkeypatch.setattr(headlines, "preset_config", lambda preset: least)
+
+
+@pytest.fixture
 def known_memory(monkeypatch):
+    """And a known training process beside others: what takes processes of its own has tests of its own."""
     monkeypatch.setattr(measure, "extra_peak", lambda *args, **kwargs: {"extra_bytes": 12_000_000})
+    beside = contention.Loads()
+    for seconds, load in itertools.product((0.9, 1.0, 1.2), contention.LOADS):
+        beside.take(load, Stint(10, seconds * (1 + contention.LOADS[load]), 1.0, 0.0), others=0.0)
+    monkeypatch.setattr(contention, "measure", lambda settings: {contention.HERE: beside})
 
 
 @pytest.mark.slow
-def test_summary_has_all_headlines_and_records_the_run(capsys, tmp_path, quiet, known_memory):
+def test_summary_has_all_headlines_and_records_the_run(capsys, tmp_path, quiet, known_memory, least_presets):
     assert summary.main([*TINY, "--results", str(tmp_path), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert all(printed[key] > 0 for key in KEYS)
@@ -252,11 +271,12 @@ def test_summary_has_all_headlines_and_records_the_run(capsys, tmp_path, quiet, 
     assert printed["machine"]["threads"] == 1 and printed["others_busy"] == 0
     own = Result.from_json(printed["details"]["mc"]["own"])
     assert len(own.providers["torch"].seconds) == 3
-    assert printed["mc_vs_algebraic"] == own.providers["algebraic"].median / own.providers["torch"].median
+    assert printed["mc_vs_algebraic"] == own.providers["algebraic"].median / own.providers["cpp"].median
     calls = {n: Measurement(**m) for e in ("views", "data") for n, m in printed["details"][e]["calls"].items()}
     assert printed["views_vs_numpy"] == calls["numpy, usual"].median / calls["fastmc"].median
     assert printed["data_share_of_step"] == 100 * (calls["its data"].median / calls["whole step"].median)
     assert 0 < printed["data_share_of_step"] < 100
+    assert printed["busy_core_share"] == pytest.approx(50)
     assert set(printed["spread"]) == set(KEYS) - {"mc_extra_mb"}
     for key, (low, high) in printed["spread"].items():
         assert low <= printed[key] <= high

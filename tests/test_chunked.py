@@ -17,7 +17,8 @@ from oracle import TABLES, Case, assert_exact, budget, forward_of, forward_truth
 from fastmc.contrast_table import A2MC, B1
 from fastmc.objective import attention as rows
 from fastmc.objective import chunked
-from fastmc.objective.attention import BIT, Block, Contrast, Scratch
+from fastmc.objective.attention import BIT, Block, Contrast
+from fastmc.objective.passes import Passes
 
 KINDS = list(TABLES)
 WEIGHTS = torch.tensor([0.5, -2.0, 3.0, -0.7])
@@ -162,10 +163,12 @@ def test_blocks_and_chunks_cover_everything_once(batch, bank, tiled):
 def test_the_largest_logit_is_exact():
     case = Case.draw(5, 30, 6)
     contrast = Contrast(torch.stack(case.queries), case.bank, case.mixing, A2MC, False)
-    block = Block(contrast, slice(0, 5), Scratch(contrast), 0.07, shifted=True)
+    block = Block(contrast, slice(0, 5), 0.07, shifted=True)
     m0 = torch.nn.functional.normalize(case.bank, dim=1)
     plain = (case.f3 @ m0.T) / 0.07
     mixed = case.mixing * ((case.f3 * case.f2).sum(dim=1, keepdim=True) / 0.07) + (1 - case.mixing) * plain
     positive = (case.f3 * case.f0).sum(dim=1, keepdim=True) / 0.07
     want = torch.cat([positive, plain, mixed], dim=1).amax(dim=1)
-    torch.testing.assert_close(BIT * block.largest_logit(block.positive(case.f0))[3], want, rtol=1e-13, atol=0)
+    torch.testing.assert_close(
+        BIT * Passes(contrast).largest_logit(block, block.positive(case.f0))[3], want, rtol=1e-13, atol=0
+    )

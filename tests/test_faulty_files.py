@@ -38,7 +38,7 @@ from fastmc.skeleton import NTU25
 from fastmc.tensor_files import write_tensors
 from train import prepare, run
 from train.embed import write_arrays
-from train.engine import record
+from train.engine import board, record
 from train.engine.record import Metrics, read_metrics
 from train.runs import results
 from train.runs.report import plot_curves
@@ -226,7 +226,7 @@ SLOW = ("curves",)
 @pytest.fixture
 def quick(monkeypatch):
     """Small pictures; and events of one time, which is in their name and bytes."""
-    monkeypatch.setattr(record.time, "time", lambda: 1.7e9)
+    monkeypatch.setattr(board.time, "time", lambda: 1.7e9)
     monkeypatch.setattr(results, "draw_confusion", lambda predictions, title: small_figure(predictions.ranked))
     monkeypatch.setattr(table_command, "draw", lambda filled: small_figure(filled.fine_print))
     monkeypatch.setattr(plotting, "draw_clip", lambda clip, *rest, **how: small_figure(len(clip)))

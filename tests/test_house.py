@@ -196,7 +196,7 @@ def test_the_doctor_says_what_a_gpu_needs_beside_it(monkeypatch):
 
 
 def test_doctor_is_content_here(capsys):
-    assert doctor.main() == 0
+    assert doctor.main([]) == 0
     out = capsys.readouterr().out
     assert "torch on cpu         runs, error" in out
     assert "triton on cpu        cannot run:" in out
@@ -224,7 +224,7 @@ def test_doctor_notices_a_wrong_implementation(monkeypatch, capsys):
             assert not doctor.self_test("torch", torch.device("cpu")) < 1e-4
     monkeypatch.setattr(doctor, "mc_loss", wrong_loss)
     monkeypatch.setattr(doctor, "foreign_package", lambda name: "/elsewhere/train" if name == "train" else None)
-    assert doctor.main() == 1
+    assert doctor.main([]) == 1
     said = capsys.readouterr().out
     assert "!!torch on cpu" in said and "!!train                another package is found: /elsewhere/train" in said
 
@@ -237,7 +237,7 @@ def test_doctor_tests_triton_in_each_precision_where_it_can_run(monkeypatch, cap
         b._replace(why_not=lambda need, name=b.name: None if name == "torch" else "not here") for b in VIEWS.backends
     ]
     monkeypatch.setattr(doctor, "VIEWS", VIEWS._replace(backends=tuple(only_torch)))
-    assert doctor.main() == 0
+    assert doctor.main([]) == 0
     out = capsys.readouterr().out
     assert "triton on cpu        runs with ieee products, error" in out
     assert "triton on cpu        runs with bf16x3 products, error" in out
@@ -250,7 +250,7 @@ def test_doctor_tests_the_views(monkeypatch, capsys):
     assert doctor.view_self_test("torch", torch.device("cpu")) < 1e-6
     monkeypatch.setattr(doctor, "make_views", wrong)
     assert doctor.view_self_test("torch", torch.device("cpu")) > 1e-4
-    assert doctor.main() == 1
+    assert doctor.main([]) == 1
     assert "!!torch on cpu" in capsys.readouterr().out
 
 

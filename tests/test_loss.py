@@ -296,7 +296,7 @@ def test_auto_takes_triton_on_a_gpu_where_it_can_run(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(kernels, "unavailable_reason", lambda device: None)
     assert CONTRAST.choose("auto", Need(gpu, torch.float32)) == "triton"
     assert CONTRAST.choose("auto", Need(gpu, torch.float64)) == "torch", "the kernels compute in float32"
-    assert CONTRAST.choose("auto", Need(cpu, torch.float32)) == "torch"
+    assert CONTRAST.choose("auto", Need(cpu, torch.float32)) == "cpp"
     monkeypatch.setattr(kernels, "unavailable_reason", lambda device: "no")
     assert CONTRAST.choose("auto", Need(gpu, torch.float32)) == "torch"
     with pytest.raises(RuntimeError, match="cannot run: no; impl='auto'"):

@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastmc.methods.a2mc import A2MC
-from train.engine import record
+from train.engine import board
 from train.engine.record import Metrics, columns, read_metrics
 
 NAMES = [metric.name for metric in A2MC.metrics]
@@ -23,13 +23,13 @@ def write(folder, epochs: range, done: int) -> None:
 def test_after_a_resume_every_epoch_is_there_once(tmp_path, monkeypatch):
     """Epochs 3 and 4 were trained and their checkpoint was not written; they come again."""
     seconds = iter(range(1_700_000_000, 1_800_000_000))
-    monkeypatch.setattr(record.time, "time", lambda: float(next(seconds)))
+    monkeypatch.setattr(board.time, "time", lambda: float(next(seconds)))
     write(tmp_path, range(1, 5), done=0)
     write(tmp_path, range(3, 7), done=2)
     assert [row["epoch"] for row in read_metrics(tmp_path / "metrics.csv")] == [1, 2, 3, 4, 5, 6]
-    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert set(board.Tags()["scalars"]) == set(COLUMNS) - {"epoch", "step"}
-    assert [(event.step, event.value) for event in board.Scalars("loss")] == [(3 * e, e / 4) for e in range(1, 7)]
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == set(COLUMNS) - {"epoch", "step"}
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3 * e, e / 4) for e in range(1, 7)]
 
 
 def test_a_last_row_of_the_metrics_without_its_end_is_left_out(tmp_path):

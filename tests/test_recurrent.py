@@ -84,6 +84,13 @@ def apart(got: list[Tensor], want: list[Tensor]) -> float:
     return max(float((a.detach() - b.detach()).abs().max()) for a, b in zip(got, want, strict=True))
 
 
+@pytest.fixture(autouse=True)
+def by_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operators of PyTorch compute; tests/test_cpu_gru.py is about the kernels that do it where they can."""
+    for net in (SequenceGRU, StepwiseGRU):
+        monkeypatch.setattr(net, "impl", "torch")
+
+
 @pytest.mark.parametrize(
     ("size", "layers", "reading", "block"), every_pair(SIZES, [1, 2, 3], READINGS, [recurrent.BLOCK_ROWS, 6])
 )

@@ -117,6 +117,11 @@ class Encoder(nn.Module):
         """Compile what of the encoder torch.compile may enter; by default nothing."""
 
     @property
+    def has_own_threads(self) -> bool:
+        """Whether its large parts are kernels of `kernels.cpu`, so that PyTorch's operators need but one thread."""
+        return False
+
+    @property
     def dtype(self) -> torch.dtype:
         """What the encoder computes in, but for its parts in float32."""
         return next(self.head.parameters()).dtype

@@ -118,6 +118,10 @@ class BiGRU(Encoder):
             for parameter in learning:
                 parameter.requires_grad_()
 
+    @property
+    def has_own_threads(self) -> bool:
+        return self.recurrent.chosen(next(self.recurrent.parameters())) == "cpp"
+
     # What surrounds the recurrent call, in functions that torch.compile takes whole
 
     def before(self, x: Tensor, views: int) -> Tensor:

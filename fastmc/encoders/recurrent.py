@@ -2,7 +2,9 @@
 
 On a GPU nn.GRU is one cuDNN call. On a CPU it is a loop of small operators that autograd records one by one: it sums
 weight gradients step by step and fills a (B, T, 2H) gradient for the final states. Here a layer is one
-node of autograd's graph, both directions together. With x_t (F,), states h_t (H,) and PyTorch's names of the weights:
+node of autograd's graph, both directions together: by C++ kernels where they can run (`fastmc.encoders.cpp_layers`),
+and else, or in half precision, by the operators of PyTorch below, each of which waits for OpenMP's threads. With
+x_t (F,), states h_t (H,) and PyTorch's names of the weights:
 
     r = s(W_ir x_t + b_ir + W_hr h_{t-1} + b_hr)        q = W_hn h_{t-1} + b_hn
     z = s(W_iz x_t + b_iz + W_hz h_{t-1} + b_hz)        n = tanh(W_in x_t + b_in + r q)
@@ -40,6 +42,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fastmc.backends import RECURRENT, Need
 from fastmc.encoders.storage import share_storage
 
 BLOCK_ROWS = 1024
@@ -60,7 +63,23 @@ def rounded_states() -> Iterator[None]:
         _rounds_states = False
 
 
-class StepwiseGRU(nn.Module):
+class RecurrentNet(nn.Module):
+    """A net that several implementations compute on a CPU.
+
+    Attributes:
+        impl: who does, a name of `fastmc.backends.RECURRENT` or auto.
+    """
+
+    impl = "auto"
+
+    def chosen(self, x: Tensor) -> str | None:
+        """Who computes it of inputs such as x; None where nn.GRU does."""
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        return "torch" if _rounds_states else RECURRENT.choose(self.impl, Need(x.device, x.dtype))
+
+
+class StepwiseGRU(RecurrentNet):
     """Per layer two GRUs, both forward in time, their outputs joined: what feeding a bidirectional GRU one frame at a
     time and carrying its state computes."""
 
@@ -74,17 +93,16 @@ class StepwiseGRU(nn.Module):
     def forward(self, x: Tensor, affine: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(B, T, F) to the final states of the last layer (B, 2 * hidden). ``affine``: see `SequenceGRU.forward`."""
         pairs: list[list[Any]] = [list(pair) for pair in self.layers if isinstance(pair, nn.ModuleList)]
-        if _for_cpu(x):
-            return _final_states(
-                x, [[gru.all_weights[0] for gru in pair] for pair in pairs], reverse=False, affine=affine
-            )
+        if impl := self.chosen(x):
+            layers = [[gru.all_weights[0] for gru in pair] for pair in pairs]
+            return _final_states(x, layers, impl, reverse=False, affine=affine)
         x = _applied(x, affine).transpose(0, 1)
         for pair in pairs:
             x = torch.cat([gru(x)[0] for gru in pair], dim=-1)
         return x[-1]
 
 
-class SequenceGRU(nn.GRU):
+class SequenceGRU(RecurrentNet, nn.GRU):
     """A bidirectional GRU whose output is the final states of both directions.
 
     nn.GRU is given frames first, as cuDNN takes them: of batches first it would copy the input for each of its calls
@@ -100,9 +118,10 @@ class SequenceGRU(nn.GRU):
         ``affine``: scale and shift (F,) of x's columns. On a CPU the first layer's weights take them up, so that their
         gradients cost no more than one of the weights' size.
         """
-        if _for_cpu(x):
+        if impl := self.chosen(x):
             weights = self.all_weights
-            return _final_states(x, list(zip(weights[::2], weights[1::2], strict=True)), reverse=True, affine=affine)
+            layers = list(zip(weights[::2], weights[1::2], strict=True))
+            return _final_states(x, layers, impl, reverse=True, affine=affine)
         _, final = super().forward(_applied(x, affine).transpose(0, 1))
         return torch.cat((final[-2], final[-1]), dim=-1)
 
@@ -129,10 +148,6 @@ def on_gpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cuda"
 
 
-def _for_cpu(x: Tensor) -> bool:
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
 def _applied(x: Tensor, affine: tuple[Tensor, Tensor] | None) -> Tensor:
     return x if affine is None else torch.addcmul(affine[1], x, affine[0])
 
@@ -147,6 +162,8 @@ def _taken_up(weights: Sequence[Tensor], affine: tuple[Tensor, Tensor]) -> list[
 def _final_states(
     x: Tensor,
     layers: Sequence[Sequence[Sequence[Tensor]]],
+    impl: str,
+    *,
     reverse: bool,
     affine: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
@@ -160,11 +177,17 @@ def _final_states(
         raise ValueError(
             f"x must be (B, T, {weight.shape[1]}) with T > 0 in {weight.dtype}, got {tuple(x.shape)} in {x.dtype}"
         )
-    x = x.transpose(0, 1).contiguous()[None]
     if affine is not None:
         layers = [[_taken_up(direction, affine) for direction in layers[0]], *layers[1:]]
-    for i, directions in enumerate(layers):
-        weights = [weight for direction in directions for weight in direction]
+    flat = [[weight for direction in directions for weight in direction] for directions in layers]
+    return RECURRENT.module(impl).final_states(x, flat, reverse=reverse)
+
+
+def final_states(x: Tensor, layers: Sequence[Sequence[Tensor]], *, reverse: bool) -> Tensor:
+    """(B, T, F) to the last layer's final states (B, 2H), by PyTorch's operators; ``layers`` holds (W_i, W_h, b_i, b_h)
+    of both directions."""
+    x = x.transpose(0, 1).contiguous()[None]
+    for i, weights in enumerate(layers):
         last = i == len(layers) - 1
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *weights)):
             x = _Layer.apply(x, reverse, last, *weights)
@@ -173,7 +196,7 @@ def _final_states(
     return x
 
 
-def _differentiable_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+def differentiable_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
     """PyTorch's once_differentiable speaks up only where the upstream gradient requires one; a second derivative leads
     through the other inputs too, and would lack them silently."""
     guarded = once_differentiable(backward)
@@ -197,7 +220,7 @@ class _Layer(torch.autograd.Function):
         return result
 
     @staticmethod
-    @_differentiable_once
+    @differentiable_once
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         x, q, rz, n, states, *weights = ctx.saved_tensors
         reverse, last = ctx.reverse, ctx.last

@@ -58,14 +58,19 @@ def represent(
     """
     training = encoder.training
     encoder.eval()
-    parts: list[Tensor] = []
+    features, done = None, 0
     crops = zip(ratio.split(batch_size), position.split(batch_size), strict=True)
     with closing(store.batches(ids, batch_size)) as batches:
         for (batch, clips), (share, place) in zip(batches, crops, strict=True):
-            parts.append(encoder.represent(crops_of(clips, share, place, store.skeleton, frames, stream)))
+            found = encoder.represent(crops_of(clips, share, place, store.skeleton, frames, stream))
+            if features is None:  # whole from the start: what stays between the batches' arrays would break up the heap
+                features = found.new_empty(len(ids), found.shape[1])
+            features[done : done + len(batch)] = found
+            done += len(batch)
             advance(len(batch))
     encoder.train(training)
-    return torch.cat(parts)
+    assert features is not None
+    return features
 
 
 @dataclass(frozen=True)

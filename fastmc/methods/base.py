@@ -22,7 +22,7 @@ from fastmc.views.clips import DenseClips, PackedClips, Stream
 from fastmc.views.draw import AugmentConfig, ViewParams, draw_params
 from fastmc.views.make import make_views, whole_clips
 
-Impl = Literal["auto", "triton", "torch", "reference"]
+Impl = Literal["auto", "triton", "cpp", "torch", "reference"]
 Precision = Literal["bf16x3", "ieee", "bf16"]
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import torch
@@ -136,13 +137,12 @@ class Block:
         columns: p, and r for the mixed logits if there are any.
         apart: rows without a plain column of their own, and the query whose column it is.
         soft: rows with a row as their target, and that, in an order in which no target comes before its students.
+        queries: (p n, D) and crossed (1 or tile, r, n): what makes logits, plain ones and those of v.
         shift: (r, n), bits that each row's logits are lessened by, or None.
     """
 
-    def __init__(
-        self, contrast: Contrast, samples: slice, scratch: Scratch, temperature: float, *, shifted: bool
-    ) -> None:
-        self.contrast, self.samples, self.scratch, self.temperature = contrast, samples, scratch, temperature
+    def __init__(self, contrast: Contrast, samples: slice, temperature: float, *, shifted: bool) -> None:
+        self.contrast, self.samples, self.temperature = contrast, samples, temperature
         self.u = contrast.queries[:, samples].contiguous()
         self.q, self.n, self.d = self.u.shape
         self.r = contrast.rows_per_sample
@@ -152,14 +152,22 @@ class Block:
         order = contrast.table.bank_order or range(self.q)
         self.soft = [(i, target) for i in reversed(order) if (target := rows[i].target) is not None]
         self.shift: Tensor | None = None
-        self._queries = (self.per_row(self.u)[: self.p] / (temperature * BIT)).view(-1, self.d)
+        self.queries = (self.per_row(self.u)[: self.p] / (temperature * BIT)).view(-1, self.d)
         self.mixing = contrast.mixing
         self.columns = self.p
         if self.mixing is not None:
             self.columns += self.r
             self.rest = (1 - self.mixing).view(-1, 1, 1)
             self.v, crossed = self._partners()
-            self._crossed = crossed / (temperature * BIT)
+            self.crossed = crossed / (temperature * BIT)
+
+    @property
+    def is_first(self) -> bool:
+        return self.samples.start == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.samples.stop == self.contrast.batch
 
     def positive(self, f0: Tensor) -> Tensor:
         """(q, n) similarities with the rows of f0 (B, D)."""
@@ -172,7 +180,7 @@ class Block:
         return torch.cat([x, *(x[row.query].unsqueeze(0) for row in self.contrast.table.rows[len(x) :])])
 
     def _partners(self) -> tuple[Tensor, Tensor]:
-        """v, and its similarity c with each row's query: (1, r, n), or for tiled (k, r, n)."""
+        """v, and its similarity c with each row's query: (1, r, n), or for tiled (tile, r, n)."""
         contrast, u = self.contrast, self.per_row(self.u)
         partners = [row.mixed_with for row in contrast.table.rows]
         v = torch.stack([contrast.queries[i] for i in partners if i is not None])
@@ -180,28 +188,28 @@ class Block:
             v = v[:, self.samples]
             return v, (u * v).sum(dim=2).unsqueeze(0)
         v = v[:, : contrast.tile]
-        return v, (u @ v.mT).permute(2, 0, 1).repeat(math.ceil(contrast.chunk_size / contrast.tile), 1, 1)
+        return v, (u @ v.mT).permute(2, 0, 1)
 
-    def logits(self, m: Tensor, chunk: slice) -> Tensor:
-        """(k, columns, n) of a chunk with unit rows m (k, D), less the shift."""
-        k = len(m)
-        logits = self.scratch.logits(k, self.columns, self.n)
+    @cached_property
+    def _crossed_entries(self) -> Tensor:
+        """``crossed`` of every entry of a chunk, or (1, r, n)."""
+        contrast = self.contrast
+        times = math.ceil(contrast.chunk_size / contrast.tile) if contrast.tiled else 1
+        return self.crossed.repeat(times, 1, 1)
+
+    def logits(self, m: Tensor, chunk: slice, out: Tensor) -> Tensor:
+        """(k, columns, n) of a chunk with unit rows m (k, D), less the shift, in ``out``."""
+        k, logits = len(m), out
         plain, mixed = logits.tensor_split((self.p,), dim=1)
-        torch.mm(m, self._queries.T, out=plain.view(k, -1))
+        torch.mm(m, self.queries.T, out=plain.view(k, -1))
         if self.mixing is not None:
-            crossed, mixing = self._crossed[:k], self.mixing[chunk].view(-1, 1, 1)
+            crossed, mixing = self._crossed_entries[:k], self.mixing[chunk].view(-1, 1, 1)
             torch.lerp(plain, crossed[:, : self.p], mixing, out=mixed[:, : self.p])
             for row, query in self.apart:
                 torch.lerp(plain[:, query], crossed[:, row], mixing.squeeze(2), out=mixed[:, row])
         if self.shift is not None:
             logits.view(k, -1, self.r, self.n).sub_(self.shift)
         return logits
-
-    def exponentials(self, logits: Tensor, factor: float = 1) -> Tensor:
-        """exp of logits (k, columns, n) times a factor; the logits are multiplied in place."""
-        if factor != 1:
-            logits *= factor
-        return torch.exp2(logits, out=self.scratch.exponentials(*logits.shape))
 
     def weights(self, e: Tensor, chunk: slice, out: Tensor | None = None) -> Tensor:
         """W = e_a + (1 - lambda) e_b (k, r, n) of the bank's rows; without ``out`` in the place of e_b."""
@@ -213,14 +221,6 @@ class Block:
         for row, query in self.apart:
             torch.addcmul(plain[:, query], mixed[:, row], rest.squeeze(2), out=out[:, row])
         return out
-
-    def largest_logit(self, positive: Tensor) -> Tensor:
-        """(r, n) exact maximum over all candidates, from a pass over the bank of its own; for a shift."""
-        largest = self.per_row(positive) / (self.temperature * BIT)
-        for chunk in self.contrast.chunks():
-            logits = self.logits(self.scratch.unit_rows(chunk), chunk)
-            torch.maximum(largest, logits.view(-1, self.r, self.n).amax(dim=0), out=largest)
-        return largest
 
     def pull_queries(self, scale: Tensor, weights: Tensor | None, temperature: float) -> Tensor:
         """(q n, D) features for :meth:`pull_`; ``scale`` (r, n) turns its weights into softmaxes."""
@@ -266,23 +266,30 @@ class Metrics:
         return self._total.log() if self._shift is None else self._lse + self._shift * BIT
 
 
-class Sums:
-    """Sums over the bank of every column's exponentials at one temperature."""
+class Softmax:
+    """The exponentials of a block's logits at one temperature."""
 
-    def __init__(self, block: Block, temperature: float, period: int = 1) -> None:
-        """With a period there is one sum for the entries 0, period, 2 period, ..., and so on for 1, 2, ..."""
+    def __init__(self, block: Block, temperature: float) -> None:
         self.block, self.temperature = block, temperature
         self.shift = None if block.shift is None else block.shift * (block.temperature / temperature)
-        self._columns = block.u.new_zeros(period, block.columns, block.n)
-
-    def add(self, e: Tensor) -> None:
-        """Take in the exponentials (k, columns, n) of a chunk."""
-        _fold_(self._columns, e)
 
     def exponential(self, similarity: Tensor) -> Tensor:
         """(r, n) exponentials, less the shift, of one candidate's similarities (q, n)."""
         logits = self.block.per_row(similarity) / (self.temperature * BIT)
         return (logits if self.shift is None else logits - self.shift).exp2()
+
+
+class Sums(Softmax):
+    """Sums over the bank of every column's exponentials."""
+
+    def __init__(self, block: Block, temperature: float, period: int = 1) -> None:
+        """With a period there is one sum for the entries 0, period, 2 period, ..., and so on for 1, 2, ..."""
+        super().__init__(block, temperature)
+        self._columns = block.u.new_zeros(period, block.columns, block.n)
+
+    def add(self, e: Tensor) -> None:
+        """Take in the exponentials (k, columns, n) of a chunk."""
+        _fold_(self._columns, e)
 
     def others(self) -> Tensor:
         """(r, n): the sum over all candidates but f0."""

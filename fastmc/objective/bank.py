@@ -61,7 +61,7 @@ def bank_step_(
 
     Raises:
         ValueError: an invalid input; the message names the argument.
-        RuntimeError: ``impl="triton"`` cannot run; the message says why.
+        RuntimeError: ``impl`` cannot run; the message says why.
     """
     features = {"f0": f0, "f1": f1, "f2": f2, "f3": f3}
     check_contrast(features, bank, temperature)

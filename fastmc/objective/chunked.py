@@ -19,7 +19,8 @@ from torch import Tensor
 
 from fastmc.backends import may_look
 from fastmc.contrast_table import Table
-from fastmc.objective.attention import BIT, Block, Contrast, Keys, Metrics, Scratch, Sums, shaped
+from fastmc.objective.attention import BIT, Block, Contrast
+from fastmc.objective.passes import Ascending, OfOthers, Passes, Swept
 from kernels.ranges import part
 
 
@@ -32,6 +33,7 @@ def contrast_forward(
     temperature: float,
     tiled: bool,
     precision: str,
+    passes: type[Passes] = Passes,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The losses of the table with their gradients.
 
@@ -46,7 +48,7 @@ def contrast_forward(
     """
     contrast = Contrast(torch.stack(list(queries)), bank, mixing, table, tiled)
     results = Results(contrast, temperature)
-    _sweep(contrast, f0, temperature, None, results, None)
+    _sweep(passes(contrast), f0, temperature, None, results, None)
     return results.losses, results.gradients, results.lse
 
 
@@ -60,29 +62,25 @@ def contrast_bank_gradient(
     temperature: float,
     tiled: bool,
     precision: str,
+    passes: type[Passes] = Passes,
 ) -> Tensor:
     """The (K, D) gradient of sum_q weights[q] L_q, further weighted as the table says.
 
     ``lse`` is what :func:`contrast_forward` gave, weights are (q,).
     """
     contrast = Contrast(torch.stack(list(queries)), bank, mixing, table, tiled)
-    scratch = Scratch(contrast)
+    over = passes(contrast)
     gradient = torch.empty_like(bank, memory_format=torch.contiguous_format)
     bounded = _logits_are_bounded(queries[0], contrast, temperature) and bool(
         lse.abs().max() <= _largest_logit(lse.dtype)
     )
     for samples in contrast.blocks():
-        block = Block(contrast, samples, scratch, temperature, shifted=not bounded)
+        block = Block(contrast, samples, temperature, shifted=not bounded)
         lse_of_rows = lse[:, samples]
         if not bounded:
             block.shift = lse_of_rows / BIT  # exponentials of logits - lse are softmaxes
         scale = (-lse_of_rows).exp() if bounded else torch.ones_like(lse_of_rows)
-        pulled = block.pull_queries(scale, weights, temperature)
-        for chunk in contrast.chunks():
-            e = block.exponentials(block.logits(scratch.unit_rows(chunk), chunk))
-            block.pull_(gradient[chunk], block.weights(e, chunk), scale, pulled, add=samples.start > 0)
-    for chunk in contrast.chunks():
-        scratch.through_normalisation_(gradient[chunk], chunk)
+        over.bank_gradient_(block, scale, block.pull_queries(scale, weights, temperature), gradient)
     return gradient
 
 
@@ -99,11 +97,13 @@ def bank_step_(
     weight_decay: float,
     tiled: bool,
     precision: str,
+    passes: type[Passes] = Passes,
 ) -> None:
     """Eq. 7 in place: v = momentum_factor v - dL/dbank + weight_decay bank; bank = bank - lr v. v is ``momentum``."""
     contrast = Contrast(torch.stack(list(queries)), bank, mixing, table, tiled)
-    ascent = Ascent(contrast, momentum, temperature, lr, momentum_factor, weight_decay)
-    _sweep(contrast, f0, temperature, temperature, None, ascent)
+    over = passes(contrast)
+    ascent = Ascent(over, temperature, Ascending(momentum, lr, momentum_factor, weight_decay))
+    _sweep(over, f0, temperature, temperature, None, ascent)
 
 
 def contrast_step_(
@@ -122,6 +122,7 @@ def contrast_step_(
     update: str,
     cursor: Tensor | None,
     precision: str,
+    passes: type[Passes] = Passes,
 ) -> tuple[Tensor, Tensor]:
     """Losses, their gradients and metrics, all at the old bank; then the bank's update in place.
 
@@ -134,11 +135,11 @@ def contrast_step_(
         (q, B, D) as from :func:`contrast_forward`.
     """
     contrast = Contrast(torch.stack(list(queries)), bank, mixing, table, tiled)
-    results = Results(contrast, temperature)
+    results, over = Results(contrast, temperature), passes(contrast)
     ascent = None
     if update == "ascent":
-        ascent = Ascent(contrast, momentum, bank_temperature, lr, momentum_factor, weight_decay)
-    _sweep(contrast, f0, temperature, bank_temperature, results, ascent)
+        ascent = Ascent(over, bank_temperature, Ascending(momentum, lr, momentum_factor, weight_decay))
+    _sweep(over, f0, temperature, bank_temperature, results, ascent)
     if update == "fifo":
         assert cursor is not None
         with part("bank"):
@@ -161,7 +162,7 @@ def enqueue_(bank: Tensor, momentum: Tensor, f0: Tensor, cursor: Tensor, allowed
 
 
 def _sweep(
-    contrast: Contrast,
+    passes: Passes,
     f0: Tensor,
     temperature: float,
     bank_temperature: float | None,
@@ -169,36 +170,20 @@ def _sweep(
     ascent: Ascent | None,
 ) -> None:
     """One pass over the bank for each block: ``results`` at the first temperature, metrics and ascent at the second."""
-    scratch = Scratch(contrast)
-    second_temperature = bank_temperature or temperature
-    ratio, measured = temperature / second_temperature, contrast.table.measured
+    contrast, second_temperature = passes.contrast, bank_temperature or temperature
     bounded = _logits_are_bounded(f0, contrast, min(temperature, second_temperature))
     for samples in contrast.blocks():
-        block = Block(contrast, samples, scratch, temperature, shifted=not bounded)
+        block = Block(contrast, samples, temperature, shifted=not bounded)
         positive = block.positive(f0)
         if not bounded:
-            block.shift = block.largest_logit(positive)
-        first, second = Keys(block, temperature), Sums(block, second_temperature)
-        metrics = Metrics(block, second_temperature)
-        for chunk in contrast.chunks():
-            m = scratch.unit_rows(chunk)
-            logits = block.logits(m, chunk)
-            if results is not None:
-                e = block.exponentials(logits)
-                first.add(e)
-                first.add_weights(block.weights(e, chunk), m)
-            if ascent is not None:
-                e = block.exponentials(logits, ratio)
-                second.add(e)
-                block.weights(e, chunk, out=ascent.weights(block, chunk))
-                metrics.add(logits[:, measured], e[:, measured])
-            elif bank_temperature is not None:
-                metrics.add(logits[:, measured].mul_(ratio))
+            block.shift = passes.largest_logit(block, positive)
+        keys, metrics, kept = results is not None, bank_temperature is not None, None if ascent is None else ascent.kept
+        found = passes.sweep(block, second_temperature, keys=keys, metrics=metrics, kept=kept)
         if results is not None:
-            results.collect(first, metrics, f0, positive)
+            results.collect(found, f0, positive)
         if ascent is not None:
             with part("bank"):
-                ascent.pull_(second, positive, None if results is None else results.finite())
+                ascent.pull_(found.sums, positive, None if results is None else results.finite())
 
 
 class Results:
@@ -213,8 +198,9 @@ class Results:
         self.positive = bank.new_empty(batch)  # similarity of the measured query and f0
         self.nearest, self.plain_lse = bank.new_empty(batch), bank.new_empty(batch)  # of that, see Metrics
 
-    def collect(self, sums: Keys, metrics: Metrics, f0: Tensor, positive: Tensor) -> None:
+    def collect(self, found: Swept, f0: Tensor, positive: Tensor) -> None:
         """Take in a block that has met the whole bank; positive is its (q, n) similarities with f0."""
+        sums, metrics = found.keys, found.metrics
         block, contrast, tau = sums.block, self.contrast, self.temperature
         f0, keys = f0[block.samples], sums.keys_of_others()
         others, e_positive = sums.others(), sums.exponential(positive)
@@ -261,62 +247,28 @@ class Results:
 
 
 class Ascent:
-    """Eq. 7 at one temperature.
+    """Eq. 7 at one temperature. The weights of a block wait here, unnormalised, until their sums are known."""
 
-    The weights of a block wait here, unnormalised, until their sums are known: (K, r, n), 17 MB at the product size.
-    """
-
-    def __init__(
-        self,
-        contrast: Contrast,
-        momentum: Tensor,
-        temperature: float,
-        lr: float,
-        momentum_factor: float,
-        weight_decay: float,
-    ) -> None:
-        self.contrast, self.momentum, self.temperature = contrast, momentum, temperature
-        self.lr, self.momentum_factor, self.weight_decay = lr, momentum_factor, weight_decay
-        bank = contrast.bank
-        self._weights = bank.new_empty(len(bank) * contrast.rows_per_sample * contrast.block_size)
+    def __init__(self, passes: Passes, temperature: float, ascending: Ascending) -> None:
+        self._passes, self._temperature, self._ascending = passes, temperature, ascending
+        self.kept = passes.kept()
+        contrast, bank = passes.contrast, passes.contrast.bank
         whole = len(contrast.blocks()) > 1  # then the gradient of every chunk waits for the last block
         self._gradient = bank.new_empty(len(bank) if whole else contrast.chunk_size, bank.shape[1])
 
-    def weights(self, block: Block, chunk: slice) -> Tensor:
-        """Where the weights (k, r, n) of a chunk are kept."""
-        return shaped(self._weights, len(self.contrast.bank), block.r, block.n)[chunk]
-
-    def pull_(self, sums: Sums, positive: Tensor, allowed: Tensor | None) -> None:
+    def pull_(self, sums: OfOthers, positive: Tensor, allowed: Tensor | None) -> None:
         """Take in a block whose weights are kept and whose sums are complete. The last one makes the step.
 
         The step leaves everything as it is where the scalar ``allowed`` is False.
         """
         block = sums.block
-        first, last = block.samples.start == 0, block.samples.stop == self.contrast.batch
-        if last and allowed is not None and may_look(allowed):
+        if block.is_last and allowed is not None and may_look(allowed):
             if not allowed:
                 return
             allowed = None
         scale = 1 / (sums.others() + sums.exponential(positive))
-        queries = block.pull_queries(scale, None, self.temperature)
-        for chunk in self.contrast.chunks():
-            whole = len(self._gradient) == len(self.contrast.bank)
-            gradient = self._gradient[chunk] if whole else self._gradient[: chunk.stop - chunk.start]
-            block.pull_(gradient, self.weights(block, chunk), scale, queries, add=not first)
-            if last:
-                self._step_(chunk, gradient, block.scratch, allowed)
-
-    def _step_(self, chunk: slice, gradient: Tensor, scratch: Scratch, allowed: Tensor | None) -> None:
-        """From the gradient to the unit rows of a chunk."""
-        rows, velocity = self.contrast.bank[chunk], self.momentum[chunk]
-        along = scratch.along(gradient, chunk).add_(self.weight_decay)
-        moved = velocity if allowed is None else velocity.clone()
-        moved.mul_(self.momentum_factor).addcmul_(gradient, scratch.inverse[chunk], value=-1).addcmul_(rows, along)
-        if allowed is None:
-            rows.sub_(moved, alpha=self.lr)
-            return
-        velocity.copy_(torch.where(allowed, moved, velocity))
-        rows.copy_(torch.where(allowed, rows - self.lr * moved, rows))
+        queries = block.pull_queries(scale, None, self._temperature)
+        self._passes.ascend_(block, self.kept, scale, queries, self._gradient, self._ascending, allowed)
 
 
 def _logits_are_bounded(f0: Tensor, contrast: Contrast, temperature: float) -> bool:

@@ -114,7 +114,7 @@ def mc_step_(
 
     Raises:
         ValueError: an invalid input; the message names the argument.
-        RuntimeError: ``impl="triton"`` cannot run; the message says why.
+        RuntimeError: ``impl`` cannot run; the message says why.
     """
     given = {"f0": f0, "f3": f3} if f1 is None and f2 is None else {"f0": f0, "f1": f1, "f2": f2, "f3": f3}
     features = cast("dict[str, Tensor]", given)  # the check finds one that is None
@@ -163,7 +163,7 @@ def contrast_step_(
 
     Raises:
         ValueError: an invalid input; the message names the argument.
-        RuntimeError: ``impl="triton"`` cannot run; the message says why.
+        RuntimeError: ``impl`` cannot run; the message says why.
     """
     features = {"f0": f0} | {f"f{number}": f for number, f in enumerate(queries, start=1)}
     hyper = (temperature, bank_temperature, lr, momentum_factor, weight_decay)

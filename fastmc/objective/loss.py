@@ -46,8 +46,9 @@ def mc_loss(
         temperature: tau, > 0.
         mix: ``"own"`` mixes sample n's bank with its own feature; ``"tiled"`` mixes entry i with the feature of sample
             i mod B.
-        impl: ``"reference"``, ``"torch"`` (chunks of the bank, O(K) memory whatever B), ``"triton"``, or ``"auto"``:
-            triton on a GPU where it can run, torch elsewhere. All but the reference differentiate once only.
+        impl: ``"reference"``, ``"torch"`` (chunks of the bank, O(K) memory whatever B), ``"cpp"`` (the same in C++),
+            ``"triton"``, or ``"auto"``: triton on a GPU and cpp on a CPU where they can run, else torch. All but the
+            reference differentiate once only.
         precision: of triton's products; the others compute in their tensors' dtype. ``"bf16x3"``: float32 operands as
             sums of two bfloat16, about 16 bits; ``"ieee"``: float32; ``"bf16"``: rounded to bfloat16.
 
@@ -58,7 +59,7 @@ def mc_loss(
     Raises:
         ValueError: an invalid input; the message names the argument. The range of a mixing tensor is checked on the
             CPU only, since on a GPU the check would wait for the device.
-        RuntimeError: ``impl="triton"`` cannot run; the message says why.
+        RuntimeError: ``impl`` cannot run; the message says why.
     """
     features = {"f0": f0, "f1": f1, "f2": f2, "f3": f3}
     check_contrast(features, bank, temperature)

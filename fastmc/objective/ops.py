@@ -1,9 +1,9 @@
 """The fused functions as PyTorch sees them: operators of torch.library under torch.compile, plain calls otherwise.
 
-``impl`` is "torch" (:mod:`fastmc.objective.chunked`) or "triton" (kernels.mc). Both have the functions named here, with
-the same arguments but ``impl``, and with a table where an operator has the table's code. An operator is one node of a
-compiled graph; its dispatch costs some 60 us per eager call, more than the kernels take, so eager calls go straight to
-the implementation.
+``impl`` is "torch" (:mod:`fastmc.objective.chunked`), "cpp" (:mod:`fastmc.objective.cpp_passes`) or "triton"
+(kernels.mc). All have the functions named here, with the same arguments but ``impl``, and with a table where an
+operator has the table's code. An operator is one node of a compiled graph; its dispatch costs some 60 us per eager
+call, more than the kernels take, so eager calls go straight to the implementation.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from torch import Tensor
 from fastmc.skeleton import Skeleton
 from fastmc.views.clips import DenseClips, PackedClips
 from fastmc.views.draw import COLUMNS, FILTER_TAPS, NOISE_COUNTER, AugmentConfig, ViewParams
+from kernels import cpu
 
 log = logging.getLogger("fastmc")
 _compiling = threading.Lock()
@@ -220,7 +221,7 @@ def _in_parallel(work: Callable[[int, int], None], count: int) -> None:
         for first in parts:
             work(first, min(first + PART, count))
 
-    threads = min(torch.get_num_threads(), -(-count // PART))
+    threads = min(cpu.threads(), -(-count // PART))
     helpers = [_pool(threads - 1).submit(take_parts) for _ in range(threads - 1)]
     take_parts()
     for helper in helpers:

@@ -5,19 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import os
-import socket
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 from tqdm import tqdm
 
 from fastmc.files import GrowingFile, read_text, whole_file
@@ -95,13 +89,15 @@ class Metrics:
 
     def _begin(self, anew: bool = False) -> None:
         """``anew``: TensorBoard's file gets all rows too."""
+        from train.engine.board import Board  # here, so that nothing else waits for tensorboard
+
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # A crash here must not lose the history.
         with whole_file(self.path) as kept:
             kept.write_bytes(_lines(self._columns, self.rows, head=True))
         self._file = GrowingFile(self.path)
         first = int(self.rows[-1]["step"]) + 1 if self.rows and not anew else 0
-        self._board = _Board(self.path.with_name("tensorboard"), first_step=first)
+        self._board = Board(self.path.with_name("tensorboard"), first_step=first)
         for row in self.rows if anew else ():
             self._board.write(_scalars(row), row["step"])
 
@@ -122,34 +118,6 @@ class Metrics:
 
 def _scalars(row: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in row.items() if name not in ("epoch", "step")}
-
-
-class _Board:
-    """A file of scalars for TensorBoard. Its own writer has a thread, whose errors come late and as tracebacks."""
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        """What earlier files have of steps from ``first_step`` on does not count."""
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
-        self._file = GrowingFile(folder / name)
-        self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
-        self._append(Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START)))
-
-    @property
-    def is_there(self) -> bool:
-        return self._file.is_there
-
-    def write(self, scalars: Mapping[str, float], step: int) -> None:
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
-        self._append(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
-
-    def _append(self, event: Event) -> None:
-        record = io.BytesIO()
-        RecordWriter(record).write(event.SerializeToString())
-        self._file.append(record.getvalue())
-
-    def close(self) -> None:
-        self._file.close()
 
 
 def _lines(columns: Sequence[str], rows: list[dict[str, Any]], head: bool = False) -> bytes:

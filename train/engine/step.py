@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from fastmc.methods.base import Batch, Found, Method, room_for_views
 from fastmc.methods.streams import Beside
 from fastmc.state import RunState
 from fastmc.views.clips import PackedClips
+from kernels import cpu
 from kernels.ranges import part
 from train.engine.optimizer import Following, updates
 from train.engine.world import World
@@ -90,6 +92,8 @@ class PretrainStep:
         self._learners = {name: WorkingCopy(net, dtype) for name, net in model.learners().items()}
         followers = {name: (WorkingCopy(net, dtype), follow) for name, (net, follow) in model.followers().items()}
         self.copies = {**self._learners, **{name: copy for name, (copy, _) in followers.items()}}
+        encoders = [net for net in self.networks.values() if isinstance(net, Encoder)]
+        self._has_own_threads = bool(encoders) and all(encoder.has_own_threads for encoder in encoders)
         restored = model.restored()
         self._has_a_bank = len(restored) < len(list(model.buffers()))  # that its own kernels update
         self._statistics = [share_storage(same) for same in _by_dtype(restored)]
@@ -135,7 +139,8 @@ class PretrainStep:
 
     def advance(self, clips: PackedClips, *, phase: str = "main") -> None:
         """One step on the clips that ``sample`` names, in this phase of the method."""
-        with tensor_cores(self._tensor_cores):
+        threads = cpu.one_thread_for_operators() if self._has_own_threads else nullcontext()
+        with tensor_cores(self._tensor_cores), threads:
             self._advance(clips, phase)
 
     def _advance(self, clips: PackedClips, phase: str) -> None:

@@ -1,0 +1,39 @@
+"""A command that only says how it is used waits for nothing that it does not need for that."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from bench.machine import ROOT
+
+COMMANDS = ("run", "prepare", "evaluate", "embed", "figures", "tables", "convert")
+SLOW = {"matplotlib", "sklearn", "scipy", "tensorboard", "numba", "triton", "sympy"}
+
+
+def imported_by_help(command: str) -> set[str]:
+    """Modules, as the interpreter lists them."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", command, "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "usage: " in done.stdout
+    return {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+
+
+@pytest.mark.parametrize("command", [*(f"train.{name}" for name in COMMANDS), "fastmc.doctor"])
+@pytest.mark.program
+def test_help_imports_nothing_slow(command):
+    found = imported_by_help(command)
+    assert "argparse" in found  # the list is one
+    assert not found & {*SLOW, "torch._dynamo", "torch._inductor"}
+
+
+@pytest.mark.program
+def test_preparing_data_takes_no_torch():
+    assert "torch" not in imported_by_help("train.prepare")
