@@ -258,7 +258,7 @@ def test_what_could_be_called_passes(language, content, tmp_path):
         ("sh", "python -m train.evaluate semi --run DIR --knn-k 3", "exit code 2 before"),
         ("sh", "torchrun -m bench.accuracy --seeds 0 --out x --epoch 3", "exit code 2 before"),
         ("sh", "python -m tests.fuzz.run --lost", "exit code 2 before"),
-        ("sh", "python -m fastmc.doctor --lost", "python -m fastmc.doctor takes no arguments"),
+        ("sh", "python -m fastmc.doctor --lost", "python -m fastmc.doctor --lost: exit code 2"),
         ("sh", "fastmc-train --lost", "exit code 2 before"),
         ("sh", "fastmc-lost", "there is no fastmc-lost"),
         ("sh", "git clone x && cd x && make lost", "the Makefile has no lost"),
