@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +13,6 @@ import pytest
 import torch
 from gpu_less import INTERPRETED
 
-from fastmc.data.packing import PrepareError
 from fastmc.data.store import PackedStore, StoreWriter
 from fastmc.skeleton import NTU25
 
@@ -66,26 +68,25 @@ def data_root(tmp_path_factory) -> Path:
     return root
 
 
-def assert_left_out(
-    prepare: Callable[..., PackedStore], raw: Path, name: str, reason: str, detail: str, *, clips: int
-) -> None:
-    """A faulty clip is left out, with its reason; a strict preparation stops with the detail and leaves nothing."""
-    store = prepare(raw, raw.parent / "out", workers=1)
-    assert len(store) == clips
-    [entry] = store.skipped()
-    assert (entry["name"], entry["reason"]) == (name, reason)
-    assert store.meta["counts"]["skipped"] == {reason: 1}
-    with pytest.raises(PrepareError, match=detail):
-        prepare(raw, raw.parent / "strict", strict=True, workers=1)
-    assert sorted(path.name for path in raw.parent.iterdir()) == ["out", "raw"]
-
-
 def exit_code(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Of a command, whether it was its command line that was refused or what was asked for."""
     try:
         return main(arguments)
     except SystemExit as error:
         return int(error.code or 0)
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A Python of this clone has run the code, with these variables beside those that are there."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).resolve().parents[1],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
 
 
 @pytest.fixture(scope="session")

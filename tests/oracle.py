@@ -23,6 +23,8 @@ target."""
 TABLES = {
     "mc": A2MC, "unmixed": B3, "one-hot": B2, "alone": B1, "aimclr": AIMCLR, "hiclr": HICLR, "crossed": CROSSED,
 }  # fmt: skip
+WEIGHTS = torch.tensor([0.5, -2.0, 3.0, -0.7])
+"""Upstream gradients of the losses."""
 HYPER = {"lr": 2.0, "momentum_factor": 0.9, "weight_decay": 0.01}
 
 
@@ -187,3 +189,32 @@ def budget(plain: Results, truth: Results, temperature: float) -> dict[str, Tens
 def within(ours: Results, truth: Results, allowed: dict[str, Tensor]) -> dict[str, bool]:
     """By output, whether its largest error is within what is allowed."""
     return {name: bool((ours[name] - truth[name]).abs().max() <= allowed[name]) for name in truth}
+
+
+def check_lengths(module: Any, lengths: tuple[float, float], kind: str, tiled: bool) -> None:
+    """Features so much longer than 1, at a temperature, are exact too."""
+    temperature, length = lengths
+    case = Case.draw(7, 45, 6, kind=kind, tiled=tiled, temperature=temperature)
+    case = replace(case, **{name: length * getattr(case, name) for name in ("f0", "f1", "f2", "f3")})
+    bound = 1e-12 * max(1.0, length**2 / temperature / 100)  # a rounding of a logit is one of its probability
+    assert_exact(forward_of(module, case, WEIGHTS), forward_truth(case, WEIGHTS), bound)
+
+
+def check_far_positives(module: Any, kind: str) -> None:
+    """Positives beyond any exponential are exact too."""
+    case = Case.draw(7, 45, 6, kind=kind)
+    case = replace(case, f0=torch.linspace(-1000, 1000, 7).double().unsqueeze(1) * case.f0)
+    assert_exact(forward_of(module, case, WEIGHTS), forward_truth(case, WEIGHTS), 1e-10)
+
+
+def check_budget(module: Any, case: Case) -> None:
+    """float32 keeps its budget, and an output with one wrong element does not."""
+    truth, plain = forward_truth(case.to(torch.float64), WEIGHTS), forward_truth(case, WEIGHTS)
+    allowed = budget(plain, truth, case.temperature)
+    ours = forward_of(module, case, WEIGHTS)
+    verdict = within(ours, truth, allowed)
+    assert all(verdict.values()), verdict
+    for name in truth:  # the budget is one that can be exceeded
+        wrong = ours[name].clone()
+        wrong.view(-1)[wrong.abs().argmax()] *= 1.01
+        assert not within({**ours, name: wrong}, truth, allowed)[name], name

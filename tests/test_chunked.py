@@ -12,7 +12,17 @@ import torch
 from every_pair import every_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import TABLES, Case, assert_exact, budget, forward_of, forward_truth, within
+from oracle import (
+    TABLES,
+    WEIGHTS,
+    Case,
+    assert_exact,
+    check_budget,
+    check_far_positives,
+    check_lengths,
+    forward_of,
+    forward_truth,
+)
 
 from fastmc.contrast_table import A2MC, B1
 from fastmc.objective import attention as rows
@@ -21,7 +31,6 @@ from fastmc.objective.attention import BIT, Block, Contrast
 from fastmc.objective.passes import Passes
 
 KINDS = list(TABLES)
-WEIGHTS = torch.tensor([0.5, -2.0, 3.0, -0.7])
 
 
 @pytest.mark.parametrize(
@@ -61,18 +70,12 @@ def test_any_cut_into_blocks_and_chunks_gives_the_same(b, k, d, samples, entries
     every_pair([(0.01, 1.0), (0.01, 30.0), (0.07, 1e-3), (5.0, 1.0)], ["mc", "one-hot", "crossed"], [False, True]),
 )
 def test_large_and_small_logits(scales, kind, tiled):
-    temperature, length = scales
-    case = Case.draw(7, 45, 6, kind=kind, tiled=tiled, temperature=temperature)
-    case = replace(case, **{name: length * getattr(case, name) for name in ("f0", "f1", "f2", "f3")})
-    bound = 1e-12 * max(1.0, length**2 / temperature / 100)  # a rounding of a logit is one of its probability
-    assert_exact(forward_of(chunked, case, WEIGHTS), forward_truth(case, WEIGHTS), bound)
+    check_lengths(chunked, scales, kind, tiled)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_positives_beyond_any_exponential(kind):
-    case = Case.draw(7, 45, 6, kind=kind)
-    case = replace(case, f0=torch.linspace(-1000, 1000, 7).double().unsqueeze(1) * case.f0)
-    assert_exact(forward_of(chunked, case, WEIGHTS), forward_truth(case, WEIGHTS), 1e-10)
+    check_far_positives(chunked, kind)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -98,15 +101,7 @@ def test_a_shift_is_left_out_exactly_while_nothing_can_overflow(dtype):
 def test_float32_keeps_the_error_budget(kind, temperature, tiled):
     """Other tables: tests/test_mc_step.py."""
     case = Case.draw(33, 400, 64, kind=kind, tiled=tiled, temperature=temperature, dtype=torch.float32)
-    truth, plain = forward_truth(case.to(torch.float64), WEIGHTS), forward_truth(case, WEIGHTS)
-    allowed = budget(plain, truth, temperature)
-    ours = forward_of(chunked, case, WEIGHTS)
-    verdict = within(ours, truth, allowed)
-    assert all(verdict.values()), verdict
-    for name in truth:  # the budget is one that can be exceeded
-        wrong = ours[name].clone()
-        wrong.view(-1)[wrong.abs().argmax()] *= 1.01
-        assert not within({**ours, name: wrong}, truth, allowed)[name], name
+    check_budget(chunked, case)
 
 
 MUTANTS: dict[str, Callable[[Case], dict]] = {

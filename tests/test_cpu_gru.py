@@ -120,24 +120,6 @@ def test_clips_do_not_meet():
         assert apart([net(x)], [torch.cat([net(x[i : i + 1]) for i in range(70)])]) < 1e-14
 
 
-@pytest.mark.parametrize("frozen", ["weight_hh", "weight_ih", "bias", "bias_hh", "reverse", "_l0", "nothing"])
-def test_partly_frozen(frozen):
-    net, x, upstream = case("sequence", (3, 5, 4, 6), 2)
-    for name, parameter in net.named_parameters():
-        parameter.requires_grad_(frozen not in name)
-    for constant in (False, True):
-        results = []
-        for call in (ours, by_nn_gru):
-            net.zero_grad()
-            leaf = x.detach().requires_grad_(not constant)
-            call(net, leaf).backward(upstream)
-            results.append([leaf.grad, *(parameter.grad for parameter in net.parameters())])
-        for got, want in zip(*results, strict=True):
-            assert (got is None) == (want is None)
-            if want is not None:
-                torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
-
-
 def test_the_scale_of_the_columns_is_taken_up():
     net, x, upstream = case("sequence", (4, 5, 6, 7), 2)
     scale, shift = (torch.randn(6, dtype=x.dtype).requires_grad_() for _ in range(2))
@@ -145,28 +127,6 @@ def test_the_scale_of_the_columns_is_taken_up():
     got = torch.autograd.grad(net(x.detach(), (scale, shift)), leaves, upstream)
     want = torch.autograd.grad(by_nn_gru(net, x.detach() * scale + shift), leaves, upstream)
     assert apart(list(got), list(want)) < 1e-12
-
-
-@pytest.mark.parametrize("reading", READINGS)
-def test_the_graph_can_be_used_twice_and_a_second_derivative_is_an_error(reading):
-    net, x, upstream = case(reading, (3, 5, 4, 6), 2)
-    result = net(x)
-    leaves = (x, *net.parameters())
-    first = torch.autograd.grad(result, leaves, upstream, retain_graph=True)
-    assert all(map(torch.equal, first, torch.autograd.grad(result, leaves, upstream, retain_graph=True)))
-    for way in (upstream, upstream.clone().requires_grad_()):
-        (gradient,) = torch.autograd.grad(result, x, way, create_graph=True)
-        with pytest.raises(RuntimeError, match="differentiate twice"):
-            (x.sum() + gradient.sum()).backward()
-
-
-def test_a_weight_changed_in_between_is_an_error():
-    net, x, upstream = case("sequence", (3, 5, 4, 6))
-    result = net(x)
-    with torch.no_grad():
-        net.weight_hh_l0.mul_(2)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        result.backward(upstream)
 
 
 def test_strided_inputs_and_an_empty_batch():

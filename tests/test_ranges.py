@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import python
 
 from kernels import ranges
 from kernels.ranges import PARTS, observe, part
@@ -102,14 +101,8 @@ def test_compiled_functions_are_not_compiled_anew_within_a_part():
 
 def listening(code: str, **environment: str) -> list[str]:
     """What a process says, and what it tells the listener if there is one."""
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = python(code, **environment)
+    done.check_returncode()
     return done.stdout.splitlines()
 
 

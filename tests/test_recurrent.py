@@ -84,11 +84,14 @@ def apart(got: list[Tensor], want: list[Tensor]) -> float:
     return max(float((a.detach() - b.detach()).abs().max()) for a, b in zip(got, want, strict=True))
 
 
+EITHER = pytest.mark.parametrize("impl", ["torch", "cpp"], indirect=True)
+
+
 @pytest.fixture(autouse=True)
-def by_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operators of PyTorch compute; tests/test_cpu_gru.py is about the kernels that do it where they can."""
+def impl(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who computes: the operators of PyTorch where a test does not say. tests/test_cpu_gru.py is about the kernels."""
     for net in (SequenceGRU, StepwiseGRU):
-        monkeypatch.setattr(net, "impl", "torch")
+        monkeypatch.setattr(net, "impl", getattr(request, "param", "torch"))
 
 
 @pytest.mark.parametrize(
@@ -146,8 +149,11 @@ def test_noncontiguous_and_shared_inputs_are_left_alone(reading):
     torch.testing.assert_close(net(expanded), by_nn_gru(net, expanded), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("frozen", ["weight_hh", "weight_ih", "bias", "reverse", "layers.0", "nothing"])
+@pytest.mark.parametrize(
+    "frozen", ["weight_hh", "weight_ih", "bias", "bias_hh", "reverse", "layers.0", "_l0", "nothing"]
+)
 @pytest.mark.parametrize("reading", READINGS)
+@EITHER
 def test_partly_frozen(reading, frozen):
     net, x, upstream = make(reading, (3, 5, 4, 6), 2)
     for name, parameter in net.named_parameters():
@@ -168,6 +174,7 @@ def test_partly_frozen(reading, frozen):
 
 
 @pytest.mark.parametrize("reading", READINGS)
+@EITHER
 def test_the_graph_can_be_used_twice_and_a_second_derivative_is_an_error(reading):
     net, x, upstream = make(reading, (3, 5, 4, 6), 2)
     result = net(x)
@@ -181,6 +188,7 @@ def test_the_graph_can_be_used_twice_and_a_second_derivative_is_an_error(reading
             (x.sum() + gradient.sum()).backward()
 
 
+@EITHER
 def test_a_weight_changed_in_between_is_an_error():
     net, x, upstream = make("sequence", (3, 5, 4, 6))
     result = net(x)
