@@ -118,7 +118,7 @@ def _found() -> tuple[ctypes.CDLL | None, str | None]:
     try:
         loaded = ctypes.CDLL(str(_built()))
         loaded.fastmc_initialise(*_blas())
-    except (NoKernels, OSError) as error:
+    except (NoKernels, OSError, ImportError) as error:  # fcntl is not there on Windows
         return None, str(error)
     return loaded, None
 
