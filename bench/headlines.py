@@ -1,7 +1,8 @@
 """What the project claims in numbers, and how each number comes about.
 
-An experiment measures and returns a report: headlines by key, a table for reading, one for the README, and every single
-time. A new headline is one more ``Headline`` of an experiment; a new experiment is one more entry of ``EXPERIMENTS``.
+An experiment measures and returns a report: headlines by key, a table for reading, one for docs/benchmarks.md, and
+every single time. A new headline is one more ``Headline`` of an experiment; a new experiment is one more entry of
+``EXPERIMENTS``.
 """
 
 from __future__ import annotations
@@ -281,7 +282,7 @@ def shown(headline: Headline) -> str:
 
 
 def headline_markdown(headlines: Sequence[Headline]) -> str:
-    """For the README."""
+    """For docs/benchmarks.md."""
     return markdown(("headline", "measured", "better"), [(h.says, shown(h), h.better) for h in headlines])
 
 

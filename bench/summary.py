@@ -29,7 +29,7 @@ class Summary(Settings):
     Providers are timed in turns in one process, and medians are compared. Memory is measured in processes of their own.
     Takes some minutes, most of them for the plain reference. Wants a machine with nothing else to do.
 
-    For the README: python -m bench.summary --markdown
+    For docs/benchmarks.md: python -m bench.summary --markdown
     """
 
     only: tuple[str, ...] = tuple(EXPERIMENTS)
@@ -37,7 +37,7 @@ class Summary(Settings):
     json: bool = False
     """Print JSON: the headlines by key, their spread, the conditions, and every single time."""
     markdown: bool = False
-    """Print the README's tables."""
+    """Print the tables of docs/benchmarks.md."""
     record: bool = True
     """Append the run to the results."""
     results: Path = RESULTS

@@ -77,8 +77,8 @@ class StepConfig:
     overlap: Literal["auto", "on", "off"] = "auto"
     """The key encoder beside the attack, on a second stream; changes no bit. auto: on a GPU."""
     impl: Impl = "auto"
-    """Implementation of loss, bank step and attack. auto: triton where it can run, torch elsewhere. On a CPU auto
-    takes C++ kernels for the recurrent nets where they can be compiled; the others take PyTorch's operators."""
+    """Implementation of loss, bank step and attack. auto: triton on a GPU and C++ (cpp) on a CPU where they can run,
+    else torch. With auto and cpp the recurrent nets of a CPU are C++ too; with the others, PyTorch's operators."""
     view_impl: ViewImpl = "auto"
     """Implementation of the views that are trained on. auto: the Triton kernels on a GPU; on a CPU numba where it is
     installed; else PyTorch. Views differ in their last bits between implementations."""
