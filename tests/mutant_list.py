@@ -367,7 +367,7 @@ DATA = (
         "fastmc/data/formats/ntu_splits.py",
         "28, 31, 34, 35, 38)",
         "28, 31, 34, 35, 39)",
-        "test_prepare.py",
+        "test_ntu120.py",
     ),
     _mutant(
         "ntu120: the last training setup",
@@ -388,7 +388,7 @@ DATA = (
         "fastmc/data/formats/nw_ucla.py",
         "label = list(NWUCLA_CLASSES).index(action)",
         "label = min(action - 1, len(NWUCLA_CLASSES) - 1)",
-        "test_nw_ucla.py",
+        "test_clip_files.py",
     ),
     _mutant(
         "ntu: eleven frames are no longer noise",
