@@ -17,7 +17,7 @@ from once import made_once
 from torch.autograd import DeviceType
 
 from bench.gpu import __main__ as command
-from bench.gpu import candidates, part_times, report, runner, smoke
+from bench.gpu import candidates, part_times, report, runner, smoke, training
 from bench.gpu.clock import Clock, Quartiles, by_kernel
 from bench.gpu.keep import keep
 from bench.gpu.recurrent_calls import Split, check_same
@@ -200,7 +200,51 @@ def test_a_bare_machine_gets_the_versions_that_are_tested():
     assert "tyro" in names.split() and set(names.split()) <= pinned
 
 
-# --- What is kept
+# --- A run that is stopped and goes on
+
+
+class FakeRun:
+    """train.run whose epochs are so short that one ends while the run is being stopped."""
+
+    epochs = 0
+    memory = 0.0
+
+    def __init__(self, bench: object) -> None:
+        self.resumes, self.words = FakeRun.epochs > 0, ""
+
+    def wait_until(self, reached, seconds: float) -> bool:
+        for _ in range(5):
+            if reached():
+                return True
+            self.words = f"resuming from step_7 (epoch {FakeRun.epochs + 1}, step 7)" if self.resumes else ""
+            FakeRun.epochs += 1
+        return False
+
+    def stop(self) -> int:
+        FakeRun.epochs += 1
+        return 130
+
+    def rows(self) -> list[dict]:
+        return [{"epoch": i, "step": 7 * i, "loss": 1.0, "steps_per_second": 2.0} for i in range(1, FakeRun.epochs + 1)]
+
+    def said(self) -> str:
+        return self.words
+
+    def log(self) -> str:
+        return "".join(f"2026-11-28 12:00:0{i} epoch {i}/750\n" for i in range(1, FakeRun.epochs + 1))
+
+    def close(self) -> None:
+        pass
+
+
+def test_an_epoch_that_ends_while_a_run_stops_is_not_taken_for_the_resumed_runs(tmp_path, monkeypatch):
+    """A rehearsal's epoch takes a tenth of a second: the resumed run was once asked before it had said a word."""
+    monkeypatch.setattr(training, "Run", FakeRun)
+    monkeypatch.setattr(training, "prepare", lambda bench: None)
+    sizes = SimpleNamespace(training_flags=(), training_clips=8, batch=8)
+    found = Findings(tmp_path / "found.json")
+    training.run(SimpleNamespace(rehearsal=True, left=lambda: 60.0, sizes=sizes, found=found))
+    assert "resumed from step_7 in epoch 4, after step 7" in found.notes
 
 
 # --- What pytest says

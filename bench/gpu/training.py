@@ -121,7 +121,8 @@ def run(bench: Bench) -> None:
     first = Run(bench)
     try:
         first.wait_until(lambda: len(first.rows()) >= wanted, bench.left() - kept_for_later)
-        rows, code = first.rows(), first.stop()
+        code = first.stop()
+        rows = first.rows()  # Not before: an epoch may end while it stops.
     finally:
         first.close()
     for line in first.said().splitlines():
