@@ -171,6 +171,9 @@ class Turns:
         """See `quotient`."""
         return quotient(self.found, over, under)
 
+    def close(self) -> None:
+        """Free what only the timing needed."""
+
     def _timed(self, call: Callable[[], Any]) -> tuple[Any, float]:
         self._synchronize()
         start = time.perf_counter()

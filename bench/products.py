@@ -11,12 +11,24 @@ from typing import Literal
 
 import torch
 
+from bench import data_share
+from bench.measure import Timing, Turns
 from bench.providers import PROVIDERS, Case, draw
 from fastmc.config import Config
 from fastmc.encoders.bigru import BiGRUConfig
 
 Backwards = Literal["not", "to weights", "to inputs"]
 Call = Callable[[], object]
+PRODUCTS = "its matrix products"
+NTU_INPUTS = 150
+"""F: coordinates of two bodies of 25 joints."""
+
+
+def race(config: Config, batch: int, timing: Timing) -> Turns:
+    """A whole step, its data part and its products, ready to be timed."""
+    turns = data_share.race(config, batch, timing)
+    turns.enter(PRODUCTS, of_step(config, batch, NTU_INPUTS))
+    return turns
 
 
 def of_recurrent_net(

@@ -1,6 +1,5 @@
-"""Preparation of NTU clips, one thread: the fast reader against the plain one, on the same files in turns.
-
-    pytest bench/test_prepare.py --benchmark-only
+"""Preparation of NTU clips, one thread, by the fast reader and by the plain one, on the same files:
+pytest bench/test_prepare.py --benchmark-only.
 
 The files are written like the camera's software writes them (seven significant digits, 70 to 119 frames, two of the
 eight with two bodies). Both readers have to give the same bits first; no parity, no numbers.
@@ -8,21 +7,24 @@ eight with two bodies). Both readers have to give the same bits first; no parity
 
 from __future__ import annotations
 
-import time
+import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 
+from bench.measure import Timing, Turns
+from bench.parity import ParityError
+from bench.rows import Piece, TimeRow, rows
 from fastmc.data.formats.skeleton_file import RawClip, read_skeleton
 from fastmc.data.normalise import choose_bodies, normalise
 from fastmc.reference import ntu as reference
 from fastmc.skeleton import NTU25
 
-ROUNDS = 15
 Reader = Callable[[Path], RawClip]
+PLAIN, FAST = "line by line", "fastmc"
+READERS: dict[str, Reader] = {PLAIN: reference.read_skeleton, FAST: read_skeleton}
 
 
 def body_lines(rng: np.random.Generator, body_id: int, joints: np.ndarray) -> list[str]:
@@ -46,14 +48,31 @@ def clip_text(rng: np.random.Generator, num_frames: int, num_bodies: int) -> str
     return "\r\n".join(lines) + "\r\n"
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def write_files(folder: Path) -> list[Path]:
     rng = np.random.default_rng(0)
-    folder = tmp_path_factory.mktemp("skeletons")
     paths = [folder / f"S001C001P001R001A{i + 1:03d}.skeleton" for i in range(8)]
     for i, path in enumerate(paths):
         path.write_bytes(clip_text(rng, 70 + 7 * i, 2 if i % 4 == 3 else 1).encode())
     return paths
+
+
+class OnFiles(Turns):
+    """Both readers on the same files, which are there until it is closed."""
+
+    def __init__(self, timing: Timing, work: Callable[[Path, Reader], object]) -> None:
+        super().__init__(timing)
+        self._folder = tempfile.TemporaryDirectory()
+        paths = write_files(Path(self._folder.name))
+        check_same(paths)
+
+        def call(reader: Reader) -> list[object]:
+            return [work(path, reader) for path in paths]
+
+        for name, reader in READERS.items():
+            self.enter(name, partial(call, reader))
+
+    def close(self) -> None:
+        self._folder.cleanup()
 
 
 def read(path: Path, reader: Reader) -> RawClip:
@@ -64,38 +83,24 @@ def prepare(path: Path, reader: Reader) -> np.ndarray:
     return normalise(choose_bodies(reader(path)), NTU25)
 
 
-def assert_same(files: list[Path]) -> None:
-    for path in files:
+def check_same(paths: list[Path]) -> None:
+    """ParityError unless both give the same bits."""
+    for path in paths:
         fast, plain = read_skeleton(path), reference.read_skeleton(path)
-        assert (fast.num_frames, list(fast.bodies)) == (plain.num_frames, list(plain.bodies))
-        for body_id, body in plain.bodies.items():
-            assert fast.bodies[body_id].frames.tolist() == body.frames.tolist()
-            assert fast.bodies[body_id].joints.tobytes() == body.joints.tobytes()
-
-
-@pytest.mark.parametrize("work", [read, prepare])
-def test_files_per_second(
-    benchmark: Any, capsys: pytest.CaptureFixture[str], files: list[Path], work: Callable[[Path, Reader], Any]
-) -> None:
-    assert_same(files)
-    plain_seconds = []
-
-    def run_plain() -> None:  # before each round of the fast reader
-        start = time.perf_counter()
-        for path in files:
-            work(path, reference.read_skeleton)
-        plain_seconds.append(time.perf_counter() - start)
-
-    def run_fast() -> None:
-        for path in files:
-            work(path, read_skeleton)
-
-    benchmark.pedantic(run_fast, setup=run_plain, rounds=ROUNDS, warmup_rounds=2)
-    fast, plain = (len(files) / seconds for seconds in (benchmark.stats.stats.median, np.median(plain_seconds)))
-    size = sum(path.stat().st_size for path in files) / len(files) / 1e6
-    benchmark.extra_info |= {"fast_files_per_s": fast, "plain_files_per_s": float(plain), "ratio": float(fast / plain)}
-    with capsys.disabled():
-        print(
-            f"\n{work.__name__}: {fast:.0f} files/s, plain reader {plain:.0f} files/s, ratio {fast / plain:.1f} "
-            f"(medians of {ROUNDS} rounds, {len(files)} files of {size:.2f} MB, one thread)"
+        same = (fast.num_frames, list(fast.bodies)) == (plain.num_frames, list(plain.bodies)) and all(
+            fast.bodies[body_id].frames.tolist() == body.frames.tolist()
+            and fast.bodies[body_id].joints.tobytes() == body.joints.tobytes()
+            for body_id, body in plain.bodies.items()
         )
+        if not same:
+            raise ParityError(f"the two readers do not read the same from {path.name}, so there are no numbers")
+
+
+def piece(short: str, work: Callable[[Path, Reader], object]) -> Piece:
+    names = {name: name for name in READERS}
+    return Piece(f"eight .skeleton files: {short}", names, partial(OnFiles, work=work), reference=PLAIN, short=short)
+
+
+@rows(piece("read", read), piece("read, bodies chosen, normalised", prepare))
+def test_skeleton_files(time_row: TimeRow, piece: Piece, row: str) -> None:
+    time_row(piece, row)

@@ -1,53 +1,50 @@
-"""The whole training step against the plain reference's, one as earlier codes write it, and its encoder calls alone.
-
-    pytest bench/test_step.py --benchmark-only [--device cuda]
-
-Sides take turns in one process, after all have made the same step: no parity, no numbers. pytest-benchmark's own table
-shows fastmc; the table above it shows everybody. With own mixing the two other steps take half a minute each.
-"""
+"""The whole training step beside the plain reference's, one as earlier codes write it, its encoder calls alone and its
+matrix products alone: pytest bench/test_step.py --benchmark-only."""
 
 from __future__ import annotations
 
-from contextlib import closing
-from typing import Any
+from dataclasses import replace
 
-import pytest
-
+from bench import products
+from bench.data_share import DATA, STEP
 from bench.headlines import STEP_SECONDS
-from bench.machine import conditions, provenance
-from bench.measure import Timing
+from bench.measure import Timing, Turns
 from bench.providers import MIXES, Mix
-from bench.step import ENCODER, OURS, OURS_STEPWISE, REFERENCE, STEPWISE, StepCase, StepRace, text
-
-RATIOS = {
-    "vs_reference": (REFERENCE, OURS),
-    "stepwise_vs_earlier_codes": (STEPWISE, OURS_STEPWISE),
-    "vs_earlier_codes": (STEPWISE, OURS),
-    "vs_encoder": (OURS, ENCODER),
-}
+from bench.rows import Piece, TimeRow, rows
+from bench.step import ENCODER, OURS, OURS_STEPWISE, REFERENCE, STEPWISE, StepCase, StepRace
+from fastmc.config import Preset, preset_config
 
 
-@pytest.mark.parametrize("mix", MIXES)
-def test_product_size(
-    benchmark: Any, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest, mix: Mix
-) -> None:
-    timing = Timing(device=request.config.getoption("--device"))
-    timing = Timing(seconds=STEP_SECONDS * timing.seconds, device=timing.device)
-    with closing(StepRace(StepCase(mix), timing, encoder_calls=mix == "own")) as race:
-        rounds = iter(range(timing.rounds))
+def beside_plain_steps(mix: Mix) -> tuple[Piece, Piece]:
+    """With own mixing a plain step takes a quarter of a minute, most of it for the bank."""
+    case = StepCase(mix)
 
-        def others() -> None:
-            for name in race.turns(next(rounds)):
-                if name != OURS:
-                    race.take(name)
-            race.restore()
+    def prepare(timing: Timing) -> Turns:
+        return StepRace(case, replace(timing, seconds=STEP_SECONDS * timing.seconds))
 
-        with race.watch() as neighbours:
-            benchmark.pedantic(race.call, args=(OURS,), setup=others, rounds=timing.rounds)
-        race.found[OURS].seconds = list(benchmark.stats.stats.data)
-        race.others_busy = neighbours.busy
-    for key, (over, under) in RATIOS.items():
-        ratio = race.ratio(over, under)
-        benchmark.extra_info[key] = ratio and ratio[0]
-    with capsys.disabled():
-        print(f"\n{text(race)}\n{conditions(provenance(timing.device, timing.threads))}")
+    whole = {name: name for name in (REFERENCE, OURS, ENCODER)}
+    stepwise = {STEPWISE: STEPWISE, OURS_STEPWISE: OURS_STEPWISE}
+    first = Piece(str(case), whole, prepare, REFERENCE, floor=ENCODER, short=f"{mix} mixing", full=mix == "own")
+    second = Piece(f"{case}, stepwise reading", stepwise, prepare, STEPWISE, short=first.short, full=first.full)
+    return first, second
+
+
+def beside_products(preset: Preset) -> Piece:
+    config = preset_config(preset)
+
+    def prepare(timing: Timing) -> Turns:
+        return products.race(config, config.optim.batch_size, timing)
+
+    title = f"training step, preset {preset}, B = {config.optim.batch_size}, T = {config.frames}"
+    names = (STEP, DATA, products.PRODUCTS)
+    return Piece(title, {name: name for name in names}, prepare, floor=products.PRODUCTS, short=f"preset {preset}")
+
+
+@rows(*(piece for mix in MIXES for piece in beside_plain_steps(mix)))
+def test_training_step(time_row: TimeRow, piece: Piece, row: str) -> None:
+    time_row(piece, row)
+
+
+@rows(beside_products("tiny"), beside_products("small"))
+def test_training_step_over_its_products(time_row: TimeRow, piece: Piece, row: str) -> None:
+    time_row(piece, row)
