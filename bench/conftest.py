@@ -50,6 +50,7 @@ def time_row(benchmark: Any, capsys: pytest.CaptureFixture[str], request: pytest
     return fill
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     session = config.stash[SESSION]
     if not session.shown:

@@ -22,6 +22,7 @@ from fastmc.backends import CONTRAST, Need
 from fastmc.objective.bank import mixing_coefficients
 from fastmc.reference import bank as reference_bank
 from fastmc.reference import contrast as reference
+from kernels import cpu
 
 Work = Literal["loss", "step"]
 Mix = Literal["own", "tiled"]
@@ -196,6 +197,17 @@ def _bind_fastmc(impl: str) -> Callable[[Case, Inputs], Call]:
     return bind
 
 
+def _bind_cpp(case: Case, x: Inputs) -> Call:
+    """As a training step on a CPU calls it."""
+    call = _bind_fastmc("cpp")(case, x)
+
+    def alone() -> Outputs:
+        with cpu.one_thread_for_operators():
+            return call()
+
+    return alone
+
+
 def _bind_products(case: Case, x: Inputs) -> Call:
     """S^T = m F^T, then G m and, for a step, G^T F, with S in the place of G and F = [f1; f2; f3].
 
@@ -278,7 +290,7 @@ PROVIDERS = {
         Provider("algebraic", "algebraic PyTorch, autograd", _bind_algebraic),
         Provider("compiled", "the same under torch.compile", _bind_compiled, _why_not_compiled, compiles=True),
         Provider("torch", 'fastmc, impl="torch"', _bind_fastmc("torch")),
-        Provider("cpp", 'fastmc, impl="cpp"', _bind_fastmc("cpp"), _why_not("cpp")),
+        Provider("cpp", 'fastmc, impl="cpp"', _bind_cpp, _why_not("cpp")),
         Provider(
             "triton", 'fastmc, impl="triton"', _bind_fastmc("triton"), _why_not("triton"), rounding=SPLIT_ROUNDING
         ),

@@ -19,6 +19,7 @@ from bench.products import Backwards, of_recurrent_net
 from fastmc.checks import check_number
 from fastmc.encoders.bigru import BiGRUConfig
 from fastmc.encoders.recurrent import SequenceGRU
+from kernels import cpu
 
 FASTMC, PYTORCH, PRODUCTS = "fastmc", "nn.GRU", "its products"
 BACKWARDS: dict[str, Backwards] = {"query": "to weights", "key": "not", "attack": "to inputs"}
@@ -94,11 +95,17 @@ def race(settings: CompareGRU, inputs: int = 150) -> Turns:
     theirs = passes(plain, x)
     for name, call in passes(ours, x).items():
         turns.enter(f"{name}, {PYTORCH}", theirs[name])
-        turns.enter(f"{name}, {FASTMC}", call, check=partial(compare, theirs[name]()))
+        turns.enter(f"{name}, {FASTMC}", partial(in_a_step, call), check=partial(compare, theirs[name]()))
         clips = settings.batch * (3 if name == "query" else 1)
         alone = of_recurrent_net(clips, settings.frames, inputs, hidden, layers, BACKWARDS[name])
         turns.enter(f"{name}, {PRODUCTS}", alone)
     return turns
+
+
+def in_a_step(call: Callable[[], list[Tensor]]) -> list[Tensor]:
+    """As the training step of a CPU makes it."""
+    with cpu.one_thread_for_operators():
+        return call()
 
 
 def compare(truth: Sequence[Tensor], found: Sequence[Tensor]) -> float:

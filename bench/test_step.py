@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bench import products
-from bench.data_share import DATA, STEP
+from bench.data_share import STEP
 from bench.headlines import STEP_SECONDS
 from bench.measure import Timing, Turns
 from bench.providers import MIXES, Mix
@@ -36,8 +36,8 @@ def beside_products(preset: Preset) -> Piece:
         return products.race(config, config.optim.batch_size, timing)
 
     title = f"training step, preset {preset}, B = {config.optim.batch_size}, T = {config.frames}"
-    names = (STEP, DATA, products.PRODUCTS)
-    return Piece(title, {name: name for name in names}, prepare, floor=products.PRODUCTS, short=f"preset {preset}")
+    names = {name: name for name in (STEP, products.PRODUCTS)}
+    return Piece(title, names, prepare, floor=products.PRODUCTS, short=f"preset {preset}")
 
 
 @rows(*(piece for mix in MIXES for piece in beside_plain_steps(mix)))

@@ -17,7 +17,7 @@
 namespace fastmc {
 namespace {
 
-constexpr int64_t ENTRIES = 256;  // of a chunk
+constexpr int64_t ENTRIES = 512;  // of a chunk
 constexpr int64_t UNITS = 16;     // at most
 
 // The rows of some samples against the bank. Arrays lie as their shapes say; r n is a row of a sample.
