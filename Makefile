@@ -2,7 +2,9 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+# Installed so far: what training needs, what tests need besides, and what the site needs.
 STAMP  := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
 DOCS_STAMP := $(VENV)/.installed-docs
 # For pip, such as the index of PyTorch's CPU builds: from PyPI, torch on Linux is the CUDA build.
 PIP_FLAGS ?=
@@ -24,6 +26,10 @@ help: ## this list
 
 $(STAMP): pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) -e ".[cpu]"
+	touch $@
+
+$(DEV_STAMP): $(STAMP)
 	$(PIP_INSTALL) -e ".[dev]"
 # It runs on Python 3.11, but its metadata asks for 3.12; all that it needs is installed above.
 	$(PIP_INSTALL) --ignore-requires-python --no-deps ttsem
@@ -35,13 +41,13 @@ demo: $(STAMP) ## pre-train on synthetic skeletons, from raw files to a report (
 # Of two processes each with one thread; more of them where there are more cores: TEST_FLAGS="-n 8".
 TEST_FLAGS ?= -n 2
 
-test: $(STAMP) ## all tests
+test: $(DEV_STAMP) ## all tests
 	$(BIN)/python -m pytest $(TEST_FLAGS) --dist worksteal
 
-quick: $(STAMP) ## tests in under a minute: units, and a short run of every method
+quick: $(DEV_STAMP) ## tests in under a minute: units, and a short run of every method
 	$(BIN)/python -m pytest $(TEST_FLAGS) --dist worksteal -m "quick or not (slow or program or compiler or shared or gpu)"
 
-test-gpu: $(STAMP) ## what needs an NVIDIA GPU; says what it leaves out, and why
+test-gpu: $(DEV_STAMP) ## what needs an NVIDIA GPU; says what it leaves out, and why
 	$(BIN)/python -m pytest -rs tests/gpu
 
 # Without a virtual environment it takes the machine's own PyTorch, and the wheels beside it.
@@ -54,18 +60,18 @@ else
 	PYTHONPATH=$(abspath $(WHEELS))/site$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m bench.gpu $(GPU_FLAGS)
 endif
 
-wheels: $(STAMP) ## what such a machine lacks, for Python 3.12, into wheels/
+wheels: $(DEV_STAMP) ## what such a machine lacks, for Python 3.12, into wheels/
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --only-binary=:all: --no-deps -c constraints.txt \
 		--python-version 3.12 --implementation cp $(PLATFORMS:%=--platform %) --dest $(WHEELS) $(BARE)
 
-lint: $(STAMP) ## ruff, rules and format
+lint: $(DEV_STAMP) ## ruff, rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(STAMP) ## mypy
+types: $(DEV_STAMP) ## mypy
 	$(BIN)/mypy
 
-$(DOCS_STAMP): $(STAMP)
+$(DOCS_STAMP): $(DEV_STAMP)
 	$(PIP_INSTALL) -e ".[docs]"
 	touch $@
 
@@ -75,25 +81,25 @@ docs: $(DOCS_STAMP) ## these pages and the API as a site, site/index.html; a lin
 
 check: lint types test docs ## what CI runs
 
-fuzz: $(STAMP) ## damaged inputs to all readers, for MINUTES=5; what is read wrongly is kept in tests/fuzz/found
+fuzz: $(DEV_STAMP) ## damaged inputs to all readers, for MINUTES=5; what is read wrongly is kept in tests/fuzz/found
 	$(BIN)/python -m tests.fuzz.run --minutes $(MINUTES)
 
-bench: $(STAMP) ## benchmarks, side by side with the plain way
+bench: $(DEV_STAMP) ## benchmarks, side by side with the plain way
 	$(BIN)/python -m pytest bench/ --benchmark-only
 
-summary: $(STAMP) ## all headline ratios in one run; wants an idle machine
+summary: $(DEV_STAMP) ## all headline ratios in one run; wants an idle machine
 	$(BIN)/python -m bench.summary
 
-ledger: $(STAMP) ## what the kernels cost a GPU: bytes, operations, registers, a modelled bound (needs no GPU)
+ledger: $(DEV_STAMP) ## what the kernels cost a GPU: bytes, operations, registers, a modelled bound (needs no GPU)
 	$(BIN)/python -m bench.ledger
 
 doctor: $(STAMP) ## versions, devices, what can run and why not
 	$(BIN)/python -m fastmc.doctor
 
-soak: $(STAMP) ## kill the program at random moments and compare what it ends with; MINUTES=10
+soak: $(DEV_STAMP) ## kill the program at random moments and compare what it ends with; MINUTES=10
 	$(BIN)/python tests/soak.py --minutes $(MINUTES)
 
-mutants: $(STAMP) ## plant faults in the code and count those that the tests catch; an hour, or hours
+mutants: $(DEV_STAMP) ## plant faults in the code and count those that the tests catch; an hour, or hours
 	$(BIN)/python -m tests.mutants --jobs 2
 
 clean: ## the virtual environment and caches; runs/ and data/ stay

@@ -1,12 +1,14 @@
 """A trained encoder in use: from raw files or arrays to features and, with a trained classifier, to class names.
 
-``fastmc.load(DIR)`` reads a run folder and gives an `Embedder`. Its features are those of the evaluation: the same
-normalisation, the same centre crop, the representation before the head.
+``fastmc.load(DIR)`` reads a run folder, the file of an encoder, or one that comes with the package, and gives an
+`Embedder`. Its features are those of the evaluation: the same normalisation, the same centre crop, the representation
+before the head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +28,7 @@ from fastmc.data.normalise import choose_bodies
 from fastmc.data.normalise import normalise as normalise_clip
 from fastmc.data.packing import NORMALISATION
 from fastmc.data.store import NOT_NORMALISED, PackedStore
+from fastmc.encoder_file import SUFFIX, read_encoder
 from fastmc.encoders.amp import tensor_cores
 from fastmc.encoders.base import Encoder
 from fastmc.evaluation.classifier import Classifier
@@ -35,6 +38,8 @@ from fastmc.state import RunState, TrainingData
 from fastmc.views.clips import PackedClips
 from fastmc.views.make import crops_of
 
+READY = {path.stem: path for path in Path(__file__).with_name("ready").glob(f"*{SUFFIX}")}
+"""Encoders that come with the package, by name; docs/model-card.md says what they were trained on."""
 Clip = np.ndarray | Tensor | str | Path
 Skeletons = Clip | Sequence[Clip] | PackedStore
 
@@ -44,6 +49,14 @@ class ClassScore(NamedTuple):
 
     name: str
     probability: float
+
+
+class Window(NamedTuple):
+    """Frames ``start`` to ``stop`` - 1 of a recording, and their feature (H,)."""
+
+    start: int
+    stop: int
+    feature: Tensor
 
 
 class Embedder:
@@ -104,6 +117,63 @@ class Embedder:
                 bar.update(len(batch))
         return torch.cat(parts)
 
+    def encode_stream(
+        self,
+        frames: np.ndarray | Tensor | Iterable[np.ndarray | Tensor],
+        window: int = 64,
+        hop: int = 16,
+        *,
+        batch_size: int = 1,
+        normalise: bool = True,
+        crop: float = 1.0,
+    ) -> Iterator[Window]:
+        """Features of the windows of a long recording, or of a camera's frames as they come.
+
+        No more frames are held than the windows at work have. Each window is a clip of its own: it is moved into the
+        frame of reference of its own first frames. Windows without a body are left out, and so is the rest of a
+        recording that fills no window, unless it is all there is.
+
+        Args:
+            frames: an array or tensor (T, V, 3) or (T, M, V, 3), which may be mapped from a file; or whatever gives
+                frames (V, 3) or (M, V, 3) one after the other. In metres.
+            window: frames of a clip. hop: frames from the start of one to the start of the next.
+            batch_size: windows that are encoded at once: 1 answers at once, more are faster.
+            normalise, crop: as of `encode`; a window is taken whole.
+
+        Raises:
+            ValueError, TypeError: frames that the encoder cannot read; the message tells the window.
+        """
+        for name, value in (("window", window), ("hop", hop), ("batch_size", batch_size)):
+            check_number(name, value, at_least=1)
+        check_number("crop", crop, above=0, at_most=1)
+        return self._stream(frames, window, hop, batch_size, normalise, crop)
+
+    def _stream(
+        self,
+        frames: Iterable[np.ndarray | Tensor],
+        window: int,
+        hop: int,
+        batch_size: int,
+        normalise: bool,
+        crop: float,
+    ) -> Iterator[Window]:
+        batch: list[tuple[int, np.ndarray]] = []
+        for start, clip in windows_of(frames, window, hop):
+            if not clip.any():
+                continue
+            name = f"the window of frames {start} to {start + len(clip) - 1}"
+            batch.append((start, self.prepare(clip, name=name, normalise=normalise)))
+            if len(batch) == batch_size:
+                yield from self._windows(batch, crop)
+                batch = []
+        if batch:
+            yield from self._windows(batch, crop)
+
+    def _windows(self, batch: Sequence[tuple[int, np.ndarray]], crop: float) -> Iterator[Window]:
+        features = self._represent(self._pack([clip for _, clip in batch]), crop)
+        for (start, clip), feature in zip(batch, features, strict=True):
+            yield Window(start, start + len(clip), feature)
+
     def classify(self, skeletons: Skeletons, top: int = 5, **how: Any) -> list[list[ClassScore]]:
         """Of each clip the ``top`` most probable classes, best first. ``how`` are the other arguments of `encode`.
 
@@ -117,6 +187,8 @@ class Embedder:
     @cached_property
     def classifier(self) -> Classifier:
         """DIR/classifier.pt, read on first use. ValueError as `Classifier.read`."""
+        if self.folder.is_file():
+            raise ValueError(f"{self.folder} holds an encoder and no classifier; train one on its features")
         return Classifier.read(self.folder, self.encoder)
 
     def probabilities(self, features: Tensor) -> Tensor:
@@ -144,6 +216,10 @@ class Embedder:
             return normalise_clip(joints, self.skeleton)
         except ValueError as error:
             raise ValueError(f"{name}: {error}; leave it out, or say that it is normalised already") from None
+
+    def frames_of(self, clip: Clip) -> np.ndarray | Tensor:
+        """A clip's frames, (T, V, 3) or (T, M, V, 3), as `encode_stream` takes them; a file is read whole."""
+        return self._read(Path(clip)) if isinstance(clip, (str, Path)) else clip
 
     def _read(self, path: Path) -> np.ndarray:
         """The bodies of a ``.skeleton`` file, (T, M, 25, 3)."""
@@ -196,6 +272,26 @@ class Embedder:
         share, middle = (torch.full((len(clips),), value, device=self.device) for value in (crop, 0.5))
         size, stream = self.config.frames, self.config.stream
         return self.encoder.represent(crops_of(clips, share, middle, self.skeleton, size, stream))
+
+
+def windows_of(frames: Iterable[np.ndarray | Tensor], window: int, hop: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(start, clip) of each window of a recording, whose frames are read once and in order.
+
+    Raises:
+        ValueError: the frames differ in shape.
+    """
+    held: deque[np.ndarray] = deque(maxlen=window)
+    number, given = -1, 0
+    for number, frame in enumerate(frames):
+        held.append(as_floats(frame, f"frame {number}"))
+        if held[0].shape != held[-1].shape:
+            raise ValueError(f"frame {number} has shape {held[-1].shape}, those before it {held[0].shape}")
+        start = number + 1 - window
+        if start >= 0 and start % hop == 0:
+            given += 1
+            yield start, np.stack(held)
+    if held and not given:
+        yield 0, np.stack(held)
 
 
 def named_clips(skeletons: Skeletons) -> list[tuple[str, Clip]]:
@@ -256,26 +352,31 @@ def load(
     data: str | Path | PackedStore | None = None,
     allow: Collection[str] = (),
 ) -> Embedder:
-    """The trained encoder of a run folder, ready for clips of its kind.
+    """A trained encoder, ready for clips of its kind.
 
     Args:
-        folder: as made by ``python -m train.run``; its newest checkpoint is read.
+        folder: a run folder, as made by ``python -m train.run``, whose newest checkpoint is read; the file of an
+            encoder, as made by ``python -m train.export --to safetensors``; or the name of one that comes with the
+            package, such as ``small-v1``.
         device: auto takes the GPU if there is one.
         data: the packed store that the run was trained on, where the checkpoint does not describe it.
         allow: method and encoder of the run, MODULE:CLASS, where they are no part of fastmc: they are imported.
 
     Raises:
-        ValueError: the folder is no run folder, it is of a class that is not allowed, or there is no such device.
+        ValueError: it is no run folder and no encoder, of a class that is not allowed, or there is no such device.
         CheckpointError: it holds no checkpoint, one that does not describe its data, or one of other data.
         StoreError: ``data`` is no packed store.
     """
-    folder = Path(folder)
-    config = load_config(folder, allow)
+    folder = READY.get(str(folder), Path(folder))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device = {str(device)!r} cannot be used: PyTorch finds no CUDA here; give 'cpu' or 'auto'")
+    if folder.suffix == SUFFIX:
+        config, training, encoder = read_encoder(folder, allow)
+        return Embedder(folder, encoder.to(device), config, training)
+    config = load_config(folder, allow)
     path, state = RunState.read(folder / "checkpoints")
     if data is None:
         training = state.training_data(path)

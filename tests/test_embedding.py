@@ -39,16 +39,8 @@ NAMES = tuple(f"class {c}" for c in range(6))
 
 def make_run(folder: Path, store: PackedStore, **settings: object) -> Path:
     """The folder of a run that has not taken a step, but whose input norm has seen data."""
-    config = replace(
-        preset_config("tiny"),
-        dataset=store.name,
-        protocol=store.protocols[0],
-        out=folder,
-        frames=16,
-        encoder=BiGRUConfig(encoder="2x8"),
-        device="cpu",
-        **settings,
-    )
+    settings = {"frames": 16, "encoder": BiGRUConfig(encoder="2x8"), "device": "cpu"} | settings
+    config = replace(preset_config("tiny"), dataset=store.name, protocol=store.protocols[0], out=folder, **settings)
     config = replace(config, optim=replace(config.optim, batch_size=2), settings=replace(config.settings, bank_size=16))
     folder.mkdir(parents=True)
     write_json(folder / "config.json", to_plain(config))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,11 +35,12 @@ class Embed:
     The classifier: python -m train.evaluate linear --run runs/demo
 
     OUT holds features (N, H), names (N,), num_frames (N,), one row a clip in the order of the inputs, files of a folder
-    by name; and with a classifier labels (N,), probability (N, C), class_names (C,).
+    by name; and with a classifier labels (N,), probability (N, C), class_names (C,). Long recordings: --window 64 --hop
+    16 gives a row for each window, and start (N,), its first frame.
     """
 
-    run: Path
-    """Run folder, as made by python -m train.run."""
+    run: str
+    """Run folder, as made by python -m train.run; or an encoder's file or name, such as small-v1."""
     input: tuple[Path, ...]
     """Any number of: .skeleton files; folders of them, at any depth; packed stores; .npy files of a clip (T, V, 3) or
     (T, M, V, 3), or of many (N, T, M, V, 3), padded with zeros; .npz files with x (N, 3, T, V, M), num_frames (N,) and
@@ -51,6 +53,10 @@ class Embed:
     """auto, cpu, cuda, ..."""
     batch_size: Count = 256
     """Clips that are encoded at once."""
+    window: Count | None = None
+    """Cut clips into windows of so many frames; a clip that is shorter is one window."""
+    hop: Count = 16
+    """Frames from the start of a window to the start of the next."""
     top: Count = 5
     """Classes of each clip to show on the terminal."""
     normalise: bool = True
@@ -78,47 +84,87 @@ def embed(settings: Embed) -> dict[str, np.ndarray]:
     check_out(settings.out, settings.overwrite)
     embedder = load(settings.run, device=choose_device(settings.device), data=settings.data, allow=settings.allow)
     inputs = [found for path in settings.input for found in find_inputs(path, embedder, settings.normalise)]
-    names: list[str] = []
-    lengths: list[int] = []
-    features: list[torch.Tensor] = []
-    for batch, clips in _batches(inputs, embedder, settings):
-        names += [clip.name for clip in batch]
-        lengths += [len(clip) for clip in clips]
-        features.append(embedder.encode(clips, normalise=False, batch_size=settings.batch_size))
-    if not features:
+    rows = _of_clips if settings.window is None else _of_windows
+    found = [row for group in rows(inputs, embedder, settings) for row in group]
+    if not found:
         raise ValueError(f"none of the {len(inputs)} clips can be used; nothing was written")
-    found = torch.cat(features)
-    arrays = {"features": found.cpu().numpy(), "names": np.array(names), "num_frames": np.array(lengths)}
-    summary = f"{settings.out}: {len(names)} clips, {embedder.dim} numbers each"
-    summary += f"; {len(inputs) - len(names)} left out" if len(inputs) > len(names) else ""
-    arrays, classes = _with_classes(arrays, found, embedder, settings.top)
+    features = torch.stack([row.feature for row in found])
+    arrays = {
+        "features": features.cpu().numpy(),
+        "names": np.array([row.name for row in found]),
+        "num_frames": np.array([row.frames for row in found]),
+    }
+    if settings.window is not None:
+        arrays["start"] = np.array([row.start for row in found])
+    used = len({row.place for row in found})
+    windows = "" if settings.window is None else f"{len(found)} windows of "
+    summary = f"{settings.out}: {windows}{used} clips, {embedder.dim} numbers each"
+    summary += f"; {len(inputs) - used} left out" if len(inputs) > used else ""
+    arrays, classes = _with_classes(arrays, features, embedder, settings.top)
     write_arrays(settings.out, arrays)
     log.info("%s; %s", summary, classes)
     return arrays
 
 
-def _batches(
-    inputs: Sequence[Input], embedder: Embedder, settings: Embed
-) -> Iterator[tuple[list[Input], list[np.ndarray]]]:
-    """The clips that can be used, read and prepared; those that cannot are reported."""
-    batch: list[Input] = []
-    clips: list[np.ndarray] = []
-    bar = progress_bar("clip", "read and encode")
-    for item in tqdm(inputs, disable=not sys.stderr.isatty(), **bar):
-        normalise = settings.normalise and not item.moved
-        try:
-            clips.append(embedder.prepare(item.read(), name=item.place, normalise=normalise))
-        except (ValueError, OSError) as error:
-            if settings.strict:
-                raise ValueError(f"{error}; without --strict such a clip is left out") from error
-            log.warning("left out: %s", error)
-            continue
-        batch.append(item)
+class Row(NamedTuple):
+    """A feature (H,) of the ``frames`` frames from ``start`` on of the clip at ``place``."""
+
+    name: str
+    place: str
+    start: int
+    frames: int
+    feature: torch.Tensor
+
+
+def _of_clips(inputs: Sequence[Input], embedder: Embedder, settings: Embed) -> Iterator[list[Row]]:
+    """A batch of clips after the other; those that cannot be used are reported."""
+    batch: list[tuple[Input, np.ndarray]] = []
+
+    def rows() -> list[Row]:
+        features = embedder.encode([clip for _, clip in batch], normalise=False, batch_size=settings.batch_size)
+        return [Row(i.name, i.place, 0, len(clip), f) for (i, clip), f in zip(batch, features, strict=True)]
+
+    for item in _with_bar(inputs):
+        with _left_out(settings):
+            normalise = settings.normalise and not item.moved
+            batch.append((item, embedder.prepare(item.read(), name=item.place, normalise=normalise)))
         if len(batch) == settings.batch_size:
-            yield batch, clips
-            batch, clips = [], []
+            yield rows()
+            batch = []
     if batch:
-        yield batch, clips
+        yield rows()
+
+
+def _of_windows(inputs: Sequence[Input], embedder: Embedder, settings: Embed) -> Iterator[list[Row]]:
+    """A clip after the other; one that cannot be used is reported, and has no windows."""
+    assert settings.window is not None
+    for item in _with_bar(inputs):
+        found: list[Row] = []
+        with _left_out(settings, item.place):
+            normalise, how = settings.normalise and not item.moved, {"batch_size": settings.batch_size}
+            frames = embedder.frames_of(item.read())
+            windows = embedder.encode_stream(frames, settings.window, settings.hop, normalise=normalise, **how)
+            found = [Row(item.name, item.place, w.start, w.stop - w.start, w.feature) for w in windows]
+            if not found:
+                raise ValueError("it holds no body: all coordinates are zero")
+        if found:
+            yield found
+
+
+def _with_bar(inputs: Sequence[Input]) -> Iterator[Input]:
+    yield from tqdm(inputs, disable=not sys.stderr.isatty(), **progress_bar("clip", "read and encode"))
+
+
+@contextmanager
+def _left_out(settings: Embed, place: str = "") -> Iterator[None]:
+    """Within: an error of a clip leaves it out, or ends a strict run. ``place`` is said where the error does not."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        named = f"{place}: {error}" if place and place not in str(error) else str(error)
+        if settings.strict:
+            raise ValueError(f"{named}; without --strict such a clip is left out") from error
+        log.warning("left out: %s", named)
 
 
 def _with_classes(

@@ -24,6 +24,7 @@ from fastmc.data.formats.ntu_splits import (
 )
 from fastmc.data.formats.pku import prepare_pku
 from fastmc.data.formats.pku_splits import PKU1, PKU2, Phase
+from fastmc.data.join import join_stores
 from fastmc.data.packing import PrepareError
 from fastmc.data.report import describe, summary
 from fastmc.data.store import PackedStore, StoreError
@@ -246,6 +247,23 @@ def npz(
     print(summary(store))
 
 
+def join(stores: tuple[Path, ...], out: Path, name: str | None = None, overwrite: bool = False) -> None:
+    """Join packed stores of one joint layout into one, to pre-train on all of them (protocol split).
+
+    Example: python -m train.prepare join --stores data/ntu60 data/pku1 --out data/both
+
+    Args:
+        stores: two or more; of each, the training part of its first protocol trains.
+        out: folder of the store.
+        name: of the set; by default that of the folder.
+        overwrite: replace a store that exists, once the new one is complete.
+    """
+    if len(stores) < 2:
+        raise PrepareError("--stores names fewer than two stores; there is nothing to join")
+    found = [PackedStore.open(path) for path in stores]
+    print(summary(join_stores(found, out, name=name or out.name, overwrite=overwrite)))
+
+
 def info(
     store: tyro.conf.Positional[Path], plot: Path | None = None, clip: str | None = None, verify: bool = False
 ) -> None:
@@ -311,6 +329,7 @@ def main(args: Sequence[str] | None = None) -> int:
                 "synthetic": synthetic,
                 "npz": npz,
                 **READERS,
+                "join": join,
                 "info": info,
             },
             prog="python -m train.prepare",

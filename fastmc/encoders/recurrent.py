@@ -67,15 +67,23 @@ class RecurrentNet(nn.Module):
     """A net that several implementations compute on a CPU.
 
     Attributes:
-        impl: who does, a name of `fastmc.backends.RECURRENT` or auto.
+        impl: who does, a name of `fastmc.backends.RECURRENT`, auto, or nn.GRU, which exporters know.
     """
 
     impl = "auto"
 
     def chosen(self, x: Tensor) -> str | None:
-        """Who computes it of inputs such as x; None where nn.GRU does."""
-        if x.device.type != "cpu" or torch.compiler.is_compiling():
+        """Who computes it of inputs such as x; None where nn.GRU does.
+
+        Raises:
+            RuntimeError: torch.jit.trace asks, and would take this batch for every batch.
+        """
+        if self.impl == "nn.GRU" or x.device.type != "cpu" or torch.compiler.is_compiling():
             return None
+        if torch.jit.is_tracing():
+            raise RuntimeError(
+                "a trace of this encoder would be wrong at other batch sizes; export it by python -m train.export"
+            )
         return "torch" if _rounds_states else RECURRENT.choose(self.impl, Need(x.device, x.dtype))
 
 
