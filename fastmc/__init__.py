@@ -1,9 +1,24 @@
 """fastmc: A²MC, self-supervised pre-training of skeleton encoders.
 
-``mc_loss`` and ``bank_step_`` are the loss (eq. 9-11) and the bank's ascent (eq. 7); ``mc_step_`` is both, with
-gradients and metrics, in one sweep over the bank; ``MemoryBank`` keeps the bank. ``draw_params`` draws the random
-choices of augmented views, ``make_views`` makes them of packed clips. ``load`` gives a trained encoder for use on clips
-of one's own.
+A trained encoder on clips of one's own:
+
+    load             the trained encoder of a run folder, ready for clips of its kind
+    Embedder         what it gives: encode, classify
+
+Loss and bank:
+
+    mc_loss          the MC loss of eq. 9-11, differentiable; mc_loss_parts: its three parts
+    info_nce         InfoNCE, eq. 1
+    bank_step_       the bank's ascent, eq. 7, in place
+    mc_step_         both with gradients and metrics, in one sweep over the bank; MCStep: what it gives
+    MemoryBank       keeps the bank
+
+Augmented views without a data loader:
+
+    draw_params      the random choices of views, ViewParams, as strong as AugmentConfig says
+    make_views       makes them of clips: PackedClips of any lengths, or DenseClips of one
+
+help(fastmc.mc_loss) has arguments, shapes and equations. The program: python -m train.run --help.
 """
 
 from __future__ import annotations
@@ -78,6 +93,10 @@ def _refuse_foreign_kernels() -> None:
 
 
 _refuse_foreign_kernels()
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ from fastmc.files import FULL, Sum, WriteError, read_text, sync_folder, whole_fi
 from fastmc.tensor_files import TensorFileError, check_values, read_tensors, write_tensors
 
 log = logging.getLogger("fastmc")
-STATE, MARKER = "state.pt", "COMPLETE"
+STATE, MARKER, BEST = "state.pt", "COMPLETE", "best"
 _NAME = re.compile(r"step_(\d{9})")
 # The second line is missing where an older fastmc wrote it.
 _MARKER = re.compile(r"step \d+\n(?:state\.pt crc32 ([0-9a-f]{8}) bytes (\d{1,15})\n)?")
@@ -65,6 +65,12 @@ def complete(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
+def step_of(path: Path) -> int | None:
+    """The step of a checkpoint's folder, by its name; None if it has another name."""
+    named = _NAME.fullmatch(path.name)
+    return int(named[1]) if named else None
+
+
 def load_latest(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The newest checkpoint that is whole, on the CPU; CheckpointError if there is none."""
     checkpoints = complete(folder)
@@ -83,11 +89,40 @@ def load_latest(folder: Path) -> tuple[Path, dict[str, Any]]:
     )
 
 
+def load(folder: Path, which: str = "last") -> tuple[Path, dict[str, Any]]:
+    """The checkpoint below ``folder`` that is named: last, best (of the probe, kept by --keep-best), or a step.
+
+    Raises:
+        CheckpointError: it is not there, or cannot be read.
+    """
+    if which == "last":
+        return load_latest(folder)
+    best, there = complete(folder / BEST), dict(complete(folder))
+    if which == BEST and not best:
+        raise CheckpointError(f"{folder} holds no best checkpoint; python -m train.run --keep-best keeps one")
+    path = best[-1][1] if which == BEST else {**dict(best), **there}.get(int(which) if which.isdecimal() else -1)
+    if path is None:
+        steps = ", ".join(map(str, sorted({**dict(best), **there})))
+        raise CheckpointError(
+            f"{folder} holds no checkpoint {which}; give last, best or a step: {steps or 'it has none'}"
+        )
+    try:
+        return path, _read(path)
+    except TensorFileError as error:
+        raise CheckpointError(str(error)) from error
+
+
 @contextmanager
 def saying_where_a_run_goes_on(folder: Path) -> Iterator[None]:
-    """Within: an error of a full disk names the newest checkpoint below ``folder`` too, from which a run resumes."""
+    """Within: an error of a full disk names the newest checkpoint below ``folder`` too, from which a run resumes; so
+    does a note of a KeyboardInterrupt."""
     try:
         yield
+    except KeyboardInterrupt as stop:
+        saved = complete(folder)
+        goes_on = f"resumes from {saved[-1][1]}" if saved else "starts anew, since there is no checkpoint yet"
+        stop.add_note(f"the same command {goes_on}")
+        raise
     except OSError as error:
         if error.errno not in FULL:
             raise

@@ -104,6 +104,11 @@ class LogConfig:
     """A long epoch is interrupted for a checkpoint after this many minutes."""
     checkpoints_kept: Annotated[int, Range(at_least=2)] = 2
     """How many checkpoints stay on disk, at least two: one may be unreadable after a crash of the machine."""
+    keep_best: bool = False
+    """Keep the checkpoint of the best probe too: --checkpoint best of train.evaluate and train.embed. The probe takes
+    test clips, so that what is reported of it has been chosen on them."""
+    wandb: str | None = None
+    """Project of Weights & Biases that gets settings and metrics too; pip install wandb."""
     keep_features: bool = True
     """Keep the frozen features of the last evaluation in the run folder, so that train.evaluate, train.figures and
     ensembles need not compute them again: 8 crops of NTU-60 are 3 GB."""
@@ -122,7 +127,7 @@ class Config:
 
     and then: python -m train.run --dataset ntu60
 
-    The same command resumes an interrupted run.
+    The same command resumes an interrupted run; so does: python -m train.run --config DIR/config.json --out DIR
     """
 
     dataset: str = "synthetic"
@@ -148,8 +153,15 @@ class Config:
     """Run folder; by default runs/DATASET-PROTOCOL-METHOD-STREAM-PRESET-seedN."""
     seed: Seed = 0
     """Seed of initial weights, order of the clips, and augmentation."""
+    init_from: Path | None = None
+    """Start from these weights in place of random ones: of a run folder, of one of its checkpoints
+    (DIR/checkpoints/step_000000330), or of a file of ISC, CMD, HaLP, PCM3. Bank and optimizer begin anew; of an encoder
+    of other joints or another size what fits is taken, and said."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
+    config: Path | None = None
+    """Settings to begin with, which flags override: config.json of a run, or a JSON file of your own with any of what
+    --print-config prints."""
     restart: bool = False
     """Start over in a run folder that holds a run, instead of resuming it."""
     print_config: bool = False
@@ -167,6 +179,8 @@ class Config:
         check_ranges(self)
 
 
+# Said of one call, not of the run.
+CALL_SETTINGS = ("out", "config", "print_config", "restart")
 # Found by trying: at the paper's SGD and full-strength augmentation nothing visible is learnt in a few thousand steps.
 CPU_AUGMENT = AugmentConfig(crop_ratio_min=0.5, crop_frames_min=1, shear=0.5, jitter_joints=5)
 
@@ -227,6 +241,20 @@ def load_config(folder: Path, allow: Collection[str] = ()) -> Config:
         if not {"optim", "settings"} <= set(plain):
             raise ValueError("settings are missing")
         return config_of(plain, allow)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Plain settings of a JSON file that a user names: of a run, or some of them, without those of one call.
+
+    Raises:
+        ValueError: it cannot be read, or is no JSON object.
+    """
+    remedy = "name config.json of a run, or a file with what --print-config prints"
+    with reading(f"--config {path} cannot be read", ValueError, remedy=remedy):
+        plain = json.loads(read_text(path))
+        if not isinstance(plain, dict):
+            raise ValueError(f"it holds {shown(plain)}, expected a JSON object")
+    return {name: value for name, value in upgraded(plain).items() if name not in CALL_SETTINGS}
 
 
 def upgraded(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -107,7 +107,8 @@ def _results(impl: str, device: torch.device, dtype: torch.dtype, precision: str
 def _implementation(impl: str, device: torch.device) -> bool:
     reason = CONTRAST.why_not(impl, Need(device))
     if reason is not None:
-        _line(f"{impl} on {device.type}", f"cannot run: {reason}")
+        anyway = "; docs/kernels.md says how to run kernels without a GPU" if impl == "triton" else ""
+        _line(f"{impl} on {device.type}", f"cannot run: {reason}{anyway}")
         return True
     good = True
     for precision, bound in BOUNDS.items() if impl == "triton" else [("ieee", 1e-4)]:

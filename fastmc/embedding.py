@@ -64,13 +64,20 @@ class Embedder:
 
     Attributes:
         encoder: the query encoder, in evaluation mode.
-        config, data: of the run.
+        config, data: of the run. classifier_file: as `load` was given it.
         skeleton, max_bodies: V joints in this order, and M, of `data`.
         dim: H, numbers of a feature.
     """
 
-    def __init__(self, folder: Path, encoder: Encoder, config: Config, data: TrainingData) -> None:
-        self.folder, self.config, self.data = folder, config, data
+    def __init__(
+        self,
+        folder: Path,
+        encoder: Encoder,
+        config: Config,
+        data: TrainingData,
+        classifier_file: Path | None = None,
+    ) -> None:
+        self.folder, self.config, self.data, self.classifier_file = folder, config, data, classifier_file
         self.encoder = encoder.eval().requires_grad_(False)
         self.skeleton, self.max_bodies, self.dim = data.skeleton, data.max_bodies, encoder.representation_dim
 
@@ -99,7 +106,7 @@ class Embedder:
             progress: show a bar.
 
         Raises:
-            ValueError: a clip is none that the encoder can read; the message names it.
+            ValueError: a clip is none that the encoder can read, or a weight is not finite; the message names it.
             SkeletonFileError, OSError: a file is malformed or cannot be read.
         """
         check_number("batch_size", batch_size, at_least=1)
@@ -113,7 +120,8 @@ class Embedder:
             for first in range(0, len(clips), batch_size):
                 batch = clips[first : first + batch_size]
                 ready = [self.prepare(clip, name=name, normalise=normalise) for name, clip in batch]
-                parts.append(self._represent(self._pack(ready), crop))
+                parts.append(features := self._represent(self._pack(ready), crop))
+                self._check_finite(features, [name for name, _ in batch])
                 bar.update(len(batch))
         return torch.cat(parts)
 
@@ -186,10 +194,10 @@ class Embedder:
 
     @cached_property
     def classifier(self) -> Classifier:
-        """DIR/classifier.pt, read on first use. ValueError as `Classifier.read`."""
-        if self.folder.is_file():
+        """Of the file that `load` was given, or DIR/classifier.pt, read on first use. Raises as `Classifier.read`."""
+        if self.folder.is_file() and self.classifier_file is None:
             raise ValueError(f"{self.folder} holds an encoder and no classifier; train one on its features")
-        return Classifier.read(self.folder, self.encoder)
+        return Classifier.read(self.folder, self.encoder, self.classifier_file)
 
     def probabilities(self, features: Tensor) -> Tensor:
         """(N, H) features to the classifier's probabilities (N, C)."""
@@ -265,6 +273,18 @@ class Embedder:
         parts = (part.to(self.device) for part in (frames, rows.cumsum(0) - rows, num_frames, num_bodies))
         frames, start, num_frames, num_bodies = parts
         return PackedClips(frames, start, num_frames, num_bodies, self.max_bodies)
+
+    def _check_finite(self, features: Tensor, names: Sequence[str]) -> None:
+        """ValueError for features that are not finite; it names the weight that is not either, or the first clip."""
+        finite = torch.isfinite(features).all(dim=1)
+        if finite.all():
+            return
+        for name, weight in self.encoder.state_dict().items():
+            if not torch.isfinite(weight).all():
+                fault = f"{name} of the encoder is not finite"
+                raise ValueError(f"no features: {fault}; load the run again, or one with python -m train.run")
+        n = int(finite.logical_not().nonzero()[0])
+        raise ValueError(f"{names[n]}: its features are not finite; its coordinates may be too large")
 
     @torch.no_grad()
     @tensor_cores(False)
@@ -350,16 +370,21 @@ def load(
     *,
     device: torch.device | str = "auto",
     data: str | Path | PackedStore | None = None,
+    classifier: str | Path | None = None,
+    checkpoint: str | int = "last",
     allow: Collection[str] = (),
 ) -> Embedder:
     """A trained encoder, ready for clips of its kind.
 
     Args:
-        folder: a run folder, as made by ``python -m train.run``, whose newest checkpoint is read; the file of an
-            encoder, as made by ``python -m train.export --to safetensors``; or the name of one that comes with the
-            package, such as ``small-v1``.
+        folder: a run folder, as made by ``python -m train.run``; the file of an encoder, as made by
+            ``python -m train.export --to safetensors``; or the name of one that comes with the package, such as
+            ``small-v1``.
         device: auto takes the GPU if there is one.
         data: the packed store that the run was trained on, where the checkpoint does not describe it.
+        classifier: its file, where that is not DIR/classifier.pt: ``train.evaluate linear`` of another protocol or with
+            other settings has written it.
+        checkpoint: last, best (of the probe, where the run had --keep-best), or a step.
         allow: method and encoder of the run, MODULE:CLASS, where they are no part of fastmc: they are imported.
 
     Raises:
@@ -367,7 +392,7 @@ def load(
         CheckpointError: it holds no checkpoint, one that does not describe its data, or one of other data.
         StoreError: ``data`` is no packed store.
     """
-    folder = READY.get(str(folder), Path(folder))
+    folder, classifier_file = READY.get(str(folder), Path(folder)), None if classifier is None else Path(classifier)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
@@ -375,9 +400,9 @@ def load(
         raise ValueError(f"device = {str(device)!r} cannot be used: PyTorch finds no CUDA here; give 'cpu' or 'auto'")
     if folder.suffix == SUFFIX:
         config, training, encoder = read_encoder(folder, allow)
-        return Embedder(folder, encoder.to(device), config, training)
+        return Embedder(folder, encoder.to(device), config, training, classifier_file)
     config = load_config(folder, allow)
-    path, state = RunState.read(folder / "checkpoints")
+    path, state = RunState.read(folder / "checkpoints", str(checkpoint))
     if data is None:
         training = state.training_data(path)
     else:
@@ -386,4 +411,4 @@ def load(
             raise CheckpointError(f"{path} was trained on other data than {store.path}; name the store that it was")
         training = TrainingData.of_store(store)
     model = trained_model(config, state, training, device, allow, path=path)
-    return Embedder(folder, model.representation, config, training)
+    return Embedder(folder, model.representation, config, training, classifier_file)

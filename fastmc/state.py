@@ -89,13 +89,13 @@ class RunState:
     evaluated: str = "query"
 
     @classmethod
-    def read(cls, folder: Path) -> tuple[Path, RunState]:
-        """The newest whole checkpoint below ``folder``, on the CPU, and its path.
+    def read(cls, folder: Path, which: str = "last") -> tuple[Path, RunState]:
+        """A checkpoint below ``folder``, on the CPU, and its path: the newest whole one, or as `checkpoint.load`.
 
         Raises:
             CheckpointError: there is none, or it holds something else.
         """
-        path, plain = checkpoint.load_latest(folder)
+        path, plain = checkpoint.load(folder, which)
         return path, cls.of_plain(plain, path)
 
     @classmethod

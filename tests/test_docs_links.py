@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pydoc
 import re
 import subprocess
 from functools import cache
@@ -110,6 +111,14 @@ def test_files_that_a_page_names_are_there(page):
 def test_the_api_page_has_every_public_name():
     named = re.findall(r"^::: fastmc\.(\w+)$", text_of("docs/api/fastmc.md"), re.MULTILINE)
     assert sorted(named) == sorted(fastmc.__all__)
+
+
+def test_dir_completion_and_help_have_every_public_name():
+    assert set(fastmc.__all__) <= set(dir(fastmc))
+    text = pydoc.plaintext.document(fastmc)
+    for name in fastmc.__all__:
+        assert re.search(rf"^    .*\b{name}\b", fastmc.__doc__, re.MULTILINE), name
+        assert getattr(fastmc, name).__doc__.split("\n")[0] in text, name
 
 
 def test_the_citation_is_of_this_version_and_of_the_paper_of_the_first_page():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -186,6 +187,19 @@ def test_one_clip_is_a_list_of_one(embedder, files, unmoved):
     for padded in ([clip, zeros], [zeros, clip], [clip, zeros, zeros]):
         assert torch.equal(embedder.encode(np.concatenate(padded, axis=1)), want), "absent bodies are padding"
     assert_close(embedder.encode(clip[:1]), embedder.encode(np.repeat(clip[:1], 50, axis=0)))  # a still
+
+
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+def test_a_weight_that_is_not_finite_is_named(impl, run, unmoved, tmp_path):
+    """Whichever of them it is, and also where the C++ kernels compute, whose sigmoid and tanh are their own."""
+    names = [name for name in fastmc.load(run).encoder.state_dict() if not name.startswith(("head.", "norm.num_"))]
+    assert len(names) > 8
+    for name in names:
+        embedder = fastmc.load(run)
+        embedder.encoder.recurrent.impl = impl
+        embedder.encoder.state_dict()[name].view(-1)[0] = float("nan")
+        with pytest.raises(ValueError, match=rf"no features: {re.escape(name)} of the encoder is not finite"):
+            embedder.encode(unmoved)
 
 
 def test_the_crop_is_that_of_the_run(store, run, tmp_path):

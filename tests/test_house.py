@@ -44,7 +44,7 @@ def test_nothing_imports_upward(floor):
 ROOMS = {
     "fastmc": (
         {"checks", "contrast_table", "files", "parallel", "progress", "random", "reference", "registry", "skeleton"},
-        {"backends", "reading", "tensor_files"},
+        {"backends", "derivatives", "reading", "tensor_files"},
         {"arguments"},
         {"checkpoint", "data", "data.bytes", "data.synthetic", "objective", "views"},
         {"data.formats", "data.placed", "encoders", "state"},

@@ -81,12 +81,37 @@ def test_an_operator_is_differentiable_in_its_losses_alone() -> None:
         assert torch.equal(gradient, want)
 
 
-def test_a_second_derivative_is_an_error_and_not_a_wrong_number() -> None:
+@pytest.mark.parametrize("impl", [*IMPLS, "cpp"])
+@pytest.mark.parametrize("of", ["query", "bank"])
+def test_a_second_derivative_is_an_error_and_not_a_wrong_number(impl: str, of: str) -> None:
+    """Also where it leads through the point and not through the upstream gradient, as a penalty on a gradient does."""
     case = drawn()
+    f3, bank = case.f3.requires_grad_(), case.bank.requires_grad_()
+    loss = mc_loss(case.f0, case.f1, case.f2, f3, bank, 0.3, impl=impl)
+    point = f3 if of == "query" else bank
+    (gradient,) = torch.autograd.grad(loss, point, create_graph=True)
+    for second in (gradient.sum(), (gradient * point).sum()):
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            second.backward(retain_graph=True)
+    operator = (case.f0, [case.f1, case.f2, f3], bank, case.mixing, case.table.code, 0.07, False, "ieee", impl)
+    losses, *_ = torch.ops.fastmc.contrast_forward(*operator)
+    with pytest.raises(RuntimeError, match="differentiable once only"):
+        torch.autograd.grad(losses.sum(), point, create_graph=True)
+
+
+def test_the_reference_has_second_derivatives() -> None:
+    """By finite differences of its first one, of InfoNCE: what the MC loss takes for constant changes with f3."""
+    case = Case.draw(5, 23, 4, dtype=torch.float64)
     f3 = case.f3.requires_grad_()
-    (gradient,) = torch.autograd.grad(mc_loss(case.f0, case.f1, case.f2, f3, case.bank, 0.3), f3, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"once_differentiable|does not require grad"):
-        gradient.sum().backward()
+
+    def slope(f: Tensor, create_graph: bool = False) -> Tensor:
+        loss = info_nce(f, case.f0, case.bank, impl="reference")
+        return torch.autograd.grad(loss, f, create_graph=create_graph)[0]
+
+    step = torch.randn_like(f3) * 1e-5
+    (second,) = torch.autograd.grad((slope(f3, True) * step).sum(), f3)
+    want = (slope((f3 + step).detach().requires_grad_()) - slope((f3 - step).detach().requires_grad_())) / 2
+    torch.testing.assert_close(second, want, rtol=1e-5, atol=1e-10)
 
 
 def test_the_bank_gradient_is_made_only_if_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

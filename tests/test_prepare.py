@@ -224,7 +224,7 @@ def test_stopped_preparation_leaves_no_store_and_can_be_run_again(tmp_path, sign
     assert not (tmp_path / "out").exists()
     if signal_number == signal.SIGINT:
         assert process.returncode == 130
-        assert "interrupted; no store was written\n" in errors
+        assert "SIGINT: interrupted; no store was written\n" in errors
         # Stopped in the middle of its own start, a worker may complain.
         assert "Traceback" not in errors or moment is workers_start
     else:

@@ -20,6 +20,7 @@ from conftest import exit_code, write_small_store
 from once import made_once
 from test_train import FAST, errors
 
+import fastmc
 from fastmc import checkpoint
 from fastmc.data.store import PackedStore, StoreWriter
 from fastmc.evaluation import (
@@ -44,6 +45,7 @@ pytestmark = pytest.mark.slow
 
 CPU = torch.device("cpu")
 QUICK = ("--epochs", "2", "--milestones", "1", "--device", "cpu")
+OF_QUICK = "-epochs2-milestones1"  # in the names of the files
 
 
 def train(data_root: Path, out: Path, *flags: str) -> Path:
@@ -152,14 +154,42 @@ def test_a_training_run_leaves_its_classifier(finished):
     assert 100 * (predicted == f.test_labels).double().mean().item() == pytest.approx(kept.top1)
 
 
-def test_linear_evaluation_replaces_the_classifier(finished):
-    before = torch.load(finished / "classifier.pt", weights_only=True)
-    arguments = ["linear", "--run", str(finished), "--protocol", "xview", "--linear-epochs", "2", "--device", "cpu"]
-    assert evaluate.main(arguments) == 0
-    after = torch.load(finished / "classifier.pt", weights_only=True)
-    assert (before["protocol"], after["protocol"]) == ("xsub", "xview")
-    assert after["top1"] == result(finished, "linear-xview")["top1"]
-    assert after["weights"] == before["weights"] and not torch.equal(after["weight"], before["weight"])
+def test_results_and_classifiers_are_kept_by_protocol_and_settings(finished, capsys):
+    """And it is said how many test clips of another protocol were in pre-training."""
+    command = lambda *words: evaluate.main([*words, "--run", str(finished), "--device", "cpu"])  # noqa: E731
+    assert command("knn") == 0
+    capsys.readouterr()
+    before, nearest = (finished / "classifier.pt").read_bytes(), result(finished, "knn-xsub")
+    pretraining = {"dataset": "small", "protocol": "xsub", "test_clips_seen": 0, "checkpoint": "last"}
+    assert nearest["pretraining"] == pretraining
+
+    assert command("knn", "--knn-k", "5") == 0
+    assert "were in pre-training" not in "".join(capsys.readouterr())
+    assert result(finished, "knn-xsub-knn_k5")["evaluation"]["knn_k"] == 5
+    assert result(finished, "knn-xsub") == nearest
+
+    assert command("linear", "--protocol", "xview", "--linear-epochs", "2") == 0
+    store = query_of(finished).store
+    test = store.split("xview")[1]
+    seen = len(set(test.tolist()) & set(store.split("xsub")[0].tolist()))
+    assert 0 < seen < len(test)
+    said = "".join(capsys.readouterr())
+    assert f"{seen} of the {len(test)} test clips of xview were in pre-training, on xsub" in said
+    found = result(finished, "linear-xview-linear_epochs2")
+    assert found["pretraining"] == {**pretraining, "test_clips_seen": seen}
+    assert (finished / "classifier.pt").read_bytes() == before
+    kept = finished / "classifier-xview-linear_epochs2.pt"
+    assert f"the classifier is {kept}" in said
+    after = torch.load(kept, weights_only=True)
+    assert (after["protocol"], after["top1"]) == ("xview", found["top1"])
+    assert fastmc.load(finished, device="cpu", classifier=kept).classifier.protocol == "xview"
+    assert fastmc.load(finished, device="cpu").classifier.protocol == "xsub"
+
+
+def test_a_run_without_its_own_classifier_names_the_others(tmp_path):
+    (tmp_path / "classifier-xview.pt").touch()
+    with pytest.raises(ValueError, match=r"no trained classifier \(classifier.pt\); give --classifier .*-xview"):
+        Classifier.read(tmp_path, None)
 
 
 def test_sample_of_labels_is_balanced_and_does_not_depend_on_the_order():
@@ -206,7 +236,7 @@ def test_finetuning_learns_what_can_be_told_apart(separable, tmp_path):
     before = checkpoint.load_latest(folder / "checkpoints")[1]["model"]
     flags = ("--epochs", "40", "--milestones", "30", "--lr", "0.05", "--batch-size", "16", "--device", "cpu")
     assert evaluate.main(["finetune", "--run", str(folder), *flags]) == 0
-    found = check_files(folder, "finetune-xsub")
+    found = check_files(folder, "finetune-xsub-epochs40-lr0.05-milestones30-batch_size16")
     assert found["top1"] == found["top5"] == 100.0
     assert found["evaluation"]["lr"] == 0.05 and found["evaluation"]["weight_decay"] == 0.0
     after = checkpoint.load_latest(folder / "checkpoints")[1]["model"]
@@ -279,7 +309,7 @@ def test_semi_draws_balanced_labels_and_tells_the_spread(finished, monkeypatch, 
     assert [Counter(there.store.label[ids].tolist()) for ids in few] == [{0: 1, 1: 1, 2: 1}] * 3, "one of each at least"
     assert [Counter(there.store.label[ids].tolist()) for ids in many] == [{0: 4, 1: 4, 2: 4}] * 3
     assert len({tuple(ids) for ids in many}) == 3, "each draw is another one"
-    one, half = check_files(finished, "semi1-xsub"), check_files(finished, "semi50-xsub")
+    one, half = (check_files(finished, f"semi{share}-xsub{OF_QUICK}-draws3") for share in (1, 50))
     assert (one["share"], one["draws"], one["labelled"]) == (0.01, 3, 3)
     assert (half["share"], half["kind"], half["labelled"]) == (0.5, "semi", 12)
     for found in (one, half):
@@ -290,7 +320,7 @@ def test_semi_draws_balanced_labels_and_tells_the_spread(finished, monkeypatch, 
     seen.clear()
     assert evaluate.main(arguments) == 0
     assert seen == [*few, *many]
-    assert result(finished, "semi50-xsub")["top1_draws"] == half["top1_draws"]
+    assert result(finished, f"semi50-xsub{OF_QUICK}-draws3")["top1_draws"] == half["top1_draws"]
 
 
 def write_store(path: Path, skeleton=NTU25, bodies: int = 1, clips: int = 24) -> PackedStore:
@@ -314,7 +344,7 @@ def test_transfer_to_clips_of_fewer_bodies(own_data, data_root, finished, tmp_pa
     protocol = "other" if own_data else "half"
     flags = ["--run", str(finished), "--dataset", "target", "--data-root", str(tmp_path / "data"), *QUICK]
     assert evaluate.main(["transfer", *flags, *(("--protocol", protocol) if own_data else ())]) == 0
-    found = check_files(finished, f"transfer-target-{protocol}")
+    found = check_files(finished, f"transfer-target-{protocol}{OF_QUICK}")
     assert (found["kind"], found["dataset"], found["protocol"]) == ("transfer", "target", protocol)
     assert found["per_class"].keys() == {"swing 0", "swing 1"}
     assert {p: p.read_bytes() for p in (finished / "checkpoints").rglob("*") if p.is_file()} == before
@@ -357,7 +387,7 @@ def test_ensemble_is_the_sum_of_the_probabilities(streams):
     folders = [str(folder) for folder in streams.values()]
     flags = ("--weights", *map(str, weights), "--device", "cpu")
     assert evaluate.main(["ensemble", "--run", *folders, *flags]) == 0
-    found = check_files(streams["joint"], "ensemble-xsub")
+    found = check_files(streams["joint"], "ensemble-xsub-weights0.6+0.4+2.5")
     total, alone = 0, {}
     for weight, (stream, folder) in zip(weights, streams.items(), strict=True):
         there = query_of(folder)
@@ -386,12 +416,12 @@ def test_ensemble_trains_the_classifiers_that_are_not_there(streams):
     again = torch.load(first / "classifier.pt", weights_only=True)
     assert torch.equal(kept["weight"], again["weight"]), "the same one"
     report = json.loads((second / "report.json").read_text())
-    found = result(first, "ensemble-xsub")
+    found = result(first, "ensemble-joint+motion-xsub")
     assert found["streams"]["motion"] == report["linear_top1"]
     assert list(found["fusion_weights"].values()) == [1.0, 1.0], "by default"
     assert evaluate.main(["ensemble", "--run", str(first), str(second), "--protocol", "xview", "--device", "cpu"]) == 0
-    assert result(first, "ensemble-xview")["protocol"] == "xview"
-    assert torch.load(second / "classifier.pt", weights_only=True)["protocol"] == "xview"
+    assert result(first, "ensemble-joint+motion-xview")["protocol"] == "xview"
+    assert torch.load(second / "classifier-xview.pt", weights_only=True)["protocol"] == "xview"
 
 
 def test_ensemble_refuses_runs_that_do_not_fit(streams, separable, tmp_path, capsys):
@@ -481,7 +511,7 @@ def test_fine_tuning_that_diverges_is_an_error(finished, capsys):
     arguments = ["finetune", "--run", str(finished), "--epochs", "3", "--lr", "1e30", "--device", "cpu"]
     assert evaluate.main(arguments) == 1
     assert re.search(r"finetune: the loss is (nan|inf) after epoch \d; a smaller lr may help", errors(capsys))
-    assert not (finished / "evaluate" / "finetune-xsub.json").exists()
+    assert not list((finished / "evaluate").glob("finetune*"))
 
 
 def test_no_two_seeds_share_a_draw_of_labelled_clips(finished, monkeypatch):

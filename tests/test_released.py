@@ -40,6 +40,7 @@ from fastmc.skeleton import NTU25
 from fastmc.state import RunState
 from fastmc.views.layout import to_stream
 from train import convert, evaluate, prepare, run
+from train.command.parse import parse
 from train.engine.loop import Pretraining
 from train.evaluate import load_run
 
@@ -195,6 +196,38 @@ def test_isc_without_norm_and_under_data_parallel_gives_the_same_features(tmp_pa
     assert not found.config.input_norm
     assert_equal_features(our_encoder(found), model.encoder_q, "_bone")
     assert_equal_features(our_encoder(found, found.key), model.encoder_k, "_bone")
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    ["encoder_q.module.{}", "module.encoder_q.{}", "_orig_mod.encoder_q.{}", "model.module.encoder_q._orig_mod.{}"],
+)
+def test_names_are_read_without_what_wrappers_add_wherever_that_is(wrapped, tmp_path):
+    """And with numpy's scalars beside the weights, such as a best accuracy."""
+    model = theirs(2, streams=("",)).encoder_q
+    state = {wrapped.format(name): tensor for name, tensor in model.state_dict().items()}
+    beside = {"best": np.float64(87.5), "at": np.int64(3), "half": np.float16(0.5), "is_best": np.bool_(True)}
+    for zipped in (True, False):
+        path = tmp_path / f"{zipped}.pt"
+        torch.save({"epoch": 7, "state_dict": state, **beside}, path, _use_new_zipfile_serialization=zipped)
+        file = read_released(path)
+        assert file.epochs == 7
+        assert_equal_features(our_encoder(encoder_of(file, "joint")), model)
+
+
+def test_one_name_with_and_without_a_wrapper_is_an_error(tmp_path):
+    state = dict(theirs(1, streams=("",)).state_dict())
+    name = next(iter(state))
+    torch.save({"state_dict": {**state, f"module.{name}": state[name] + 1}}, tmp_path / "both.pt")
+    with pytest.raises(CheckpointError, match=rf"several tensors for each of {re.escape(name)}, with and without mod"):
+        read_released(tmp_path / "both.pt")
+
+
+@pytest.mark.parametrize("beside", [np.array(["x"], dtype=object), np.dtype([("a", "f4")]), np.random.default_rng(0)])
+def test_of_numpy_only_scalars_are_read(beside, tmp_path):
+    path = save_file(tmp_path / "file.pt", theirs(1), beside=beside)
+    with pytest.raises(CheckpointError, match=r"could run any program|is damaged, or no checkpoint"):
+        read_released(path)
 
 
 def test_isc_inter_skeleton_file_has_the_queue_of_its_gru(tmp_path):
@@ -568,6 +601,18 @@ def test_three_streams_come_back_bit_for_bit(data_root, tmp_path):
     assert command("export", "--run", tmp_path / "run", "--out", tmp_path / "back.pt") == 0
     want = {f"module.{name}": tensor for name, tensor in one.state_dict().items()}
     assert_same_tensors(torch.load(tmp_path / "back.pt")["state_dict"], want)
+
+
+def test_pre_training_starts_from_a_released_file(data_root, tmp_path):
+    model = theirs(2)
+    file = save_file(tmp_path / "cmd.pth.tar", model)
+    flags = ["--dataset", "small", "--preset", "tiny", "--batch-size", "8", "--device", "cpu"]
+    flags += ["--encoder", f"2x{HIDDEN}", "--reading", "stepwise", "--feature-dim", str(DIM), "--stream", "bone"]
+    config = replace(parse([*flags, "--init-from", str(file)]), protocol="xsub")
+    store = PackedStore.open(data_root / "small")
+    fresh = Pretraining(config, store, tmp_path / "run", torch.device("cpu")).model
+    for ours in (fresh.query, fresh.key):
+        assert_equal_features(ours.eval(), model.encoder_q_bone, "_bone")
 
 
 @pytest.fixture(scope="module")

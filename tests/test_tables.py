@@ -34,6 +34,7 @@ from fastmc.skeleton import NTU25
 from train import run
 from train.command import jobs
 from train.command.jobs import Job, JobFailed, run_jobs
+from train.engine.signals import stopped_by_signals
 from train.runs.folder import ACCURACIES
 from train.tables import __main__ as tables
 from train.tables.plan import Plan
@@ -194,7 +195,8 @@ def test_other_settings_in_a_run_s_folder_stop_before_anything_runs(data_root, t
     with pytest.raises(RunFolderError, match=r"frames.*Here: name another folder with --runs, or delete"):
         p.training_jobs([(TABLES[6].rows[3], column, 0)])
     assert tables.main(flags) == 1
-    assert "other settings (frames)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "other settings (frames)" in said and "another folder with --runs, or delete" in said and "--out" not in said
     assert not list((tmp_path / "runs").glob("*/report.json"))
 
 
@@ -321,7 +323,7 @@ def test_stopping_is_heard_by_any_of_its_signals():
     before = [signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)]
     try:
         for number in (signal.SIGTERM, signal.SIGHUP):
-            with pytest.raises(KeyboardInterrupt), jobs._ended_as_by_ctrl_c():
+            with pytest.raises(KeyboardInterrupt), stopped_by_signals():
                 signal.raise_signal(number)
             assert signal.getsignal(number) is signal.SIG_DFL
     finally:
@@ -357,7 +359,7 @@ run_jobs([job(n) for n in range(3)], parallel=2)
         time.sleep(0.01)
     process.send_signal(signal.SIGHUP)
     _, errors = process.communicate(timeout=60)  # returns when no one holds the pipe any more
-    assert "KeyboardInterrupt" in errors
+    assert "Stopped: SIGHUP" in errors
     for n in range(2):
         assert not Path(f"/proc/{(tmp_path / str(n)).read_text()}").exists()
         assert "KeyboardInterrupt" in (tmp_path / f"{n}.log").read_text()
@@ -388,7 +390,7 @@ run_jobs([Job("run", "train.run", tuple({flags!r}), pathlib.Path({str(tmp_path /
     wait_until(lambda: not Path(f"/proc/{child}").exists() and not Path(f"/proc/{worker}").exists())
     _, errors = process.communicate(timeout=60)
     assert "stopping after this step, with a checkpoint" in said()
-    assert "stopped; the same command resumes from the last checkpoint" in said()
+    assert "SIGINT: stopped; the same command resumes from " in said()
     assert "Traceback" not in said()
     position = checkpoint.load_latest(tmp_path / "run" / "checkpoints")[1]["position"]
     assert position["step"] >= 9, "no checkpoint was due before"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -37,10 +39,11 @@ from fastmc.data.placed.streamed import THREAD_NAME
 from fastmc.data.store import PackedStore
 from fastmc.state import RunState
 from train import evaluate, run
-from train.command.datasets import open_dataset
+from train.command.datasets import DatasetError, open_dataset
 from train.command.parse import parse
 from train.engine.loop import Pretraining
 from train.engine.record import read_metrics
+from train.engine.signals import HEARD, Stopped
 from train.engine.step import NonFiniteError
 from train.engine.stopping import asked_to_stop
 from train.runs.folder import RunFolder
@@ -143,7 +146,11 @@ def test_run_folder_holds_what_it_promises(finished):
     saved = json.loads((finished / "config.json").read_text())
     assert to_plain(load_config(finished)).items() >= saved.items()
     assert saved["optim"]["epochs"] == 4
-    assert json.loads((finished / "environment.json").read_text())[0]["packages"]["torch"]
+    begun = json.loads((finished / "environment.json").read_text())[0]
+    assert begun["packages"]["torch"]
+    if (ROOT / ".git").exists():
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert begun["commit"].removesuffix("-dirty") == head.strip()
     assert (finished / "curves.png").stat().st_size > 10_000
     assert list((finished / "tensorboard").iterdir())
     assert "epoch 4/4" in (finished / "run.log").read_text()
@@ -537,6 +544,32 @@ def test_a_folder_that_is_no_run_is_an_error(data_root, tmp_path, capsys):
     assert (tmp_path / "thesis.txt").exists()
 
 
+def test_what_came_to_no_checkpoint_blocks_no_corrected_command(data_root, tmp_path, monkeypatch, capsys):
+    """What fails leaves nothing behind; what was killed leaves what another run may take the place of, unless there
+    are results."""
+    out = tmp_path / "run"
+
+    def out_of_memory(_: object) -> None:
+        raise ValueError("out of memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pretraining, "run", out_of_memory)
+        assert run.main(command(data_root, out)) == 1
+    assert "out of memory" in errors(capsys)
+    assert not out.exists()
+
+    configs = [replace(parse(command(data_root, out, "--seed", seed)), protocol="xsub") for seed in "01"]
+    with RunFolder(configs[0]).begin({}):
+        (out / "notes.txt").write_text("mine")
+    with RunFolder(configs[1]).begin({"second": True}):
+        assert load_config(out).seed == 1
+        assert json.loads((out / "environment.json").read_text()) == [{"second": True}]
+        assert (out / "notes.txt").exists()
+    (out / "report.json").write_text("{}")
+    with pytest.raises(RunFolderError, match=r"other settings \(seed\)\. Resume it with --config .*config\.json --out"):
+        RunFolder(configs[0])
+
+
 def test_restart_replaces_the_run_and_nothing_else(copied, data_root):
     (copied / "notes.txt").write_text("mine")
     report = (copied / "report.json").read_text()
@@ -687,16 +720,43 @@ def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint_of_that_moment(data_roo
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "SIGINT: stopping after this step, with a checkpoint" in err
-    assert "resumes" in err
-    assert checkpoint.load_latest(out / "checkpoints")[1]["position"]["step"] >= 9
+    path, state = checkpoint.load_latest(out / "checkpoints")
+    assert f"SIGINT: stopped; the same command resumes from {path}" in err
+    assert state["position"]["step"] >= 9
+
+
+@pytest.mark.usefixtures("hears")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_stopped_outside_of_training_a_run_ends_with_a_line_and_promises_no_checkpoint_that_is_not(
+    number, data_root, tmp_path, monkeypatch, capsys
+):
+    def stop(*_: object, **__: object) -> None:
+        signal.raise_signal(number)
+
+    name, code = signal.Signals(number).name, 128 + number
+    with monkeypatch.context() as patched:
+        patched.setattr(Pretraining, "run", stop)
+        assert run.main(command(data_root, tmp_path / "run")) == code
+    said = errors(capsys)
+    assert f"{name}: stopped; the same command starts anew, since there is no checkpoint yet\n" in said
+    assert "resumes" not in said
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "evaluate_encoder", stop)
+        assert run.main(command(data_root, tmp_path / "run")) == code
+    last = checkpoint.complete(tmp_path / "run" / "checkpoints")[-1][1]
+    assert f"{name}: stopped; the same command resumes from {last}\n" in errors(capsys)
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluate, "evaluate", stop)
+        assert evaluate.main(["knn", "--run", str(tmp_path / "run")]) == code
+    assert f"{name}: stopped; what was written before is whole\n" in errors(capsys)
 
 
 @pytest.fixture
 def hears():
     """A process that was started in the background of a script ignores Ctrl-C, and so do its children."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in HEARD}
     for number in before:
-        signal.signal(number, signal.default_int_handler)
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -718,25 +778,58 @@ def test_asked_twice_it_stops_at_once():
     with asked_to_stop() as asked:
         assert not asked()
         signal.raise_signal(signal.SIGINT)
-        assert asked()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGTERM)
+        assert asked() == signal.SIGINT
+        with pytest.raises(Stopped, match="SIGHUP"):
+            signal.raise_signal(signal.SIGHUP)
     assert signal.getsignal(signal.SIGINT) is before
 
 
 @pytest.mark.usefixtures("hears")
-@pytest.mark.parametrize("when", [2, 3])
+@pytest.mark.parametrize(("when", "number"), [(2, signal.SIGTERM), (3, signal.SIGHUP)])
 def test_stopped_in_the_middle_or_at_the_end_of_an_epoch_the_run_ends_as_if_it_had_not_been(
-    when, finished, data_root, tmp_path
+    when, number, finished, data_root, tmp_path
 ):
     out = tmp_path / "parts"
-    with at_step(when, lambda: signal.raise_signal(signal.SIGTERM)):
-        assert run.main(command(data_root, out, "--checkpoint-every", "100")) == 130
+    with at_step(when, lambda: signal.raise_signal(number)):
+        assert run.main(command(data_root, out, "--checkpoint-every", "100")) == 128 + number
     position = state_of(out)["position"]
     assert (position["epoch"], position["batch"], position["step"]) == (*divmod(when, 3), when)
     assert run.main(command(data_root, out)) == 0
     assert_same_state(state_of(finished)["model"], state_of(out)["model"])
     assert losses(out) == losses(finished)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_where_no_terminal_shows_a_bar_an_epoch_says_how_far_it_is(terminal, data_root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("train.engine.loop.SAYS_EVERY", -1.0)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    assert run.main(command(data_root, tmp_path / "run", "--epochs", "2", "--milestones", "1")) == 0
+    line = r"epoch (\d)/2, step (\d) of 3: loss ([\d.]+) on average, .* steps/s, \d+m\d\ds to its end"
+    found = re.findall(line, errors(capsys))
+    wanted = ["1 1", "1 2", "2 1", "2 2"]
+    assert [f"{epoch} {step}" for epoch, step, _ in found] == ([] if terminal else wanted)
+    if not terminal:
+        pretraining = start(data_root, tmp_path / "again", "--epochs", "2", "--milestones", "1")
+        advance(pretraining, 2)
+        assert float(found[1][2]) == pytest.approx(pretraining.stepper.sums[0].item() / 2, abs=1e-4)
+
+
+def test_a_run_says_from_which_epoch_on_its_bank_is_full(data_root, tmp_path, caplog, monkeypatch):
+    """Four epochs of three steps of eight clips."""
+    monkeypatch.setattr("train.run.log", logging.getLogger("heard"))
+    caplog.set_level(logging.INFO, "heard")
+    said = {
+        "16": "the bank is full from epoch 1 on",
+        "64": "the bank of 64 is full from epoch 3 of 4 on; until then .* --bank-size 16 is full within",
+        "1024": "the bank of 1024 is full never: 4 epochs are 96 clips; until then .* --bank-size 16 is full within",
+    }
+    for size, message in said.items():
+        run.say_when_full(start(data_root, tmp_path / size, "--bank-size", size))
+        assert re.match(message, caplog.messages[-1])
+        assert (caplog.records[-1].levelno >= logging.WARNING) == (size != "16")
+    advance(last := start(data_root, tmp_path / "64 again", "--bank-size", "64"), 8)
+    assert (int(last.model.bank.cursor), last.epoch) == (64, 2), "the third epoch"
+    assert last.model.phase(last.step * 8, last.epoch) == "main"
 
 
 @pytest.mark.parametrize("when", [4, 6])  # in training, and at its end before the evaluation
@@ -749,6 +842,16 @@ def test_frames_that_change_under_a_run_end_it(when, data_root, tmp_path, capsys
     assert f"{frames} was changed while it was in use" in errors(capsys)
     assert not (tmp_path / "run" / "report.json").exists()
     assert run.main(asked) == 0, "the bits are the same, and it goes on"
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    ("name", "meant"), [("ntu6o", "ntu60"), ("NTU60", "ntu60"), ("ntu6", "ntu60"), ("smal", "small"), ("mine", None)]
+)
+def test_a_data_set_that_is_nearly_named_is_suggested(name, meant, data_root):
+    with pytest.raises(DatasetError, match=f"there is no dataset '{name}'") as caught:
+        open_dataset(name, data_root)
+    assert re.findall(r"Did you mean (\w+)\?", str(caught.value)) == ([meant] if meant else [])
 
 
 @pytest.mark.parametrize(("flags", "code"), [((), 1), (("--verify", "on"), 1), (("--verify", "off"), 0)])

@@ -49,6 +49,10 @@ class Embed:
     """The .npz file to write."""
     data: Path | None = None
     """Packed store that the run was trained on; needed if its checkpoint does not describe it."""
+    classifier: Path | None = None
+    """Classifier that names the classes; by default DIR/classifier.pt, of the run's own protocol."""
+    checkpoint: str = "last"
+    """last, best (of the probe, where the run had --keep-best), or a step."""
     device: str = "auto"
     """auto, cpu, cuda, ..."""
     batch_size: Count = 256
@@ -82,7 +86,16 @@ def embed(settings: Embed) -> dict[str, np.ndarray]:
         CheckpointError, StoreError, OSError: run, store or file cannot be read or written.
     """
     check_out(settings.out, settings.overwrite)
-    embedder = load(settings.run, device=choose_device(settings.device), data=settings.data, allow=settings.allow)
+    if settings.classifier is not None and not settings.classifier.is_file():
+        raise ValueError(f"--classifier {settings.classifier} is no file")
+    embedder = load(
+        settings.run,
+        device=choose_device(settings.device),
+        data=settings.data,
+        classifier=settings.classifier,
+        checkpoint=settings.checkpoint,
+        allow=settings.allow,
+    )
     inputs = [found for path in settings.input for found in find_inputs(path, embedder, settings.normalise)]
     rows = _of_clips if settings.window is None else _of_windows
     found = [row for group in rows(inputs, embedder, settings) for row in group]

@@ -131,7 +131,7 @@ def _outcomes(settings: Settings, device: torch.device) -> Iterator[tuple[Outcom
 
 def _load(folder: Path, settings: Settings, device: torch.device) -> Run:
     """The run with the settings that were given in place of its own."""
-    where = (device, settings.data_root, settings.placement, settings.allow)
+    where = (device, settings.data_root, settings.placement, settings.allow, settings.checkpoint)
     target = settings.dataset if isinstance(settings, Transfer) else None
     run = load_run(folder, *where) if target is None else load_for(target, folder, *where)
     config = replace(run.config, protocol=settings.protocol or run.protocol)
@@ -140,7 +140,13 @@ def _load(folder: Path, settings: Settings, device: torch.device) -> Run:
         chosen = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings) if f.name in names}
         config = replace(config, evaluation=replace(config.evaluation, **chosen))
     run = replace(run, config=config)
-    train, _ = run.split()  # an error now, and not after hours
+    train, test = run.split()  # an error now, and not after hours
+    if seen := run.pretraining()["test_clips_seen"]:
+        log.warning(
+            "%d of the %d test clips of %s were in pre-training, on %s: it had no labels, but these accuracies are not "
+            "those of clips that it never saw; pre-train with --protocol %s for them",
+            *(seen, len(test), run.protocol, run.own.protocol, run.protocol),
+        )
     if isinstance(settings, Knn):
         check_number("knn_k", settings.knn_k, at_least=1, at_most=len(train))
     log.info("%s: %s stream, %s %s", folder, config.stream, config.dataset, config.protocol)

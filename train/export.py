@@ -52,6 +52,8 @@ class Export:
     PyTorch in C++. safetensors: for sharing, in one file."""
     out: Path | None = None
     """The file to write; by default encoder with the format's suffix, in the run folder."""
+    checkpoint: str = "last"
+    """last, best (of the probe, where the run had --keep-best), or a step."""
     overwrite: bool = False
     """Replace the file if it exists."""
     data: Path | None = None
@@ -75,7 +77,8 @@ def export(settings: Export) -> Path:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if settings.to == "onnx" and not find_spec(name)]
     if missing:
         raise ValueError(f"--to onnx needs {', '.join(missing)}: pip install 'fastmc[export]'")
-    embedder = load(settings.run, device="cpu", data=settings.data, allow=settings.allow)
+    which = {"data": settings.data, "checkpoint": settings.checkpoint, "allow": settings.allow}
+    embedder = load(settings.run, device="cpu", **which)
     make_folder_of(out)
     with whole_file(out) as unfinished:
         run = {"onnx": to_onnx, "torchscript": to_torchscript, "safetensors": to_safetensors}[settings.to](

@@ -32,6 +32,7 @@ from fastmc.files import whole_file
 from fastmc.parallel import WorkerDied
 from train.command.debug import without_debug
 from train.command.readers import READERS
+from train.engine.signals import stopped_by_signals, told
 
 
 def ntu60(
@@ -316,6 +317,7 @@ def _plot(store: PackedStore, n: int, file: Path) -> None:
     print(f"\ndrew clip {n} into {file}")
 
 
+@stopped_by_signals()
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     args, debug = without_debug(args)
@@ -342,9 +344,10 @@ def main(args: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted; no store was written", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        says, code = told(stop, "interrupted; no store was written")
+        print(says, file=sys.stderr)
+        return code
     return 0
 
 

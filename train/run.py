@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,7 +25,9 @@ from train.command.parse import parse
 from train.engine.host_memory import keep_freed_memory
 from train.engine.loop import Pretraining
 from train.engine.record import duration, log, start_logging
+from train.engine.wandb import check_wandb
 from train.runs.folder import RunFolder, default_folder
+from train.runs.load import Run
 from train.runs.report import environment, evaluate_encoder, plot_curves, report_table
 
 
@@ -38,7 +41,7 @@ def main(args: Sequence[str] | None = None) -> int:
         else:
             run(config)
 
-    return run_command(command, args, stopped="stopped; the same command resumes from the last checkpoint")
+    return run_command(command, args, stopped="stopped")
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -51,6 +54,7 @@ def run(config: Config) -> dict[str, Any]:
     reason = None if impl == "auto" else CONTRAST.why_not(impl, Need(device))
     if reason is not None:
         raise ValueError(f"impl = {impl!r} cannot run on {device}: {reason}")
+    check_wandb(config)
     store = open_dataset(config.dataset, config.data_root, config.data.verify)
     protocol = config.protocol or store.protocols[0]
     config = replace(config, protocol=protocol)
@@ -86,6 +90,7 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     folder = pretraining.folder
     assert config.protocol is not None
     log.info(start_line(config, store, pretraining))
+    say_when_full(pretraining)
     log.info(pretraining.placement)
     log.info(pretraining.computed)
     if pretraining.device.type == "cpu" and config.preset == "paper":
@@ -99,6 +104,7 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
         "dataset_checksum": store.checksum,
         "data": store.split_digest(config.protocol),
         "protocol": config.protocol,
+        "pretraining": Run(folder, config, pretraining.model, pretraining.data, store).pretraining(),
         "method": config.method,
         "stream": config.stream,
         "preset": config.preset,
@@ -147,6 +153,33 @@ def start_line(config: Config, store: PackedStore, pretraining: Pretraining) -> 
         f"({parameters / 1e6:.1f}M parameters), {settings}{config.optim.epochs} epochs of {pretraining.batches} steps, "
         f"{config.optim.optimizer} at {config.optim.lr:g} (drops at epochs: {drops or 'none'}), "
         f"views by {pretraining.model.setup.view_impl}, {pretraining.device}"
+    )
+
+
+LATE = 0.25
+"""Share of a run after which a bank that is not full is worth a warning."""
+
+
+def say_when_full(pretraining: Pretraining) -> None:
+    """From which epoch on the bank is full of features, before which a step is one of InfoNCE with a queue; a warning
+    where that is late or never. Of methods without a bank nothing is said."""
+    config, model = pretraining.config, pretraining.model
+    size = getattr(config.settings, "bank_size", None)
+    if size is None:
+        return
+    clips, batches, epochs = pretraining.clips_per_step, pretraining.batches, config.optim.epochs
+    steps = range(epochs * batches)
+    first = next((n for n in steps if model.phase(n * clips, n // batches) not in model.brief), None)
+    if first is not None and first <= LATE * len(steps):
+        log.info("the bank is full from epoch %d on", first // batches + 1)
+        return
+    seen = len(steps) * clips
+    never = f"never: {epochs} epochs are {seen} clips"
+    when = never if first is None else f"from epoch {first // batches + 1} of {epochs} on"
+    log.warning(
+        "the bank of %d is full %s; until then a step is InfoNCE with a queue, and not one of %s. "
+        "--bank-size %d is full within a quarter of the run; or give more --epochs",
+        *(size, when, config.method, 2 ** int(math.log2(max(1, LATE * seen)))),
     )
 
 

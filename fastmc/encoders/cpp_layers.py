@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmc.encoders.recurrent import differentiable_once
+from fastmc.derivatives import differentiable_once
 from kernels.cpu import gru
 
 

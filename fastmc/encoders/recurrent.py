@@ -34,15 +34,15 @@ the dtype of its input: `rounded_states` does the same, to find out what that co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from fastmc.backends import RECURRENT, Need
+from fastmc.derivatives import differentiable_once
 from fastmc.encoders.storage import share_storage
 
 BLOCK_ROWS = 1024
@@ -202,17 +202,6 @@ def final_states(x: Tensor, layers: Sequence[Sequence[Tensor]], *, reverse: bool
         else:
             x, *_ = _forward(x, weights, reverse, last, keep=False)
     return x
-
-
-def differentiable_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    """PyTorch's once_differentiable speaks up only where the upstream gradient requires one; a second derivative leads
-    through the other inputs too, and would lack them silently."""
-    guarded = once_differentiable(backward)
-
-    def wrapper(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
-        return guarded(ctx, upstream.detach().requires_grad_() if torch.is_grad_enabled() else upstream)
-
-    return wrapper
 
 
 class _Layer(torch.autograd.Function):

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastmc.checkpoint import CheckpointError
+from fastmc.data.bytes.safe_pickle import numpy_scalars
 from fastmc.encoders.base import ClipShape
 from fastmc.encoders.bigru import BiGRU, BiGRUConfig
 from fastmc.tensor_files import TensorFileError, read_tensors
@@ -37,6 +39,8 @@ GRU = "encoder.gru."
 CODES = "ISC, CMD, HaLP or PCM3"
 ABOUT = "fastmc"
 """In files that we export: what their layout has no place for, by name."""
+WRAPPERS = ("module", "model", "_orig_mod")
+"""Parts of names that data parallelism, trainers' classes and torch.compile add where they wrap a module."""
 MOST_LAYERS = 64
 SHOWN = 6
 """Names that an error lists of each kind."""
@@ -44,7 +48,7 @@ SHOWN = 6
 
 @dataclass(frozen=True)
 class ReleasedFile:
-    """The content of a file, without the ``module.`` that data-parallel training puts before each name.
+    """The content of a file, whose names are without what wrappers add (`WRAPPERS`), wherever that is.
 
     Attributes:
         tensors: by name.
@@ -84,16 +88,16 @@ class ReleasedEncoder:
 
 
 def read_released(path: Path) -> ReleasedFile:
-    """Read a file without running anything that it brings along: tensors, plain values, argparse.Namespace (a bare
-    holder of values, in which some codes save their options).
+    """Read a file without running anything that it brings along: tensors, plain values, numpy's scalars (a best
+    accuracy), argparse.Namespace (a bare holder of values, in which some codes save their options).
 
     Raises:
-        CheckpointError: there is no such file, it is damaged, or it holds no named tensors.
+        CheckpointError: there is no such file, it is damaged, or it holds no named tensors, or two of one name.
     """
     if not path.exists():
         raise CheckpointError(f"there is no file {path}; name a checkpoint (.pth.tar, .pt) of {CODES}")
     try:
-        content = read_tensors(path, allowed=[argparse.Namespace], mapped=True)
+        content = read_tensors(path, allowed=[argparse.Namespace, *numpy_scalars()], mapped=True)
     except TensorFileError as error:
         raise CheckpointError(f"{error}{_remedy(path, error)}") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
@@ -104,11 +108,21 @@ def read_released(path: Path) -> ReleasedFile:
             f"{path} is no checkpoint of {CODES}: it has no 'state_dict' of tensors, but {inside or 'nothing'}"
         )
     epochs = content.get("epoch", 0)
-    tensors = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    tensors = {_unwrapped(name): tensor for name, tensor in state.items()}
+    if len(tensors) < len(state):
+        twice = [name for name, count in Counter(map(_unwrapped, state)).items() if count > 1]
+        raise CheckpointError(
+            f"{path} has several tensors for each of {_some(twice)}, with and without {', '.join(WRAPPERS)} in their "
+            "names; save those that are meant to a file of their own"
+        )
     about = content.get(ABOUT, {})
     return ReleasedFile(
         path, tensors, epochs if isinstance(epochs, int) else 0, about if isinstance(about, dict) else {}
     )
+
+
+def _unwrapped(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def _remedy(path: Path, error: TensorFileError) -> str:

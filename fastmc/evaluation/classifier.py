@@ -32,11 +32,14 @@ class Classifier:
     top1: float
 
     @classmethod
-    def read(cls, folder: Path, encoder: Encoder) -> Classifier:
-        """From DIR/classifier.pt; ValueError if it is not there, damaged, or of other weights than the encoder's."""
-        path, remedy = folder / CLASSIFIER, f"python -m train.evaluate linear --run {folder}"
+    def read(cls, folder: Path, encoder: Encoder, file: Path | None = None) -> Classifier:
+        """From ``file``, by default DIR/classifier.pt; ValueError if it is not there, damaged, or of other weights than
+        the encoder's."""
+        path, remedy = file or folder / CLASSIFIER, f"python -m train.evaluate linear --run {folder}"
         if not path.is_file():
-            raise ValueError(f"{folder} has no trained classifier ({CLASSIFIER}); {remedy} trains one")
+            others = " or ".join(map(str, sorted(folder.glob("classifier-*.pt"))))
+            remedy = f"give --classifier {others}" if others else f"{remedy} trains one"
+            raise ValueError(f"{folder} has no trained classifier ({path.name}); {remedy}")
         try:
             saved = read_tensors(path)
             check_values(saved, path)

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastmc.backends import CONTRAST
 from fastmc.contrast_table import Table
+from fastmc.derivatives import differentiable_once
 
 
 def contrast_losses(
@@ -177,7 +177,7 @@ class _Losses(torch.autograd.Function):
         return losses
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         bank, mixing, gradients, lse, *queries = ctx.saved_tensors
         of_bank = None
@@ -195,6 +195,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 
 def _backward(ctx: Any, upstream: Tensor, *unused: Any) -> tuple[Any, ...]:
+    if torch.is_grad_enabled():  # of create_graph=True: a second derivative would lack what the queries have in it
+        raise RuntimeError("fastmc::contrast_forward is differentiable once only; give impl='reference' for more")
     bank, mixing, gradients, lse, *queries = ctx.saved_tensors
     of_bank = None
     if ctx.needs_input_grad[2]:

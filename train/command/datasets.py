@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from difflib import get_close_matches
 from pathlib import Path
 
 from fastmc.data.formats.ntu import HOW_TO_GET_NTU, HOW_TO_GET_NTU120, prepare_synthetic
@@ -53,6 +54,8 @@ def open_dataset(name: str, data_root: Path, verify: str = "auto") -> PackedStor
         return prepare_synthetic(path)
     stores = sorted(p.parent.name for p in data_root.glob("*/meta.json")) if data_root.is_dir() else []
     there = f"{data_root} holds: {', '.join(stores) or 'no store'}; synthetic is always there."
+    near = get_close_matches(name.lower(), dict.fromkeys(["synthetic", *HOW_TO_GET, *stores]), 1)
+    meant = f"Did you mean {near[0]}? " if near and name not in HOW_TO_GET else ""
     how = HOW_TO_GET.get(name, OWN_ARRAYS)
     how = how.replace(f"--out data/{name}", f"--out {shlex.quote(str(path))}")
-    raise DatasetError(f"there is no dataset {name!r}: {path} does not exist. {there}\n{how}")
+    raise DatasetError(f"there is no dataset {name!r}: {path} does not exist. {meant}{there}\n{how}")

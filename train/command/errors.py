@@ -13,6 +13,7 @@ from train.command.datasets import DatasetError
 from train.command.debug import without_debug
 from train.command.jobs import JobFailed
 from train.engine.record import log, start_logging
+from train.engine.signals import stopped_by_signals, told
 from train.engine.step import NonFiniteError
 
 USER_ERRORS = (
@@ -26,7 +27,7 @@ def report_error(error: BaseException) -> None:
 
 
 def run_command(action: Callable[[list[str]], object], args: Sequence[str] | None, *, stopped: str) -> int:
-    """Run what a command line asks for; returns the exit code. ``stopped`` is said after Ctrl-C.
+    """Run what a command line asks for; returns the exit code. ``stopped`` is said after Ctrl-C and its like.
 
     Args:
         action: is given the command line, without --debug, which shows the traceback of an error.
@@ -35,13 +36,15 @@ def run_command(action: Callable[[list[str]], object], args: Sequence[str] | Non
     given, debug = without_debug(args)
     start_logging()
     try:
-        action(given)
+        with stopped_by_signals():
+            action(given)
     except USER_ERRORS as error:
         if debug:
             log.error("%s", traceback.format_exc())
         report_error(error)
         return 1
-    except KeyboardInterrupt:
-        log.warning(stopped)
-        return 130
+    except KeyboardInterrupt as stop:
+        says, code = told(stop, stopped)
+        log.warning(says)
+        return code
     return 0

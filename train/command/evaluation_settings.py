@@ -17,9 +17,13 @@ DEFAULTS, TUNING = EvalConfig(), FinetuneConfig()
 @dataclass(frozen=True)
 class Evaluation:
     run: Path
-    """Run folder, as made by python -m train.run. The results go to its folder evaluate."""
+    """Run folder, as made by python -m train.run. The results go to its folder evaluate, a file for each protocol and
+    settings."""
     protocol: str | None = None
     """Split to evaluate on, such as xview; by default the run's own."""
+    checkpoint: str = "last"
+    """last, a step, or best: of the kNN probe, where the run had --keep-best. The probe takes test clips, so that what
+    is best by it has been chosen on them."""
     data_root: Path | None = None
     """Folder of the packed stores; by default the run's own."""
     device: str = "auto"
@@ -54,7 +58,8 @@ class Linear(Evaluation):
 
     Example: python -m train.evaluate linear --run runs/demo --train-crops 16
 
-    It is kept as classifier.pt in the run folder, which python -m train.embed reads.
+    It is kept in the run folder: as classifier.pt, which python -m train.embed reads, with the run's own protocol and
+    settings, else under a name that says those.
     """
 
     linear_epochs: Count = DEFAULTS.linear_epochs
@@ -149,6 +154,8 @@ class Ensemble:
     """Weight of each run, in their order; by default all 1. AimCLR: 0.6 for joint and bone, 0.4 for motion."""
     protocol: str | None = None
     """Split to evaluate on; by default the runs' own."""
+    checkpoint: str = "last"
+    """Of each run: last, best, or a step; see python -m train.evaluate knn --help."""
     data_root: Path | None = None
     """Folder of the packed stores; by default each run's own."""
     device: str = "auto"

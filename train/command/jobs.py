@@ -7,10 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from fastmc.parallel import usable_cores
 from fastmc.progress import progress_bar
 from train.engine.record import log
+from train.engine.signals import stopped_by_signals
 
 TAIL = 1500  # characters of a failed job's output that are shown
 
@@ -57,7 +57,7 @@ def run_jobs(jobs: Sequence[Job], parallel: int = 1) -> int:
     parallel = min(parallel, len(todo))
     workers = _Workers(parallel, threads=max(1, usable_cores() // parallel))
     failures: list[str] = []
-    with ThreadPoolExecutor(parallel) as pool, _ended_as_by_ctrl_c():
+    with ThreadPoolExecutor(parallel) as pool, stopped_by_signals():
         try:
             for failure in tqdm(pool.map(workers.run, todo), total=len(todo), **progress_bar("run", "runs")):
                 failures += [failure] if failure else []
@@ -70,27 +70,6 @@ def run_jobs(jobs: Sequence[Job], parallel: int = 1) -> int:
     if failures:
         raise JobFailed("\n".join(failures))
     return len(todo)
-
-
-@contextmanager
-def _ended_as_by_ctrl_c() -> Iterator[None]:
-    """Within: SIGTERM, and SIGHUP of a terminal that is closed, end this process and what it started, as Ctrl-C does.
-    What is ignored stays ignored: nohup goes on."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
-    for number in heard:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number in heard:
-            signal.signal(number, signal.SIG_DFL)
 
 
 class _Workers:

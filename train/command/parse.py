@@ -2,26 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import tyro
 
-from fastmc.config import Config, Preset, preset_config
+from fastmc.config import Config, Preset, config_of, preset_config, read_settings, to_plain
+from fastmc.registry import NotAllowed
+
+OF_A_CLASS = {"settings": "method", "encoder": "backbone"}
+"""Groups of settings, and the setting that names the class they belong to."""
+
+
+@dataclass
+class First:
+    """What sets the other flags, or their defaults."""
+
+    preset: Preset | None = None
+    dataset: str | None = None
+    method: str | None = None
+    backbone: str | None = None
+    config: Path | None = None
 
 
 def parse(args: Sequence[str] | None = None) -> Config:
-    """The command line to a Config. What sets the other flags, or their defaults, is read first."""
-
-    @dataclass
-    class First:
-        preset: Preset | None = None
-        dataset: str = Config.dataset
-        method: str = Config.method
-        backbone: str = Config.backbone
-
+    """The command line to a Config. ValueError for a file of settings that does not fit."""
     first, _ = tyro.cli(First, args=args, return_unknown_args=True, add_help=False)
-    preset = first.preset or ("tiny" if first.dataset == "synthetic" else "paper")
-    named = (first.method, first.backbone)
-    default = preset_config(preset, first.dataset, *named, allow=named)
+    default = _defaults(first, {} if first.config is None else read_settings(first.config))
     return tyro.cli(Config, prog="python -m train.run", args=args, default=default, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def _defaults(first: First, file: Mapping[str, Any]) -> Config:
+    """The settings of a preset, with those of the file in their place."""
+    preset = file.get("preset", first.preset)
+    if first.preset not in (None, preset):
+        raise ValueError(f"--config {first.config} is of preset {preset}: leave out --preset {first.preset}, or it")
+    named = {"dataset": first.dataset, "method": first.method, "backbone": first.backbone}
+    given = {name: value for name, value in named.items() if value is not None}
+    chosen = {name: given.get(name, file.get(name, getattr(Config, name))) for name in named}
+    allow = tuple(given.values())  # what the file names is not imported for that
+    others = {part for part, name in OF_A_CLASS.items() if chosen[name] != file.get(name, chosen[name])}
+    kept = {name: value for name, value in file.items() if name not in others}
+    try:
+        base = preset_config(preset or ("tiny" if chosen["dataset"] == "synthetic" else "paper"), **chosen, allow=allow)
+        return config_of(_merged(to_plain(base), {**kept, **chosen}), allow) if file else base
+    except NotAllowed as error:
+        raise ValueError(f"{error}. Here: name it on the command line, as --method or --backbone") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"--config {first.config}: {error}" if file else str(error)) from None
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, those above in the place of those below."""
+    both = {k: _merged(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
+    return {**below, **above, **both}

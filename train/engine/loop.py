@@ -27,11 +27,17 @@ from fastmc.state import Position, RunState, TrainingData, random_states
 from fastmc.views.clips import PackedClips
 from train.engine.choices import choose_amp, choose_compile, choose_graph, choose_overlap
 from train.engine.graph import GraphedStep, Recorder
+from train.engine.initial import read_weights, start_from
 from train.engine.profiling import StepProfiler
-from train.engine.record import Metrics, epoch_line, log
+from train.engine.record import Metrics, duration, epoch_line, log, scalars
+from train.engine.signals import Stopped
 from train.engine.step import FaultWatch, NonFiniteError, PretrainStep
 from train.engine.stopping import asked_to_stop
+from train.engine.wandb import open_wandb
 from train.engine.world import World
+
+SAYS_EVERY = 60.0
+"""Seconds between two lines within an epoch, where no terminal shows a bar."""
 
 
 def build_step(
@@ -73,7 +79,7 @@ class Pretraining:
         train, test = store.split(protocol)
         self.train_ids, self.test_ids = torch.from_numpy(train).to(device), torch.from_numpy(test).to(device)
         self.world = World()
-        self.batches = len(train) // (config.optim.batch_size * self.world.size)
+        self.batches = len(train) // self.clips_per_step
         if self.batches == 0:
             raise ValueError(
                 f"batch_size = {config.optim.batch_size} is larger than the {len(train)} training clips of {protocol}"
@@ -83,6 +89,8 @@ class Pretraining:
         self._store = store
         self.data, self.placement = place_store(store, device, config.data)
         self.model = build_model(config, self.data, device, allow=(config.method, config.backbone))
+        if config.init_from and (config.restart or not checkpoint.complete(self.checkpoints)):
+            start_from(read_weights(config.init_from, config.stream), self.model)
         self.amp, self.compiled = choose_amp(config.step, device), choose_compile(config.step, device)
         self.graph = choose_graph(config, self.data, device)
         self.overlap = choose_overlap(config, device, has_work=self.model.overlaps)
@@ -93,7 +101,7 @@ class Pretraining:
         self._watch = FaultWatch(self.stepper)
         self.epoch = self.batch = self.step = 0
         self.seconds = 0.0
-        self._saved_at = self._started_at = time.monotonic()
+        self._saved_at = self._started_at = self._said_at = time.monotonic()
         self._earlier_seconds = 0.0
         self._rows: list[dict[str, Any]] | None = None
         self.before_saving: Callable[[], None] = lambda: None
@@ -111,6 +119,10 @@ class Pretraining:
         return f"step: {choices}; {self.stepper.update.says}"
 
     @property
+    def clips_per_step(self) -> int:
+        return self.config.optim.batch_size * self.world.size
+
+    @property
     def finished(self) -> bool:
         return self.epoch >= self.config.optim.epochs
 
@@ -124,11 +136,11 @@ class Pretraining:
         Raises:
             NonFiniteError: names epoch, step, values, and the last good checkpoint.
             StoreError: the data were changed meanwhile.
-            KeyboardInterrupt: it was asked to stop (`train.engine.stopping`), and a checkpoint of that moment is
-            written.
+            Stopped: it was asked to (`train.engine.stopping`), and a checkpoint of that moment is written.
         """
         names = [metric.name for metric in self.model.metrics]
         metrics = Metrics(self.folder, names, epochs_done=self.epoch, rows=self._rows)
+        sent = open_wandb(self.config, self.folder, metrics.rows)
         self._rows = metrics.rows
         epochs = self.config.optim.epochs
         steps = epochs * self.batches
@@ -139,19 +151,27 @@ class Pretraining:
                 while not self.finished:
                     bar.set_description(f"epoch {self.epoch + 1}/{epochs}")
                     self._run_epoch(bar, profiler, stops)
+                    best = max((past.get("knn_top1", -1.0) for past in metrics.rows), default=-1.0)
                     metrics.write(row := self._epoch_row())
+                    if sent is not None:
+                        sent.log(scalars(row), step=row["step"])
                     eta = row["seconds"] * (epochs - self.epoch - 1)
                     log.info(epoch_line(row, self.model.metrics, epochs, eta, self.config.encoder.feature_dim))
+                    self._said_at = time.monotonic()
                     self._start_epoch(self.epoch + 1)
+                    if self.config.log.keep_best and row.get("knn_top1", -1.0) > best:
+                        self._save(self.checkpoints / checkpoint.BEST, keep=1)
                     every = self.config.log.checkpoint_every
                     if self.finished or self.epoch % every == 0 or self._is_late or stops():
                         self.save()
-                    if stops():
-                        raise KeyboardInterrupt
+                    if number := stops():
+                        raise Stopped(number)
         finally:
             metrics.close()
+            if sent is not None:
+                sent.finish()
 
-    def _run_epoch(self, bar: tqdm, profiler: StepProfiler, stops: Callable[[], bool]) -> None:
+    def _run_epoch(self, bar: tqdm, profiler: StepProfiler, stops: Callable[[], int]) -> None:
         self._store.check_unchanged()
         started = time.perf_counter()
         with closing(self._remaining_batches()) as batches:
@@ -159,16 +179,28 @@ class Pretraining:
                 if not self._advance(ids, clips):
                     profiler.step()
                 bar.update()
+                if bar.disable and self.batch < self.batches and time.monotonic() - self._said_at > SAYS_EVERY:
+                    self._say(self.seconds + time.perf_counter() - started)
                 # Not after the epoch's last batch: what comes next is its row of the metrics.
                 if self.batch < self.batches and (self._is_late or stops()):
                     self._check()
                     self.seconds += time.perf_counter() - started
                     self.save()
-                    if stops():
-                        raise KeyboardInterrupt
+                    if number := stops():
+                        raise Stopped(number)
                     started = time.perf_counter()
         self._check()  # waits for the device, so that the time is that of the steps
         self.seconds += time.perf_counter() - started
+
+    def _say(self, seconds: float) -> None:
+        """How far the epoch is, which has taken so many seconds."""
+        self._said_at = time.monotonic()
+        rate = self.batch / seconds
+        log.info(
+            "epoch %d/%d, step %d of %d: loss %.4f on average, %.3g steps/s, %s to its end",
+            *(self.epoch + 1, self.config.optim.epochs, self.batch, self.batches),
+            *(self.stepper.sums[0].item() / self.batch, rate, duration((self.batches - self.batch) / rate)),
+        )
 
     @property
     def _is_late(self) -> bool:
@@ -217,8 +249,7 @@ class Pretraining:
         row |= {metric.name: mean for metric, mean in zip(self.model.metrics, means, strict=True)}
         row["lr"] = self.config.optim.lr_at(self.epoch + (self.batch - 1) / self.batches)
         row["steps_per_second"] = self.batches / self.seconds
-        clips = self.config.optim.batch_size * self.world.size
-        row["samples_per_second"] = self.batches * clips / self.seconds
+        row["samples_per_second"] = self.batches * self.clips_per_step / self.seconds
         row["seconds"] = self.seconds
         every = self.config.log.probe_every
         if every and ((self.epoch + 1) % every == 0 or self.epoch + 1 == self.config.optim.epochs):
@@ -246,6 +277,11 @@ class Pretraining:
 
     def save(self) -> Path:
         """Write a checkpoint of this moment; NonFiniteError, and none, if a number in it is not finite."""
+        path = self._save(self.checkpoints, self.config.log.checkpoints_kept)
+        self._saved_at = time.monotonic()
+        return path
+
+    def _save(self, folder: Path, keep: int) -> Path:
         state = RunState(
             config=to_plain(self.config),
             model=self.model.state_dict(),
@@ -260,9 +296,7 @@ class Pretraining:
         )
         _check_finite(state, self.step)
         self.before_saving()
-        path = checkpoint.save(self.checkpoints, self.step, state.to_plain(), keep=self.config.log.checkpoints_kept)
-        self._saved_at = time.monotonic()
-        return path
+        return checkpoint.save(folder, self.step, state.to_plain(), keep=keep)
 
     def load(self, state: RunState, path: Path) -> None:
         """Continue from the state of the checkpoint ``path``; CheckpointError if it was trained on other data."""

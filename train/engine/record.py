@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import logging
 import sys
@@ -43,10 +44,14 @@ class _LogFile(WatchedFileHandler):
 
 
 class _BarFriendlyHandler(logging.StreamHandler):
-    """Writes above a progress bar instead of through it."""
+    """Writes above a progress bar instead of through it, and to nobody once its terminal is gone."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout)
+        try:
+            tqdm.write(self.format(record), file=sys.stderr if record.levelno >= logging.WARNING else sys.stdout)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
 
 
 def start_logging(path: Path | None = None) -> None:
@@ -99,7 +104,7 @@ class Metrics:
         first = int(self.rows[-1]["step"]) + 1 if self.rows and not anew else 0
         self._board = Board(self.path.with_name("tensorboard"), first_step=first)
         for row in self.rows if anew else ():
-            self._board.write(_scalars(row), row["step"])
+            self._board.write(scalars(row), row["step"])
 
     def write(self, row: dict[str, Any]) -> None:
         """WriteError if it is not on disk afterwards."""
@@ -109,14 +114,15 @@ class Metrics:
             self._begin(anew=True)
         self.rows.append(row)
         self._file.append(_lines(self._columns, [row]))
-        self._board.write(_scalars(row), row["step"])
+        self._board.write(scalars(row), row["step"])
 
     def close(self) -> None:
         self._file.close()
         self._board.close()
 
 
-def _scalars(row: dict[str, Any]) -> dict[str, float]:
+def scalars(row: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a row that are measured."""
     return {name: value for name, value in row.items() if name not in ("epoch", "step")}
 
 

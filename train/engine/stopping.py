@@ -10,28 +10,33 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from train.engine.record import log
+from train.engine.signals import HEARD, Stopped
 
-HEARD = (signal.SIGINT, signal.SIGTERM)
 LOOK = 1.0
 """Seconds between two looks at whether a parent is still there."""
 
 
 @contextmanager
-def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Within: a function that says whether this process was asked to end, by Ctrl-C or SIGTERM. Who hears of it in time
-    can finish what must not be cut. A second one raises KeyboardInterrupt at once; what is ignored stays ignored.
+def asked_to_stop() -> Iterator[Callable[[], int]]:
+    """Within: a function that gives the signal by which this process was asked to end (Ctrl-C, SIGTERM, SIGHUP), and 0
+    before. Who hears of it in time can finish what must not be cut, and then raise `Stopped`. A second one raises it
+    at once; what is ignored stays ignored.
 
     Outside of the main thread, where Python hears no signal, nobody ever asks.
     """
-    asked = threading.Event()
+    asked: list[int] = []
+
+    def asked_by() -> int:
+        return asked[0] if asked else 0
+
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield asked_by
         return
 
     def hear(number: int, _: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
+        asked.append(number)
+        if len(asked) > 1:
+            raise Stopped(number)
         name = signal.Signals(number).name
         log.warning("%s: stopping after this step, with a checkpoint; once more stops at once", name)
 
@@ -39,7 +44,7 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
     for number in before:
         signal.signal(number, hear)
     try:
-        yield asked.is_set
+        yield asked_by
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,14 @@ from fastmc.evaluation import (
     train_linear,
     weights_digest,
 )
+from fastmc.evaluation.classifier import CLASSIFIER
 from fastmc.evaluation.features import compute_features
 from fastmc.methods.base import Method
+from fastmc.views.clips import STREAMS
+from train.command.evaluation_settings import Semi
 from train.engine.record import log
 from train.runs.load import Run
-from train.runs.results import Outcome, save_classifier, saved_classifier
+from train.runs.results import Outcome, save_classifier, saved_classifier, variant
 
 DRAWS_APART = 1_000_003
 
@@ -99,8 +102,8 @@ class Frozen:
         scores = linear_scores(classifier, features.test)
         return Predictions.of_scores(scores, features.test_labels, self.store.class_names), classifier
 
-    def save_classifier(self, folder: Path, classifier: nn.Linear, top1: float) -> None:
-        """Write classifier.pt of the run folder."""
+    def save_classifier(self, folder: Path, classifier: nn.Linear, top1: float, name: str = CLASSIFIER) -> None:
+        """Write file ``name`` of the run folder."""
         assert self.config.protocol is not None
         save_classifier(
             folder,
@@ -113,6 +116,7 @@ class Frozen:
             weights=weights_digest(self.model.representation),
             settings=self.config.evaluation,
             seed=self.config.seed,
+            name=name,
         )
 
 
@@ -123,12 +127,13 @@ def evaluate_knn(run: Run, *, cache: bool = True, progress: bool = False) -> Out
 
 
 def evaluate_linear(run: Run, *, cache: bool = True, progress: bool = False) -> Outcome:
-    """A linear classifier of the frozen features, kept as classifier.pt, beside the same of the untrained encoder."""
+    """A linear classifier of the frozen features, which is kept, beside the same of the untrained encoder."""
     trained, untrained = _both(run, cache, progress)
     crops = run.config.evaluation.train_crops
     found, classifier = trained.linear(trained.features(crops))
     before, _ = untrained.linear(untrained.features(crops))
-    trained.save_classifier(run.folder, classifier, found.top1)
+    trained.save_classifier(run.folder, classifier, found.top1, name := classifier_name(run))
+    log.info("the classifier is %s", run.folder / name)
     random_init = {"top1": before.top1, "top5": before.top5}
     return _outcome(run, "linear", found, run.config.evaluation, more={"random_init": random_init})
 
@@ -145,7 +150,7 @@ def _both(run: Run, cache: bool, progress: bool) -> tuple[Frozen, Frozen]:
             role=role,
             progress=progress,
         )
-        for model, role in ((run.model, "trained"), (run.untrained(), "untrained"))
+        for model, role in ((run.model, f"trained{run.at}"), (run.untrained(), "untrained"))
     )
     return trained, untrained
 
@@ -185,6 +190,7 @@ def evaluate_semi(run: Run, settings: FinetuneConfig, share: float, draws: int, 
         together,
         settings,
         name=f"semi{100 * share:g}",
+        variation="" if draws == Semi.draws else f"-draws{draws}",
         more={
             "share": share,
             "labelled": len(chosen),
@@ -238,7 +244,19 @@ def evaluate_ensemble(
     together = _predictions(first, fuse(list(scores.values()), weights))
     used = dict(zip(scores, weights or [1.0] * len(scores), strict=True))
     more = {"streams": alone, "runs": [str(run.folder) for run in seen], "fusion_weights": used}
-    return _outcome(first, "ensemble", together, first.config.evaluation, weights=digests, more=more)
+    name = "ensemble" if set(scores) == set(STREAMS) else f"ensemble-{'+'.join(scores)}"
+    variation = "" if not weights or set(weights) == {1} else f"-weights{'+'.join(f'{w:g}' for w in weights)}"
+    return _outcome(
+        first, "ensemble", together, first.config.evaluation, name=name, variation=variation, weights=digests, more=more
+    )
+
+
+def classifier_name(run: Run) -> str:
+    """The file of a run's linear classifier: classifier.pt for the run's own protocol and settings."""
+    own = run.own.evaluation
+    differs = variant(replace(run.config.evaluation, knn_k=own.knn_k), own) + run.at
+    is_own = not differs and run.protocol == (run.own.protocol or run.store.protocols[0])
+    return CLASSIFIER if is_own else f"{CLASSIFIER.removesuffix('.pt')}-{run.protocol}{differs}.pt"
 
 
 def _predictions(run: Run, scores: Tensor) -> Predictions:
@@ -250,7 +268,8 @@ def _predictions(run: Run, scores: Tensor) -> Predictions:
 def _linear_scores(run: Run, cache: bool, progress: bool) -> Tensor:
     """Scores (N_test, C) of a run's linear classifier, which is trained and kept if there is none."""
     where = run.folder if cache else None
-    frozen = Frozen.of(run.model, run.store, run.placed, run.config, cache_in=where, progress=progress)
+    role = f"trained{run.at}"
+    frozen = Frozen.of(run.model, run.store, run.placed, run.config, cache_in=where, role=role, progress=progress)
     classifier = saved_classifier(
         run.folder,
         protocol=run.protocol,
@@ -258,12 +277,13 @@ def _linear_scores(run: Run, cache: bool, progress: bool) -> Tensor:
         weights=weights_digest(run.model.representation),
         settings=run.config.evaluation,
         seed=run.config.seed,
+        name=classifier_name(run),
     )
     if classifier is not None:
         return linear_scores(classifier.to(run.placed.device), frozen.test_features())
     features = frozen.features(run.config.evaluation.train_crops)
     found, classifier = frozen.linear(features)
-    frozen.save_classifier(run.folder, classifier, found.top1)
+    frozen.save_classifier(run.folder, classifier, found.top1, classifier_name(run))
     return linear_scores(classifier, features.test)
 
 
@@ -274,12 +294,17 @@ def _outcome(
     settings: EvalConfig | FinetuneConfig,
     *,
     name: str | None = None,
+    variation: str = "",
     weights: list[str] | None = None,
     more: dict[str, Any] | None = None,
 ) -> Outcome:
+    usual: EvalConfig | FinetuneConfig = run.own.evaluation
+    if isinstance(settings, FinetuneConfig):
+        usual = FinetuneConfig(train_crop_min=usual.train_crop_min, test_crop=usual.test_crop)
+    variation = variant(settings, usual) + variation + run.at
     digest = weights_digest(run.model.representation) if weights is None else weights
     return Outcome(
-        name=f"{name or kind}-{run.protocol}",
+        name=f"{name or kind}-{run.protocol}{variation}",
         kind=kind,
         dataset=run.config.dataset,
         protocol=run.protocol,
@@ -288,6 +313,7 @@ def _outcome(
         data=run.store.split_digest(run.protocol),
         weights=digest,
         settings=to_plain(settings),
+        pretraining=run.pretraining(),
         more=more or {},
     )
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastmc.config import differences, load_config, to_plain
+from fastmc.config import CALL_SETTINGS, differences, load_config, to_plain
 from fastmc.data.placed.placement import Placement
 from fastmc.evaluation import represent
 from fastmc.methods.base import Method
 from fastmc.progress import progress_bar
 from train.engine.record import read_metrics
-from train.runs.folder import CALL_SETTINGS, FREE_SETTINGS
+from train.runs.folder import FREE_SETTINGS
 from train.runs.load import Run, load_run
 
 CLASSES = 10
@@ -106,7 +106,7 @@ def load_runs(
     for folder, label in zip(folders, run_labels(folders, allow), strict=True):
         run = load_run(folder, device, data_root, placement, allow)
         config = replace(run.config, protocol=protocol or run.protocol)
-        runs.append(DrawnRun(folder, config, run.model, run.placed, run.store, allow, label))
+        runs.append(DrawnRun(folder, config, run.model, run.placed, run.store, allow, label=label))
     return runs
 
 

@@ -8,11 +8,12 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fastmc.config import Config, RunFolderError, differences, load_config, to_plain
+from fastmc.checkpoint import complete
+from fastmc.config import CALL_SETTINGS, Config, RunFolderError, differences, load_config, to_plain
 from fastmc.files import read_text, write_json
 from fastmc.reading import reading, shown
 from fastmc.registry import NotAllowed
@@ -23,23 +24,10 @@ FREE_SETTINGS = (
     *("data_root", "device", "data.placement", "data.verify", "log.", "evaluation.", "optim.optimizer_impl"),
     *("step.impl", "step.view_impl", "step.compile", "step.cuda_graph", "step.overlap", "step.profile"),
 )
-# Said of one call, not of the run.
-CALL_SETTINGS = ("out", "print_config", "restart")
-OURS = (
-    "checkpoints",
-    "tensorboard",
-    "profile",
-    "config.json",
-    "environment.json",
-    "metrics.csv",
-    "run.log",
-    "curves.png",
-    "report.json",
-    "evaluate",
-    "features",
-    "figures",
-    "classifier.pt",
-)
+OF_A_START = ("checkpoints", "tensorboard", "profile", "config.json", "environment.json", "metrics.csv", "run.log")
+OF_A_RUN = ("curves.png", "report.json", "evaluate", "features", "figures", "classifier*.pt")
+"""Patterns of what a run leaves: before its first checkpoint, and after."""
+OURS = (*OF_A_START, *OF_A_RUN)
 
 
 JSON_KINDS: dict[type, str] = {dict: "object", list: "array"}
@@ -75,26 +63,34 @@ def _run_settings(config: Config) -> dict[str, Any]:
     return {key: value for key, value in to_plain(config).items() if key not in CALL_SETTINGS}
 
 
-def is_finished(config: Config, data: str) -> bool:
+def is_finished(config: Config, data: str, remedy: str | None = None) -> bool:
     """Whether the folder that a config names holds this run, trained, and evaluated in this way on these clips and
-    labels (`PackedStore.split_digest`).
+    labels (`PackedStore.split_digest`). ``remedy`` as of `RunFolder`.
 
     Raises:
         RunFolderError: it holds something else.
     """
-    return RunFolder(config).finished_report(data) is not None
+    return RunFolder(config, remedy).finished_report(data) is not None
 
 
 class RunFolder:
-    """The folder that a config names. Making this object checks it and writes nothing.
+    """The folder that a config names. Making this object checks it and writes nothing. What began and came to no
+    checkpoint is no run: another one may take its place.
+
+    Args:
+        remedy: what a user can do where the folder holds another run.
 
     Raises:
         RunFolderError: it holds another run, or files that are no run at all.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, remedy: str | None = None) -> None:
         assert config.out is not None
         self.path, self.restart = config.out, config.restart
+        self.remedy = remedy or (
+            f"Resume it with --config {self.path / 'config.json'} --out {self.path}, name another folder with --out, "
+            "or replace it with --restart"
+        )
         self.plain = _run_settings(config)
         self.saved: dict[str, Any] | None = None
         self._held: os.stat_result | None = None
@@ -108,17 +104,21 @@ class RunFolder:
                 self.saved = _run_settings(load_config(self.path, (config.method, config.backbone)))
             except NotAllowed as error:
                 raise RunFolderError(f"{self.path} holds a run of something else: {error}") from None
-            if not config.restart:
+            if not self.restart:
                 self._check_same_run()
 
     def _check_same_run(self) -> None:
         assert self.saved is not None
         changed = [name for name in differences(self.saved, self.plain) if not name.startswith(FREE_SETTINGS)]
-        if changed:
-            raise RunFolderError(
-                f"{self.path} holds a run with other settings ({', '.join(changed)}). Resume it with the settings in "
-                "its config.json, name another folder with --out, or replace it with --restart"
-            )
+        if changed and not self._is_a_start_only:
+            raise RunFolderError(f"{self.path} holds a run with other settings ({', '.join(changed)}). {self.remedy}")
+        self.restart = bool(changed)
+
+    @property
+    def _is_a_start_only(self) -> bool:
+        """Whether the run has left neither a checkpoint nor a result."""
+        results = any(path for name in OF_A_RUN for path in self.path.glob(name))
+        return not results and not complete(self.path / "checkpoints")
 
     def finished_report(self, data: str) -> dict[str, Any] | None:
         """The content of report.json, if it has all accuracies of the evaluation that is asked for, on these
@@ -138,27 +138,32 @@ class RunFolder:
 
     @contextmanager
     def begin(self, environment: dict[str, Any]) -> Iterator[None]:
-        """Within: this process alone writes to the folder. Deletes the run that is there if it is to start over; of
-        other files in the folder none is touched.
+        """Within: this process alone writes to the folder. Deletes the run that is there if it is to start over, and
+        after an error before the first checkpoint all that was written; of other files in the folder none is touched.
 
         Raises:
             RunFolderError: another process trains in it.
         """
         with ExitStack() as locks:
             self._lock(locks)
-            if self.restart:
-                self._delete_run()
-            starts = self.path / "environment.json"
-            before = _read_json(starts, list) if starts.exists() else []
-            self._write_settings(environments := [*before, environment])
-
-            def again() -> None:
-                self._lock(locks)
-                self._write_settings(environments)
-
-            self._again = again
             try:
+                if self.restart:
+                    self._delete_run()
+                starts = self.path / "environment.json"
+                before = _read_json(starts, list) if starts.exists() else []
+                self._write_settings(environments := [*before, environment])
+
+                def again() -> None:
+                    self._lock(locks)
+                    self._write_settings(environments)
+
+                self._again = again
                 yield
+            except BaseException:
+                if self._is_a_start_only:
+                    self._delete_run()
+                    locks.callback(self._remove_if_empty)
+                raise
             finally:
                 self._again = None
 
@@ -188,9 +193,13 @@ class RunFolder:
         write_json(self.path / "config.json", self.plain)
         write_json(self.path / "environment.json", environments)
 
+    def _remove_if_empty(self) -> None:
+        (self.path / ".lock").unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.rmdir()
+
     def _delete_run(self) -> None:
-        for name in OURS:
-            path = self.path / name
+        for path in [path for name in OURS for path in self.path.glob(name)]:
             if path.is_dir():
                 shutil.rmtree(path)
             else:

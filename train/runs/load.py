@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from fastmc.build import ClipLayout, anywhere, build_model, trained_model
@@ -20,7 +22,12 @@ from train.engine.record import log
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run and data to evaluate it on, split by the config's protocol."""
+    """A trained run and data to evaluate it on, split by the config's protocol.
+
+    Attributes:
+        trained: the settings that it was pre-trained with, where those of its evaluation are others.
+        checkpoint: which one of the run, as of `fastmc.checkpoint.load`.
+    """
 
     folder: Path
     config: Config
@@ -28,10 +35,30 @@ class Run:
     placed: PlacedStore
     store: PackedStore
     allow: tuple[str, ...] = ()
+    trained: Config | None = None
+    checkpoint: str = "last"
 
     @property
     def protocol(self) -> str:
         return self.config.protocol or self.store.protocols[0]
+
+    @property
+    def at(self) -> str:
+        """What tells files of this checkpoint from those of the last one."""
+        return "" if self.checkpoint == "last" else f"-{self.checkpoint}"
+
+    @property
+    def own(self) -> Config:
+        """The settings that it was pre-trained with."""
+        return self.trained or self.config
+
+    def pretraining(self) -> dict[str, Any]:
+        """What the encoder was pre-trained on, how many of the test clips were among its training clips, and which
+        checkpoint it is of."""
+        dataset, protocol, seen = self.own.dataset, self.own.protocol, 0
+        if dataset == self.config.dataset and protocol in self.store.protocols:
+            seen = len(np.intersect1d(self.store.split(protocol)[0], self.store.split(self.protocol)[1]))
+        return {"dataset": dataset, "protocol": protocol, "test_clips_seen": seen, "checkpoint": self.checkpoint}
 
     def split(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(train, test) clips, int64, on the device of the clips; ValueError where either is empty."""
@@ -56,10 +83,12 @@ def load_run(
     data_root: Path | None = None,
     placement: Placement = "auto",
     allow: tuple[str, ...] = (),
+    checkpoint: str = "last",
 ) -> Run:
     """A trained run with its data.
 
     Args:
+        checkpoint: as of `fastmc.checkpoint.load`.
         allow: methods and encoders of the user's own that may be imported, should the run be of one.
 
     Raises:
@@ -68,11 +97,12 @@ def load_run(
         DatasetError: the data are not there.
     """
     config = load_config(folder, allow)
-    path, state = RunState.read(folder / "checkpoints")
+    path, state = RunState.read(folder / "checkpoints", checkpoint)
     store = open_dataset(config.dataset, data_root or config.data_root)
     state.check_dataset(store.content_checksum, path)
     model = trained_model(config, state, state.data or store, device, allow, path=path)
-    return Run(folder, config, model, place(store, model, config, device, placement), store, allow)
+    placed = place(store, model, config, device, placement)
+    return Run(folder, config, model, placed, store, allow, trained=config, checkpoint=checkpoint)
 
 
 def load_for(
@@ -82,11 +112,12 @@ def load_for(
     data_root: Path | None = None,
     placement: Placement = "auto",
     allow: tuple[str, ...] = (),
+    checkpoint: str = "last",
 ) -> Run:
     """A run with clips of another data set, under its first protocol. The run's own data need not be there, unless its
     checkpoint does not describe them. Raises as `load_run`; ValueError if the encoder cannot read the clips."""
     config = load_config(folder, allow)
-    path, state = RunState.read(folder / "checkpoints")
+    path, state = RunState.read(folder / "checkpoints", checkpoint)
     root = data_root or config.data_root
     layout: ClipLayout = state.data or open_dataset(config.dataset, root)
     store = open_dataset(dataset, root)
@@ -97,8 +128,8 @@ def load_for(
             "%s: the frame of its clips is %s, that of the clips of %s was %s; the encoder does not know it",
             *(store.path, store.normalisation, config.dataset, layout.normalisation),
         )
-    config = replace(config, dataset=dataset, protocol=store.protocols[0])
-    return Run(folder, config, model, placed, store, allow)
+    there = replace(config, dataset=dataset, protocol=store.protocols[0])
+    return Run(folder, there, model, placed, store, allow, trained=config, checkpoint=checkpoint)
 
 
 def place(

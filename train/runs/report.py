@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 import torch
 
+from fastmc import package_folder
 from fastmc.config import Config
 from fastmc.data.placed.resident import PlacedStore
 from fastmc.data.store import PackedStore
@@ -27,10 +30,24 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": package_versions(),
+        "commit": commit(),
         "device": str(device),
         "gpu": gpu,
         "cpu_threads": torch.get_num_threads(),
     }
+
+
+def commit() -> str | None:
+    """Hash of the clone's commit, with ``-dirty`` where its files are not as committed; None where this is no clone."""
+    root = package_folder("fastmc").parent
+    if not (root / ".git").exists():  # it may be installed below somebody else's
+        return None
+    questions = ("git", "rev-parse", "HEAD"), ("git", "status", "--porcelain", "--untracked-files=no")
+    try:
+        head, changes = (subprocess.check_output(each, cwd=root, text=True, stderr=DEVNULL) for each in questions)
+    except (OSError, subprocess.CalledProcessError):  # there is no git, or it does not trust the folder
+        return None
+    return head.strip() + ("-dirty" if changes else "")
 
 
 def evaluate_encoder(

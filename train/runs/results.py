@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from fastmc.config import to_plain
-from fastmc.evaluation import EvalConfig, Predictions
+from fastmc.evaluation import EvalConfig, FinetuneConfig, Predictions
 from fastmc.evaluation.classifier import CLASSIFIER
 from fastmc.figures.confusion import draw_confusion
 from fastmc.files import whole_file, write_json
@@ -27,9 +27,10 @@ class Outcome:
     """One evaluation.
 
     Attributes:
-        name: of its files. kind: knn, linear, semi, finetune, transfer or ensemble.
+        name: of its files, with the protocol and the settings that are not the run's own.
+        kind: knn, linear, semi, finetune, transfer or ensemble.
         data: digest of the clips and labels. weights: of the query encoder's weights.
-        settings: that were used, plain.
+        settings: that were used, plain. pretraining: as `Run.pretraining` gives it.
         more: further entries of the JSON.
     """
 
@@ -42,6 +43,7 @@ class Outcome:
     data: str
     weights: str | list[str]
     settings: dict[str, Any]
+    pretraining: dict[str, Any] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,6 +53,7 @@ class Outcome:
             "kind": self.kind,
             "dataset": self.dataset,
             "protocol": self.protocol,
+            "pretraining": self.pretraining,
             "seed": self.seed,
             "top1": self.predictions.top1,
             **({} if top5 is None else {"top5": top5}),
@@ -62,13 +65,23 @@ class Outcome:
         }
 
 
+def variant(settings: EvalConfig | FinetuneConfig, usual: EvalConfig | FinetuneConfig) -> str:
+    """What keeps the files of these settings apart from those of the usual ones, as the end of their names."""
+
+    def said(value: Any) -> str:
+        return "+".join(map(said, value)) if isinstance(value, list) else f"{value:g}"
+
+    plain, other = to_plain(settings), to_plain(usual)
+    return "".join(f"-{name}{said(value)}" for name, value in plain.items() if value != other[name])
+
+
 def write_outcome(outcome: Outcome, folder: Path, wall_seconds: float) -> Path:
     """Write the four files below ``folder``/evaluate, the JSON last; returns its path."""
     from fastmc.figures.style import save  # here, so that nothing else waits for matplotlib
 
     out = folder / "evaluate"
     out.mkdir(parents=True, exist_ok=True)
-    title = f"{outcome.dataset} {outcome.protocol}, {outcome.name.removesuffix(f'-{outcome.protocol}')}"
+    title = f"{outcome.dataset} {outcome.protocol}, {outcome.name.replace(f'-{outcome.protocol}', '', 1)}"
     save(draw_confusion(outcome.predictions, title), out, outcome.name)
     _write_per_class(outcome.predictions, out / f"{outcome.name}.csv")
     path = out / f"{outcome.name}.json"
@@ -99,8 +112,9 @@ def save_classifier(
     weights: str,
     settings: EvalConfig,
     seed: int,
+    name: str = CLASSIFIER,
 ) -> None:
-    """Write the linear classifier to classifier.pt in the run folder, beside and renamed.
+    """Write the linear classifier to file ``name`` in the run folder, beside and renamed.
 
     Args:
         data: digest of the clips and labels (`PackedStore.split_digest`). top1: percent of the test clips. weights:
@@ -116,15 +130,15 @@ def save_classifier(
         "weights": weights,
         "made": _made(data, settings, seed),
     }
-    with whole_file(folder / CLASSIFIER) as unfinished:
+    with whole_file(folder / name) as unfinished:
         write_tensors(unfinished, content)
 
 
 def saved_classifier(
-    folder: Path, *, protocol: str, data: str, weights: str, settings: EvalConfig, seed: int
+    folder: Path, *, protocol: str, data: str, weights: str, settings: EvalConfig, seed: int, name: str = CLASSIFIER
 ) -> nn.Linear | None:
-    """The classifier of the folder, if it is the one that these arguments would give; else None."""
-    path = folder / CLASSIFIER
+    """The classifier of that name, if it is the one that these arguments would give; else None."""
+    path = folder / name
     if not path.is_file():
         return None
     try:

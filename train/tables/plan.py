@@ -9,7 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from fastmc.config import Config, RunFolderError, to_plain
+from fastmc.config import Config, to_plain
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import FinetuneConfig
 from train.command.datasets import open_dataset
@@ -125,14 +125,11 @@ class Plan:
 
     def _is_finished(self, config: Config) -> bool:
         assert config.protocol is not None
-        return is_finished(config, self.data(config.dataset, config.protocol))
+        return is_finished(config, self.data(config.dataset, config.protocol), _remedy(config))
 
     def _training_job(self, config: Config) -> Job:
         assert config.out is not None
-        try:
-            RunFolder(config)  # an error now, not after hours
-        except RunFolderError as error:
-            raise RunFolderError(f"{error}. Here: name another folder with --runs, or delete {config.out}") from None
+        RunFolder(config, _remedy(config))  # an error now, not after hours
         arguments = (
             *self.flags,
             *("--dataset", config.dataset, "--protocol", str(config.protocol), "--method", config.method),
@@ -241,6 +238,10 @@ class Plan:
         folders = {config.out for row, c, seed in cells if row.variant for config in self.configs(c, row.variant, seed)}
         reports = [report for folder in folders if folder and (report := read_json(folder / "report.json"))]
         return len(reports), sum(report["wall_seconds"] for report in reports)
+
+
+def _remedy(config: Config) -> str:
+    return f"Name another folder with --runs, or delete {config.out}"
 
 
 @cache

@@ -1,0 +1,9 @@
+"""Kernels are interpreted in a process of their own: Triton decides that when a kernel is declared."""
+
+from __future__ import annotations
+
+import pytest
+from gpu_less import INTERPRETED
+
+if not INTERPRETED:
+    raise pytest.UsageError("these tests interpret kernels: TRITON_INTERPRET=1 python -m pytest tests/interpreted")
