@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastmc.data.normalise import MIN_LENGTH
 from fastmc.embedding import Embedder
 from fastmc.encoders.base import Encoder
+from fastmc.encoders.recurrent import RecurrentNet
 from fastmc.skeleton import Skeleton
 from fastmc.views.clips import Stream
 
@@ -44,7 +45,7 @@ def portable(encoder: Encoder) -> Encoder:
     """A copy on the CPU whose recurrent nets are PyTorch's own."""
     found = copy.deepcopy(encoder).cpu().eval()
     for net in found.modules():
-        if hasattr(net, "impl"):
+        if isinstance(net, RecurrentNet):
             net.impl = "nn.GRU"
     return found
 

@@ -50,15 +50,16 @@ ROOMS = {
         {"data.formats", "data.placed", "encoders", "state"},
         {"evaluation", "methods"},
         {"config", "figures"},
-        {"build", "doctor"},
+        {"build", "doctor", "encoder_file"},
         {"embedding"},
+        {"portable"},
     ),
     "train": (
         {"engine"},
         {"command"},
         {"runs"},
         {"prepare", "run"},
-        {"convert", "embed", "evaluate", "figures", "tables"},
+        {"convert", "embed", "evaluate", "export", "figures", "tables"},
     ),
 }
 """Floors of a package, from the ground up; a room is a folder or a file beside the folders. None imports upward, and on

@@ -77,8 +77,8 @@ def export(settings: Export) -> Path:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if settings.to == "onnx" and not find_spec(name)]
     if missing:
         raise ValueError(f"--to onnx needs {', '.join(missing)}: pip install 'fastmc[export]'")
-    which = {"data": settings.data, "checkpoint": settings.checkpoint, "allow": settings.allow}
-    embedder = load(settings.run, device="cpu", **which)
+    data, allow = settings.data, settings.allow
+    embedder = load(settings.run, device="cpu", data=data, checkpoint=settings.checkpoint, allow=allow)
     make_folder_of(out)
     with whole_file(out) as unfinished:
         run = {"onnx": to_onnx, "torchscript": to_torchscript, "safetensors": to_safetensors}[settings.to](
@@ -123,8 +123,8 @@ def to_onnx(embedder: Embedder, path: Path, allow: Sequence[str]) -> Run:
         warnings.simplefilter("ignore")  # of the exporter about itself
         # strict: else nn.GRU's checks of shapes make this batch's size that of every batch.
         graph = torch.export.export(module, (clips,), dynamic_shapes={"clips": {0: batch, 1: frames}}, strict=True)
-        names = {"input_names": ["clips"], "output_names": ["features"]}
-        program = torch.onnx.export(graph, dynamo=True, verbose=False, **names)
+        names = ["clips"], ["features"]
+        program = torch.onnx.export(graph, dynamo=True, verbose=False, input_names=names[0], output_names=names[1])
     assert program is not None
     model = program.model_proto
     for key, value in about(embedder).items():
