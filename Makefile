@@ -36,7 +36,7 @@ $(DEV_STAMP): $(STAMP)
 	touch $@
 
 demo: $(STAMP) ## pre-train on synthetic skeletons, from raw files to a report (no data needed)
-	$(BIN)/python -m train.run --dataset synthetic --preset tiny --out runs/demo
+	$(BIN)/python -m train.run --dataset synthetic --preset tiny --epochs 60 --bank-size 1024 --out runs/demo
 
 # Of two processes each with one thread; more of them where there are more cores: TEST_FLAGS="-n 8".
 TEST_FLAGS ?= -n 2

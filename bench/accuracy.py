@@ -16,6 +16,7 @@ import torch
 import tyro
 from torch import Tensor, nn
 
+from fastmc.budget import fitted
 from fastmc.config import Config
 from fastmc.data.placed.placement import place_store
 from fastmc.data.store import PackedStore
@@ -62,10 +63,11 @@ def _measure(settings: Accuracy, flags: Sequence[str]) -> int:
         raise ValueError(f"{', '.join(taken)} differs from run to run: give --methods and --seeds")
     config = parse(flags)
     store = open_dataset(config.dataset, config.data_root)  # made once, before the runs ask for it side by side
-    config = replace(config, protocol=config.protocol or store.protocols[0])
-    data = store.split_digest(config.protocol or "")
+    protocol = config.protocol or store.protocols[0]
+    config = replace(config, protocol=protocol)
+    data, clips = store.split_digest(protocol), len(store.split(protocol)[0])
     pairs = [(method, seed) for seed in settings.seeds for method in settings.methods]
-    run_jobs([_job(settings, flags, config.protocol, data, *pair) for pair in pairs], settings.parallel)
+    run_jobs([_job(settings, flags, protocol, data, clips, *pair) for pair in pairs], settings.parallel)
     reports = {
         pair: json.loads((_folder(settings, *pair) / "report.json").read_text(encoding="utf-8")) for pair in pairs
     }
@@ -79,10 +81,10 @@ def _folder(settings: Accuracy, method: str, seed: int) -> Path:
     return settings.out / f"{method}-seed{seed}"
 
 
-def _job(settings: Accuracy, flags: Sequence[str], protocol: str | None, data: str, method: str, seed: int) -> Job:
+def _job(settings: Accuracy, flags: Sequence[str], protocol: str, data: str, clips: int, method: str, seed: int) -> Job:
     folder = _folder(settings, method, seed)
     arguments = (*flags, "--method", method, "--seed", str(seed), "--out", str(folder))
-    config = replace(parse(arguments), protocol=protocol)
+    config = fitted(replace(parse(arguments), protocol=protocol), clips)
     return Job(folder.name, "train.run", arguments, folder.with_suffix(".log"), lambda: is_finished(config, data))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from fastmc.budget import fitted
 from fastmc.build import build_model
 from fastmc.config import Config
 from fastmc.data.placed.order import epoch_order
@@ -50,6 +51,7 @@ def main(args: Sequence[str] | None = None) -> int:
         config = parse(flags)
         store = open_dataset(config.dataset, config.data_root)
         config = replace(config, protocol=config.protocol or store.protocols[0])
+        config = fitted(config, len(store.split(config.protocol or "")[0]))
         accuracies = [supervised_accuracy(replace(config, seed=seed), store) for seed in settings.seeds]
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)

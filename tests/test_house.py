@@ -50,7 +50,7 @@ ROOMS = {
         {"data.formats", "data.placed", "encoders", "state"},
         {"evaluation", "methods"},
         {"config", "figures"},
-        {"build", "doctor", "encoder_file"},
+        {"budget", "build", "doctor", "encoder_file"},
         {"embedding"},
         {"portable"},
     ),

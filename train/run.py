@@ -13,6 +13,7 @@ import torch
 
 from fastmc import checkpoint
 from fastmc.backends import CONTRAST, Need
+from fastmc.budget import fitted
 from fastmc.build import build_model
 from fastmc.config import Config, to_plain
 from fastmc.data.placed.resident import PlacedStore
@@ -57,7 +58,7 @@ def run(config: Config) -> dict[str, Any]:
     check_wandb(config)
     store = open_dataset(config.dataset, config.data_root, config.data.verify)
     protocol = config.protocol or store.protocols[0]
-    config = replace(config, protocol=protocol)
+    config = fitted(replace(config, protocol=protocol), len(store.split(protocol)[0]))
     config = replace(config, out=config.out or default_folder(config))
 
     folder = RunFolder(config)
@@ -145,13 +146,16 @@ def choose_device(name: str) -> torch.device:
 
 def start_line(config: Config, store: PackedStore, pretraining: Pretraining) -> str:
     parameters = sum(p.numel() for p in pretraining.model.representation.parameters())
-    drops = ", ".join(str(epoch) for epoch in config.optim.milestones if epoch < config.optim.epochs)
-    settings = f"{config.settings.says}, " if config.settings.says else ""
+    optim = config.optim
+    drops = ", ".join(str(epoch) for epoch in optim.milestones if epoch < optim.epochs)
+    warmup = f", warm-up {optim.warmup_epochs:.3g}" if optim.warmup_epochs else ""
+    said = (config.settings.says, f"for {optim.steps:,} steps" if optim.steps else "")
+    settings = "".join(f"{part}, " for part in said if part)
     return (
         f"{config.method} on {store.name} {config.protocol} ({len(pretraining.train_ids)} training clips, "
         f"{len(pretraining.test_ids)} test clips), {config.stream} stream, {config.encoder.says} "
-        f"({parameters / 1e6:.1f}M parameters), {settings}{config.optim.epochs} epochs of {pretraining.batches} steps, "
-        f"{config.optim.optimizer} at {config.optim.lr:g} (drops at epochs: {drops or 'none'}), "
+        f"({parameters / 1e6:.1f}M parameters), {settings}{optim.epochs} epochs of {pretraining.batches} steps, "
+        f"{optim.optimizer} at {optim.lr:g} (epochs: drops at {drops or 'none'}{warmup}), "
         f"views by {pretraining.model.setup.view_impl}, {pretraining.device}"
     )
 

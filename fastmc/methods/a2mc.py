@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,10 @@ class A2MCConfig(MethodConfig):
 
     bank_size: Count = 16384
     """K, entries of the bank."""
+    fit_bank: bool = False
+    """K is no larger than the training set: the power of two below its size. A larger bank would be filled by several
+    keys of each clip, the very one's that it is to tell apart among them. So it is in presets small and tiny, unless
+    --bank-size is given."""
     temperature: Positive = 0.07
     """tau of the loss."""
     bank_temperature: Positive = 0.03
@@ -69,6 +73,11 @@ class A2MCConfig(MethodConfig):
     def says(self) -> str:
         return f"bank {self.bank_size}"
 
+    def fitted(self, clips: int) -> Self:
+        if not self.fit_bank or clips >= self.bank_size:
+            return self
+        return replace(self, bank_size=1 << max(0, clips.bit_length() - 1))
+
 
 class Features(NamedTuple):
     """Unit features f0..f3, each (B, D), of the four views; f1 and f2 are None where the method has no such view."""
@@ -91,7 +100,10 @@ class A2MC(Method):
     """
 
     Config = A2MCConfig
-    presets: ClassVar = {"small": {"bank_size": 4096, "ema": 0.99}, "tiny": {"bank_size": 1024, "ema": 0.99}}
+    presets: ClassVar = {
+        "small": {"bank_size": 4096, "fit_bank": True, "ema": 0.99},
+        "tiny": {"bank_size": 1024, "fit_bank": True, "ema": 0.99},
+    }
     # Each launch writes two neighbours, and the queries are neighbours too.
     views = (X0, X3, X1, X2)
     metrics = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,10 @@ class MethodConfig:
     def says(self) -> str:
         """What beside the encoder matters to a reader of the log, such as the size of a bank."""
         return ""
+
+    def fitted(self, clips: int) -> Self:
+        """The settings for a training set of so many clips, where they leave something to it."""
+        return self
 
 
 @dataclass(frozen=True)

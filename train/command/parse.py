@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,18 @@ def parse(args: Sequence[str] | None = None) -> Config:
     """The command line to a Config. ValueError for a file of settings that does not fit."""
     first, _ = tyro.cli(First, args=args, return_unknown_args=True, add_help=False)
     default = _defaults(first, {} if first.config is None else read_settings(first.config))
+    default = _as_said(default, sys.argv[1:] if args is None else args)
     return tyro.cli(Config, prog="python -m train.run", args=args, default=default, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def _as_said(default: Config, args: Sequence[str]) -> Config:
+    """A schedule in epochs, and a bank's size, that are given are not fitted to the set (`fastmc.budget`)."""
+    given = {word.partition("=")[0].replace("_", "-") for word in args}
+    if "--steps" not in given and given & {"--epochs", "--milestones"}:
+        default = replace(default, optim=replace(default.optim, steps=0))
+    if "--bank-size" in given and hasattr(default.settings, "fit_bank"):
+        default = replace(default, settings=replace(default.settings, fit_bank=False))
+    return default
 
 
 def _defaults(first: First, file: Mapping[str, Any]) -> Config:

@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from fastmc.budget import fitted
 from fastmc.config import Config, to_plain
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import FinetuneConfig
@@ -53,6 +54,7 @@ class Plan:
     target: str
     logs: Path
     _data: dict[tuple[str, str], str] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _training_clips: dict[tuple[str, str], int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for flag in self.flags:
@@ -71,6 +73,12 @@ class Plan:
         if (dataset, protocol) not in self._data:
             self._data[dataset, protocol] = self.store(dataset).split_digest(protocol)
         return self._data[dataset, protocol]
+
+    def training_clips(self, dataset: str, protocol: str) -> int:
+        """How many clips a protocol trains on."""
+        if (dataset, protocol) not in self._training_clips:
+            self._training_clips[dataset, protocol] = len(self.store(dataset).split(protocol)[0])
+        return self._training_clips[dataset, protocol]
 
     def columns(self, table: Table, datasets: Sequence[str], protocols: Sequence[str] = ()) -> tuple[Column, ...]:
         """Columns of our own beside the published ones: for a published set those protocols that were published, for
@@ -97,6 +105,7 @@ class Plan:
         """Settings of one run, its folder included."""
         flags = (*self.flags, "--dataset", column.dataset, "--protocol", column.protocol)
         config = _parsed((*flags, "--method", variant.method, "--stream", stream, "--seed", str(seed)))
+        config = fitted(config, self.training_clips(column.dataset, column.protocol))
         return replace(config, out=self.runs / default_folder(config).name)
 
     def configs(self, column: Column, variant: Variant, seed: int) -> list[Config]:
