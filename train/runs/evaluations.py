@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastmc.config import Config, to_plain
 from fastmc.data.placed.resident import PlacedStore
+from fastmc.data.report import label_notes
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import (
     EvalConfig,
@@ -278,6 +279,7 @@ def _outcome(
     more: dict[str, Any] | None = None,
 ) -> Outcome:
     digest = weights_digest(run.model.representation) if weights is None else weights
+    notes = label_notes(run.store, run.protocol)
     return Outcome(
         name=f"{name or kind}-{run.protocol}",
         kind=kind,
@@ -288,7 +290,7 @@ def _outcome(
         data=run.store.split_digest(run.protocol),
         weights=digest,
         settings=to_plain(settings),
-        more=more or {},
+        more={**(more or {}), **({"notes": notes} if notes else {})},
     )
 
 
