@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from fastmc import bank_step_, foreign_package, mc_loss, mc_step_, package_folde
 from fastmc.backends import CONTRAST, RECURRENT, VIEWS, Need
 from fastmc.encoders.amp import cudnn_text, no_bf16_reason
 from fastmc.encoders.recurrent import SequenceGRU
+from fastmc.files import ON_WINDOWS, why_no_locks
 from fastmc.skeleton import NTU25
 from fastmc.views.clips import PackedClips
 from fastmc.views.draw import AugmentConfig, draw_params
@@ -43,6 +45,9 @@ def main(args: Sequence[str] | None = None) -> int:
     _line("gpu", _gpu())
     for name, text, good in gpu_lines():
         _line(name, text, good)
+    print("system")
+    for name, text in system_lines():
+        _line(name, text)
     print("packages")
     healthy = True
     for name in ("fastmc", "kernels", "train"):
@@ -193,6 +198,19 @@ def gpu_lines() -> list[tuple[str, str, bool]]:
         ("cudnn", f"{cudnn}, recurrent nets in bfloat16" if bf16 is None else f"{cudnn}: {bf16}", bf16 is None),
         ("launcher of kernels", "a C compiler and Python.h are there" if launcher is None else launcher, not launcher),
     ]
+
+
+def system_lines() -> list[tuple[str, str]]:
+    """What this operating system has, of what is not everywhere, and what is left out without it: name, finding."""
+    unlocked, forks = why_no_locks(), hasattr(os, "fork")
+    lines = [("file locks", "a store and a run folder have one writer at a time" if unlocked is None else unlocked)]
+    lines += [] if forks else [("train.tables", "starts no runs, for want of os.fork: train.run does, one at a time")]
+    lines += [("memory", "free memory is unknown: --placement auto takes device")] * (not hasattr(os, "sysconf"))
+    if ON_WINDOWS:
+        lines.append(
+            ("what is left", "by a command that was killed is not removed: .tmp files and folders beside its own")
+        )
+    return lines
 
 
 def _line(name: str, text: str, good: bool = True) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import glob
 import json
 import os
@@ -12,6 +11,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -19,7 +19,45 @@ TEMPORARY = ".tmp"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CHUNK = 1 << 22
 """Bytes that are read at once of a file that may be larger than memory."""
+ON_WINDOWS = os.name == "nt"
+LOCKED_BYTE = 1 << 30
+"""On Windows a lock is one of bytes, which no one else may read: this one lies beyond what is written."""
+READING = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY"))
 KINDS = ((stat.S_ISDIR, "folder"), (stat.S_ISFIFO, "named pipe"), (stat.S_ISSOCK, "socket"))
+
+
+def lock(handle: int, *, wait: bool = False) -> None:
+    """Lock an open file for this process; the system unlocks it when the process ends, even after a kill. Nothing is
+    locked where the system has no locks (`why_no_locks`).
+
+    Raises:
+        BlockingIOError: another process has locked it, and it is not to be waited for.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        _lock_on_windows(handle)
+    else:
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _lock_on_windows(handle: int) -> None:
+    if why_no_locks() is not None:
+        return
+    import msvcrt
+
+    os.lseek(handle, LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    except OSError as error:
+        raise BlockingIOError(errno.EAGAIN, "another process has locked it") from error
+
+
+def why_no_locks() -> str | None:
+    """Why files cannot be locked, as the end of a sentence; None if they can."""
+    if any(find_spec(module) for module in ("fcntl", "msvcrt")):
+        return None
+    return "Python has neither fcntl nor msvcrt here: two commands that write to one folder at once are not kept apart"
 
 
 class WriteError(OSError):
@@ -86,13 +124,15 @@ def temporary_beside(path: Path, *, folder: bool = False) -> Iterator[Path]:
     remove_what_was_left(path)
     mine = path.with_name(f".{path.name}-{os.getpid()}{TEMPORARY}")
     mine.mkdir() if folder else mine.touch()
-    handle = os.open(mine, os.O_RDONLY)
-    fcntl.flock(handle, fcntl.LOCK_EX)
+    handle = None if ON_WINDOWS else os.open(mine, os.O_RDONLY)  # there folders are not opened, and what is open stays
     try:
+        if handle is not None:
+            lock(handle, wait=True)
         yield mine
     finally:
         _remove(mine)
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
 def remove_what_was_left(path: Path) -> None:
@@ -104,14 +144,16 @@ def remove_what_was_left(path: Path) -> None:
         with suppress(OSError):
             handle = os.open(left, os.O_RDONLY)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an error if another machine's process uses it
+                lock(handle)  # an error if another machine's process uses it
                 _remove(left)
             finally:
                 os.close(handle)
 
 
 def _is_running(process: int) -> bool:
-    """On this machine."""
+    """On this machine. On Windows the question would end the process: nothing is ever taken for left there."""
+    if ON_WINDOWS:
+        return True
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -206,7 +248,7 @@ class GrowingFile:
 
 def open_file(path: Path) -> BinaryIO:
     """Open a file for reading; NotAFile if it is something else, such as a pipe, whose reader waits for ever."""
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    handle = os.open(path, READING)
     mode = os.fstat(handle).st_mode
     if not stat.S_ISREG(mode):
         os.close(handle)
@@ -253,7 +295,7 @@ def find_files(folder: Path, pattern: str) -> list[Path]:
 
 def sync_file(path: Path) -> None:
     """Wait until a file is on disk: a rename may get there before what is renamed, and a power cut between."""
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if ON_WINDOWS else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -261,5 +303,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk: a rename that is not may be undone by a power cut."""
-    sync_file(folder)
+    """Wait until the names in a folder are on disk: a rename that is not may be undone by a power cut. Windows opens no
+    folder."""
+    if not ON_WINDOWS:
+        sync_file(folder)

@@ -75,6 +75,8 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _submit(pool: ProcessPoolExecutor, function: Callable[[Item], Result], item: Item) -> Future[Result]:
+    if not hasattr(signal, "pthread_sigmask"):  # on Windows
+        return pool.submit(function, item)
     # This is where workers are started. They inherit the mask: Ctrl-C is for the parent to handle.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -18,6 +18,8 @@ from fastmc.files import open_file
 
 LISTED, LISTED_LETTERS = 20, 60  # names that are listed, and letters of each
 LONGEST = 300  # characters of a fault that are shown: what it quotes may be of any length
+OBJECTS = "it holds Python objects, which are never loaded; save plain numbers or strings"
+"""In place of numpy's words, which advise to load them unsafely."""
 SAYS_ENOUGH = (ValueError, OSError, BadZipFile)  # their messages are sentences
 
 
@@ -46,6 +48,8 @@ def explain(failure: BaseException) -> str:
         text = str(failure)
     except Exception as unprintable:
         text = str(unprintable)
+    if isinstance(failure, ValueError) and ("allow_pickle" in text or "Python objects in dtype" in text):
+        return OBJECTS
     text = " ".join(text[: 2 * LONGEST].split()).encode("utf-8", "backslashreplace").decode()  # half a character
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]}..."
@@ -57,15 +61,10 @@ def explain(failure: BaseException) -> str:
 
 
 def load_array(path: str | Path) -> np.ndarray | np.lib.npyio.NpzFile:
-    """The array of a .npy file, memory-mapped, or the arrays of a .npz file; ValueError where it holds objects. To be
-    called within `reading`: a damaged file may raise anything."""
+    """The array of a .npy file, memory-mapped, or the arrays of a .npz file. To be called within `reading`: a damaged
+    file may raise anything, and one of objects raises numpy's advice to load it unsafely."""
     open_file(Path(path)).close()  # what is no file is refused, and not waited for
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        if "allow_pickle" not in str(error) and "Python objects" not in str(error):
-            raise
-        raise ValueError("it holds objects, which are never loaded") from error
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def shown(value: object) -> str:

@@ -28,15 +28,17 @@ def ntu(folder, clips):
     for n, clip in enumerate(clips):
         lines = [str(len(clip))]
         for frame in clip:
-            lines += ["1", "72057594037931101 0 1 1 1 1 0 0.02 0.05 2", "25"]
-            lines += [" ".join(map(repr, joint.tolist())) + " 0 0 0 0 0 0 0 0 2" for joint in frame[0]]
+            lines.append(str(len(frame)))
+            for body, joints in enumerate(frame):
+                lines += [f"7205759403793110{body} 0 1 1 1 1 0 0.02 0.05 2", "25"]
+                lines += [" ".join(map(repr, joint.tolist())) + " 0 0 0 0 0 0 0 0 2" for joint in joints]
         (folder / f"S001C001P00{n + 1}R001A001.skeleton").write_text("\n".join(lines) + "\n")
     return prepare_ntu, (folder,), {"workers": 1}
 
 
 def pku(folder, clips):
     frames = np.zeros((sum(map(len, clips)), 2, 25, 3))
-    frames[:, :1] = np.concatenate(clips)
+    frames[:, : clips[0].shape[1]] = np.concatenate(clips)
     text = "".join(" ".join(map(repr, frame.ravel().tolist())) + "\n" for frame in frames)
     for name in ("data", "label"):
         (folder / name).mkdir(exist_ok=True)
@@ -90,7 +92,7 @@ def ctrgcn(folder, clips):
 
 
 FORMATS = {f.__name__: f for f in (ntu, pku, npz, ctrgcn, npy, utd_mhad, nwucla)}
-"""(folder, clips (T, 1, V, 3)) to (what reads them, its arguments, its options)."""
+"""(folder, clips (T, M, V, 3), M = 1 but for ntu, pku and arrays) to (what reads them, its arguments, its options)."""
 FILES = ("ntu", "pku", "utd_mhad", "nwucla")
 """Of many files, which workers read."""
 ARRAYS = ("npz", "ctrgcn", "npy")

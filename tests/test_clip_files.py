@@ -212,7 +212,9 @@ def test_other_sets_of_utd_mhad_pass_a_strict_preparation(utd_files, tmp_path):
 
 def test_nothing_usable_is_an_error(tmp_path):
     (tmp_path / "raw").mkdir()
-    with pytest.raises(PrepareError, match=r"raw holds no file \*\.json\.\nNW-UCLA is not ours(.|\n)*all_sqe\.zip"):
+    with pytest.raises(
+        PrepareError, match=r"raw holds no file \*\.json or a.*\.txt\.\nNW-UCLA is not ours(.|\n)*all_sqe\.zip"
+    ):
         prepare_nw_ucla(tmp_path / "raw", tmp_path / "out")
     with pytest.raises(PrepareError, match="nowhere is not a folder"):
         prepare_nw_ucla(tmp_path / "nowhere", tmp_path / "out")
@@ -226,8 +228,8 @@ def test_command_line(nw_files, tmp_path, capsys):
     command = ["--raw", str(nw_files), "--out", str(tmp_path / "out"), "--workers", "1"]
     assert main(["nwucla", *command]) == 0
     printed = capsys.readouterr().out
-    assert "xview: 12 training clips, 6 test clips" in printed and "warning" not in printed
-    assert "the complete set has 1,484 clips" in printed
+    assert "xview: 12 training clips, 6 test clips" in printed and printed.count("warning") == 1
+    assert "warning: the complete set has 1,484 clips; accuracies on fewer" in printed
     assert main(["nwucla", "--raw", str(tmp_path / "nowhere")]) == 1
     assert HOW_TO_GET_NWUCLA in capsys.readouterr().err
     write(nw_files, UTD, utd_mhad)
@@ -245,3 +247,26 @@ def test_other_units_are_noticed(tmp_path, capsys):
     assert re.search(r"18 coordinates out of range.*at most 100 \(--max-coordinate\)", capsys.readouterr().err)
     assert main([*command, "--max-coordinate", "1e5"]) == 0
     assert re.search(r"shoulders are \d{3} apart \(median\): these .* not seem to be metres", capsys.readouterr().out)
+
+
+def ucla_text(values):
+    """A frame's number, a blank line, and a line a joint, as the set's own files have them."""
+    frames = ["\n".join(f"{x!r},{y!r},{z!r},2" for x, y, z in frame) for frame in values.tolist()]
+    return "\n".join(f"{60 + n}\n\n{frame}" for n, frame in enumerate(frames)).encode()
+
+
+def test_the_text_of_nw_ucla_is_read_as_its_json(nw_files, tmp_path):
+    names = [name.replace("json", "txt") for name in NW]
+    texts = write(tmp_path / "texts", names, ucla_text)
+    ours, theirs = (prepare_nw_ucla(folder, tmp_path / folder.name[0], workers=1) for folder in (nw_files, texts))
+    assert ours.names.tolist() == theirs.names.tolist()
+    np.testing.assert_array_equal(ours.frames, theirs.frames)
+    content = (texts / names[0]).read_bytes()
+    for damaged, fault in (
+        (content[: content.rindex(b"\n")], "lines, expected 21 a frame"),
+        (content.replace(b",2\n", b"\n", 1), "other lines than a frame's number and 20 of x,y,z,state"),
+        (content.replace(b",2\n", b",\n", 1), "could not convert string to float"),
+    ):
+        (texts / names[0]).write_bytes(damaged)
+        with pytest.raises(PrepareError, match=fault):
+            prepare_nw_ucla(texts, tmp_path / "strict", strict=True, workers=1)

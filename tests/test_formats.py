@@ -9,6 +9,7 @@ from format_cases import ARRAYS, FILES, FORMATS, layout_of
 from fastmc.data.normalise import normalise
 from fastmc.data.packing import NORMALISATION, PrepareError
 from fastmc.data.store import PackedStore, StoreError
+from fastmc.skeleton import NTU25
 from tests.fuzz.formats import people
 
 
@@ -58,6 +59,22 @@ def test_same_store_for_any_number_of_workers_and_its_checksum_follows_the_sourc
     FORMATS[name](arguments[0], [clips[1], *clips[1:]])
     changed = prepare(*arguments, tmp_path / "changed", workers=1)
     assert changed.checksum != PackedStore.open(tmp_path / "1").checksum
+
+
+@pytest.mark.parametrize("name", ["ntu", "pku", *ARRAYS])
+def test_bodies_beyond_those_that_are_wanted_are_cut(name, tmp_path):
+    """After the clip was normalised by its first one, which stays."""
+    (tmp_path / "raw").mkdir()
+    clips = [np.concatenate([people(NTU25, 14, seed=n), 1 + people(NTU25, 14, seed=9 + n)], axis=1) for n in range(4)]
+    prepare, arguments, options = FORMATS[name](tmp_path / "raw", clips)
+    both = prepare(*arguments, tmp_path / "both", **options)
+    one = prepare(*arguments, tmp_path / "one", max_bodies=1, **options)
+    assert (both.num_bodies == 2).all() and (one.num_bodies == 1).all()
+    for n in range(len(both)):
+        np.testing.assert_array_equal(one.clip(n), both.clip(n)[:, :1])
+    assert (one.meta["bodies_cut"], both.meta.get("bodies_cut")) == (len(one), None)
+    with pytest.raises(PrepareError, match="max_bodies must be >= 1"):
+        prepare(*arguments, tmp_path / "none", max_bodies=0, **options)
 
 
 def test_a_set_without_a_usable_clip_is_an_error_and_leaves_nothing(asked, tmp_path):

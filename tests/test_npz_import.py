@@ -108,6 +108,38 @@ def test_joints_in_ntu_order(tmp_path):
     np.testing.assert_array_equal(store.frames, plain.frames[:, index])
 
 
+@pytest.mark.parametrize(
+    ("label", "wanted"),
+    [
+        (None, [-1] * 6),
+        (np.array([0, 1, 2, 0, 1, 2.0]), [0, 1, 2, 0, 1, 2]),
+        (np.array([0, 1, 2, 0, 1, 2])[:, None], [0, 1, 2, 0, 1, 2]),
+        (np.array([0, -1, 2, 0, -1, -1]), [0, -1, 2, 0, -1, -1]),
+    ],
+)
+def test_labels_are_class_indices_or_unknown(tmp_path, label, wanted):
+    store = load(save(tmp_path, label=label), tmp_path / "out")
+    assert store.label.tolist() == wanted
+    assert store.class_names == tuple(f"class {c}" for c in range(max(wanted) + 1))
+    train, test = store.labelled_split("split")
+    assert [wanted[n] for n in (*train, *test)] == [label for label in wanted if label >= 0]
+
+
+def test_all_clips_may_train(tmp_path):
+    store = load(save(tmp_path), tmp_path / "a", train=None)
+    assert (store.protocols, store.part.tolist()) == (("all",), [0] * 6)
+    assert [len(side) for side in store.split("all")] == [6, 0]
+    store = load(save(tmp_path), tmp_path / "b", train="subject=1,2,3")
+    assert [len(side) for side in store.split("subject")] == [6, 0]
+
+
+def test_texts_of_files_from_windows_end_without_cr(tmp_path):
+    names = np.array([f"{letter}\r" for letter in "abcdef"])
+    store = load(save(tmp_path, name=names, split=np.array(["train\r"] * 4 + ["test\r"] * 2)), tmp_path / "out")
+    assert store.names.tolist() == list("abcdef")
+    assert len(store.split("split")[0]) == 4
+
+
 def test_kinect20(tmp_path):
     store = load(save(tmp_path, **arrays(joints=20, bodies=1)), tmp_path / "a", skeleton="kinect20")
     assert (store.skeleton, store.max_bodies) == (KINECT20, 1)
@@ -117,15 +149,20 @@ def test_kinect20(tmp_path):
     ("changes", "message"),
     [
         ({"x": None}, "lacks x; it holds num_frames, label"),
-        ({"label": None, "num_frames": None}, "lacks num_frames, label"),
+        ({"label": None, "num_frames": None}, "lacks num_frames; it holds x, subject, split"),
         (
             {"x": np.zeros((6, 5, 25, 3), np.float32)},
-            r"x is float32 \(6, 5, 25, 3\), expected floats \(N, 3, T, V, M\)",
+            r"x is float32 \(6, 5, 25, 3\), expected floats \(N, 3, T, V, M\): clips, xyz, frames, joints, bodies; "
+            r"make that of \(N, T, V, 3\) by x\.transpose\(0, 3, 1, 2\)\[\.\.\., None\]$",
         ),
+        ({"x": np.zeros((6, 5, 1, 25, 3), np.float32)}, r"of \(N, T, M, V, 3\) by x\.transpose\(0, 4, 1, 3, 2\)$"),
+        ({"x": np.zeros((6, 3, 5, 25), np.float32)}, r"of \(N, 3, T, V\) by x\[\.\.\., None\]$"),
+        ({"x": np.zeros((5, 25, 3), np.float32)}, r"of one clip \(T, V, 3\) by x\.transpose\(2, 0, 1\)\[None, \.\.\."),
         ({"x": np.zeros((6, 3, 5, 25, 1), int)}, "x is int64"),
         ({"label": np.zeros(5, int)}, r"label is int64 \(5,\), expected 6 integers"),
-        ({"label": np.zeros(6)}, "label is float64"),
-        ({"label": np.array([0, 1, -2, 0, 1, 2])}, "label -2 of clip 2 is negative"),
+        ({"label": np.full(6, 0.5)}, "label 0.5 of clip 0 is no class index"),
+        ({"label": np.zeros(6, bool)}, "label is bool"),
+        ({"label": np.array([0, 1, -2, 0, 1, 2])}, "label -2 of clip 2 is no class index"),
         ({"class_names": np.array(["sit", "stand"])}, "label 2 has no name: class_names holds 2"),
         ({"name": np.array(["a"] * 6)}, "'a' belongs to 6 clips"),
         ({"subject": np.array(["mm"] * 6)}, "subject is <U2"),
@@ -133,11 +170,11 @@ def test_kinect20(tmp_path):
         ({"ntu25_index": np.arange(25) + 1}, "outside of the 25 joints"),
         ({"fps": np.array([30, 30])}, r"fps is \[30 30\], expected one positive number"),
         ({"fps": np.float32(np.nan)}, "fps is nan"),
-        ({"split": np.array([{}] * 6)}, "'split' is an object array"),
+        ({"split": np.array([{}] * 6)}, "'split': it holds Python objects, which are never loaded; save plain numbers"),
         ({"subject": np.array([1, 2, 3, 1, 2, 2**31])}, "subject 2147483648 of clip 5"),
         ({"subject": np.array([1, -2, 3, 1, 2, 3])}, "subject -2 of clip 1"),
         ({"label": np.array([0, 1, 2, 0, 1, 2**33])}, "label 8589934592 of clip 5"),
-        ({"label": np.array([0, 1, 2, 0, 1, 20230])}, "label 20230 without class_names"),
+        ({"label": np.array([0, 1, 2, 0, 1, 20230])}, "label 20230 of clip 5 is no class index"),
         ({"x": np.ones((6, 3, 5, 25, 4), np.float32)}, "x holds 4 bodies a clip"),
     ],
 )
@@ -155,7 +192,6 @@ def test_faulty_arrays(tmp_path, changes, message):
         ({"train": "actor=1"}, "no key 'actor' with one value a clip; there are: label, subject, split"),
         ({"train": "x=1"}, "no key 'x'"),
         ({"train": "split=train,val"}, "split is never val; its values are test, train"),
-        ({"train": "subject=1,2,3"}, "leaves no clip to test on"),
         ({"skeleton": "kinect20"}, "x has 25 joints, --skeleton kinect20 has 20"),
         ({"skeleton": "kinect21"}, "choose from ntu25, kinect20, file"),
         ({"skeleton": None}, "give --hip, --spine"),
@@ -176,6 +212,29 @@ def faulty_clips():
     values["x"][3] = 0
     values["split"][4] = "train"
     return values
+
+
+def test_the_first_bodies_that_are_there_are_kept(tmp_path, capsys):
+    values = arrays(bodies=4)
+    values["x"] = np.random.default_rng(0).standard_normal(values["x"].shape).astype(np.float32)
+    values["x"][2, ..., 0] = 0
+    file = save(tmp_path, **values)
+    with pytest.raises(PrepareError, match="x holds 4 bodies a clip; --max-bodies 2 keeps the first two"):
+        load(file, tmp_path / "out")
+    for most in (1, 2):
+        store = load(file, tmp_path / str(most), normalise=False, max_bodies=most)
+        for n, x in enumerate(values["x"]):
+            first = slice(1, 1 + most) if n == 2 else slice(most)
+            np.testing.assert_array_equal(
+                store.clip(n), x[:, : values["num_frames"][n], :, first].transpose(1, 3, 2, 0)
+            )
+        assert store.meta["bodies_cut"] == 6
+    for most in (0, 3):
+        with pytest.raises(PrepareError, match=f"max_bodies must be >= 1 and <= 2, got {most}"):
+            load(file, tmp_path / "out", max_bodies=most)
+    command = ["npz", "--file", str(file), "--out", str(tmp_path / "c"), "--skeleton", "ntu25", "--max-bodies", "1"]
+    assert main(command) == 0
+    assert "note: 6 clips had more bodies than --max-bodies" in capsys.readouterr().out
 
 
 def test_faulty_clips_are_left_out_and_listed(tmp_path):

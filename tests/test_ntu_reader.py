@@ -76,6 +76,50 @@ def test_reads_what_was_written(tmp_path, reader, end):
     assert clip.bodies["9"].frames.dtype == np.int64
 
 
+def changed(lines: list[str], change) -> list[str]:
+    """With its joints' lines changed."""
+    return [change(line) if line == JOINT_LINE else line for line in lines]
+
+
+CERTAIN = {
+    "byte-order mark": lambda text: "\ufeff" + text,
+    "decimal commas": lambda text: text.replace(".", ","),
+    "both": lambda text: "\ufeff" + text.replace(".", ","),
+    **{
+        nan: lambda text, nan=nan: text.replace("1036.233", nan)
+        for nan in ("-1.#IND", "1.#QNAN", "1.#INF00", "-nan(ind)")
+    },
+    "x, y, z alone": lambda text: text.replace(JOINT_LINE, " ".join(JOINT_LINE.split()[:3])),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("how", CERTAIN)
+def test_text_whose_meaning_is_certain_is_read(tmp_path, reader, how):
+    text = "\n".join(good_lines()) + "\n"
+    (tmp_path / "a").write_text(text, encoding="utf-8")
+    (tmp_path / "b").write_text(CERTAIN[how](text), encoding="utf-8")
+    assert outcome(reader, tmp_path / "b") == outcome(reader, tmp_path / "a")
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_what_is_no_position_is_none_in_any_writing(tmp_path, reader):
+    for number in ("-1.#IND", "1.#QNAN", "nan(snan)", "1.#INDx", "1.#"):
+        path = write(tmp_path / "a", changed(good_lines(), lambda line, n=number: line.replace("0.1725972", n)))
+        with pytest.raises(
+            SkeletonFileError, match=r"line 6: found (y = nan, expected a finite|'.*', expected a number)"
+        ):
+            reader(path)
+    short = changed(good_lines(), lambda line: " ".join(line.split()[:3]))
+    for lines in ([*good_lines()[:-1], short[-1]], [*short[:-1], good_lines()[-1]]):
+        with pytest.raises(
+            SkeletonFileError, match=r"line 85: found (3|12) fields, expected the (12|3) numbers of a joint"
+        ):
+            reader(write(tmp_path / "a", lines))
+    with pytest.raises(SkeletonFileError, match="'1,5'"):
+        reader(write(tmp_path / "a", changed(good_lines(), lambda line: line.replace("0.1725972", "1,5"))))
+
+
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("frames", [0, 2])
 def test_clip_without_bodies(tmp_path, reader, frames):

@@ -112,7 +112,7 @@ def test_without_a_cross_view_list_there_is_no_xview(raw, tmp_path, capsys):
     assert "xsub: 6 training clips, 2 test clips" in printed
     assert "xview:" not in printed
     assert "no cross-view list (cross_view_v2.txt) was found, so there is no protocol xview" in printed
-    assert "PKU-MMD phase II is published with 6,945 clips" in printed
+    assert "warning: PKU-MMD phase II, as published, has 6,945 clips; accuracies on fewer" in printed
 
 
 def test_folders_may_be_named_and_lie_side_by_side(raw, tmp_path):
@@ -418,3 +418,9 @@ def test_names_grow_in_the_order_of_files_and_lines(raw, tmp_path):
     assert names == sorted(names)
     assert names[:120] == [f"A01N01-L_{line:03}" for line in range(1, 121)]
     assert names[120] == "A01N01-M_001"
+
+
+def test_clips_that_others_cut_are_named_as_that(tmp_path):
+    (tmp_path / "F002V001C008L001.skeleton").write_text("1\n")
+    with pytest.raises(PrepareError, match=r"clips that others have cut from PKU-MMD \(F002V001C008L001\.skeleton\)"):
+        prepare_pku(tmp_path, tmp_path / "out", workers=1)

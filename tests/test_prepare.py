@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from format_cases import assert_all_left_out
+from format_cases import FORMATS, assert_all_left_out
 
 from fastmc.data import packing
 from fastmc.data.formats import ntu as prepare
@@ -26,6 +26,7 @@ from fastmc.data.store import StoreError
 from fastmc.figures.skeletons import draw_clip
 from fastmc.parallel import IN_FLIGHT, WorkerDied, ordered_map
 from fastmc.skeleton import NTU25
+from tests.fuzz.formats import people
 from train.prepare import find_clip, main
 
 ROOT = Path(__file__).parents[1]
@@ -261,7 +262,11 @@ def test_report(raw, tmp_path):
     assert row.split() == ["59", "walking", "apart", "4", "2", "2", "2", "2"]
     one_side = write_raw(tmp_path / "one", [clip_name(camera=2, subject=s) for s in (1, 3)])
     text = summary(prepare_ntu(one_side, tmp_path / "unusable", workers=1))
-    assert "xview cannot be used" in text and "xsub cannot be used" not in text
+    assert "note: protocol = 'xview' leaves no test clip in" in text and "protocol = 'xsub'" not in text
+    other_side = write_raw(tmp_path / "other", [clip_name(camera=1, subject=s) for s in (1, 3)])
+    assert "warning: xview cannot be used, it has no training clip" in summary(
+        prepare_ntu(other_side, tmp_path / "untrainable", workers=1)
+    )
 
 
 def test_drawing_shows_the_bodies_that_are_there():
@@ -279,7 +284,7 @@ def test_command_line(raw, tmp_path, capsys):
     assert main(["ntu60", "--raw", str(raw), "--out", out, "--workers", "1"]) == 0
     printed = capsys.readouterr().out
     assert "8 clips of 60 classes" in printed
-    assert "the complete set, without the files published as missing, has 56,578 clips" in printed
+    assert "warning: the complete set, without the files published as missing, has 56,578 clips; accuracies" in printed
     assert main(["ntu60", "--raw", str(raw), "--out", out]) == 1
     assert "--overwrite replaces it" in capsys.readouterr().err
     assert main(["info", out, "--verify", "--plot", str(tmp_path / "clip.png"), "--clip", NAMES[3]]) == 0
@@ -307,3 +312,65 @@ def test_user_errors_are_one_message(raw, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["ntu60", "--raw", "x", "--worker", "3"])
     assert stopped.value.code == 2 and "--workers" in capsys.readouterr().err
+
+
+def as_txt2npy(text: str, name: str) -> dict:
+    """What NTU's converter makes of a `.skeleton` file: bodies by their place in a frame."""
+    raw = {}
+    lines = iter(text.splitlines())
+    frames, counts = int(next(lines)), []
+    for t in range(frames):
+        counts.append(int(next(lines)))
+        for body in range(counts[-1]):
+            next(lines), next(lines)
+            joints = raw.setdefault(f"skel_body{body}", np.zeros((frames, 25, 3)))
+            joints[t] = [[float(x) for x in next(lines).split()[:3]] for _ in range(25)]
+    return {"file_name": name, "nbodys": counts, "njoints": 25, **raw}
+
+
+@pytest.mark.parametrize("bodies", [1, 2])
+def test_files_of_the_converter_of_ntu_are_read_as_their_sources(tmp_path, bodies):
+    raw, converted = tmp_path / "raw", tmp_path / "converted"
+    raw.mkdir(), converted.mkdir()
+    people_of = [people(NTU25, 14, seed=seed) + seed % 2 for seed in range(2 * bodies)]
+    FORMATS["ntu"](raw, [np.concatenate(people_of[n * bodies :][:bodies], axis=1) for n in range(2)])
+    for file in raw.iterdir():
+        values = as_txt2npy(file.read_text(), file.stem)
+        np.save(converted / f"{file.name}.npy", np.array(values, dtype=object), allow_pickle=True)
+    ours, theirs = (prepare_ntu(folder, tmp_path / folder.name[0], workers=1) for folder in (raw, converted))
+    assert ours.names.tolist() == theirs.names.tolist() == [f"S001C001P00{n}R001A001" for n in (1, 2)]
+    assert ours.label.tolist() == theirs.label.tolist() and ours.max_bodies == bodies
+    np.testing.assert_array_equal(ours.frames, theirs.frames)
+
+
+class Runs:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+FAULTY_CONVERTED = {
+    "no dictionary": ([1, 2], "a dictionary in an array of no axes"),
+    "no body": ({"nbodys": [1]}, "a dictionary with skel_body0"),
+    "other joints": (
+        {"skel_body0": np.zeros((3, 20, 3))},
+        r"skel_body0 is float64 \(3, 20, 3\), expected floats \(T, 25",
+    ),
+    "not finite": ({"skel_body0": np.full((3, 25, 3), np.nan)}, "skel_body0 holds NaN"),
+    "code": ({"skel_body0": Runs()}, r"it holds (posix|nt)\.mkdir, which is not plain data and is never loaded"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTY_CONVERTED)
+def test_faulty_files_of_the_converter(tmp_path, monkeypatch, fault):
+    monkeypatch.chdir(tmp_path)
+    values, message = FAULTY_CONVERTED[fault]
+    raw = write_raw(tmp_path / "raw", NAMES[1:2])
+    file = raw / f"{NAMES[0]}.skeleton.npy"
+    np.save(file, np.array(values, dtype=object), allow_pickle=True)
+    assert len(prepare_ntu(raw, tmp_path / "out", workers=1)) == 1
+    with pytest.raises(PrepareError, match=message):
+        prepare_ntu(raw, tmp_path / "strict", strict=True, workers=1)
+    assert not (tmp_path / "ran").exists()
+    np.save(file, np.zeros((3, 25, 3)))
+    with pytest.raises(PrepareError, match="is not what txt2npy"):
+        prepare_ntu(raw, tmp_path / "strict", strict=True, workers=1)

@@ -8,15 +8,22 @@ import pickle
 import struct
 import zipfile
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from fastmc.config import Config, RunFolderError, load_config, to_plain
+from fastmc.data.formats.ctrgcn import import_ctrgcn
+from fastmc.data.formats.npz import import_npz
+from fastmc.data.formats.stgcn import import_stgcn
+from fastmc.data.packing import PrepareError
 from fastmc.data.store import PackedStore, StoreError
 from fastmc.reading import explain, reading, shown
+from fastmc.skeleton import NTU25
 from tests.fuzz.formats import FORMATS, npy_bytes
 from train import convert, embed, evaluate, figures, prepare, run
+from train.command.clips import find_inputs
 from train.engine.record import read_metrics
 from train.runs.folder import RunFolder, read_json
 from train.tables import __main__ as tables
@@ -258,3 +265,45 @@ def test_debug_shows_the_traceback(name, capsys):
     assert "error: " in plain and "Traceback" not in plain
     assert main([*arguments, "--debug"]) == 1
     assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def read_by(reader, file, folder):
+    """Give the file to a reader of arrays, as what it reads."""
+    embedder = SimpleNamespace(moves=lambda *_: True, skeleton=NTU25)
+    good = folder / "good.npy"
+    np.save(good, np.ones((2, 3, 4, 25, 1), np.float32))
+    labels = folder / "labels.pkl"
+    labels.write_bytes(pickle.dumps((["a", "b"], [0, 1])))
+    readers = {
+        "npz": lambda: import_npz(file, folder / "out"),
+        "ctrgcn": lambda: import_ctrgcn(file, folder / "out"),
+        "npy, array": lambda: import_stgcn((file, labels), (good, labels), folder / "out"),
+        "npy, labels": lambda: import_stgcn((good, file), (good, labels), folder / "out"),
+        "embed": lambda: find_inputs(file, embedder, True),
+    }
+    return readers[reader]()
+
+
+OBJECTS = {"pickle": lambda: pickle.dumps([1]), "array": lambda: npy_bytes(np.array([{}], object))}
+OBJECTS["member"] = lambda: zip_of(
+    {key: OBJECTS["array"]() for key in ("x", "num_frames", "label", "x_train", "y_train")}
+)
+
+
+@pytest.mark.parametrize("content", OBJECTS)
+@pytest.mark.parametrize(
+    ("reader", "suffix"),
+    [
+        *(("npz", ".npz"), ("ctrgcn", ".npz"), ("npy, array", ".npy"), ("npy, labels", ".npy")),
+        *(("embed", ".npz"), ("embed", ".npy")),
+    ],
+)
+def test_no_reader_advises_to_load_objects_unsafely(tmp_path, reader, suffix, content):
+    file = tmp_path / f"set{suffix}"
+    file.write_bytes(OBJECTS[content]())
+    with pytest.raises((ValueError, PrepareError)) as caught:
+        read_by(reader, file, tmp_path)
+    said = str(caught.value)
+    assert str(file) in said and "allow_pickle" not in said and "unsafe" not in said
+    if content == "pickle" and reader != "ctrgcn":  # which opens a zip file, and says that it is none
+        assert "it holds Python objects, which are never loaded; save plain numbers or strings" in said

@@ -72,6 +72,14 @@ def test_python2_pickles_are_read(tmp_path):
     assert (labels.tolist(), labels.dtype) == ([200, 7], np.dtype("<i4"))
 
 
+def test_what_windows_made_of_a_text_pickle_is_undone(tmp_path):
+    """Of Python 3's and of Python 2's, whose strings must end in a quote; a CR that is in a string stays."""
+    value = (["S001C001P001R001A001.skeleton", "é"], [0, 1.5], np.arange(3))
+    assert same(load_plain(write(tmp_path, pickle.dumps(value, 0).replace(b"\n", b"\r\n"))), value)
+    assert load_plain(write(tmp_path, b"(lp0\r\nS'a'\r\np1\r\naI7\r\na.")) == ["a", 7]
+    assert load_plain(write(tmp_path, b"(lp0\nVa\r\np1\na.")) == ["a\r"]
+
+
 class Runs:
     """Pickled, it is a call."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import pickle
 import re
@@ -100,17 +99,36 @@ def test_labels_of_their_own(tmp_path):
         (np.array(["a", "b", "c", "d"]), [np.int64(3), np.int32(1), 0, 2]),
         ((b"a", b"b", b"c", b"d"), (3, 1, 0, 2)),
         ([10, 11, 12, 13], [3, 1, 0, 2]),
+        (["a", "b\r", "c", "d\n"], [3.0, np.float32(1), 0.0, 2.0]),
+        (["a", "b", "c", "d"], np.array([[3], [1], [0], [2]])),
     ],
 )
 def test_other_names_and_forms_of_labels(tmp_path, names, labels):
     train = save_part(tmp_path, "train", padded(), names, labels)
     store = import_stgcn(train, save_part(tmp_path, "test", padded(1), ["z"], [0]), tmp_path / "out")
-    texts = [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+    texts = [name.decode() if isinstance(name, bytes) else str(name).strip() for name in names]
     assert store.names.tolist() == [*texts, "z"]
     assert store.label.tolist() == [3, 1, 0, 2, 0]
     assert set(store.subject) == {-1}
     assert store.protocols == ("split",)
     assert store.class_names == ("class 0", "class 1", "class 2", "class 3")
+
+
+@pytest.mark.parametrize("labels", [np.array([3, 1, 0, 2]), np.array([[3.0], [1], [0], [2]])])
+def test_labels_alone_in_an_array(tmp_path, labels):
+    (data, pickled), test = save_both(tmp_path)
+    np.save(tmp_path / "train_label.npy", labels)
+    store = import_stgcn((data, tmp_path / "train_label.npy"), test, tmp_path / "named")
+    given = dict(zip(store.names.tolist(), store.label.tolist(), strict=True))
+    assert [given[name[:20]] for name in NAMES["train"]] == [3, 1, 0, 2], "names of the pickle, labels of the array"
+    assert store.protocols == ("split", "xsub", "xview")
+    pickled.unlink()
+    store = import_stgcn((data, tmp_path / "train_label.npy"), test, tmp_path / "numbered")
+    assert [store.label[store.names.tolist().index(str(n))] for n in range(4)] == [3, 1, 0, 2]
+    assert store.protocols == ("split",)
+    np.save(tmp_path / "train_label.npy", np.eye(4))
+    with pytest.raises(PrepareError, match=r"train_label\.npy is not a label file: expected labels \(N,\) or \(N, 1\)"):
+        import_stgcn((data, tmp_path / "train_label.npy"), test, tmp_path / "out")
 
 
 def test_names_that_both_files_count_anew(tmp_path):
@@ -291,14 +309,10 @@ def test_files_that_are_not_the_split_that_they_are_called(tmp_path, protocol):
     assert len(import_stgcn(train, test, tmp_path / "out", protocol="mine")) == 7
 
 
-def test_labels_that_count_from_1_are_told(tmp_path, caplog):
-    labels = [int(name[17:20]) for name in NAMES["train"]]
-    test = save_part(tmp_path, "test", padded(3, seed=1), labels=[int(name[17:20]) for name in NAMES["test"]])
-    caplog.set_level("WARNING", "fastmc")
-    logging.getLogger("fastmc").addHandler(caplog.handler)
-    try:
-        store = import_stgcn(save_part(tmp_path, "train", padded(), labels=labels), test, tmp_path / "out")
-    finally:
-        logging.getLogger("fastmc").removeHandler(caplog.handler)
-    assert "count from 1: class 0 is empty" in caplog.text
-    assert len(store.class_names) == 61
+def test_labels_that_count_from_1_are_told(tmp_path, capsys):
+    labels = {part: [int(name[17:20]) for name in names] for part, names in NAMES.items()}
+    train = save_part(tmp_path, "train", padded(), labels=labels["train"])
+    test = save_part(tmp_path, "test", padded(3, seed=1), labels=labels["test"])
+    assert main(["npy", "--train", *map(str, train), "--test", *map(str, test), "--out", str(tmp_path / "out")]) == 0
+    assert "warning: no clip has label 0 (class 0); do the labels count from 1?" in capsys.readouterr().out
+    assert len(PackedStore.open(tmp_path / "out").class_names) == 61

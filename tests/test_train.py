@@ -24,6 +24,7 @@ import torch
 from conftest import write_small_store
 from once import made_once
 
+import fastmc
 from fastmc import checkpoint
 from fastmc.config import (
     Config,
@@ -38,7 +39,7 @@ from fastmc.data.placed.placement import DataConfig
 from fastmc.data.placed.streamed import THREAD_NAME
 from fastmc.data.store import PackedStore
 from fastmc.state import RunState
-from train import evaluate, run
+from train import evaluate, figures, run
 from train.command.datasets import DatasetError, open_dataset
 from train.command.parse import parse
 from train.engine.loop import Pretraining
@@ -658,10 +659,65 @@ def test_wrong_flags_are_named_by_the_command_line(capsys):
         assert ("--temperature" if name == "temprature" else name) in errors(capsys)
 
 
-def test_a_protocol_without_test_clips_is_an_error(tmp_path, capsys):
-    write_small_store(tmp_path / "small", subjects=(1, 3))
-    assert run.main(command(tmp_path, tmp_path / "run")) == 1
-    assert "leaves no test clip" in errors(capsys)
+def without_labels(store: Path, of: Callable[[int], bool]) -> None:
+    """The store, where clip n has no label if ``of(n)``."""
+    labels = np.load(store / "label.npy")
+    np.save(store / "label.npy", np.array([-1 if of(n) else label for n, label in enumerate(labels)], np.int32))
+
+
+@pytest.mark.parametrize("lacking", ["test clip", "labelled training clip"])
+def test_a_set_that_cannot_be_evaluated_is_trained_on(lacking, tmp_path, capsys):
+    """The same command finds it finished; evaluations say why there are none, and what needs no class is drawn."""
+    write_small_store(tmp_path / "small", subjects=(1, 3) if lacking == "test clip" else (1, 2, 3, 4))
+    if lacking != "test clip":
+        without_labels(tmp_path / "small", lambda n: True)
+    out = tmp_path / "run"
+    assert run.main(command(tmp_path, out)) == 0
+    why = f"protocol = 'xsub' leaves no {lacking} in {tmp_path / 'small'}"
+    assert f"not evaluated: {why}" in errors(capsys)
+    report = json.loads((out / "report.json").read_text())
+    assert report["not_evaluated"] == why and not {"knn_top1", "random_init"} & report.keys()
+    assert not any("knn_top1" in row for row in read_metrics(out / "metrics.csv"))
+    assert run.main(command(tmp_path, out)) == 0
+    said = errors(capsys)
+    assert "holds this run, finished" in said and f"not evaluated: {why}" in said
+    for kind in ("knn", "linear", "finetune", "semi"):
+        assert evaluate.main([kind, "--run", str(out)]) == 1
+        assert why in errors(capsys)
+    assert figures.main(["--run", str(out), "--only", "neighbours", "tsne", "--k", "2"]) == 0
+    assert "tsne is left out" in errors(capsys)
+    assert (out / "figures" / "neighbours.png").exists()
+    assert fastmc.load(out).encode(PackedStore.open(tmp_path / "small")).isfinite().all()
+
+
+def test_what_is_labelled_is_evaluated(data_root, tmp_path, capsys):
+    """The other clips train, and nothing else."""
+    small = shutil.copytree(data_root / "small", tmp_path / "some" / "small")
+    without_labels(small, lambda n: n % 3 == 0 or n in (1, 2))  # class 0 is left with none
+    out = tmp_path / "run"
+    assert run.main(command(tmp_path / "some", out)) == 0
+    notes = ["18 of 48 clips have no label; evaluations leave them out", "no clip has label 0 (swing 0)"]
+    said, report = errors(capsys), json.loads((out / "report.json").read_text())
+    for note, written in zip(notes, report["notes"], strict=True):
+        assert note in said and written.startswith(note)
+    store = PackedStore.open(small)
+    train, test = store.labelled_split("xsub")
+    found = fastmc.load(out, device="cpu").encode(store).numpy()
+    found = found / np.linalg.norm(found, axis=1, keepdims=True)
+    nearest = store.label[train][(found[test] @ found[train].T).argmax(axis=1)]
+    assert report["knn_top1"] == pytest.approx(100 * (nearest == store.label[test]).mean())
+    for kind in ("knn", "linear"):
+        assert evaluate.main([kind, "--run", str(out)]) == 0
+        result = json.loads((out / "evaluate" / f"{kind}-xsub.json").read_text())
+        assert result["top1"] == pytest.approx(report[f"{kind}_top1"]) and result["notes"] == report["notes"]
+        assert notes[0] in errors(capsys)
+    assert evaluate.main(["semi", "--run", str(out), "--share", "1", "--draws", "1", "--epochs", "1"]) == 0
+    most = round(len(train) / 3)
+    assert f"{sum(min(most, c) for c in np.bincount(store.label[train]))} labelled clips" in errors(capsys)
+    assert run.main(command(tmp_path / "some", tmp_path / "other", "--knn-k", "16")) == 1
+    assert f"knn_k must be >= 1 and <= {len(train)}, got 16" in errors(capsys), (
+        "before hours of training, and not after"
+    )
 
 
 def test_print_config_prints_json_and_trains_nothing(tmp_path, capsys, monkeypatch):

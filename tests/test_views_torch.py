@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -28,10 +29,10 @@ from view_cases import (
 )
 
 from fastmc.reference import augment as reference
-from fastmc.skeleton import NTU25, Skeleton
+from fastmc.skeleton import KINECT20, NTU25, Skeleton
 from fastmc.views import torch_views as views_module
 from fastmc.views.clips import PackedClips
-from fastmc.views.draw import identity_params
+from fastmc.views.draw import COLUMNS, identity_params
 from fastmc.views.layout import present_bodies, to_stream
 from fastmc.views.make import crop_span, make_views, whole_clips
 
@@ -223,8 +224,113 @@ def test_parameters_of_other_clips_are_refused(lengths):
     other = packed_clips(lengths=lengths)
     with pytest.raises(ValueError, match=f"params are of {len(lengths)} clips of 25 joints, the clips are 5 of 25"):
         IN_TORCH(clips, plain(other), NTU25)
-    with pytest.raises(ValueError, match="params are of 5 clips of 2 joints"):
+    with pytest.raises(ValueError, match="params are of 5 clips of 2 joints, the clips are 5 of 25"):
         IN_TORCH(clips, plain(clips, TWO), NTU25)
+
+
+def with_one(tensor: torch.Tensor, value: float) -> torch.Tensor:
+    """A copy whose second element is this."""
+    changed = tensor.clone()
+    changed[1] = value
+    return changed
+
+
+WRONG_CLIPS = {
+    "joints": (lambda c: {"frames": c.frames[:, :17]}, "the clips have 17 joints, skeleton 'ntu25' 25"),
+    "no joints": (
+        lambda c: {"frames": c.frames.flatten(1)},
+        r"frames must be floats \(R, V, 3\), got torch.float32 \(",
+    ),
+    "x, y": (lambda c: {"frames": c.frames[..., :2]}, r"frames must be \(R, V, 3\), got"),
+    "integers": (
+        lambda c: {"frames": c.frames.nan_to_num().int()},
+        r"frames must be floats \(R, V, 3\), got torch.int32",
+    ),
+    "numpy": (lambda c: {"frames": c.frames.numpy()}, r"frames must be a tensor \(R, V, 3\), got ndarray"),
+    "fewer frames": (
+        lambda c: {"frames": c.frames[:30]},
+        r"start \d+ of clip \d puts it outside of the 30 rows of frames",
+    ),
+    "lengths of others": (lambda c: {"num_frames": c.num_frames[:-1]}, r"num_frames must be \(5,\) integers"),
+    "bodies in floats": (
+        lambda c: {"num_bodies": c.num_bodies.float()},
+        r"num_bodies must be \(5,\) integers, one a clip",
+    ),
+    "a list": (lambda c: {"start": c.start.tolist()}, "object of type 'list'|start must be|has no attribute 'shape'"),
+    "more bodies": (lambda c: {"max_bodies": 1}, "num_bodies 2 of clip 1 must be 1 to max_bodies = 1"),
+    "no body": (
+        lambda c: {"num_bodies": with_one(c.num_bodies, 0)},
+        "num_bodies 0 of clip 1 must be 1 to max_bodies = 2",
+    ),
+    "no frame": (lambda c: {"num_frames": with_one(c.num_frames, 0)}, "num_frames 0 of clip 1 must be 1 at least"),
+    "before the first": (lambda c: {"start": with_one(c.start, -1)}, "start -1 of clip 1 puts it outside"),
+    "bodies in text": (lambda c: {"max_bodies": "2"}, "max_bodies must be a finite number, got '2'"),
+}
+WRONG_CALLS = {
+    "size": ({"size": 0}, "size must be a whole number of frames, 1 at least, got 0"),
+    "half": ({"size": 7.5}, "size must be a whole number of frames, 1 at least, got 7.5"),
+    "skeleton": (
+        {"skeleton": "ntu25"},
+        "skeleton must be a Skeleton, such as fastmc.skeleton.NTU25, got the str 'ntu25'",
+    ),
+    "params": ({"params": {}}, "params must be ViewParams, got the dict {}"),
+    "source": ({"source": torch.zeros(2, 64, 150)}, "source must be PackedClips or DenseClips, got the Tensor"),
+}
+
+
+@pytest.mark.parametrize("impl", ["torch", "reference", "numba", "triton"])
+@pytest.mark.parametrize("wrong", WRONG_CLIPS)
+def test_clips_that_do_not_fit_are_named_whatever_makes_the_views(impl, wrong):
+    """Before it is asked whether it can run."""
+    clips = packed_clips(lengths=FEW)
+    change, fault = WRONG_CLIPS[wrong]
+    with pytest.raises((ValueError, AttributeError), match=fault):
+        make_views(replace(clips, **change(clips)), plain(clips), NTU25, impl=impl)
+
+
+@pytest.mark.parametrize("impl", ["torch", "reference", "numba", "triton"])
+@pytest.mark.parametrize("wrong", WRONG_CALLS)
+def test_calls_that_make_no_sense_are_named_whatever_makes_the_views(impl, wrong):
+    clips = packed_clips(lengths=FEW)
+    change, fault = WRONG_CALLS[wrong]
+    arguments = {"source": clips, "params": plain(clips), "skeleton": NTU25, "impl": impl}
+    with pytest.raises(ValueError, match=re.escape(fault)):
+        make_views(**{**arguments, **change})
+
+
+@pytest.mark.parametrize(("column", "value"), [("crop_start", 1e6), ("crop_start", -1), ("crop_length", 0)])
+def test_crops_outside_of_their_clips_are_named(column, value):
+    for clips in (packed_clips(lengths=FEW), dense_clips()):
+        params = plain(clips)
+        params.table[0, 2, COLUMNS[column]] = value
+        with pytest.raises(ValueError, match=r"params crop clip 2 to frames .*, which it does not have"):
+            IN_TORCH(clips, params, NTU25)
+
+
+def test_clips_in_the_layout_of_an_encoder_check_themselves():
+    clips = dense_clips()
+    for change, fault in (
+        ({"x": clips.x[..., :140]}, r"x must be \(B, T', V \* M \* 3\) with M = 2, got \(4, 64, 140\)"),
+        ({"num_bodies": clips.num_bodies + 2}, "num_bodies 3 of clip 0 must be 1 to max_bodies = 2"),
+        ({"x": clips.x[0]}, "x must be floats"),
+    ):
+        with pytest.raises(ValueError, match=fault):
+            replace(clips, **change)
+    with pytest.raises(ValueError, match="the clips have 25 joints, skeleton 'kinect20' 20"):
+        make_views(clips, plain(clips), KINECT20)
+
+
+def test_numbers_on_a_device_are_not_looked_at():
+    """To look at them would wait for a GPU: of the meta device's there are none."""
+    clips = packed_clips(lengths=FEW)
+    there = {name: getattr(clips, name).to("meta") for name in ("frames", "start", "num_frames", "num_bodies")}
+    moved = replace(clips, **there)
+    table = plain(clips).table.to("meta")
+    replace(plain(clips), table=table).check_crops(moved.num_frames)
+    with pytest.raises(ValueError, match=r"num_bodies must be \(5,\) integers, one a clip, got torch.int64 \(4,\)"):
+        replace(moved, num_bodies=moved.num_bodies[1:])
+    with pytest.raises(ValueError, match="start is on cpu, the coordinates are on meta"):
+        replace(moved, start=clips.start)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import tyro
 
 from fastmc.checks import check_number
 from fastmc.config import load_config
+from fastmc.data.report import label_notes
 from fastmc.evaluation import EvalConfig
 from train.command.errors import run_command
 from train.command.evaluation_settings import (
@@ -150,6 +151,8 @@ def _load(folder: Path, settings: Settings, device: torch.device) -> Run:
     if isinstance(settings, Knn):
         check_number("knn_k", settings.knn_k, at_least=1, at_most=len(train))
     log.info("%s: %s stream, %s %s", folder, config.stream, config.dataset, config.protocol)
+    for note in label_notes(run.store, run.protocol):
+        log.warning("%s", note)
     return run
 
 

@@ -170,10 +170,10 @@ def draw_neighbours_of(run: DrawnRun, settings: Settings, clip: int, out: Path) 
 
     def strip(n: int, cosine: float | None = None) -> Strip:
         store = run.store
-        return Strip(store.clip(n), str(store.names[n]), store.class_names[store.label[n]], store.fps, cosine)
+        return Strip(store.clip(n), str(store.names[n]), store.class_name(n), store.fps, cosine)
 
     found = [strip(int(train[i]), float(cosine)) for i, cosine in zip(order, cosines, strict=True)]
-    same = sum(s.class_name == run.store.class_names[run.store.label[clip]] for s in found)
+    same = sum(s.class_name == run.store.class_name(clip) for s in found)
     log.info("neighbours of clip %d, %s: %d of %d have its class", clip, run.describe(clip), same, len(found))
     title = f"Nearest of {len(train)} training clips ({run.store.name}, {run.protocol}) by cosine of frozen features"
     return save(draw_neighbours(strip(clip), found, run.store.skeleton, title=title), out, "neighbours", settings.dpi)
@@ -192,12 +192,12 @@ def draw(settings: Settings) -> list[Path]:
     settings = replace(settings, only=_with_something_to_draw(settings))
     runs = _load(settings) if set(settings.only) != {"curves"} else []
     settings = replace(settings, only=_with_an_attack(settings.only, runs))
+    settings = replace(settings, only=_with_classes(settings, runs))
     clip = choose_clip(runs[0], settings) if {"attack", "neighbours"} & set(settings.only) else -1
     if "neighbours" in settings.only:
         candidates(runs[0], clip, settings.k)
     if "tsne" in settings.only:
         check_same_data(runs)
-        clips_of_classes(runs[0], settings.seed)
     draws: dict[Name, Callable[[], list[Path]]] = {
         "attack": lambda: draw_attack_of(runs[0], settings, clip, out),
         "tsne": lambda: draw_tsne_of(runs, settings, out),
@@ -276,6 +276,20 @@ def _with_an_attack(only: tuple[Name, ...], runs: Sequence[DrawnRun]) -> tuple[N
         log.warning("attack is left out: %s", error)
         return tuple(name for name in only if name != "attack")
     return only
+
+
+def _with_classes(settings: Settings, runs: Sequence[DrawnRun]) -> tuple[Name, ...]:
+    """The pictures, without the t-SNE where too few test clips have a label; ValueError where no other is left."""
+    if "tsne" not in settings.only:
+        return settings.only
+    try:
+        clips_of_classes(runs[0], settings.seed)
+    except ValueError as error:
+        if settings.only == ("tsne",) or len(runs[0].store.labelled_split(runs[0].protocol)[1]):
+            raise
+        log.warning("tsne is left out: %s", error)
+        return tuple(name for name in settings.only if name != "tsne")
+    return settings.only
 
 
 def parse(args: Sequence[str] | None = None) -> Settings:

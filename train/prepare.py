@@ -31,8 +31,10 @@ from fastmc.data.store import PackedStore, StoreError
 from fastmc.files import whole_file
 from fastmc.parallel import WorkerDied
 from train.command.debug import without_debug
-from train.command.readers import READERS
+from train.command.readers import READERS, say_published
 from train.engine.signals import stopped_by_signals, told
+
+WITHOUT_MISSING = "the complete set, without the files published as missing,"
 
 
 def ntu60(
@@ -40,6 +42,7 @@ def ntu60(
     out: Path = Path("data/ntu60"),
     missing: Path | None = None,
     max_coordinate: float = MAX_COORDINATE,
+    max_bodies: int | None = None,
     strict: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
@@ -54,6 +57,7 @@ def ntu60(
         missing: published list of the 302 files with missing or incomplete skeletons; they are left out.
         max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
             out.
+        max_bodies: keep so many of a clip, 1 or 2: those that move most.
         strict: stop at the first malformed or misnamed file, instead of leaving it out.
         workers: processes; all cores by default.
         overwrite: replace a store that exists, once the new one is complete.
@@ -63,13 +67,13 @@ def ntu60(
         out,
         missing=missing,
         max_coordinate=max_coordinate,
+        max_bodies=max_bodies,
         strict=strict,
         workers=workers,
         overwrite=overwrite,
     )
     print(summary(store))
-    if len(store) != NTU60_CLIPS:
-        print(f"  note: the complete set, without the files published as missing, has {NTU60_CLIPS:,} clips")
+    say_published(store, WITHOUT_MISSING, NTU60_CLIPS)
 
 
 def ntu120(
@@ -77,6 +81,7 @@ def ntu120(
     out: Path = Path("data/ntu120"),
     missing: Path | None = None,
     max_coordinate: float = MAX_COORDINATE,
+    max_bodies: int | None = None,
     strict: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
@@ -91,6 +96,7 @@ def ntu120(
         missing: published list of the 535 files with missing or incomplete skeletons; they are left out.
         max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
             out.
+        max_bodies: keep so many of a clip, 1 or 2: those that move most.
         strict: stop at the first malformed or misnamed file, instead of leaving it out.
         workers: processes; all cores by default.
         overwrite: replace a store that exists, once the new one is complete.
@@ -100,6 +106,7 @@ def ntu120(
         out,
         missing=missing,
         max_coordinate=max_coordinate,
+        max_bodies=max_bodies,
         strict=strict,
         workers=workers,
         overwrite=overwrite,
@@ -110,8 +117,7 @@ def ntu120(
         how_to_get=HOW_TO_GET_NTU120,
     )
     print(summary(store))
-    if len(store) != NTU120_CLIPS:
-        print(f"  note: the complete set, without the files published as missing, has {NTU120_CLIPS:,} clips")
+    say_published(store, WITHOUT_MISSING, NTU120_CLIPS)
 
 
 def _pku(phase: Phase) -> Callable[..., None]:
@@ -123,6 +129,7 @@ def _pku(phase: Phase) -> Callable[..., None]:
         labels: Path | None = None,
         splits: Path | None = None,
         max_coordinate: float = MAX_COORDINATE,
+        max_bodies: int | None = None,
         strict: bool = False,
         workers: int | None = None,
         overwrite: bool = False,
@@ -134,6 +141,7 @@ def _pku(phase: Phase) -> Callable[..., None]:
             labels=labels,
             splits=splits,
             max_coordinate=max_coordinate,
+            max_bodies=max_bodies,
             strict=strict,
             workers=workers,
             overwrite=overwrite,
@@ -141,8 +149,7 @@ def _pku(phase: Phase) -> Callable[..., None]:
         print(summary(store))
         if "xview" not in store.protocols:
             print(f"  note: no cross-view list ({phase.lists[1]}) was found, so there is no protocol xview")
-        if len(store) != phase.clips:
-            print(f"  note: {phase.title} is published with {phase.clips:,} clips")
+        say_published(store, f"{phase.title}, as published,", phase.clips)
 
     command.__doc__ = f"""Pack the clips of {phase.title} (protocols xsub and, where its list is there, xview).
 
@@ -155,6 +162,7 @@ def _pku(phase: Phase) -> Callable[..., None]:
         splits: folder of {" and ".join(phase.lists)}; by default below raw too.
         max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
             out.
+        max_bodies: keep so many of a clip, 1 or 2: those that move most.
         strict: stop at the first fault of a file, label or name, instead of leaving it out.
         workers: processes; all cores by default.
         overwrite: replace a store that exists, once the new one is complete.
@@ -168,6 +176,7 @@ def synthetic(
     subjects: int = 10,
     replications: int = 2,
     seed: int = 0,
+    max_bodies: int | None = None,
     workers: int | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -181,6 +190,7 @@ def synthetic(
         subjects: number of people; odd ones train under xsub.
         replications: performances of each action by each subject.
         seed: of all that is random.
+        max_bodies: keep so many of a clip, 1 or 2: those that move most.
         workers: processes; all cores by default.
         overwrite: replace a store that exists, once the new one is complete.
     """
@@ -190,6 +200,7 @@ def synthetic(
         subjects=subjects,
         replications=replications,
         seed=seed,
+        max_bodies=max_bodies,
         workers=workers,
         overwrite=overwrite,
     )
@@ -199,7 +210,7 @@ def synthetic(
 def npz(
     file: Path,
     out: Path,
-    train: str,
+    train: str | None = None,
     name: str | None = None,
     skeleton: Literal["ntu25", "kinect20", "file"] | None = None,
     hip: str | None = None,
@@ -208,17 +219,19 @@ def npz(
     right_shoulder: str | None = None,
     no_normalise: bool = False,
     max_coordinate: float = MAX_COORDINATE,
+    max_bodies: int | None = None,
     strict: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Pack a labelled set given as arrays: x (N, 3, T, V, M) in metres, num_frames (N,), label (N,) and more.
+    """Pack a set given as arrays: x (N, 3, T, V, M) in metres, num_frames (N,), and perhaps label (N,) and more.
 
     Example: python -m train.prepare npz --file set.npz --out data/set --train subject=1,3,5
 
     Args:
         file: the .npz file.
         out: folder of the store.
-        train: KEY=V1,V2: clips whose KEY (subject, split, ...) has one of these values train, all others test.
+        train: KEY=V1,V2: clips whose KEY (subject, split, ...) has one of these values train, all others test. Without
+            it all train, and nothing is evaluated.
         name: of the set; by default that of the folder.
         skeleton: joint layout; by default ntu25 if the file has ntu25_index, else as the file says.
         hip: joint (name or index) at the hips.
@@ -228,6 +241,7 @@ def npz(
         no_normalise: keep the coordinates; by default bodies are turned to a common frame, which needs the four joints.
         max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
             out.
+        max_bodies: keep so many of a clip, 1 or 2: the first that are there.
         strict: stop at the first faulty clip, instead of leaving it out.
         overwrite: replace a store that exists, once the new one is complete.
     """
@@ -242,6 +256,7 @@ def npz(
         roles=roles,
         normalise=not no_normalise,
         max_coordinate=max_coordinate,
+        max_bodies=max_bodies,
         strict=strict,
         overwrite=overwrite,
     )
@@ -306,8 +321,7 @@ def find_clip(store: PackedStore, name_or_index: str) -> int:
 def _plot(store: PackedStore, n: int, file: Path) -> None:
     from fastmc.figures.skeletons import draw_clip  # here, so that nothing else waits for matplotlib
 
-    label = int(store.label[n])
-    title = f"{store.names[n]}: {store.class_names[label]} (label {label}), {store.num_frames[n]} frames"
+    title = f"{store.names[n]}: {store.class_name(n)} (label {store.label[n]}), {store.num_frames[n]} frames"
     figure = draw_clip(store.clip(n), store.skeleton, fps=store.fps, title=title)
     try:
         with whole_file(file) as unfinished:

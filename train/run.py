@@ -17,6 +17,7 @@ from fastmc.budget import fitted
 from fastmc.build import build_model
 from fastmc.config import Config, to_plain
 from fastmc.data.placed.resident import PlacedStore
+from fastmc.data.report import label_notes, why_not_evaluated
 from fastmc.data.store import PackedStore
 from fastmc.files import write_json
 from fastmc.state import RunState
@@ -27,7 +28,7 @@ from train.engine.host_memory import keep_freed_memory
 from train.engine.loop import Pretraining
 from train.engine.record import duration, log, start_logging
 from train.engine.wandb import check_wandb
-from train.runs.folder import RunFolder, default_folder
+from train.runs.folder import NOT_EVALUATED, RunFolder, default_folder
 from train.runs.load import Run
 from train.runs.report import environment, evaluate_encoder, plot_curves, report_table
 
@@ -80,7 +81,7 @@ def _resume(pretraining: Pretraining, folder: RunFolder, data: str) -> dict[str,
     path, state = RunState.read(pretraining.checkpoints)
     pretraining.load(state, path)
     report = folder.finished_report(data)
-    if pretraining.finished and report is not None and folder.is_complete:
+    if pretraining.finished and report is not None and folder.is_complete(report):
         log.info("%s holds this run, finished; --restart runs it again\n%s", folder.path, report_table(report))
         return report
     log.info("resuming from %s (epoch %d, step %d)", path, pretraining.epoch + 1, pretraining.step)
@@ -99,7 +100,6 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     pretraining.run()
     metrics, dim = pretraining.model.metrics, config.encoder.feature_dim
     plot_curves(folder / "metrics.csv", folder / "curves.png", metrics, dim, title=folder.name)
-    log.info("evaluating the frozen encoder, pre-trained and untrained: kNN and linear")
     report = {
         "dataset": config.dataset,
         "dataset_checksum": store.checksum,
@@ -113,16 +113,32 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
         "epochs": config.optim.epochs,
         "steps": pretraining.step,
         "evaluation": to_plain(config.evaluation),
-        **evaluate_encoder(
-            pretraining.model, store, pretraining.data, config, run_folder=folder, progress=sys.stderr.isatty()
-        ),
-        "random_init": untrained_accuracy(config, store, pretraining.data),
+        **_accuracies(config, store, pretraining),
     }
     report["wall_seconds"] = round(pretraining.wall_seconds, 1)
     write_json(folder / "report.json", report)
     log.info("%s", report_table(report))
     log.info("report, curves, metrics and checkpoints are in %s (%s)", folder, duration(pretraining.wall_seconds))
     return report
+
+
+def _accuracies(config: Config, store: PackedStore, pretraining: Pretraining) -> dict[str, Any]:
+    """What report.json says of the frozen encoder, or why it says nothing."""
+    assert config.protocol is not None
+    reason = why_not_evaluated(store, config.protocol)
+    if reason is not None:
+        log.warning("not evaluated: %s", reason)
+        return {NOT_EVALUATED: reason}
+    notes = label_notes(store, config.protocol)
+    for note in notes:
+        log.warning("%s", note)
+    log.info("evaluating the frozen encoder, pre-trained and untrained: kNN and linear")
+    folder, data = pretraining.folder, pretraining.data
+    return {
+        **({"notes": notes} if notes else {}),
+        **evaluate_encoder(pretraining.model, store, data, config, run_folder=folder, progress=sys.stderr.isatty()),
+        "random_init": untrained_accuracy(config, store, data),
+    }
 
 
 def untrained_accuracy(config: Config, store: PackedStore, placed: PlacedStore) -> dict[str, float]:

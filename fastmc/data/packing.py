@@ -36,6 +36,7 @@ DUPLICATE = "clip of the same name in another folder"
 PUBLISHED = "published as missing"
 NO_BODY = "no skeleton in the file"
 OTHER_SET = "clip of another set"
+MAX_BODIES = 2  # of a clip that is stored
 HIGHEST_LIMIT = 1e30  # float32 holds it, and its square in float64 is far from overflow
 FAULTS = (MALFORMED, FOREIGN_NAME, DUPLICATE, TOO_FAR)
 
@@ -82,13 +83,13 @@ class Read:
     skipped: Sequence[Skipped] = ()
 
 
-def source_files(raw: Path, pattern: str, how_to_get: str) -> list[Path]:
-    """The files of this name below ``raw``, by name; PrepareError with ``how_to_get`` where there is none."""
-    paths = find_files(raw, pattern)
+def source_files(raw: Path, patterns: Sequence[str], how_to_get: str) -> list[Path]:
+    """The files of these names below ``raw``, by name; PrepareError with ``how_to_get`` where there is none."""
+    paths = [path for pattern in patterns for path in find_files(raw, pattern)]
     if not paths:
-        fault = f"holds no file {pattern}" if raw.is_dir() else "is not a folder"
+        fault = f"holds no file {' or '.join(patterns)}" if raw.is_dir() else "is not a folder"
         raise PrepareError(f"{raw} {fault}.\n{how_to_get}")
-    return paths
+    return sorted(paths, key=lambda path: (path.name, path))
 
 
 def digest_of(content: bytes) -> bytes:
@@ -118,10 +119,11 @@ def _read_or_fault(read: Callable[[Source], Read], source: Source) -> Read:
         return malformed(source, f"{source.path}: {explain(error)}")
 
 
-def check_limit(max_coordinate: float) -> None:
-    """PrepareError if it cannot be the largest coordinate of a store."""
+def check_limits(max_coordinate: float, max_bodies: int | None = None) -> None:
+    """PrepareError if they cannot be the largest coordinate of a store and the most bodies of a clip."""
     try:
         check_number("max_coordinate", max_coordinate, above=0, at_most=HIGHEST_LIMIT)
+        check_number("max_bodies", 1 if max_bodies is None else max_bodies, at_least=1, at_most=MAX_BODIES)
     except ValueError as error:
         raise PrepareError(str(error)) from error
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from fastmc.data.store import PackedStore
+from fastmc.data.store import UNKNOWN, PackedStore
 
 SHOWN = 3  # names per reason
 BAR = 40  # characters of the longest bar of a histogram
@@ -14,15 +14,56 @@ BAR = 40  # characters of the longest bar of a histogram
 
 def summary(store: PackedStore) -> str:
     """Size, splits and what was left out: some lines."""
-    lines = [
-        f"{store.path}: {len(store):,} clips of {store.num_classes} classes, {_seconds(store)}, {_disk(store)} on disk"
-    ]
+    classes = f"of {store.num_classes} classes" if store.num_classes else "without labels"
+    lines = [f"{store.path}: {len(store):,} clips {classes}, {_seconds(store)}, {_disk(store)} on disk"]
+    notes: dict[str, None] = {}
     for protocol in store.protocols:
         train, test = store.split(protocol)
         lines.append(f"  {protocol}: {len(train):,} training clips, {len(test):,} test clips")
-        if not (len(train) and len(test)):
-            lines.append(f"  warning: {protocol} cannot be used, one of its sides is empty")
-    return "\n".join([*lines, *_skipped(store)])
+        if not len(train):
+            lines.append(f"  warning: {protocol} cannot be used, it has no training clip")
+        elif reason := why_not_evaluated(store, protocol):
+            lines.append(f"  note: {reason}: it can be pre-trained on, not evaluated")
+        notes |= dict.fromkeys(label_notes(store, protocol))
+    if cut := store.meta.get("bodies_cut"):
+        lines.append(f"  note: {cut:,} clips had more bodies than --max-bodies, and keep the first")
+    return "\n".join([*lines, *(f"  warning: {note}" for note in notes), *_skipped(store)])
+
+
+def why_not_evaluated(store: PackedStore, protocol: str) -> str | None:
+    """Why no classifier can be trained and tested under a protocol; None where one can."""
+    sides = zip(("training", "test"), store.split(protocol), store.labelled_split(protocol), strict=True)
+    for side, clips, labelled in sides:
+        if not len(labelled):
+            what = f"labelled {side}" if len(clips) else side
+            return f"protocol = {protocol!r} leaves no {what} clip in {store.path}"
+    return None
+
+
+def label_notes(store: PackedStore, protocol: str) -> list[str]:
+    """What is odd about the labels, and what it does to an evaluation under a protocol: a sentence each."""
+    train, test = (store.label[ids] for ids in store.labelled_split(protocol))
+    known, names = store.label[store.label != UNKNOWN], store.class_names
+    notes = []
+    if 0 < len(known) < len(store):
+        notes.append(f"{len(store) - len(known):,} of {len(store):,} clips have no label; evaluations leave them out")
+    if len(known) and known.min() > 0:
+        notes.append(f"no clip has label 0 ({names[0]}); do the labels count from 1? Then the names are one off")
+    if len(test) and len(train):
+        unseen = np.setdiff1d(test, train)
+        if len(unseen):
+            which = ", ".join(names[label] for label in unseen[:SHOWN]) + ", ..." * (len(unseen) > SHOWN)
+            clips = int(np.isin(test, unseen).sum())
+            notes.append(
+                f"{protocol}: classes without a labelled training clip ({which}): "
+                f"{clips:,} of {len(test):,} test clips count as errors, whatever the encoder"
+            )
+        if len(np.unique(train)) == 1:
+            notes.append(
+                f"{protocol}: all labelled training clips are of one class ({names[train[0]]}), "
+                "which is then said of every test clip; its accuracies tell nothing of the encoder"
+            )
+    return notes
 
 
 def describe(store: PackedStore) -> str:
@@ -106,11 +147,13 @@ def _bar(count: int, most: int) -> int:
 def _classes(store: PackedStore) -> list[str]:
     sides = [indices for protocol in store.protocols for indices in store.split(protocol)]
     heads = [f"{protocol} {side}" for protocol in store.protocols for side in ("train", "test")]
-    columns = [np.bincount(store.label[indices], minlength=store.num_classes) for indices in sides]
-    total = np.bincount(store.label, minlength=store.num_classes)
-    width = max(len("class"), *map(len, store.class_names)) + 4
+    columns = [
+        np.bincount(label - UNKNOWN, minlength=store.num_classes + 1)
+        for label in (store.label, *(store.label[indices] for indices in sides))
+    ]
+    named = list(enumerate(store.class_names)) + [(UNKNOWN, "no label")] * bool(columns[0][0])
+    width = max(len("class"), *(len(name) for _, name in named)) + 4
     rows = [("class", ["clips", *heads])] + [
-        (f"{label:3} {name}", [f"{column[label]:,}" for column in (total, *columns)])
-        for label, name in enumerate(store.class_names)
+        (f"{label:3} {name}", [f"{column[label - UNKNOWN]:,}" for column in columns]) for label, name in named
     ]
     return [f"  {first:{width}}" + "".join(f"{cell:>13}" for cell in cells) for first, cells in rows]

@@ -7,7 +7,6 @@ in metres; clip n has T_n = ``num_frames[n]`` frames of M_n = ``num_bodies[n]`` 
 
 from __future__ import annotations
 
-import fcntl
 import glob
 import hashlib
 import json
@@ -23,7 +22,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from fastmc.files import read_text, remove_what_was_left, summed_file, sync_folder, writing
+from fastmc.files import lock, read_text, remove_what_was_left, summed_file, sync_folder, writing
 from fastmc.reading import load_array, reading, shown
 from fastmc.skeleton import Skeleton
 
@@ -41,6 +40,8 @@ CLIP_DTYPES: dict[str, str] = {
     **dict.fromkeys(PROTOCOL_FIELDS, "<i4"),
 }
 NOT_NORMALISED = "none"
+UNKNOWN = -1
+"""The label of a clip whose class is not known."""
 NAME_BYTES = 255  # what a file system takes
 DELETE = "\x7f"
 REMEDY = "prepare it again (python -m train.prepare --help)"
@@ -58,7 +59,7 @@ class PackedStore:
         frames: float32 (R, V, 3), metres, memory-mapped.
         start: int64 (N,), first row of each clip.
         num_frames, num_bodies: int32 (N,), T_n and M_n.
-        label: int32 (N,), class index from 0.
+        label: int32 (N,), class index from 0, -1 where unknown.
         subject, camera, setup, replication, part: int32 (N,), -1 where unknown; ``part`` is for sets that come with
             their own parts (training, test, folds), numbered by the protocol's ``values``.
         names: unicode (N,), unique and sorted.
@@ -113,8 +114,8 @@ class PackedStore:
         size = self.num_frames.astype(np.int64) * self.num_bodies
         if (self.start != np.cumsum(size) - size).any() or size.sum() != rows:
             raise ValueError("start.npy, num_frames.npy and num_bodies.npy do not agree with frames.npy")
-        if (self.label < 0).any() or (self.label >= self.num_classes).any():
-            raise ValueError(f"label.npy holds a label outside of 0..{self.num_classes - 1}")
+        if (self.label < UNKNOWN).any() or (self.label >= self.num_classes).any():
+            raise ValueError(f"label.npy holds a label outside of {UNKNOWN}..{self.num_classes - 1}")
 
     @property
     def name(self) -> str:
@@ -170,6 +171,15 @@ class PackedStore:
         rule = self.meta["protocols"][protocol]
         train = np.isin(getattr(self, rule["field"]), rule["train"])
         return np.flatnonzero(train).astype(np.int64), np.flatnonzero(~train).astype(np.int64)
+
+    def labelled_split(self, protocol: str) -> tuple[np.ndarray, np.ndarray]:
+        """Of `split` the clips whose class is known: what can be evaluated."""
+        train, test = (ids[self.label[ids] != UNKNOWN] for ids in self.split(protocol))
+        return train, test
+
+    def class_name(self, n: int) -> str:
+        """Of clip n, for people."""
+        return self.class_names[self.label[n]] if self.label[n] != UNKNOWN else "no label"
 
     def split_digest(self, protocol: str) -> str:
         """Hexdigest (32 digits) of what an evaluation under a protocol depends on: frames, lengths, labels and names of
@@ -239,6 +249,8 @@ class StoreWriter:
     Args:
         path: the store's folder.
         protocols: name -> ``{"field": one of PROTOCOL_FIELDS, "train": [values]}``; all other clips are test clips.
+        max_bodies: of a clip; of one that has more the first ones are kept. ``meta.json`` counts such clips under
+            ``bodies_cut``.
         overwrite: replace a store that is there already (a folder that is no store is never replaced).
         extra_meta: further JSON values for ``meta.json``. `meta` may be changed until the context ends.
 
@@ -256,11 +268,12 @@ class StoreWriter:
         fps: float,
         class_names: Sequence[str],
         protocols: Mapping[str, Mapping[str, Any]],
+        max_bodies: int | None = None,
         overwrite: bool = False,
         extra_meta: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = Path(os.path.realpath(path))  # a link to another disk stays a link
-        self.overwrite = overwrite
+        self.max_bodies, self.overwrite = max_bodies, overwrite
         self.skeleton = skeleton
         self.meta: dict[str, Any] = {
             "format": FORMAT,
@@ -337,8 +350,13 @@ class StoreWriter:
             raise ValueError(f"clip {name} has shape {clip.shape}, expected (T, M, {self.skeleton.num_joints}, 3)")
         if not np.isfinite(clip).all():
             raise ValueError(f"clip {name} holds NaN or infinite coordinates")
-        if not 0 <= label < len(self.meta["class_names"]):
-            raise ValueError(f"clip {name} has label {label}, outside of 0..{len(self.meta['class_names']) - 1}")
+        if self.max_bodies is not None and clip.shape[1] > self.max_bodies:
+            clip = np.ascontiguousarray(clip[:, : self.max_bodies])
+            self.meta["bodies_cut"] = self.meta.get("bodies_cut", 0) + 1
+        if not UNKNOWN <= label < len(self.meta["class_names"]):
+            raise ValueError(
+                f"clip {name} has label {label}, outside of {UNKNOWN}..{len(self.meta['class_names']) - 1}"
+            )
         if self._names and name <= next(reversed(self._names)):
             raise ValueError(f"clip {name} comes after {next(reversed(self._names))}: add clips sorted by unique names")
         with writing(self.path):
@@ -374,6 +392,7 @@ class StoreWriter:
         if self._write_header() != self._header_size:
             raise StoreError(f"the header of {self._temp / 'frames.npy'} has outgrown its place")
         _sync(self._file)
+        self._file.close()  # Windows does not move a folder of open files
         for (name, dtype), values in zip(CLIP_DTYPES.items(), zip(*self._clips, strict=True), strict=True):
             self._save(name, np.array(values, dtype))
         self._save("names", np.array(list(self._names)))
@@ -520,22 +539,25 @@ def _lock(path: Path) -> int:
     while True:
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(handle)
         except OSError:
-            number = os.pread(handle, 20, 0).decode("ascii", "replace")
+            os.lseek(handle, 0, os.SEEK_SET)
+            number = os.read(handle, 20).decode("ascii", "replace")
             os.close(handle)
             who = f"process {number}" if number else "another process"
             raise StoreError(f"{path} is being written by {who}; wait for it, or stop it") from None
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), os.stat(file)):
                 os.ftruncate(handle, 0)
-                os.pwrite(handle, str(os.getpid()).encode(), 0)
+                os.lseek(handle, 0, os.SEEK_SET)
+                os.write(handle, str(os.getpid()).encode())
                 return handle
         os.close(handle)  # its last owner has removed it meanwhile
 
 
 def _unlock(handle: int, path: Path) -> None:
-    _lock_file(path).unlink(missing_ok=True)  # while it is locked, so that nobody else's is removed
+    with suppress(PermissionError):  # Windows keeps what is open
+        _lock_file(path).unlink(missing_ok=True)  # while it is locked, so that nobody else's is removed
     os.close(handle)
 
 

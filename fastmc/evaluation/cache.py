@@ -26,6 +26,7 @@ from fastmc.evaluation.digest import weights_digest
 from fastmc.evaluation.features import FeatureSource, FrozenFeatures
 from fastmc.files import open_file, read_text, sum_of, summed_file, temporary_beside, write_json, writing
 from fastmc.progress import progress_bar
+from fastmc.reading import explain
 
 log = logging.getLogger("fastmc")
 ABOUT = "features.json"
@@ -151,7 +152,7 @@ class FeatureCache:
             array: np.ndarray = np.load(path, mmap_mode="r")
             whole = [list(array.shape), array.dtype.str, crc] == recorded
         except (OSError, ValueError, EOFError) as error:
-            log.warning("%s cannot be read and is computed anew (%s)", path, error)
+            log.warning("%s cannot be read and is computed anew (%s)", path, explain(error))
             return None
         if not whole:
             log.warning("%s is not what was written to it and is computed anew", path)

@@ -6,6 +6,9 @@ Every number of a file is converted and every line is judged, so this reader is 
 
 from __future__ import annotations
 
+import codecs
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +26,7 @@ JOINT_FIELDS = (
     "orientation w", "orientation x", "orientation y", "orientation z", "tracking state",
 )
 # fmt: on
+WINDOWS_NAN = re.compile(r"-?(1\.#(IND|INF|QNAN|SNAN)\d*|nan\((ind|snan)\))")
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 
@@ -68,10 +72,19 @@ def read_skeleton(path: str | Path) -> RawClip:
             num_joints = lines.count("the number of joints")
             if num_joints != NUM_JOINTS:
                 raise lines.error(f"found {num_joints} joints, expected {NUM_JOINTS}")
+            if not any(joints for _, joints in seen.values()):
+                lines.judge_width()
             frames.append(frame)
             joints.append([lines.joint() for _ in range(NUM_JOINTS)])
     lines.end(num_frames)
     return RawClip(num_frames, {body_id: _raw_body(*body) for body_id, body in seen.items()})
+
+
+def certain(content: bytes) -> bytes:
+    """The text of a file as the field writes it, where it means the same beyond doubt: without a byte-order mark, and
+    with decimal points where it has decimal commas and no point at all."""
+    content = content.removeprefix(codecs.BOM_UTF8)
+    return content.replace(b",", b".") if b"." not in content else content
 
 
 def _raw_body(frames: list[int], joints: list[list[dict[str, float]]]) -> RawBody:
@@ -84,7 +97,8 @@ class _Lines:
 
     def __init__(self, path: Path) -> None:
         self.path, self.number = path, 0
-        content = path.read_bytes()
+        self.joint_fields: tuple[str, ...] = JOINT_FIELDS
+        content = certain(path.read_bytes())
         try:
             self.lines = content.decode("ascii").rstrip().split("\n")
         except UnicodeDecodeError as error:
@@ -116,17 +130,22 @@ class _Lines:
 
     def numbers(self, names: Sequence[str], fields: Sequence[str]) -> dict[str, float]:
         try:
-            return {name: float(field) for name, field in zip(names, fields, strict=True)}
+            return {name: _number(field) for name, field in zip(names, fields, strict=True)}
         except ValueError:
             name, field = next(pair for pair in zip(names, fields, strict=True) if not _is_number(pair[1]))
             raise self.error(f"found {_shown(field)}, expected a number ({name})") from None
 
     def joint(self) -> dict[str, float]:
-        joint = self.numbers(JOINT_FIELDS, self.fields(len(JOINT_FIELDS), "joint"))
+        joint = self.numbers(self.joint_fields, self.fields(len(self.joint_fields), "joint"))
         for name in ("x", "y", "z"):
             if not abs(joint[name]) <= FLOAT32_MAX:  # NaN compares false
                 raise self.error(f"found {name} = {joint[name]}, expected a finite position in metres")
         return joint
+
+    def judge_width(self) -> None:
+        """The first joint tells whether joints have x, y, z alone. A later one of three numbers is one cut off."""
+        if self.number < len(self.lines) and len(self.lines[self.number].split()) == 3:
+            self.joint_fields = JOINT_FIELDS[:3]
 
     def end(self, num_frames: int) -> None:
         if self.number < len(self.lines):
@@ -135,9 +154,14 @@ class _Lines:
             raise self.error(f"found {found}, expected the end of the file after {num_frames} frames")
 
 
+def _number(text: str) -> float:
+    """Of a field; ValueError if it is none. C's library of Windows writes what is no number as -1.#IND, and so on."""
+    return math.nan if WINDOWS_NAN.fullmatch(text) else float(text)
+
+
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        _number(text)
     except ValueError:
         return False
     return True

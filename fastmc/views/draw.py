@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastmc.backends import DRAW, Need
+from fastmc.backends import DRAW, Need, may_look
 from fastmc.checks import Count, NotNegative, Positive, Probability, Share, Whole, check_number, check_ranges
 from fastmc.random import philox, uniform
 
@@ -96,6 +96,17 @@ class ViewParams:
     step: Tensor | int
     sample: Tensor
     views: tuple[int, ...]
+
+    def check_crops(self, num_frames: Tensor | int) -> None:
+        """ValueError where a crop is not in its clip of ``num_frames`` (B,). A GPU would be waited for: not there."""
+        if not may_look(self.table) or torch.compiler.is_compiling():
+            return
+        start, length = self.column("crop_start"), self.column("crop_length")
+        inside = (start >= 0) & (length >= 1) & (start + length <= num_frames)
+        if not inside.all():
+            view, clip = (~inside).nonzero()[0].tolist()
+            span = f"{start[view, clip].item():g} to {(start + length)[view, clip].item():g}"
+            raise ValueError(f"params crop clip {clip} to frames {span}, which it does not have")
 
     @property
     def num_joints(self) -> int:

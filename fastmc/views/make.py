@@ -48,15 +48,14 @@ def make_views(
         (W, B, T, V * M * 3), without gradient.
 
     Raises:
-        ValueError: an unknown stream, bones of a layout whose bones are unknown, parameters of other clips.
+        ValueError: what is given is of another type or shape than this says, an unknown stream, bones of a layout whose
+            bones are unknown, parameters of other clips; or, on a CPU, a crop outside of its clip.
         RuntimeError: impl="triton" or "numba" cannot run.
     """
+    _check(source, params, skeleton, size)
     check_choice("stream", stream, STREAMS)
     if stream == "bone" and not skeleton.parents:
         raise ValueError(f"stream='bone' needs the parents of joint layout {skeleton.name!r}, which are unknown")
-    if len(source) != params.table.shape[1] or params.num_joints != skeleton.num_joints:
-        rows = f"{params.table.shape[1]} clips of {params.num_joints} joints"
-        raise ValueError(f"params are of {rows}, the clips are {len(source)} of {skeleton.num_joints} joints")
     device = params.table.device
     shape = (len(params.views), len(source), size, skeleton.num_joints * source.max_bodies * 3)
     if out is None:
@@ -69,6 +68,26 @@ def make_views(
     impl = VIEWS.choose(impl, need)
     VIEWS.call(impl, "make_views", device, source, params, skeleton, stream, out)
     return out
+
+
+def _check(source: PackedClips | DenseClips, params: ViewParams, skeleton: Skeleton, size: int) -> None:
+    """For all implementations, which read memory by these numbers and check nothing. The clips check themselves."""
+    wanted = {
+        "source": (source, PackedClips | DenseClips, "PackedClips or DenseClips"),
+        "params": (params, ViewParams, "ViewParams"),
+        "skeleton": (skeleton, Skeleton, "a Skeleton, such as fastmc.skeleton.NTU25"),
+    }
+    for name, (value, kind, said) in wanted.items():
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} must be {said}, got the {type(value).__name__} {value!r:.40}")
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"size must be a whole number of frames, 1 at least, got {size!r}")
+    if source.num_joints != skeleton.num_joints:
+        raise ValueError(f"the clips have {source.num_joints} joints, skeleton {skeleton.name!r} {skeleton.num_joints}")
+    if len(source) != params.table.shape[1] or params.num_joints != skeleton.num_joints:
+        rows = f"{params.table.shape[1]} clips of {params.num_joints} joints"
+        raise ValueError(f"params are of {rows}, the clips are {len(source)} of {skeleton.num_joints} joints")
+    params.check_crops(source.num_frames)
 
 
 def whole_clips(clips: PackedClips, skeleton: Skeleton, size: int, *, impl: str = "auto") -> Tensor:

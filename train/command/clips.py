@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from fastmc.data.clips import used_frames
+from fastmc.data.formats.parts import expected_axes
 from fastmc.data.store import PackedStore
 from fastmc.embedding import Clip, Embedder
-from fastmc.files import find_files, open_file
+from fastmc.files import find_files
 from fastmc.reading import load_array, reading
 from fastmc.skeleton import NTU25
 
@@ -96,7 +97,7 @@ def _of_npz(file: Path, embedder: Embedder) -> list[Input]:
         raise ValueError(f"--input {file} lacks x or num_frames; see python -m train.embed --help for the layout")
     x, lengths = arrays["x"], arrays["num_frames"]
     if x.ndim != 5 or x.shape[1] != 3 or x.dtype.kind != "f" or len(x) == 0:
-        raise ValueError(f"--input {file}: x is {x.dtype} {x.shape}, expected floats (N, 3, T, V, M)")
+        raise ValueError(f"--input {file}: x is {x.dtype} {x.shape}, {expected_axes(x)}")
     names = arrays.get("name", np.array([f"{file.stem}[{n}]" for n in range(len(x))]))
     for key, array, kinds in (("num_frames", lengths, "iu"), ("name", names, "U")):
         if array.shape != (len(x),) or array.dtype.kind not in kinds:
@@ -118,8 +119,7 @@ def _of_npz(file: Path, embedder: Embedder) -> list[Input]:
 def _arrays(file: Path) -> dict[str, np.ndarray]:
     """Those of a .npz file that are read here."""
     with reading(f"--input {file} is not a readable .npz file of plain arrays", ValueError):
-        open_file(file).close()  # what is no file is refused, and not waited for
-        content = np.load(file, allow_pickle=False)
+        content = load_array(file)
         if not isinstance(content, np.lib.npyio.NpzFile):
             raise ValueError("it holds one array; a file of that has the suffix .npy")
         with content:

@@ -54,6 +54,8 @@ def run_jobs(jobs: Sequence[Job], parallel: int = 1) -> int:
     todo = [job for job in jobs if not job.done()]
     if not todo:
         return 0
+    if not hasattr(os, "fork"):
+        raise ValueError("runs are started by os.fork, which this system lacks: make each by train.run, then --collect")
     parallel = min(parallel, len(todo))
     workers = _Workers(parallel, threads=max(1, usable_cores() // parallel))
     failures: list[str] = []

@@ -15,6 +15,9 @@ from fastmc.data.formats.utd_mhad import UTD_CLIPS, prepare_utd_mhad
 from fastmc.data.report import summary
 from fastmc.data.store import PackedStore
 
+FEW = 0.9
+"""Share of a published set below which no accuracy compares with a published one. What is left out as faulty is 1 %."""
+FEWER = "; accuracies on fewer do not compare with published ones"
 SHOULDERS = (0.1, 1.0)  # metres between the shoulders of a person, and a large margin
 
 
@@ -27,6 +30,7 @@ def npy(
     class_names: Path | None = None,
     no_normalise: bool = False,
     max_coordinate: float = MAX_COORDINATE,
+    max_bodies: int | None = None,
     strict: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -36,7 +40,8 @@ def npy(
     xsub/val_data_joint.npy xsub/val_label.pkl --out data/ntu60-agcn
 
     Args:
-        train: DATA.npy LABEL.pkl: floats (N, 3, T, V, M) in metres, and a pickle of (sample names, labels).
+        train: DATA.npy LABEL.pkl: floats (N, 3, T, V, M) in metres, and a pickle of (sample names, labels). Or
+            LABEL.npy: labels (N,) or (N, 1) alone; names from a pickle of the same name beside it, if there is one.
         test: the same two for the clips that test.
         out: folder of the store.
         name: of the set; by default that of the folder.
@@ -45,6 +50,7 @@ def npy(
         no_normalise: keep the coordinates; by default bodies are turned to a common frame.
         max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
             out.
+        max_bodies: keep so many of a clip, 1 or 2: the first that are there.
         strict: stop at the first faulty clip, instead of leaving it out.
         overwrite: replace a store that exists, once the new one is complete.
     """
@@ -57,6 +63,7 @@ def npy(
         class_names=class_names,
         normalise=not no_normalise,
         max_coordinate=max_coordinate,
+        max_bodies=max_bodies,
         strict=strict,
         overwrite=overwrite,
     )
@@ -71,6 +78,7 @@ def ctrgcn(
     class_names: Path | None = None,
     no_normalise: bool = False,
     max_coordinate: float = MAX_COORDINATE,
+    max_bodies: int | None = None,
     strict: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -87,6 +95,7 @@ def ctrgcn(
         no_normalise: keep the coordinates; by default bodies are turned to a common frame.
         max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
             out.
+        max_bodies: keep so many of a clip, 1 or 2: the first that are there.
         strict: stop at the first faulty clip, instead of leaving it out.
         overwrite: replace a store that exists, once the new one is complete.
     """
@@ -98,6 +107,7 @@ def ctrgcn(
         class_names=class_names,
         normalise=not no_normalise,
         max_coordinate=max_coordinate,
+        max_bodies=max_bodies,
         strict=strict,
         overwrite=overwrite,
     )
@@ -174,6 +184,13 @@ def utd_mhad(
     _report(store, UTD_CLIPS)
 
 
+def say_published(store: PackedStore, what: str, clips: int) -> None:
+    """Print how many clips a set is published with, if the store has another number."""
+    if len(store) != clips:
+        few = len(store) < FEW * clips
+        print(f"  {'warning' if few else 'note'}: {what} has {clips:,} clips" + FEWER * few)
+
+
 def _report(store: PackedStore, published: int | None = None) -> None:
     print(summary(store))
     repeats = store.meta.get("repeats_cut", 0)
@@ -182,8 +199,8 @@ def _report(store: PackedStore, published: int | None = None) -> None:
     copies = store.meta.get("copied_bodies_cut", 0)
     if copies:
         print(f"  note: in {copies:,} clips the second body was the first again; it is left out")
-    if published not in (None, len(store)):
-        print(f"  note: the complete set has {published:,} clips")
+    if published is not None:
+        say_published(store, "the complete set", published)
     width = _shoulder_width(store)
     if not SHOULDERS[0] < width < SHOULDERS[1]:
         print(f"  warning: shoulders are {width:.3g} apart (median): these coordinates do not seem to be metres")

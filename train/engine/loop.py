@@ -15,10 +15,12 @@ from tqdm import tqdm
 
 from fastmc import checkpoint
 from fastmc.build import build_model
+from fastmc.checks import check_number
 from fastmc.config import Config, to_plain
 from fastmc.data.placed.order import epoch_order
 from fastmc.data.placed.placement import place_store
 from fastmc.data.placed.resident import PlacedStore
+from fastmc.data.report import why_not_evaluated
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import frozen_features, knn_evaluate
 from fastmc.methods.base import Method
@@ -65,13 +67,14 @@ class Pretraining:
         data: the clips; ``placement`` says in one line where their frames are and why.
         stepper: makes the steps; ``amp``, ``compiled``, ``graph`` and ``overlap`` say how, and why. Its sums of the
             metrics since the epoch began make the epoch's row of metrics.csv, with ``seconds``.
+        can_probe: whether there are labelled clips to train a classifier on, and others to test it on.
         epoch, batch: position; ``step`` counts all batches since the start.
         before_saving: is called before each checkpoint is written.
         world: the processes that train together. A batch is this many clips of each.
     """
 
     def __init__(self, config: Config, store: PackedStore, folder: Path, device: torch.device) -> None:
-        """Writes nothing. ValueError for a protocol that cannot be trained and tested on, or too large a batch."""
+        """Writes nothing. ValueError for a protocol that cannot be trained on, or too large a batch."""
         assert config.protocol is not None
         protocol = config.protocol
         self.config, self.folder, self.device = config, folder, device
@@ -82,10 +85,14 @@ class Pretraining:
         self.batches = len(train) // self.clips_per_step
         if self.batches == 0:
             raise ValueError(
-                f"batch_size = {config.optim.batch_size} is larger than the {len(train)} training clips of {protocol}"
+                f"batch_size = {config.optim.batch_size} is larger than the {len(train)} training clips of {protocol}; "
+                f"give --batch-size {max(len(train), 1)} or less"
             )
-        if len(test) == 0:
-            raise ValueError(f"protocol = {protocol!r} leaves no test clip in {store.path}")
+        labelled, tested = (torch.from_numpy(ids).to(device) for ids in store.labelled_split(protocol))
+        self._labelled = labelled, tested
+        self.can_probe = why_not_evaluated(store, protocol) is None
+        if self.can_probe:
+            check_number("knn_k", config.evaluation.knn_k, at_least=1, at_most=len(labelled))
         self._store = store
         self.data, self.placement = place_store(store, device, config.data)
         self.model = build_model(config, self.data, device, allow=(config.method, config.backbone))
@@ -252,7 +259,7 @@ class Pretraining:
         row["samples_per_second"] = self.batches * self.clips_per_step / self.seconds
         row["seconds"] = self.seconds
         every = self.config.log.probe_every
-        if every and ((self.epoch + 1) % every == 0 or self.epoch + 1 == self.config.optim.epochs):
+        if every and self.can_probe and ((self.epoch + 1) % every == 0 or self.epoch + 1 == self.config.optim.epochs):
             row["knn_top1"] = self.probe()
         return row
 
@@ -261,13 +268,12 @@ class Pretraining:
         self.stepper.sums.zero_()
 
     def probe(self) -> float:
-        """kNN top-1 accuracy of the encoder, percent."""
+        """kNN top-1 accuracy of the encoder on the clips that have a label, percent."""
         config = self.config.evaluation
         features = frozen_features(
             self.model.representation,
             self.data,
-            self.train_ids,
-            self.test_ids,
+            *self._labelled,
             self.config.stream,
             config,
             frames=self.config.frames,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastmc.config import Config, to_plain
 from fastmc.data.placed.resident import PlacedStore
+from fastmc.data.report import label_notes
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import (
     EvalConfig,
@@ -303,6 +304,7 @@ def _outcome(
         usual = FinetuneConfig(train_crop_min=usual.train_crop_min, test_crop=usual.test_crop)
     variation = variant(settings, usual) + variation + run.at
     digest = weights_digest(run.model.representation) if weights is None else weights
+    notes = label_notes(run.store, run.protocol)
     return Outcome(
         name=f"{name or kind}-{run.protocol}{variation}",
         kind=kind,
@@ -314,7 +316,7 @@ def _outcome(
         weights=digest,
         settings=to_plain(settings),
         pretraining=run.pretraining(),
-        more=more or {},
+        more={**(more or {}), **({"notes": notes} if notes else {})},
     )
 
 

@@ -35,9 +35,9 @@ class DrawnRun(Run):
     label: str = ""
 
     def clips(self) -> tuple[np.ndarray, np.ndarray]:
-        """(training, test) clips, int64; ValueError where either is empty."""
-        train, test = self.split()
-        return train.cpu().numpy(), test.cpu().numpy()
+        """(training, test) clips, int64, labelled or not; where none test, those that train stand for them too."""
+        train, test = self.store.split(self.protocol)
+        return train, test if len(test) else train
 
     def features(self, ids: np.ndarray, model: Method | None = None) -> np.ndarray:
         """Frozen features (N, H) of the query encoder, of this model or the given one, at the centre crop."""
@@ -58,7 +58,7 @@ class DrawnRun(Run):
 
     def describe(self, clip: int) -> str:
         """A clip's class and name."""
-        return f"{self.store.class_names[self.store.label[clip]]} ({self.store.names[clip]})"
+        return f"{self.store.class_name(clip)} ({self.store.names[clip]})"
 
 
 @contextmanager
@@ -142,10 +142,10 @@ def candidates(run: DrawnRun, clip: int, k: int) -> np.ndarray:
 
 
 def clips_of_classes(run: DrawnRun, seed: int) -> np.ndarray:
-    """The test clips of ten random classes; ValueError where they are too few."""
+    """The labelled test clips of ten random classes; ValueError where they are too few."""
     from fastmc.figures.tsne import FEWEST, choose_classes
 
-    test = run.clips()[1]
+    _, test = (ids.cpu().numpy() for ids in run.split())
     label = run.store.label[test]
     ids = test[np.isin(label, choose_classes(label, CLASSES, seed))]
     if len(ids) < FEWEST:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -14,7 +13,7 @@ from typing import Any
 
 from fastmc.checkpoint import complete
 from fastmc.config import CALL_SETTINGS, Config, RunFolderError, differences, load_config, to_plain
-from fastmc.files import read_text, write_json
+from fastmc.files import lock, read_text, write_json
 from fastmc.reading import reading, shown
 from fastmc.registry import NotAllowed
 from train.engine.record import log
@@ -37,6 +36,8 @@ RESULTS = ("metrics.csv", "curves.png", "classifier.pt")
 """Of a finished run, beside report.json."""
 ACCURACIES = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_top5": "linear top-5"}
 """In percent, in report.json, of the encoder and, below ``random_init``, of the untrained one."""
+NOT_EVALUATED = "not_evaluated"
+"""In their place: why there are none, such as a set without labels."""
 
 
 def default_folder(config: Config) -> Path:
@@ -121,20 +122,22 @@ class RunFolder:
         return not results and not complete(self.path / "checkpoints")
 
     def finished_report(self, data: str) -> dict[str, Any] | None:
-        """The content of report.json, if it has all accuracies of the evaluation that is asked for, on these
-        clips and labels."""
+        """The content of report.json, if it has all accuracies of the evaluation that is asked for, on these clips and
+        labels, or says why these have none."""
         report = read_json(self.path / "report.json")
         asked = {"evaluation": self.plain["evaluation"], "data": data}
         if report is None or not asked.items() <= report.items():
             return None
+        if NOT_EVALUATED in report:
+            return report
         found = (report, report.get("random_init"))
         is_whole = all(isinstance(of, dict) and all(isinstance(of.get(k), float) for k in ACCURACIES) for of in found)
         return report if is_whole else None
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether all results of a finished run are there, beside report.json."""
-        return all((self.path / name).exists() for name in RESULTS)
+    def is_complete(self, report: dict[str, Any]) -> bool:
+        """Whether all results of a finished run with this report are there."""
+        unmade = {"classifier.pt"} if NOT_EVALUATED in report else set()
+        return all((self.path / name).exists() for name in RESULTS if name not in unmade)
 
     @contextmanager
     def begin(self, environment: dict[str, Any]) -> Iterator[None]:
@@ -184,7 +187,7 @@ class RunFolder:
         if self._held is not None and os.path.samestat(os.fstat(handle), self._held):
             return
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(handle)
         except BlockingIOError:
             raise RunFolderError(f"another process trains in {self.path}; wait for it or name another --out") from None
         self._held = os.fstat(handle)

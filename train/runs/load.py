@@ -13,6 +13,7 @@ from fastmc.build import ClipLayout, anywhere, build_model, trained_model
 from fastmc.config import Config, load_config
 from fastmc.data.placed.placement import Placement, place_store
 from fastmc.data.placed.resident import PlacedStore
+from fastmc.data.report import why_not_evaluated
 from fastmc.data.store import PackedStore
 from fastmc.methods.base import Method
 from fastmc.state import RunState, TrainingData
@@ -61,14 +62,12 @@ class Run:
         return {"dataset": dataset, "protocol": protocol, "test_clips_seen": seen, "checkpoint": self.checkpoint}
 
     def split(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(train, test) clips, int64, on the device of the clips; ValueError where either is empty."""
-        train, test = self.store.split(self.protocol)
-        for name, ids in (("training", train), ("test", test)):
-            if len(ids) == 0:
-                others = ", ".join(self.store.protocols)
-                raise ValueError(
-                    f"protocol = {self.protocol!r} leaves no {name} clip in {self.store.path}; it has: {others}"
-                )
+        """(train, test) clips whose class is known, int64, on the device of the clips; ValueError where either is
+        empty."""
+        reason = why_not_evaluated(self.store, self.protocol)
+        if reason is not None:
+            raise ValueError(f"{reason}; it has: {', '.join(self.store.protocols)}")
+        train, test = self.store.labelled_split(self.protocol)
         device = self.placed.device
         return torch.from_numpy(train).to(device), torch.from_numpy(test).to(device)
 
@@ -159,5 +158,5 @@ def check_layout(store: PackedStore, read: ClipLayout, stream: str) -> None:
     if store.max_bodies > read.max_bodies:
         raise ValueError(
             f"{store.path} has clips of {store.max_bodies} bodies, the encoder reads {read.max_bodies}; prepare the "
-            "data set with fewer, or pre-train on clips of as many"
+            f"data set with --max-bodies {read.max_bodies}, or pre-train on clips of as many"
         )

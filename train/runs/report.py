@@ -20,7 +20,7 @@ from fastmc.files import whole_file
 from fastmc.methods.base import Method, Metric
 from train.engine.record import log, read_metrics
 from train.runs.evaluations import Frozen
-from train.runs.folder import ACCURACIES
+from train.runs.folder import ACCURACIES, NOT_EVALUATED
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -79,7 +79,9 @@ def evaluate_encoder(
 
 
 def report_table(report: dict[str, Any]) -> str:
-    """The accuracies of report.json, beside those of the untrained encoder."""
+    """The accuracies of report.json, beside those of the untrained encoder; or why there are none."""
+    if NOT_EVALUATED in report:
+        return f"not evaluated: {report[NOT_EVALUATED]}"
     lines = [f"{'':14}{'pre-trained':>12}{'untrained':>12}"]
     for key, name in ACCURACIES.items():
         if key in report:

@@ -17,7 +17,7 @@ from train.command.datasets import open_dataset
 from train.command.evaluation_settings import Semi
 from train.command.jobs import Job
 from train.command.parse import parse
-from train.runs.folder import RunFolder, default_folder, is_finished, read_json
+from train.runs.folder import NOT_EVALUATED, RunFolder, default_folder, is_finished, read_json
 from train.tables.published import DATASETS, OURS, Column, Row, Table, Variant
 
 # Flags of train.run that differ from run to run, with what says them here.
@@ -205,7 +205,7 @@ class Plan:
         configs, path = self.configs(column, variant, seed), self.result(column, variant, seed)
         found = read_json(path) if all(map(self._is_finished, configs)) else None
         if found is None or path.name == "report.json":
-            return found
+            return None if found and NOT_EVALUATED in found else found
         if column.measure == "transfer":
             data = self.data(self.target, self.store(self.target).protocols[0])
         else:

@@ -27,6 +27,7 @@ from fastmc.files import read_bytes
 from fastmc.reading import explain, shown
 
 _DTYPE = re.compile(r"[?bhilqpBHILQPefdg]|[biufSU]\d+")
+_OBJECTS = ("O", "O4", "O8")
 _SCALARS = (str, bytes, int, float, bool, type(None), np.generic)
 MAX_FILE = 1 << 28  # bytes; names and labels of a million clips are a quarter of that
 MAX_AXES = 32
@@ -54,14 +55,30 @@ def load_plain(path: str | Path) -> Any:
     """
     if Path(path).stat().st_size > MAX_FILE:
         raise SafePickleError(f"it has more than {MAX_FILE >> 20} MB, which is no file of names and labels")
-    content = read_bytes(Path(path))
+    return plain_of(read_bytes(Path(path)))
+
+
+def plain_of(content: bytes, *, objects: bool = False) -> Any:
+    """The same of a pickle's bytes.
+
+    Args:
+        objects: read an array of objects too, of plain data and of no axes: as its one element.
+    """
+    content = _without_text_mode(content)
     try:
         _check_sizes(content)
-        return _Finish().value(_PlainUnpickler(content).load())
+        return _Finish().value(_PlainUnpickler(content, objects).load())
     except SafePickleError:
         raise
     except Exception as error:  # the documentation of pickle: a broken one may raise any exception
         raise SafePickleError(f"not a readable pickle: {type(error).__name__}: {explain(error)}") from error
+
+
+def _without_text_mode(content: bytes) -> bytes:
+    """A pickle of protocol 0, which is text, as it was before Windows wrote every line feed of it as CR LF."""
+    ends = content.count(b"\n")
+    is_text = ends > 0 and not content.startswith(pickle.PROTO) and content.count(b"\r\n") == ends
+    return content.replace(b"\r\n", b"\n") if is_text else content
 
 
 def _check_sizes(content: bytes) -> None:
@@ -86,12 +103,13 @@ def _check_sizes(content: bytes) -> None:
 
 
 class _Room:
-    """Bytes that the calls of a pickle may still make."""
+    """Bytes that the calls of a pickle may still make, and whether an array may be of objects."""
 
-    __slots__ = ("_left",)
+    __slots__ = ("_left", "objects")
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, objects: bool) -> None:
         self._left = COPIES * len(content) + SMALL
+        self.objects = objects
 
     def take(self, size: int) -> None:
         self._left -= size
@@ -100,9 +118,9 @@ class _Room:
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, objects: bool) -> None:
         super().__init__(io.BytesIO(content), encoding="latin1")
-        self._room = _Room(content)
+        self._room = _Room(content, objects)
 
     def find_class(self, module: str, name: str) -> Any:
         make = _NAMES.get(name) if module in _HOMES.get(name, ()) else None
@@ -136,7 +154,8 @@ class _Dtype:
 
     def __init__(self, room: _Room, code: Any, *_: Any) -> None:
         code = code.decode("latin1") if isinstance(code, bytes) else code
-        if not isinstance(code, str) or not _DTYPE.fullmatch(code):
+        known = isinstance(code, str) and (_DTYPE.fullmatch(code) or (room.objects and code in _OBJECTS))
+        if not known:
             raise SafePickleError(f"it holds an array of dtype {shown(code)}; numbers, booleans and strings are read")
         self.dtype = np.dtype(code)
         if not self.dtype.itemsize:
@@ -159,10 +178,15 @@ class _Array:
 
     def __init__(self, room: _Room, *_: Any) -> None:
         self.room = room
-        self.array: np.ndarray | None = None
+        self.array: Any = None
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         *_, shape, dtype, fortran_order, content = state
+        if isinstance(dtype, _Dtype) and dtype.dtype.hasobject:
+            if shape != () or not isinstance(content, list) or len(content) != 1:
+                raise SafePickleError(f"it holds an array of objects of shape {shown(shape)}")
+            self.array = content[0]
+            return
         self.array = _array(self.room, content, dtype, shape, "F" if fortran_order else "C")
 
 
@@ -246,14 +270,14 @@ class _Finish:
         if isinstance(value, _SCALARS):
             return value
         if id(value) not in self._done:
-            if not isinstance(value, tuple):
+            if not isinstance(value, tuple | _Array):
                 self._done[id(value)] = value, value  # for a list that holds itself
             self._done[id(value)] = value, self._converted(value)
         return self._done[id(value)][1]
 
     def _converted(self, value: Any) -> Any:
         if isinstance(value, _Array) and value.array is not None:
-            return value.array
+            return self.value(value.array)
         if isinstance(value, np.ndarray):
             return value
         if isinstance(value, tuple):

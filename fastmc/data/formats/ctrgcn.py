@@ -17,7 +17,17 @@ import numpy as np
 
 from fastmc.data.clips import MAX_COORDINATE
 from fastmc.data.formats.ntu_splits import NTU60_CLASS_NAMES, NTU120_CLASS_NAMES
-from fastmc.data.formats.parts import MAX_CLASSES, PARTS, PartClip, check_size, layout_of, pack_parts, read_class_names
+from fastmc.data.formats.parts import (
+    MAX_CLASSES,
+    PARTS,
+    PartClip,
+    check_bodies,
+    check_size,
+    class_index,
+    layout_of,
+    pack_parts,
+    read_class_names,
+)
 from fastmc.data.packing import PrepareError
 from fastmc.data.store import PackedStore
 from fastmc.reading import listed, reading
@@ -38,6 +48,7 @@ def import_ctrgcn(
     class_names: str | Path | None = None,
     normalise: bool = True,
     max_coordinate: float = MAX_COORDINATE,
+    max_bodies: int | None = None,
     strict: bool = False,
     overwrite: bool = False,
 ) -> PackedStore:
@@ -56,6 +67,7 @@ def import_ctrgcn(
             of classes is its own.
         normalise: bring bodies to the common origin and orientation.
         max_coordinate: metres; a clip beyond it is left out (`fastmc.data.clips.placed_clip`).
+        max_bodies: of a clip, 1 or 2: the first that are there. By default all, which may be 2 at most.
         strict: a faulty clip is an error (by default it is reported and left out).
 
     Raises:
@@ -68,6 +80,7 @@ def import_ctrgcn(
         layouts = {part: _layout(array) for part, array in arrays.items()}
         if layouts["train"] != layouts["test"]:
             raise PrepareError(f"{file}: x_train and x_test differ in joints or bodies")
+        check_bodies(f"{file}: x_train", layouts["train"][0][0], max_bodies)
         (bodies, joints), layout = layouts["train"]
         labels, classes = _labels(archive, file, {part: array.shape[0] for part, array in arrays.items()})
 
@@ -91,6 +104,7 @@ def import_ctrgcn(
             files=[file],
             normalise=normalise,
             max_coordinate=max_coordinate,
+            max_bodies=max_bodies,
             strict=strict,
             overwrite=overwrite,
         )
@@ -168,7 +182,7 @@ def _layout(array: _Rows) -> tuple[tuple[int, int], Skeleton]:
         raise PrepareError(f"{what} holds {shape[2]} numbers a frame, expected {known}")
     check_size(what, shape[0], shape[1] if len(shape) == 3 else shape[2])
     bodies, joints = BODIES_AND_JOINTS[shape[2]] if len(shape) == 3 else (shape[4], shape[3])
-    return (bodies, joints), layout_of(joints, bodies, what)
+    return (bodies, joints), layout_of(joints, what)
 
 
 def _labels(archive: zipfile.ZipFile, file: Path, clips: Mapping[str, int]) -> tuple[dict[str, list[int]], int]:
@@ -179,7 +193,7 @@ def _labels(archive: zipfile.ZipFile, file: Path, clips: Mapping[str, int]) -> t
             if array.shape[0] != clips[part]:
                 raise PrepareError(f"{file}: x_{part} has {clips[part]} clips, y_{part} {array.shape[0]} labels")
             labels[part] = list(_indices(array))
-            classes.add(array.shape[1] if len(array.shape) == 2 else None)
+            classes.add(array.shape[1] if array.shape[1:] > (1,) else None)
     if len(classes) > 1:
         raise PrepareError(f"{file}: y_train and y_test differ in their form or their number of classes")
     return labels, classes.pop() or max(max(part) for part in labels.values()) + 1
@@ -187,7 +201,7 @@ def _labels(archive: zipfile.ZipFile, file: Path, clips: Mapping[str, int]) -> t
 
 def _indices(array: _Rows) -> Iterator[int]:
     one_hot = len(array.shape) == 2 and array.shape[1] > 1 and array.dtype.kind in "biuf"
-    if not one_hot and not (len(array.shape) == 1 and array.dtype.kind in "iu"):
+    if not one_hot and not (array.shape in ((array.shape[0],), (array.shape[0], 1)) and array.dtype.kind in "iuf"):
         raise PrepareError(
             f"{array.file}: {array.key} is {array.dtype} {array.shape}, expected one-hot (N, classes) or integers (N,)"
         )
@@ -201,9 +215,9 @@ def _indices(array: _Rows) -> Iterator[int]:
             raise PrepareError(
                 f"{array.file}: row {n} of {array.key} is not one-hot: {len(hot)} values are not zero, one must be 1"
             )
-        label = int(hot[0] if one_hot else row)
-        if not 0 <= label < MAX_CLASSES:
-            raise PrepareError(f"{array.file}: label {label} in row {n} of {array.key} is no class index")
+        label = class_index(hot if one_hot else row)
+        if label is None:
+            raise PrepareError(f"{array.file}: label {row.item()} in row {n} of {array.key} is no class index")
         yield label
 
 

@@ -21,7 +21,7 @@ from fastmc.data.packing import (
     Read,
     Skipped,
     Source,
-    check_limit,
+    check_limits,
     digest_of,
     malformed,
     packing,
@@ -39,7 +39,7 @@ class ClipFiles:
     """A set of such files.
 
     Attributes:
-        pattern: of the files among others of the set, as `Path.rglob` takes it.
+        patterns: of the files among others of the set, as `Path.rglob` takes them.
         file_name: matches a file's whole name, with a group per number.
         example: a file's name, for messages.
         fields: from the numbers of a name to the clip's fields (``label``, ``subject``, ...), or to the reason why the
@@ -53,7 +53,7 @@ class ClipFiles:
     name: str
     class_names: Sequence[str]
     protocols: Protocols
-    pattern: str
+    patterns: tuple[str, ...]
     file_name: re.Pattern[str]
     example: str
     fields: Callable[..., Mapping[str, int] | str]
@@ -87,8 +87,8 @@ def prepare_clip_files(
         PrepareError: no usable file, or a faulty one in a strict preparation.
         StoreError: ``out`` exists (without ``overwrite``), or another process is writing it.
     """
-    check_limit(max_coordinate)
-    paths = source_files(Path(raw), files.pattern, files.how_to_get)
+    check_limits(max_coordinate)
+    paths = source_files(Path(raw), files.patterns, files.how_to_get)
     with packing(
         out,
         strict=strict,

@@ -11,18 +11,19 @@ import numpy as np
 from tqdm import tqdm
 
 from fastmc.data.clips import MAX_COORDINATE, FaultyClip, usable_clip
-from fastmc.data.formats.parts import MAX_CLASSES, check_size, checksum
-from fastmc.data.packing import NORMALISATION, PrepareError, check_limit
-from fastmc.data.store import NOT_NORMALISED, PackedStore, StoreWriter, check_name
-from fastmc.files import open_file
+from fastmc.data.formats.parts import check_bodies, check_size, checksum, class_index, expected_axes
+from fastmc.data.packing import NORMALISATION, PrepareError, check_limits
+from fastmc.data.store import NOT_NORMALISED, UNKNOWN, PackedStore, StoreWriter, check_name
 from fastmc.progress import progress_bar
-from fastmc.reading import listed, reading, shown
+from fastmc.reading import listed, load_array, reading, shown
 from fastmc.skeleton import NTU25, SKELETONS, Skeleton
 
-REQUIRED = ("x", "num_frames", "label")
+REQUIRED = ("x", "num_frames")
 ID_FIELDS = ("subject", "camera", "setup", "replication")
 MAX_TEXT = 1 << 28  # bytes of a member: all of its texts take the room of the longest
 BAD_LENGTH = "num_frames out of range"
+ALL = "all"
+"""The protocol under which every clip trains."""
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -31,31 +32,34 @@ def import_npz(
     file: str | Path,
     out: str | Path,
     *,
-    train: str,
+    train: str | None = None,
     name: str | None = None,
     skeleton: str | None = None,
     roles: Mapping[str, int | str] | None = None,
     normalise: bool = True,
     max_coordinate: float = MAX_COORDINATE,
+    max_bodies: int | None = None,
     strict: bool = False,
     overwrite: bool = False,
 ) -> PackedStore:
     """Pack the arrays of a ``.npz`` file. The whole of ``x`` is read into memory.
 
-    The file holds ``x`` (N, 3, T, V, M) in metres, zero-padded in time and bodies, ``num_frames`` (N,) and ``label``
-    (N,) from 0. It may hold ``name`` (N,); ``subject``, ``camera``, ``setup`` and ``replication`` (N,) integers;
-    other keys (N,) that ``train`` may name; ``class_names``; ``joint_names`` (V,); ``parents`` (V,), where a root is
-    its own parent or -1; ``fps``; and ``ntu25_index`` (25,), which puts the joints in the order of NTU RGB+D.
+    The file holds ``x`` (N, 3, T, V, M) in metres, zero-padded in time and bodies, and ``num_frames`` (N,). It may hold
+    ``label`` (N,), classes from 0, -1 where unknown, as all are without it; ``name`` (N,); ``subject``, ``camera``,
+    ``setup`` and ``replication`` (N,) integers; other keys (N,) that ``train`` may name; ``class_names``;
+    ``joint_names`` (V,); ``parents`` (V,), where a root is its own parent or -1; ``fps``; and ``ntu25_index`` (25,),
+    which puts the joints in the order of NTU RGB+D.
 
     Args:
         train: ``KEY=V1,V2``: clips whose ``KEY`` has one of these values train, all others test. The store's
-            protocol is called ``KEY``.
+            protocol is called ``KEY``. By default all train, under the protocol "all", and none tests.
         name: of the set; by default that of ``out``.
         skeleton: joint layout of ``x``: "ntu25", "kinect20" or "file" (as the file says). By default "ntu25" where
             the file has ``ntu25_index``, else "file".
         roles: joints (index or name) that are ``hip``, ``spine``, ``left_shoulder`` and ``right_shoulder``.
         normalise: bring bodies to the common origin and orientation, which needs the four joints.
         max_coordinate: metres; a clip beyond it is left out (`fastmc.data.clips.placed_clip`).
+        max_bodies: of a clip, 1 or 2: the first that are there. By default all, which may be 2 at most.
         strict: a faulty clip is an error (by default it is reported and left out).
 
     Raises:
@@ -63,12 +67,14 @@ def import_npz(
         StoreError: ``out`` exists (without ``overwrite``) or cannot be written.
     """
     file = Path(file)
-    check_limit(max_coordinate)
+    check_limits(max_coordinate, max_bodies)
     arrays = _read(file)
+    check_bodies(f"{file}: x", arrays["x"].shape[4], max_bodies)
     with reading(f"{file} does not fit", PrepareError, passing=(PrepareError,)):
         index, layout = _layout(arrays, skeleton, roles or {})
         key, rule, part, trains = _protocol(arrays, train)
-        names, class_names = _clip_names(arrays), _class_names(arrays)
+        labels = _labels(arrays, file)
+        names, class_names = _clip_names(arrays), _class_names(arrays, labels)
     if normalise and not layout.has_frame:
         raise PrepareError(
             "normalisation needs to know four joints: give --hip, --spine, --left-shoulder and "
@@ -81,6 +87,7 @@ def import_npz(
         fps=float(arrays.get("fps", 30.0)),
         class_names=class_names,
         protocols={key: rule},
+        max_bodies=max_bodies,
         overwrite=overwrite,
         extra_meta={
             "normalisation": NORMALISATION if normalise else NOT_NORMALISED,
@@ -99,9 +106,9 @@ def import_npz(
                 writer.skip(str(names[n]), fault.reason, f"clip {n}: {fault}")
                 continue
             ids = {field: int(arrays[field][n]) for field in ID_FIELDS if field in arrays}
-            writer.add(clip, name=str(names[n]), label=int(arrays["label"][n]), split=int(part[n]), **ids)
+            writer.add(clip, name=str(names[n]), label=labels[n], split=int(part[n]), **ids)
             kept.append(n)
-        _check_sides(file, trains[kept], writer)
+        _check_sides(file, trains, trains[kept], writer)
     return PackedStore.open(out)
 
 
@@ -118,8 +125,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
     if not file.exists():
         raise PrepareError(f"there is no file {file}; give --file the path of a .npz file")
     with reading(f"{file} is not a readable .npz file", PrepareError, passing=(PrepareError,)):
-        open_file(file).close()  # what is no file is refused, and not waited for
-        content = np.load(file, allow_pickle=False)
+        content = load_array(file)
         if not isinstance(content, np.lib.npyio.NpzFile):
             raise PrepareError(f"{file} holds one array; expected a .npz file with {', '.join(REQUIRED)}")
         with content:
@@ -133,19 +139,13 @@ def _read(file: Path) -> dict[str, np.ndarray]:
 def _member(content: Mapping[str, np.ndarray], key: str, file: Path) -> np.ndarray:
     """An array of the file; the boundary names the file alone, this one the member."""
     with reading(f"{file}: {shown(key)}", PrepareError, passing=(PrepareError,)):
-        try:
-            array = content[key]
-        except ValueError as error:
-            if "allow_pickle" not in str(error):
-                raise
-            raise PrepareError(
-                f"{file}: {key!r} is an object array, which is never loaded; save plain numbers or strings"
-            ) from error
+        array = content[key]
         if not isinstance(array, np.ndarray):
             raise ValueError("it is no .npy file")
         if array.dtype.kind in "US" and array.size * array.dtype.itemsize > MAX_TEXT:
             raise ValueError(f"it holds texts of {array.dtype.itemsize:,} bytes each, {array.size:,} of them")
-        return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array  # as MATLAB and HDF5 exports have
+        array = np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array  # as MATLAB and HDF5 exports have
+        return np.char.strip(array) if array.dtype.kind == "U" else array  # lines of a file from Windows end in CR
 
 
 def _check(arrays: Arrays, file: Path) -> None:
@@ -154,11 +154,11 @@ def _check(arrays: Arrays, file: Path) -> None:
         raise PrepareError(f"{file} lacks {', '.join(missing)}; it holds {listed([*arrays])}")
     x = arrays["x"]
     if x.ndim != 5 or x.shape[1] != 3 or x.dtype.kind != "f" or 0 in x.shape:
-        raise PrepareError(f"{file}: x is {x.dtype} {x.shape}, expected floats (N, 3, T, V, M)")
+        raise PrepareError(f"{file}: x is {x.dtype} {x.shape}, {expected_axes(x)}")
     clips, joints = len(x), x.shape[3]
     check_size(f"{file}: x", clips, x.shape[2])
     lengths = {
-        **dict.fromkeys(("num_frames", "label", *ID_FIELDS), (clips, "iu")),
+        **dict.fromkeys(("num_frames", *ID_FIELDS), (clips, "iu")),
         "name": (clips, "U"),
         "joint_names": (joints, "U"),
         "parents": (joints, "iu"),
@@ -168,14 +168,10 @@ def _check(arrays: Arrays, file: Path) -> None:
         if key in arrays and (arrays[key].shape != (length,) or arrays[key].dtype.kind not in kinds):
             kind = "strings" if kinds == "U" else "integers"
             raise PrepareError(f"{file}: {key} is {arrays[key].dtype} {arrays[key].shape}, expected {length} {kind}")
-    if x.shape[4] > 2:
-        raise PrepareError(f"{file}: x holds {x.shape[4]} bodies a clip; keep the one or two that matter")
-    for key in ("label", *ID_FIELDS):
+    for key in ID_FIELDS:
         if key in arrays and not 0 <= int(arrays[key].min()) <= int(arrays[key].max()) < 2**31:
             clip = int(arrays[key].argmin() if arrays[key].min() < 0 else arrays[key].argmax())
             raise PrepareError(f"{file}: {key} {arrays[key][clip]} of clip {clip} is negative or above 2^31 - 1")
-    if "class_names" not in arrays and arrays["label"].max() >= MAX_CLASSES:
-        raise PrepareError(f"{file}: label {arrays['label'].max()} without class_names; number the classes from 0")
     fps = arrays.get("fps", np.float32(30))
     if fps.shape != () or fps.dtype.kind not in "iuf" or not 0 < fps < np.inf:
         raise PrepareError(f"{file}: fps is {listed([str(fps)])}, expected one positive number")
@@ -215,10 +211,28 @@ def _layout_of_file(arrays: Arrays) -> Skeleton:
         raise PrepareError(f"joint_names and parents make no skeleton: {error}") from error
 
 
-def _protocol(arrays: Arrays, train: str) -> tuple[str, dict[str, Any], np.ndarray, np.ndarray]:
-    """Protocol name, its rule, each clip's part (-1 where the rule needs none) and whether each clip trains."""
-    key, wanted = parse_train(train)
+def _labels(arrays: Arrays, file: Path) -> list[int]:
+    """A class index for each clip, -1 where it is unknown."""
     clips = len(arrays["x"])
+    given = arrays.get("label", np.full(clips, UNKNOWN))
+    if given.shape not in ((clips,), (clips, 1)) or given.dtype.kind not in "iuf":
+        raise PrepareError(f"{file}: label is {given.dtype} {given.shape}, expected {clips} integers")
+    labels = [class_index(label) for label in given]
+    if None in labels:
+        clip = labels.index(None)
+        raise PrepareError(
+            f"{file}: label {given[clip].item()} of clip {clip} is no class index; expected integers from 0 on, or -1 "
+            "where the class is unknown"
+        )
+    return [label for label in labels if label is not None]
+
+
+def _protocol(arrays: Arrays, train: str | None) -> tuple[str, dict[str, Any], np.ndarray, np.ndarray]:
+    """Protocol name, its rule, each clip's part (-1 where the rule needs none) and whether each clip trains."""
+    clips = len(arrays["x"])
+    if train is None:
+        return ALL, {"field": "part", "train": [0], "values": ["train"]}, np.zeros(clips, int), np.ones(clips, bool)
+    key, wanted = parse_train(train)
     keys = [k for k, values in arrays.items() if values.shape == (clips,) and k not in ("num_frames", "name")]
     if key not in keys:
         raise PrepareError(f"--train: the file has no key {key!r} with one value a clip; there are: {listed(keys)}")
@@ -227,8 +241,6 @@ def _protocol(arrays: Arrays, train: str) -> tuple[str, dict[str, Any], np.ndarr
     absent = [value for value in wanted if value not in texts]
     if absent:
         raise PrepareError(f"--train: {key} is never {listed(absent)}; its values are {listed(texts)}")
-    if len(set(wanted)) == len(texts):
-        raise PrepareError(f"--train {train} leaves no clip to test on; the values of {key} are {listed(texts)}")
     chosen = sorted({texts.index(value) for value in wanted})
     trains = np.isin(number, chosen)
     if key in ID_FIELDS:
@@ -236,10 +248,10 @@ def _protocol(arrays: Arrays, train: str) -> tuple[str, dict[str, Any], np.ndarr
     return key, {"field": "part", "train": chosen, "values": texts}, number, trains
 
 
-def _check_sides(file: Path, trains: np.ndarray, writer: StoreWriter) -> None:
-    """Faulty clips may have been all of a side."""
-    if trains.all() or not trains.any():
-        lacking = "train or test" if not len(trains) else "test" if trains.all() else "train"
+def _check_sides(file: Path, given: np.ndarray, kept: np.ndarray, writer: StoreWriter) -> None:
+    """Faulty clips may have been all of a side: whether each clip that was given trains, and each that is kept."""
+    if not kept.any() or (kept.all() and not given.all()):
+        lacking = "train or test" if not len(kept) else "test" if kept.all() else "train"
         counts = "; ".join(f"{count} {reason}" for reason, count in writer.skip_counts.items())
         first = f"; the first: {writer.first_skip}" if counts else ""
         raise PrepareError(f"{file}: no usable clip is left to {lacking} on ({counts}){first}")
@@ -258,8 +270,8 @@ def _clip_names(arrays: Arrays) -> np.ndarray:
     return names
 
 
-def _class_names(arrays: Arrays) -> Sequence[str]:
-    highest = int(arrays["label"].max())
+def _class_names(arrays: Arrays, labels: Sequence[int]) -> Sequence[str]:
+    highest = max(labels)
     if "class_names" not in arrays:
         return [f"class {label}" for label in range(highest + 1)]
     names = [str(name) for name in arrays["class_names"].ravel()]

@@ -19,6 +19,7 @@ from fastmc.data.formats.ntu_splits import (
     read_missing_list,
 )
 from fastmc.data.formats.skeleton_file import parse_name, read_skeleton
+from fastmc.data.formats.txt2npy import SUFFIX, read_txt2npy
 from fastmc.data.normalise import choose_bodies
 from fastmc.data.packing import (
     DUPLICATE,
@@ -31,7 +32,7 @@ from fastmc.data.packing import (
     Read,
     Skipped,
     Source,
-    check_limit,
+    check_limits,
     digest_of,
     packing,
     source_files,
@@ -63,6 +64,7 @@ def prepare_ntu(
     *,
     missing: str | Path | None = None,
     max_coordinate: float = MAX_COORDINATE,
+    max_bodies: int | None = None,
     strict: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
@@ -73,7 +75,8 @@ def prepare_ntu(
     how_to_get: str = HOW_TO_GET_NTU,
     extra_meta: Mapping[str, Any] | None = None,
 ) -> PackedStore:
-    """Read, normalise and pack a folder of ``.skeleton`` files; the store is the same for any number of workers.
+    """Read, normalise and pack a folder of ``.skeleton`` files, or of the ``.skeleton.npy`` files that NTU's converter
+    makes of them; the store is the same for any number of workers.
 
     Args:
         raw: folder that holds the files, at any depth.
@@ -81,6 +84,7 @@ def prepare_ntu(
         missing: published list of the files without usable skeletons, which are then left out unread. A file
             without any skeleton is left out in any case.
         max_coordinate: metres; a clip beyond it is left out (`placed_clip`).
+        max_bodies: of a clip, 1 or 2: those that move most.
         strict: stop at the first malformed file or foreign name (by default it is reported and left out).
         workers: processes; None takes all cores.
         class_names: names of actions 1, 2, ...
@@ -92,9 +96,9 @@ def prepare_ntu(
         PrepareError: no usable file, a faulty one in a strict preparation, or ``missing`` is not such a list.
         StoreError: ``out`` exists (without ``overwrite``), or another process is writing it.
     """
-    check_limit(max_coordinate)
+    check_limits(max_coordinate, max_bodies)
     left_out = _left_out(missing)
-    paths = source_files(Path(raw), "*.skeleton", how_to_get)
+    paths = source_files(Path(raw), ("*.skeleton", f"*{SUFFIX}"), how_to_get)
     with packing(
         out,
         strict=strict,
@@ -104,6 +108,7 @@ def prepare_ntu(
         fps=FPS,
         class_names=class_names,
         protocols=protocols,
+        max_bodies=max_bodies,
         overwrite=overwrite,
         extra_meta=extra_meta,
     ) as target:
@@ -120,6 +125,7 @@ def prepare_synthetic(
     subjects: int = 10,
     replications: int = 2,
     seed: int = 0,
+    max_bodies: int | None = None,
     workers: int | None = None,
     overwrite: bool = False,
 ) -> PackedStore:
@@ -146,6 +152,7 @@ def prepare_synthetic(
         return prepare_ntu(
             folder,
             out,
+            max_bodies=max_bodies,
             strict=True,
             workers=workers,
             overwrite=overwrite,
@@ -180,7 +187,7 @@ def _sources(
         except ValueError as error:
             skip(path.stem, FOREIGN_NAME, str(error))
             continue
-        name = path.stem
+        name = path.name.partition(".")[0]
         beyond = [f"{field} {n} of {limits[field]}" for field, n in clip._asdict().items() if n > limits.get(field, n)]
         if name in sources:
             skip(name, DUPLICATE, f"{path}: {sources[name].path} has the same name")
@@ -205,7 +212,7 @@ def _read(max_coordinate: float, source: Source) -> Read:
     """Runs in a worker."""
     content = read_bytes(source.path)
     digest = digest_of(content)
-    raw = read_skeleton(source.path, content)
+    raw = read_txt2npy(content) if source.path.suffix == ".npy" else read_skeleton(source.path, content)
     if not any(body.joints.any() for body in raw.bodies.values()):
         return Read(source, digest, skipped=[Skipped(source.name, NO_BODY)])
     return Read(source, digest, [Clip(placed_clip(choose_bodies(raw), NTU25, max_coordinate), source.fields)])

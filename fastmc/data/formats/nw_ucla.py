@@ -2,7 +2,8 @@
 
 Read before this was written: CTR-GCN's feeder for the set and its graph. The files hold raw joints in the order of
 KINECT20; CTR-GCN's bones between them say so. Their unit is nowhere written; the Kinect's is the metre, and the feeders
-scale each clip to [-1, 1], for which it does not matter. Here it is taken for metres.
+scale each clip to [-1, 1], for which it does not matter. Here it is taken for metres. The set's own text files are read
+too, where they have that form, with the same joints in the same order.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import numpy as np
 from fastmc.data.formats.kinect20 import ClipFiles, prepare_clip_files
 from fastmc.data.store import PackedStore
 from fastmc.reading import reading
+from fastmc.skeleton import KINECT20
 
 NWUCLA_CLIPS = 1484
+FRAME_NUMBER = re.compile(rb"\s*\d+\s*\n\s*-?\d")
 NWUCLA_CLASSES = {  # by action number; the set has neither 7 nor 10
     1: "pick up with one hand",
     2: "pick up with two hands",
@@ -43,7 +46,7 @@ FOLDER must hold files such as a01_s01_e00_v01.json ({NWUCLA_CLIPS:,} of them), 
 
 
 def prepare_nw_ucla(raw: str | Path, out: str | Path, **options: Any) -> PackedStore:
-    """Pack a folder of ``a##_s##_e##_v##.json`` files: action, subject, repetition (from 0) and view.
+    """Pack a folder of ``a##_s##_e##_v##.json`` or ``.txt`` files: action, subject, repetition (from 0) and view.
 
     Views 1 and 2 train, view 3 tests (protocol ``xview``). Arguments and errors are those of `prepare_clip_files`.
     """
@@ -57,6 +60,24 @@ def _fields(action: int, subject: int, repetition: int, view: int) -> Mapping[st
         return f"subject {subject} of 10, view {view} of 3"
     label = list(NWUCLA_CLASSES).index(action)
     return {"label": label, "subject": subject, "camera": view, "replication": repetition}
+
+
+def load_clip(content: bytes) -> np.ndarray:
+    """Joints (T, V, 3) of a JSON file or of the set's own text; ValueError says what is wrong with it."""
+    return load_text(content) if FRAME_NUMBER.match(content) else load_json(content)
+
+
+def load_text(content: bytes) -> np.ndarray:
+    """Of each frame its number, and then 20 lines ``x,y,z,state``; blank lines between them."""
+    lines = [line for line in content.decode("ascii").splitlines() if line.strip()]
+    frames, rest = divmod(len(lines), 1 + KINECT20.num_joints)
+    if rest:
+        raise ValueError(f"has {len(lines)} lines, expected {1 + KINECT20.num_joints} a frame: its number, x,y,z,state")
+    values = [[float(number) for number in line.split(",")] for line in lines]
+    of_frame = [values[n * (1 + KINECT20.num_joints) :][: 1 + KINECT20.num_joints] for n in range(frames)]
+    if {tuple(map(len, frame)) for frame in of_frame} != {(1, *[4] * KINECT20.num_joints)}:
+        raise ValueError("has other lines than a frame's number and 20 of x,y,z,state")
+    return np.array([frame[1:] for frame in of_frame])[:, :, :3]
 
 
 def load_json(content: bytes) -> np.ndarray:
@@ -76,10 +97,10 @@ NW_UCLA = ClipFiles(
     name="nwucla",
     class_names=tuple(NWUCLA_CLASSES.values()),
     protocols=NWUCLA_PROTOCOLS,
-    pattern="*.json",
-    file_name=re.compile(r"a(\d\d)_s(\d\d)_e(\d\d)_v(\d\d)\.json", re.ASCII),
+    patterns=("*.json", "a*_s*_e*_v*.txt"),
+    file_name=re.compile(r"a(\d\d)_s(\d\d)_e(\d\d)_v(\d\d)\.(?:json|txt)", re.ASCII),
     example="a01_s01_e00_v01.json",
     fields=_fields,
-    load=load_json,
+    load=load_clip,
     how_to_get=HOW_TO_GET_NWUCLA,
 )

@@ -12,15 +12,14 @@ import numpy as np
 from tqdm import tqdm
 
 from fastmc.data.clips import LAYOUTS, MAX_COORDINATE, FaultyClip, distinct_bodies, usable_clip, used_frames
-from fastmc.data.packing import NORMALISATION, PrepareError, check_limit
-from fastmc.data.store import NOT_NORMALISED, PackedStore, StoreWriter
+from fastmc.data.packing import MAX_BODIES, NORMALISATION, PrepareError, check_limits
+from fastmc.data.store import NOT_NORMALISED, UNKNOWN, PackedStore, StoreWriter
 from fastmc.files import open_file, read_text
 from fastmc.progress import progress_bar
 from fastmc.skeleton import Skeleton
 
 PARTS = ("train", "test")
 FPS = 30.0
-MAX_BODIES = 2
 MAX_CLIPS = 1 << 20
 MAX_FRAMES = 1 << 15  # of a clip: 18 minutes
 MAX_CLASSES = 10_000  # a label as high as this is no class index, but a year or a hash
@@ -51,6 +50,7 @@ def pack_parts(
     other_protocols: Mapping[str, Mapping[str, Any]] | None = None,
     normalise: bool = True,
     max_coordinate: float = MAX_COORDINATE,
+    max_bodies: int | None = None,
     strict: bool = False,
     overwrite: bool = False,
 ) -> PackedStore:
@@ -63,13 +63,14 @@ def pack_parts(
     Args:
         count: of the clips, for the progress bar.
         max_coordinate: metres; a clip beyond it is left out (`placed_clip`).
+        max_bodies: of a clip, 1 or 2: the first that are there.
         files: that hold the clips, for messages and the source's checksum.
 
     Raises:
         PrepareError: a faulty clip in a strict preparation, or no usable clip to train or to test on.
         StoreError: ``out`` exists (without ``overwrite``) or cannot be written.
     """
-    check_limit(max_coordinate)
+    check_limits(max_coordinate, max_bodies)
     kept, repeated, copies = [0] * len(PARTS), 0, 0
     with StoreWriter(
         out,
@@ -81,6 +82,7 @@ def pack_parts(
             protocol: {"field": "part", "train": [0], "values": list(PARTS)},
             **{key: rule for key, rule in (other_protocols or {}).items() if key != protocol},
         },
+        max_bodies=max_bodies,
         overwrite=overwrite,
         extra_meta={"normalisation": NORMALISATION if normalise else NOT_NORMALISED},
     ) as writer:
@@ -112,16 +114,20 @@ def pack_parts(
     return PackedStore.open(out)
 
 
-def layout_of(joints: int, bodies: int, what: str) -> Skeleton:
-    """The joint layout of an array of so many joints and bodies; PrepareError if there is none."""
+def check_bodies(what: str, bodies: int, max_bodies: int | None) -> None:
+    """PrepareError if an array has more bodies a clip than are kept, and nobody has said which."""
+    if bodies > MAX_BODIES and max_bodies is None:
+        raise PrepareError(f"{what} holds {bodies} bodies a clip; --max-bodies 2 keeps the first two that are there")
+
+
+def layout_of(joints: int, what: str) -> Skeleton:
+    """The joint layout of an array of so many joints; PrepareError if there is none."""
     if joints not in LAYOUTS:
         known = " or ".join(f"{layout.num_joints} ({layout.name})" for layout in LAYOUTS.values())
         raise PrepareError(
             f"{what} has {joints} joints, expected {known}; "
             "python -m train.prepare npz reads any layout and lets you name the joints"
         )
-    if not 1 <= bodies <= MAX_BODIES:
-        raise PrepareError(f"{what} holds {bodies} bodies a clip; keep the one or two that matter")
     return LAYOUTS[joints]
 
 
@@ -131,6 +137,30 @@ def check_size(what: str, clips: int, frames: int) -> None:
         raise PrepareError(
             f"{what} has {clips:,} clips of {frames:,} frames, expected {MAX_CLIPS:,} of {MAX_FRAMES:,} at most"
         )
+
+
+def expected_axes(x: np.ndarray) -> str:
+    """What an array of clips has to be, and how one of this shape may become that; ends a sentence."""
+    turns = {
+        3: "one clip (T, V, 3) by x.transpose(2, 0, 1)[None, ..., None]",
+        4: "(N, T, V, 3) by x.transpose(0, 3, 1, 2)[..., None]",
+        5: "(N, T, M, V, 3) by x.transpose(0, 4, 1, 3, 2)",
+    }
+    if x.shape[1:2] == (3,):
+        how = "(N, 3, T, V) by x[..., None]" if x.ndim == 4 else None
+    else:
+        how = turns.get(x.ndim) if x.shape[-1:] == (3,) else None
+    remedy = f"; make that of {how}" if how else ""
+    return f"expected floats (N, 3, T, V, M): clips, xyz, frames, joints, bodies{remedy}"
+
+
+def class_index(label: Any) -> int | None:
+    """A label as the index of its class, from 0, or -1 where it is unknown; None if it is neither. It may be a float or
+    an array of one element, as much of the field's code leaves it."""
+    value = label.item() if isinstance(label, np.ndarray | np.generic) and label.size == 1 else label
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and UNKNOWN <= value < MAX_CLASSES else None
 
 
 def read_class_names(file: str | Path, classes: int) -> list[str]:

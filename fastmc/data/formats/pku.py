@@ -7,6 +7,7 @@ body, then of another; a body that is not there is zero. Its label file has one 
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ from fastmc.data.packing import (
     Read,
     Skipped,
     Source,
-    check_limit,
+    check_limits,
     digest_of,
     faulty,
     malformed,
@@ -56,6 +57,7 @@ MAX_BODIES = 2
 NUMBERS = MAX_BODIES * NTU25.num_joints * 3  # of a frame
 SLACK = 30  # frames; a label may reach this far beyond its recording and is then cut at its end
 MAX_LABELS = 999  # of a recording: as many as three digits of a clip's name can count
+CUT_CLIP = re.compile(r"F\d{3}V\d{3}C\d{3}L\d{3}", re.ASCII)
 HEAD = 4096  # bytes that tell a label file from a recording
 
 # Reasons to leave something out, beside those of `fastmc.data.packing`.
@@ -81,6 +83,7 @@ def prepare_pku(
     labels: str | Path | None = None,
     splits: str | Path | None = None,
     max_coordinate: float = MAX_COORDINATE,
+    max_bodies: int | None = None,
     strict: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
@@ -97,6 +100,7 @@ def prepare_pku(
         out: folder of the store.
         labels, splits: folders of the label files and of the lists, at any depth; by default below ``raw`` too.
         max_coordinate: metres; a clip beyond it is left out (`placed_clip`).
+        max_bodies: of a clip, 1 or 2: those that move most.
         strict: stop at the first faulty file, label or name and at a recording without labels (by default these are
             reported and left out).
         workers: processes; None takes all cores.
@@ -106,12 +110,19 @@ def prepare_pku(
             or something is faulty in a strict preparation.
         StoreError: ``out`` exists (without ``overwrite``), or another process is writing it.
     """
-    check_limit(max_coordinate)
+    check_limits(max_coordinate, max_bodies)
     texts = _texts(Path(raw), phase)
     label_texts = texts if labels is None else _texts(Path(labels), phase)
     recording_folders = _folders(texts, phase, labels=False)
     label_folders = _folders(label_texts, phase, labels=True)
     if not recording_folders:
+        cut = [path for path in find_files(Path(raw), "*.skeleton") if CUT_CLIP.fullmatch(path.stem)]
+        if cut:
+            raise PrepareError(
+                f"{raw} holds clips that others have cut from PKU-MMD ({cut[0].name}); they do not say of which "
+                f"recording they are, and so which of them train. python -m train.embed --input {raw} encodes them; "
+                f"to train, get the recordings.\n{phase.how_to_get}"
+            )
         raise PrepareError(f"{raw} holds no recording of {phase.title}.\n{phase.how_to_get}")
     if not label_folders:
         raise PrepareError(
@@ -133,6 +144,7 @@ def prepare_pku(
         fps=FPS,
         class_names=phase.class_names,
         protocols=protocols_of(found),
+        max_bodies=max_bodies,
         overwrite=overwrite,
     ) as target:
         recordings = _named(recording_folders, phase, target)

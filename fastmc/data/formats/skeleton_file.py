@@ -14,7 +14,15 @@ import numpy as np
 
 from fastmc.data.bytes.decimals import Odd, Tokens, keep_freed_memory, require, values_of
 from fastmc.files import read_bytes
-from fastmc.reference.ntu import BODY_FIELDS, JOINT_FIELDS, NUM_JOINTS, RawBody, RawClip, SkeletonFileError
+from fastmc.reference.ntu import (
+    BODY_FIELDS,
+    JOINT_FIELDS,
+    NUM_JOINTS,
+    RawBody,
+    RawClip,
+    SkeletonFileError,
+    certain,
+)
 from fastmc.reference.ntu import read_skeleton as read_plainly
 
 __all__ = ["ClipName", "RawBody", "RawClip", "SkeletonFileError", "parse_name", "read_skeleton"]
@@ -34,7 +42,7 @@ class ClipName(NamedTuple):
 
 def parse_name(name: str | Path) -> ClipName:
     """The numbers of a name like `S001C002P003R002A013`, with or without folder and `.skeleton`; else ValueError."""
-    match = re.fullmatch(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})(\.skeleton)?", Path(name).name, re.ASCII)
+    match = re.fullmatch(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})(\.skeleton(\.npy)?)?", Path(name).name, re.ASCII)
     if match is None:
         raise ValueError(
             f"{str(name)!r} is not the name of an NTU RGB+D clip: expected SsssCcccPpppRrrrAaaa with three digits each "
@@ -51,7 +59,8 @@ def read_skeleton(path: str | Path, content: bytes | None = None) -> RawClip:
 
     The same values, bit for bit, and the same errors as `fastmc.reference.ntu.read_skeleton`. Lines may end in LF or
     CRLF, blanks may follow a line and blank lines the last one; a frame may hold no body or any number of them. Numbers
-    that are not kept must be numbers, though not finite ones: a point may lie outside of the colour image.
+    that are not kept must be numbers, though not finite ones: a point may lie outside of the colour image. A joint may
+    have x, y, z alone. A byte-order mark is passed over, and decimal commas are read where the file has no point.
 
     Args:
         path: the file.
@@ -65,7 +74,7 @@ def read_skeleton(path: str | Path, content: bytes | None = None) -> RawClip:
     """
     keep_freed_memory()
     try:
-        return _read_at_once(read_bytes(Path(path)) if content is None else content)
+        return _read_at_once(certain(read_bytes(Path(path)) if content is None else content))
     except Odd:
         return read_plainly(path)
 

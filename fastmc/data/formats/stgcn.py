@@ -25,7 +25,17 @@ from fastmc.data.formats.ntu_splits import (
     NTU120_PROTOCOLS,
     Protocols,
 )
-from fastmc.data.formats.parts import MAX_CLASSES, PARTS, PartClip, check_size, layout_of, pack_parts, read_class_names
+from fastmc.data.formats.parts import (
+    PARTS,
+    PartClip,
+    check_bodies,
+    check_size,
+    class_index,
+    expected_axes,
+    layout_of,
+    pack_parts,
+    read_class_names,
+)
 from fastmc.data.formats.skeleton_file import ClipName, parse_name
 from fastmc.data.packing import PrepareError
 from fastmc.data.store import PackedStore, check_name
@@ -55,6 +65,7 @@ def import_stgcn(
     class_names: str | Path | None = None,
     normalise: bool = True,
     max_coordinate: float = MAX_COORDINATE,
+    max_bodies: int | None = None,
     strict: bool = False,
     overwrite: bool = False,
 ) -> PackedStore:
@@ -64,14 +75,17 @@ def import_stgcn(
     protocols by them; and the names of the actions, where the labels are those of the names.
 
     Args:
-        train, test: the array and the pickle of each part. Arrays are floats (N, 3, T, V, M) in metres with V = 25
-            (NTU RGB+D) or 20 (Kinect v1) joints and M = 1 or 2 bodies, absent ones zero.
+        train, test: the array and the labels of each part. Arrays are floats (N, 3, T, V, M) in metres with V = 25
+            (NTU RGB+D) or 20 (Kinect v1) joints and M = 1 or 2 bodies, absent ones zero. Labels are a pickle of (sample
+            names, labels); or a .npy file of labels (N,) or (N, 1), to which a pickle of the same name beside it gives
+            the names, and without one clips are numbered.
         name: of the set; by default that of ``out``.
         protocol: name of the split into these files.
         class_names: text file with a name a line.
         normalise: bring bodies to the common origin and orientation; what the files' own normalisation has removed
             (2s-AGCN: the path of the body) does not come back.
         max_coordinate: metres; a clip beyond it is left out (`fastmc.data.clips.placed_clip`).
+        max_bodies: of a clip, 1 or 2: the first that are there. By default all, which may be 2 at most.
         strict: a faulty clip is an error (by default it is reported and left out).
 
     Raises:
@@ -84,7 +98,8 @@ def import_stgcn(
     if len(shapes) > 1:
         raise PrepareError(f"{parts[0].file} and {parts[1].file} differ in joints and bodies (V, M): {shapes}")
     joints, bodies = shapes.pop()
-    layout = layout_of(joints, bodies, str(parts[0].file))
+    layout = layout_of(joints, str(parts[0].file))
+    check_bodies(str(parts[0].file), bodies, max_bodies)
     ids = _ntu_names(parts)
     names = _unique_names(parts, by_ntu=ids is not None)
     if ids and protocol in (published := _ntu_protocols(ids)):
@@ -112,6 +127,7 @@ def import_stgcn(
         files=[Path(file) for pair in (train, test) for file in pair],
         normalise=normalise,
         max_coordinate=max_coordinate,
+        max_bodies=max_bodies,
         strict=strict,
         overwrite=overwrite,
     )
@@ -127,29 +143,27 @@ def _read_part(data: str | Path, label: str | Path, option: str) -> _Part:
     if not isinstance(array, np.ndarray):
         raise PrepareError(f"{option}: {data} is a .npz file; python -m train.prepare npz and ctrgcn read those")
     if array.ndim != 5 or array.shape[1] != 3 or array.dtype.kind != "f" or 0 in array.shape:
-        raise PrepareError(f"{data} is {array.dtype} {array.shape}, expected floats (N, 3, T, V, M)")
+        raise PrepareError(f"{data} is {array.dtype} {array.shape}, {expected_axes(array)}")
     check_size(str(data), array.shape[0], array.shape[2])
     return _Part(data, array, *_read_labels(label, data, len(array)))
 
 
 def _read_labels(file: Path, data: Path, clips: int) -> tuple[list[str], list[int]]:
     """Names and labels of the so many clips of ``data``."""
-    try:
-        content = load_plain(file)
-    except FileNotFoundError:
-        raise PrepareError(f"there is no file {file}; the labels of {data} come second") from None
-    except (OSError, SafePickleError) as error:
-        raise PrepareError(f"{file} is not a label file: {explain(error)}") from error
-    if not isinstance(content, list | tuple) or len(content) != 2 or not all(map(_is_sequence, content)):
-        raise PrepareError(f"{file} is not a label file: expected a pair of sequences (sample names, labels)")
+    if not file.exists():
+        raise PrepareError(f"there is no file {file}; the labels of {data} come second")
+    content = _read_label_array(file) if file.suffix == ".npy" else _read_label_pickle(file)
     if {len(part) for part in content} != {clips}:
         raise PrepareError(f"{file} holds {len(content[0])} names and {len(content[1])} labels, {data} {clips} clips")
-    names, labels = ([item.item() if isinstance(item, np.generic) else item for item in part] for part in content)
-    for clip, label in enumerate(labels):
-        if type(label) is not int or not 0 <= label < MAX_CLASSES:
+    names, given = ([item.item() if isinstance(item, np.generic) else item for item in part] for part in content)
+    labels = []
+    for clip, label in enumerate(given):
+        index = class_index(label)
+        if index is None:
             raise PrepareError(
-                f"{file}: label {shown(label)} of clip {clip} is no class index; expected integers from 0 on"
+                f"{file}: label {shown(label)} of clip {clip} is no class index; expected integers from 0 on, or -1"
             )
+        labels.append(index)
     for clip, name in enumerate(names):
         if not isinstance(name, str | bytes | int) or name in ("", b""):
             raise PrepareError(
@@ -158,16 +172,40 @@ def _read_labels(file: Path, data: Path, clips: int) -> tuple[list[str], list[in
     return [_text(name, f"{file}, clip {clip}") for clip, name in enumerate(names)], labels
 
 
+def _read_label_pickle(file: Path) -> Sequence[Any]:
+    """The pair (names, labels)."""
+    try:
+        content = load_plain(file)
+    except (OSError, SafePickleError) as error:
+        raise PrepareError(f"{file} is not a label file: {explain(error)}") from error
+    if not isinstance(content, list | tuple) or len(content) != 2 or not all(map(_is_sequence, content)):
+        raise PrepareError(f"{file} is not a label file: expected a pair of sequences (sample names, labels)")
+    return content
+
+
+def _read_label_array(file: Path) -> Sequence[Any]:
+    """The same of a .npy file, which has labels alone; the names are those of the pickle beside it, or numbers."""
+    with reading(f"{file} is not a label file", PrepareError):
+        labels = load_array(file)
+        if not isinstance(labels, np.ndarray) or labels.shape not in ((len(labels),), (len(labels), 1)):
+            raise ValueError("expected labels (N,) or (N, 1)")
+    beside = file.with_suffix(".pkl")
+    if beside.exists():
+        return _read_label_pickle(beside)[0], labels.ravel()
+    log.warning("%s has no names, and there is no %s: clips are numbered, and NTU's protocols unknown", file, beside)
+    return range(len(labels)), labels.ravel()
+
+
 def _text(name: str | bytes | int, place: str) -> str:
     with reading(place, PrepareError):
         text = name.decode("latin1") if isinstance(name, bytes) else str(name)
-        text = text.removesuffix(".skeleton")
+        text = text.strip().removesuffix(".skeleton")
         check_name(text)
     return text
 
 
 def _is_sequence(value: Any) -> bool:
-    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.ndim == 1)
+    return isinstance(value, list | tuple) or (isinstance(value, np.ndarray) and value.shape[1:] in ((), (1,)))
 
 
 def _ntu_names(parts: Sequence[_Part]) -> list[ClipName] | None:
@@ -231,6 +269,4 @@ def _class_names(labels: Sequence[int], ids: Sequence[ClipName] | None, file: st
         published = NTU120_CLASS_NAMES if _is_120(ids) else NTU60_CLASS_NAMES
         if len(published) >= classes:
             return list(published)
-    if ids is not None and [clip.action for clip in ids] == list(labels):
-        log.warning("all labels are the numbers of their actions, which count from 1: class 0 is empty")
     return [f"class {label}" for label in range(classes)]

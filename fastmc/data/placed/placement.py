@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -55,11 +56,13 @@ def free_memory(device: torch.device) -> FreeMemory:
 
 
 def _available_host_memory() -> int:
-    """Bytes that programs can get without swapping, the file cache included."""
+    """Bytes that programs can get without swapping, the file cache included; no limit where the system does not say."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         fields = dict(line.split(":") for line in meminfo.read_text(encoding="ascii").splitlines())
         return int(fields["MemAvailable"].split()[0]) * 1024
+    if not hasattr(os, "sysconf"):  # on Windows
+        return sys.maxsize
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
