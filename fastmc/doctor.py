@@ -31,6 +31,8 @@ VIEW_BOUND = 1e-5
 """The same for views."""
 RECURRENT_BOUND = 1e-5
 """The same for gradients of recurrent nets."""
+ANYWAY = {"triton": "; without a GPU kernels run in an interpreter: docs/kernels.md, Checked how"}
+"""What is said of an implementation that cannot run here."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -112,8 +114,7 @@ def _results(impl: str, device: torch.device, dtype: torch.dtype, precision: str
 def _implementation(impl: str, device: torch.device) -> bool:
     reason = CONTRAST.why_not(impl, Need(device))
     if reason is not None:
-        anyway = "; docs/kernels.md says how to run kernels without a GPU" if impl == "triton" else ""
-        _line(f"{impl} on {device.type}", f"cannot run: {reason}{anyway}")
+        _line(f"{impl} on {device.type}", f"cannot run: {reason}{ANYWAY.get(impl, '')}")
         return True
     good = True
     for precision, bound in BOUNDS.items() if impl == "triton" else [("ieee", 1e-4)]:
@@ -128,7 +129,7 @@ def _implementation(impl: str, device: torch.device) -> bool:
 def _view_implementation(impl: str, device: torch.device) -> bool:
     reason = VIEWS.why_not(impl, Need(device))
     if reason is not None:
-        _line(f"{impl} on {device.type}", f"cannot run: {reason}")
+        _line(f"{impl} on {device.type}", f"cannot run: {reason}{ANYWAY.get(impl, '')}")
         return True
     error = view_self_test(impl, device)
     _line(f"{impl} on {device.type}", f"runs, error {error:.1e} against the float64 reference", error < VIEW_BOUND)

@@ -6,6 +6,9 @@ Values of the kernels of views, attack and update come through ttsem, in any pro
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,14 @@ if needs_ttsem.args[0]:
 def test_interpreted(process):
     files = [str(HERE / word) if word.endswith(".py") else word for word in PROCESSES[process]]
     run_interpreted(Path(files[0]), *files[1:])
+
+
+def test_without_the_variable_one_line_says_what_is_missing():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TRITON_"))}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(HERE / "interpreted")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr.strip().startswith("ERROR: these tests interpret kernels: TRITON_INTERPRET=1 ")
 
 
 def test_every_file_of_the_folder_runs():

@@ -202,7 +202,8 @@ def clips_are_packed(process, store):
 @pytest.mark.program
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for the workers in /proc")
 @pytest.mark.parametrize(
-    ("signal_number", "moment"), [(signal.SIGKILL, clips_are_packed), (signal.SIGINT, workers_start)]
+    ("signal_number", "moment"),
+    [(signal.SIGKILL, clips_are_packed), (signal.SIGINT, workers_start), (signal.SIGTERM, clips_are_packed)],
 )
 def test_stopped_preparation_leaves_no_store_and_can_be_run_again(tmp_path, signal_number, moment):
     raw = write_raw(tmp_path / "raw", [clip_name(subject=s, action=a) for s in range(1, 9) for a in range(1, 16)])
@@ -219,13 +220,13 @@ def test_stopped_preparation_leaves_no_store_and_can_be_run_again(tmp_path, sign
     if signal_number == signal.SIGINT:
         os.killpg(process.pid, signal.SIGINT)  # to the workers too, as Ctrl-C does
     else:
-        process.kill()
+        process.send_signal(signal_number)
     # Returns when the workers have let go of the pipe: they do not stay behind.
     _, errors = process.communicate(timeout=60)
     assert not (tmp_path / "out").exists()
-    if signal_number == signal.SIGINT:
-        assert process.returncode == 130
-        assert "SIGINT: interrupted; no store was written\n" in errors
+    if signal_number != signal.SIGKILL:
+        assert process.returncode == 128 + signal_number
+        assert f"{signal_number.name}: interrupted; no store was written\n" in errors
         # Stopped in the middle of its own start, a worker may complain.
         assert "Traceback" not in errors or moment is workers_start
     else:

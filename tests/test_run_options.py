@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import json
+import logging
 import shutil
 import signal
 import sys
@@ -140,6 +141,7 @@ def test_a_run_starts_from_the_weights_of_another(finished, data_root, tmp_path,
     assert run.main(command(data_root, tmp_path / "run", *again)) == 0
     count = len(want)
     assert f"initial weights: {count} of {count} tensors of the encoder are those of {copy}" in errors(capsys)
+    assert "initial weights" in (tmp_path / "run" / "run.log").read_text()
     assert load_config(tmp_path / "run").init_from == copy
     shutil.rmtree(copy)
     assert run.main(command(data_root, tmp_path / "run", *again)) == 0, "they are not needed any more"
@@ -157,6 +159,9 @@ def test_of_another_skeleton_or_size_what_fits_is_taken_and_the_rest_is_said(fin
         write_random_store(root / "small", skeleton)
         fresh = start(root, root / "run", "--init-from", str(finished), "--seed", "1")
         found = fresh.model.query.state_dict()
+        level, says = fresh.initial
+        assert level == logging.WARNING
+        assert f"{len(found) - 6} of {len(found)} tensors" in says and says.endswith("norm.running_var and 2 more")
         for name, tensor in found.items():
             there = source[f"query.{name}"]
             is_taken = tensor.shape == there.shape and torch.equal(tensor, there)

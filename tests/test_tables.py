@@ -192,12 +192,17 @@ def test_other_settings_in_a_run_s_folder_stop_before_anything_runs(data_root, t
     config = p.config(column, TABLES[6].rows[3].variant, "joint", 0)
     config.out.mkdir(parents=True)
     (config.out / "config.json").write_text(json.dumps(to_plain(replace(config, frames=9))))
-    with pytest.raises(RunFolderError, match=r"frames.*Here: name another folder with --runs, or delete"):
+    (config.out / "report.json").write_text("{}")
+    with pytest.raises(RunFolderError, match=r"\(frames\)\. Name another folder with --runs, or delete"):
         p.training_jobs([(TABLES[6].rows[3], column, 0)])
     assert tables.main(flags) == 1
     said = capsys.readouterr().err
-    assert "other settings (frames)" in said and "another folder with --runs, or delete" in said and "--out" not in said
-    assert not list((tmp_path / "runs").glob("*/report.json"))
+    assert (
+        "other settings (frames)" in said
+        and "Name another folder with --runs, or delete" in said
+        and "--out" not in said
+    )
+    assert list((tmp_path / "runs").iterdir()) == [config.out], "nothing ran"
 
 
 def test_wrong_arguments_are_named(data_root, tmp_path, capsys):

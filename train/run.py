@@ -92,6 +92,8 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     folder = pretraining.folder
     assert config.protocol is not None
     log.info(start_line(config, store, pretraining))
+    if pretraining.initial is not None:
+        log.log(*pretraining.initial)
     say_when_full(pretraining)
     log.info(pretraining.placement)
     log.info(pretraining.computed)

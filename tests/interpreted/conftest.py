@@ -5,5 +5,7 @@ from __future__ import annotations
 import pytest
 from gpu_less import INTERPRETED
 
-if not INTERPRETED:
-    raise pytest.UsageError("these tests interpret kernels: TRITON_INTERPRET=1 python -m pytest tests/interpreted")
+
+def pytest_configure() -> None:
+    if not INTERPRETED:
+        raise pytest.UsageError("these tests interpret kernels: TRITON_INTERPRET=1 python -m pytest tests/interpreted")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ from fastmc.encoders.released import encoder_of, read_released
 from fastmc.methods.base import Method
 from fastmc.skeleton import NTU25
 from fastmc.state import RunState
-from train.engine.record import log
 
 SHOWN = 4
 
@@ -52,8 +52,9 @@ def read_weights(path: Path, stream: str) -> Weights:
     return Weights(place, state.encoder_weights(), None if state.data is None else state.data.skeleton.joint_names)
 
 
-def start_from(weights: Weights, model: Method) -> None:
-    """Put the weights into the encoder that is evaluated, as far as they fit, and into those that follow it.
+def start_from(weights: Weights, model: Method) -> tuple[int, str]:
+    """Put the weights into the encoder that is evaluated, as far as they fit, and into those that follow it. What to
+    log of it: level and line.
 
     Of other joints, what reads the joints is left as it was drawn: tensors whose shape depends on the size of a frame.
 
@@ -78,12 +79,11 @@ def start_from(weights: Weights, model: Method) -> None:
             follower.load_state_dict(encoder.state_dict())
     left = [name for name in own if name not in fits]
     says = f"initial weights: {len(fits)} of {len(own)} tensors of the encoder are those of {weights.path}"
-    if left:
-        why = "which has other joints or another size" if not same_joints else "which has other ones or none"
-        more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
-        log.warning("%s, %s; drawn at random are %s%s", says, why, ", ".join(left[:SHOWN]), more)
-    else:
-        log.info(says)
+    if not left:
+        return logging.INFO, says
+    more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
+    why = "it lacks them, or has them for other joints or sizes"
+    return logging.WARNING, f"{says}; drawn at random, since {why}: {', '.join(left[:SHOWN])}{more}"
 
 
 def _shapes(model: Method, shape: ClipShape) -> dict[str, Tensor]:

@@ -68,6 +68,7 @@ class Pretraining:
         stepper: makes the steps; ``amp``, ``compiled``, ``graph`` and ``overlap`` say how, and why. Its sums of the
             metrics since the epoch began make the epoch's row of metrics.csv, with ``seconds``.
         can_probe: whether there are labelled clips to train a classifier on, and others to test it on.
+        initial: level and line to log of the weights that it starts from, if those were given.
         epoch, batch: position; ``step`` counts all batches since the start.
         before_saving: is called before each checkpoint is written.
         world: the processes that train together. A batch is this many clips of each.
@@ -96,8 +97,9 @@ class Pretraining:
         self._store = store
         self.data, self.placement = place_store(store, device, config.data)
         self.model = build_model(config, self.data, device, allow=(config.method, config.backbone))
+        self.initial: tuple[int, str] | None = None
         if config.init_from and (config.restart or not checkpoint.complete(self.checkpoints)):
-            start_from(read_weights(config.init_from, config.stream), self.model)
+            self.initial = start_from(read_weights(config.init_from, config.stream), self.model)
         self.amp, self.compiled = choose_amp(config.step, device), choose_compile(config.step, device)
         self.graph = choose_graph(config, self.data, device)
         self.overlap = choose_overlap(config, device, has_work=self.model.overlaps)

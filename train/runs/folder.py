@@ -23,7 +23,9 @@ FREE_SETTINGS = (
     *("data_root", "device", "data.placement", "data.verify", "log.", "evaluation.", "optim.optimizer_impl"),
     *("step.impl", "step.view_impl", "step.compile", "step.cuda_graph", "step.overlap", "step.profile"),
 )
-OF_A_START = ("checkpoints", "tensorboard", "profile", "config.json", "environment.json", "metrics.csv", "run.log")
+OF_A_START = (
+    *("checkpoints", "config.json", "environment.json", "metrics.csv", "profile", "run.log", "tensorboard", "wandb"),
+)
 OF_A_RUN = ("curves.png", "report.json", "evaluate", "features", "figures", "classifier*.pt")
 """Patterns of what a run leaves: before its first checkpoint, and after."""
 OURS = (*OF_A_START, *OF_A_RUN)
