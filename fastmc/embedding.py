@@ -348,7 +348,7 @@ def present_bodies(joints: np.ndarray, name: str, skeleton: Skeleton, max_bodies
     if bodies.shape[1] > max_bodies:
         most = f"the encoder was trained on at most {max_bodies}"
         remedy = "keep those that matter (of a data set: train.prepare --max-bodies)"
-        if joints.shape[0] <= max_bodies:
+        if joints.shape[0] < joints.shape[1]:  # fewer frames than bodies
             remedy = "are its axes (M, T, V, 3)? Then give .transpose(1, 0, 2, 3)"
         raise ValueError(f"{name} holds {bodies.shape[1]} bodies, {most}; {remedy}")
     return bodies

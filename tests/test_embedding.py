@@ -24,6 +24,7 @@ from fastmc.data.packing import NORMALISATION
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore, StoreError, StoreWriter
 from fastmc.data.synthetic import CLASS_NAMES, write_synthetic
+from fastmc.embedding import present_bodies
 from fastmc.encoders.bigru import BiGRUConfig
 from fastmc.evaluation import represent, weights_digest
 from fastmc.files import write_json
@@ -260,6 +261,10 @@ def test_of_a_file_s_bodies_the_run_s_number_is_kept(tmp_path, files, store, unm
     assert embedder.max_bodies == 1
     assert torch.equal(embedder.encode(files), evaluated(embedder, single))
     two = next(clip for clip in unmoved if clip.shape[1] == 2)
+    with pytest.raises(
+        ValueError, match=r"30 bodies, .* at most 1; are its axes \(M, T, V, 3\)\? Then give \.transpose"
+    ):
+        present_bodies(np.ones((2, 30, 25, 3), np.float32), "it", NTU25, 1)
     with pytest.raises(ValueError, match="clip 1 holds 2 bodies, the encoder was trained on at most 1"):
         embedder.encode([unmoved[0][:, :1], two])
 

@@ -14,7 +14,9 @@ from fastmc.encoders.base import ClipShape
 from fastmc.encoders.bigru import BiGRU, BiGRUConfig
 from fastmc.evaluation import (
     EvalConfig,
+    FinetuneConfig,
     FrozenFeatures,
+    finetune,
     frozen_features,
     knn_evaluate,
     knn_predict,
@@ -145,3 +147,16 @@ def test_linear_evaluation_repeats_bit_for_bit_and_leaves_the_global_generator_a
     state = torch.get_rng_state()
     assert linear_evaluate(f, 6, EvalConfig(linear_epochs=3)) == linear_evaluate(f, 6, EvalConfig(linear_epochs=3))
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_clips_without_a_label_are_refused_by_number(encoder_and_store):
+    encoder, resident, store = encoder_and_store
+    train, test = (torch.from_numpy(ids) for ids in store.split("xsub"))
+    fault = f"train_labels: 1 of {len(train)} clips have no label"
+    resident.label[train[0]] = -1
+    with pytest.raises(ValueError, match=fault):
+        frozen_features(encoder, resident, train, test, "joint", EvalConfig(), frames=8, crops=0)
+    with pytest.raises(ValueError, match="labels: 1 of 3 clips have no label"):
+        knn_predict(torch.eye(3), torch.tensor([0, -1, 1]), torch.eye(3))
+    with pytest.raises(ValueError, match=f"train_ids: 1 of {len(train)} clips have no label"):
+        finetune(encoder, resident, train, 3, "joint", FinetuneConfig(), frames=8)

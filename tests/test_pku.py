@@ -424,3 +424,13 @@ def test_clips_that_others_cut_are_named_as_that(tmp_path):
     (tmp_path / "F002V001C008L001.skeleton").write_text("1\n")
     with pytest.raises(PrepareError, match=r"clips that others have cut from PKU-MMD \(F002V001C008L001\.skeleton\)"):
         prepare_pku(tmp_path, tmp_path / "out", workers=1)
+
+
+def test_recordings_with_decimal_commas_and_byte_order_marks_are_read(raw, tmp_path):
+    before = prepare_pku(raw, tmp_path / "points", strict=True, workers=1)
+    for name in NAMES:
+        file = recording(raw, name)
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes().replace(b".", b","))
+    after = prepare_pku(raw, tmp_path / "commas", strict=True, workers=1)
+    assert after.names.tolist() == before.names.tolist()
+    np.testing.assert_array_equal(after.frames, before.frames)

@@ -73,13 +73,25 @@ def represent(
     return features
 
 
+def check_labels(name: str, labels: Tensor) -> None:
+    """ValueError if a clip has no label: what is evaluated has one."""
+    unknown = int((labels < 0).sum())
+    if unknown:
+        raise ValueError(
+            f"{name}: {unknown} of {len(labels)} clips have no label (-1); take those of store.labelled_split(protocol)"
+        )
+
+
 @dataclass(frozen=True)
 class FrozenFeatures:
     """Features of a frozen encoder, computed once and used by every classifier.
 
     Attributes:
         train: (N_train, H), test: (N_test, H), of the centre crops. train_crops: (crops, N_train, H), of random crops.
-        train_labels, test_labels: int64.
+        train_labels, test_labels: int64, from 0.
+
+    Raises:
+        ValueError: a clip has no label.
     """
 
     train: Tensor
@@ -87,6 +99,10 @@ class FrozenFeatures:
     train_labels: Tensor
     test: Tensor
     test_labels: Tensor
+
+    def __post_init__(self) -> None:
+        check_labels("train_labels", self.train_labels)
+        check_labels("test_labels", self.test_labels)
 
 
 @dataclass(frozen=True)

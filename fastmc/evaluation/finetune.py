@@ -17,7 +17,7 @@ from fastmc.checks import check_number
 from fastmc.data.placed.resident import PlacedStore
 from fastmc.encoders.base import Encoder
 from fastmc.evaluation.config import FinetuneConfig
-from fastmc.evaluation.features import represent
+from fastmc.evaluation.features import check_labels, represent
 from fastmc.evaluation.linear import linear_scores, new_classifier
 from fastmc.progress import progress_bar
 from fastmc.views.clips import Stream
@@ -54,8 +54,9 @@ def finetune(
         what: says on the progress bar what is done.
 
     Raises:
-        ValueError: the loss is not finite.
+        ValueError: the loss is not finite, or a clip has no label.
     """
+    check_labels("train_ids", store.label[train_ids])
     generator = torch.Generator().manual_seed(seed)
     device = store.device
     encoder = copy.deepcopy(encoder).train().requires_grad_()

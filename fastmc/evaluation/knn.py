@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from fastmc.data.placed.resident import map_frames
 from fastmc.evaluation.config import EvalConfig
-from fastmc.evaluation.features import FrozenFeatures
+from fastmc.evaluation.features import FrozenFeatures, check_labels
 
 TRAIN_TILE = 4096
 Rows = Tensor | np.ndarray
@@ -30,10 +30,11 @@ def knn_predict(
             (N_test, H). The work is done where ``labels`` are.
 
     Raises:
-        ValueError: k is not in 1..N_train.
+        ValueError: k is not in 1..N_train, or a training clip has no label.
     """
     if not 1 <= k <= len(train):
         raise ValueError(f"k must be in 1..{len(train)}, the number of training clips, got {k}")
+    check_labels("labels", labels)
     nearest = nearest_neighbours(train, test, k, tile, train_tile, labels.device)
     classes = int(labels.max()) + 1
     return torch.cat([_majority(labels[some], classes) for some in nearest.split(tile)])

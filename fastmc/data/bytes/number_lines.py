@@ -8,7 +8,7 @@ import numpy as np
 
 from fastmc.data.bytes.decimals import Odd, Tokens, keep_freed_memory, require, values_of
 from fastmc.files import read_bytes
-from fastmc.reference.ntu import FLOAT32_MAX, SkeletonFileError
+from fastmc.reference.ntu import FLOAT32_MAX, SkeletonFileError, certain
 
 PADDING = b" " * 8  # a number is read as the eight bytes before its end, the first number of a file too
 SHOWN = 40  # characters of what is no number
@@ -17,7 +17,8 @@ SHOWN = 40  # characters of what is no number
 def read_number_lines(path: str | Path, numbers: int, content: bytes | None = None) -> np.ndarray:
     """The numbers (lines, ``numbers``) of a file, float32, each rounded as `float` and then float32 round it.
 
-    Lines may end in LF or CRLF, blanks may surround the numbers, and blank lines may end the file.
+    Lines may end in LF or CRLF, blanks may surround the numbers, and blank lines may end the file. A byte-order mark is
+    passed over, and decimal commas are read where the file has no point.
 
     Args:
         path: the file.
@@ -27,7 +28,7 @@ def read_number_lines(path: str | Path, numbers: int, content: bytes | None = No
         SkeletonFileError: names the line: another count of numbers, or one that is not finite in float32.
         OSError: the file cannot be read.
     """
-    content = read_bytes(Path(path)) if content is None else content
+    content = certain(read_bytes(Path(path)) if content is None else content)
     keep_freed_memory()
     try:
         return _read_at_once(content, numbers)

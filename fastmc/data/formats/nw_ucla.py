@@ -22,7 +22,7 @@ from fastmc.reading import reading
 from fastmc.skeleton import KINECT20
 
 NWUCLA_CLIPS = 1484
-FRAME_NUMBER = re.compile(rb"\s*\d+\s*\n\s*-?\d")
+FRAME_NUMBER = re.compile(rb"(\xef\xbb\xbf)?\s*\d+\s*\n\s*-?\d")
 NWUCLA_CLASSES = {  # by action number; the set has neither 7 nor 10
     1: "pick up with one hand",
     2: "pick up with two hands",
@@ -69,7 +69,7 @@ def load_clip(content: bytes) -> np.ndarray:
 
 def load_text(content: bytes) -> np.ndarray:
     """Of each frame its number, and then 20 lines ``x,y,z,state``; blank lines between them."""
-    lines = [line for line in content.decode("ascii").splitlines() if line.strip()]
+    lines = [line for line in content.decode("utf-8-sig").splitlines() if line.strip()]
     frames, rest = divmod(len(lines), 1 + KINECT20.num_joints)
     if rest:
         raise ValueError(f"has {len(lines)} lines, expected {1 + KINECT20.num_joints} a frame: its number, x,y,z,state")

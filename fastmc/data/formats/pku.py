@@ -58,6 +58,7 @@ NUMBERS = MAX_BODIES * NTU25.num_joints * 3  # of a frame
 SLACK = 30  # frames; a label may reach this far beyond its recording and is then cut at its end
 MAX_LABELS = 999  # of a recording: as many as three digits of a clip's name can count
 CUT_CLIP = re.compile(r"F\d{3}V\d{3}C\d{3}L\d{3}", re.ASCII)
+LABEL_NUMBERS = 4  # of a line of a label file
 HEAD = 4096  # bytes that tell a label file from a recording
 
 # Reasons to leave something out, beside those of `fastmc.data.packing`.
@@ -188,13 +189,15 @@ def _folders(texts: Iterable[Path], phase: Phase, *, labels: bool) -> list[list[
 
 
 def _holds_labels(paths: Iterable[Path], phase: Phase) -> bool | None:
-    """Whether the files of a folder are label files: most of them have commas. None if none is named as they are."""
+    """Whether the files of a folder are label files: most of them have commas, and no line of 150 numbers, whose
+    decimal points may be commas too. None if none is named as they are."""
     heads = []
     for path in paths:
         if phase.recording.fullmatch(path.stem):
             with open_file(path) as file:
                 heads.append(file.read(HEAD).strip())
-    return 2 * sum(b"," in head for head in heads) > sum(map(bool, heads)) if heads else None
+    labels = sum(b"," in head and len(head.partition(b"\n")[0].split()) <= LABEL_NUMBERS for head in heads)
+    return 2 * labels > sum(map(bool, heads)) if heads else None
 
 
 def _named(folders: Iterable[Iterable[Path]], phase: Phase, target: Packing) -> dict[str, Path]:
