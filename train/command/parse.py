@@ -42,7 +42,7 @@ def _as_said(default: Config, args: Sequence[str]) -> Config:
     if "--steps" not in given and given & {"--epochs", "--milestones"}:
         default = replace(default, optim=replace(default.optim, steps=0))
     if "--bank-size" in given and hasattr(default.settings, "fit_bank"):
-        default = replace(default, settings=replace(default.settings, fit_bank=False))
+        default = replace(default, settings=replace(default.settings, **{"fit_bank": False}))
     return default
 
 

@@ -251,7 +251,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
 def numpy_scalars() -> list[tuple[Callable[..., Any], str]]:
     """What ``torch.load(weights_only=True)`` needs to read numpy's scalars: stand-ins, each with the name that it
     answers to, for ``torch.serialization.safe_globals``."""
-    room = _Room(b"")
+    room = _Room(b"", objects=False)
     stand_ins: list[tuple[Callable[..., Any], str]] = [(_Dtype, "stand-in")]  # its type may set its byte order
     for home in _NUMPY:
         stand_ins += [(partial(_Dtype, room), f"{home}.dtype"), (partial(_scalar, room), f"{home}.scalar")]
