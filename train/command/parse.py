@@ -41,8 +41,9 @@ def _as_said(default: Config, args: Sequence[str]) -> Config:
     given = {word.partition("=")[0].replace("_", "-") for word in args}
     if "--steps" not in given and given & {"--epochs", "--milestones"}:
         default = replace(default, optim=replace(default.optim, steps=0))
-    if "--bank-size" in given and hasattr(default.settings, "fit_bank"):
-        default = replace(default, settings=replace(default.settings, **{"fit_bank": False}))
+    settings: Any = default.settings  # of a method that may have no bank
+    if "--bank-size" in given and hasattr(settings, "fit_bank"):
+        default = replace(default, settings=replace(settings, fit_bank=False))
     return default
 
 
