@@ -3,7 +3,7 @@
 ``mc_loss`` and ``bank_step_`` are the loss (eq. 9-11) and the bank's ascent (eq. 7); ``mc_step_`` is both, with
 gradients and metrics, in one sweep over the bank; ``MemoryBank`` keeps the bank. ``draw_params`` draws the random
 choices of augmented views, ``make_views`` makes them of packed clips. ``load`` gives a trained encoder for use on clips
-of one's own.
+of one's own; ``Skeleton`` is their joint layout, ``Given`` says what their numbers are, if not metres.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastmc.data.given import Given as Given
     from fastmc.embedding import Embedder as Embedder
     from fastmc.embedding import load as load
     from fastmc.objective.bank import MemoryBank as MemoryBank
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from fastmc.objective.loss import info_nce as info_nce
     from fastmc.objective.loss import mc_loss as mc_loss
     from fastmc.objective.loss import mc_loss_parts as mc_loss_parts
+    from fastmc.skeleton import Skeleton as Skeleton
     from fastmc.views.clips import DenseClips as DenseClips
     from fastmc.views.clips import PackedClips as PackedClips
     from fastmc.views.draw import AugmentConfig as AugmentConfig
@@ -35,9 +37,11 @@ _HOME = {
     "AugmentConfig": "fastmc.views.draw",
     "DenseClips": "fastmc.views.clips",
     "Embedder": "fastmc.embedding",
+    "Given": "fastmc.data.given",
     "MCStep": "fastmc.objective.contrast_step",
     "MemoryBank": "fastmc.objective.bank",
     "PackedClips": "fastmc.views.clips",
+    "Skeleton": "fastmc.skeleton",
     "ViewParams": "fastmc.views.draw",
     "bank_step_": "fastmc.objective.bank",
     "draw_params": "fastmc.views.draw",

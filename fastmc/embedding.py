@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,24 +17,31 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from fastmc.arguments import check_choice
 from fastmc.build import trained_model
 from fastmc.checkpoint import CheckpointError
 from fastmc.checks import check_number
 from fastmc.config import Config, load_config
 from fastmc.data.formats.skeleton_file import SkeletonFileError, read_skeleton
+from fastmc.data.given import METRES, Given
 from fastmc.data.normalise import choose_bodies
 from fastmc.data.normalise import normalise as normalise_clip
 from fastmc.data.packing import NORMALISATION
+from fastmc.data.sanity import Sanity
 from fastmc.data.store import NOT_NORMALISED, PackedStore
 from fastmc.encoders.amp import tensor_cores
 from fastmc.encoders.base import Encoder
 from fastmc.evaluation.classifier import Classifier
 from fastmc.progress import progress_bar
+from fastmc.reading import listed
 from fastmc.skeleton import NTU25, Skeleton
 from fastmc.state import RunState, TrainingData
 from fastmc.views.clips import PackedClips
 from fastmc.views.make import crops_of
 
+MANY_BODIES = 6  # that one sensor follows
+CHECKS = ("warn", "strict", "off")
+Check = Literal["warn", "strict", "off"]
 Clip = np.ndarray | Tensor | str | Path
 Skeletons = Clip | Sequence[Clip] | PackedStore
 
@@ -73,6 +80,9 @@ class Embedder:
         crop: float | None = None,
         batch_size: int = 256,
         progress: bool = False,
+        given: Given = METRES,
+        layout: Skeleton | None = None,
+        check: Check = "warn",
     ) -> Tensor:
         """Features before the head (N, H) of N clips, float32, on the encoder's device.
 
@@ -84,14 +94,20 @@ class Embedder:
             crop: share of a clip that is kept, from its middle; by default that of the run's evaluation.
             batch_size: clips that are encoded, and held in memory, at once.
             progress: show a bar.
+            given: what the numbers of arrays are: ``Given(image=True)`` for (x, y) or (x, y, score) of an image.
+            layout: of the joints of arrays, where it is not the encoder's: those of the same names are taken.
+            check: whether clips that do not look like bodies of the encoder's joints in metres (`fastmc.data.sanity`)
+                are warned of, an error ("strict"), or not looked at ("off").
 
         Raises:
-            ValueError: a clip is none that the encoder can read; the message names it.
+            ValueError: a clip is none that the encoder can read, or features are not finite; the message names it.
             SkeletonFileError, OSError: a file is malformed or cannot be read.
         """
         check_number("batch_size", batch_size, at_least=1)
         crop = self.config.evaluation.test_crop if crop is None else crop
         check_number("crop", crop, above=0, at_most=1)
+        check_choice("check", check, CHECKS)
+        sanity = Sanity(self.skeleton)
         if isinstance(skeletons, PackedStore):
             normalise = self.must_move(skeletons, normalise)
         clips = named_clips(skeletons)
@@ -99,10 +115,18 @@ class Embedder:
         with tqdm(total=len(clips), disable=not progress, **progress_bar("clip", "features")) as bar:
             for first in range(0, len(clips), batch_size):
                 batch = clips[first : first + batch_size]
-                ready = [self.prepare(clip, name=name, normalise=normalise) for name, clip in batch]
+                ready = []
+                for name, clip in batch:
+                    joints, weights = self.read(clip, name, given, layout)
+                    sanity.see(joints)
+                    ready.append(self.moved(joints, name, normalise, weights))
                 parts.append(self._represent(self._pack(ready), crop))
                 bar.update(len(batch))
-        return torch.cat(parts)
+        if check != "off":
+            sanity.tell(check == "strict", ValueError)
+        features = torch.cat(parts)
+        self._check_finite(features, clips)
+        return features
 
     def classify(self, skeletons: Skeletons, top: int = 5, **how: Any) -> list[list[ClassScore]]:
         """Of each clip the ``top`` most probable classes, best first. ``how`` are the other arguments of `encode`.
@@ -131,19 +155,51 @@ class Embedder:
         rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [[ClassScore(names[c], p) for c, p in zip(*row, strict=True)] for row in rows]
 
-    def prepare(self, clip: Clip, *, name: str = "the clip", normalise: bool = True) -> np.ndarray:
-        """A clip as the encoder's views are made of it: (T, M, V, 3) float32, without absent bodies, normalised.
+    def read(
+        self, clip: Clip, name: str = "the clip", given: Given = METRES, layout: Skeleton | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """A clip in metres, not moved: (T, M, V, 3) float32 without absent bodies, and the weights (T, M, V) of its
+        joints, where it is of an image.
 
-        Of a file's bodies those that move most are kept, as many as the encoder reads. Raises as `encode`.
+        Of a file's bodies those that move most are kept, as many as the encoder reads. ``given`` and ``layout`` are of
+        arrays. Raises as `encode`.
         """
-        joints = self._read(Path(clip)) if isinstance(clip, (str, Path)) else as_floats(clip, name)
-        joints = present_bodies(joints, name, self.skeleton, self.max_bodies)
+        weights = None
+        if isinstance(clip, (str, Path)):
+            joints = self._read(Path(clip))
+        else:
+            joints = as_floats(clip, name)
+            layout = layout or self.skeleton
+            if given != METRES or layout.joint_names != self.skeleton.joint_names:
+                joints, weights = self._taken(joints, name, given, layout)
+                weights = None if weights is None else weights[:, joints.any(axis=(0, 2, 3))]
+        return present_bodies(joints, name, self.skeleton, self.max_bodies), weights
+
+    def moved(
+        self, joints: np.ndarray, name: str = "the clip", normalise: bool = True, weights: np.ndarray | None = None
+    ) -> np.ndarray:
+        """What `read` gave as the encoder's views are made of it: moved as its data were. Raises as `encode`."""
         if not self.moves(name, normalise):
             return joints
         try:
-            return normalise_clip(joints, self.skeleton)
+            return normalise_clip(joints, self.skeleton, weights)
         except ValueError as error:
             raise ValueError(f"{name}: {error}; leave it out, or say that it is normalised already") from None
+
+    def _taken(
+        self, joints: np.ndarray, name: str, given: Given, layout: Skeleton
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The encoder's joints, in metres, of a clip of such numbers in this layout, and their weights."""
+        index = joints_by_name(layout, self.skeleton)
+        bodies = joints[:, None] if joints.ndim == 3 else joints
+        if bodies.ndim != 4 or bodies.shape[2] != layout.num_joints or bodies.shape[3] not in given.numbers:
+            numbers = " or ".join(map(str, given.numbers))
+            raise ValueError(
+                f"{name} has shape {joints.shape}, expected (T, V, C) or (T, M, V, C), V = {layout.num_joints} joints "
+                f"of {layout.name!r}, C = {numbers} numbers"
+            )
+        placed, weights = given.clip(bodies, layout)
+        return placed[:, :, index].astype(np.float32), None if weights is None else weights[:, :, index]
 
     def _read(self, path: Path) -> np.ndarray:
         """The bodies of a ``.skeleton`` file, (T, M, 25, 3)."""
@@ -190,12 +246,32 @@ class Embedder:
         frames, start, num_frames, num_bodies = parts
         return PackedClips(frames, start, num_frames, num_bodies, self.max_bodies)
 
+    def _check_finite(self, features: Tensor, clips: Sequence[tuple[str, Clip]]) -> None:
+        finite = torch.isfinite(features).all(dim=1)
+        if not bool(finite.all()):
+            which = int((~finite).nonzero()[0])
+            raise ValueError(
+                f"features of {int((~finite).sum())} of {len(clips)} clips are not finite, the first of "
+                f"{clips[which][0]}: the weights in {self.folder} hold NaN or infinity; take an earlier checkpoint"
+            )
+
     @torch.no_grad()
     @tensor_cores(False)
     def _represent(self, clips: PackedClips, crop: float) -> Tensor:
         share, middle = (torch.full((len(clips),), value, device=self.device) for value in (crop, 0.5))
         size, stream = self.config.frames, self.config.stream
         return self.encoder.represent(crops_of(clips, share, middle, self.skeleton, size, stream))
+
+
+def joints_by_name(theirs: Skeleton, ours: Skeleton) -> list[int]:
+    """Where our joints are among theirs; ValueError if they lack one."""
+    lacking = [name for name in ours.joint_names if name not in theirs.joint_names]
+    if lacking:
+        raise ValueError(
+            f"the clips have the joints of {theirs.name!r}, which lack {listed(lacking)}; the encoder reads those of "
+            f"{ours.name!r}"
+        )
+    return [theirs.joint_names.index(name) for name in ours.joint_names]
 
 
 def named_clips(skeletons: Skeletons) -> list[tuple[str, Clip]]:
@@ -231,6 +307,11 @@ def present_bodies(joints: np.ndarray, name: str, skeleton: Skeleton, max_bodies
         raise ValueError(f"{name} holds no body: all coordinates are zero; leave it out")
     if bodies.shape[1] > max_bodies:
         most = f"the encoder was trained on at most {max_bodies}"
+        if bodies.shape[1] > MANY_BODIES or len(joints) <= max_bodies:  # no scene, but axes in another order
+            raise ValueError(
+                f"{name} has shape {joints.shape}, which as (T, M, V, 3) are {bodies.shape[1]} bodies, {most}: is it "
+                "(M, T, V, 3)? Then give clip.transpose(1, 0, 2, 3). Is it (N, T, V, 3)? Then give list(clips)"
+            )
         raise ValueError(f"{name} holds {bodies.shape[1]} bodies, {most}; keep those that matter")
     return bodies
 

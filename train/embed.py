@@ -13,11 +13,14 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from fastmc.checks import Count, check_ranges
-from fastmc.embedding import Embedder, load
+from fastmc.checks import Count, NotNegative, check_ranges
+from fastmc.data.given import MIN_SCORE, Given
+from fastmc.data.sanity import Sanity
+from fastmc.embedding import Embedder, joints_by_name, load
 from fastmc.files import make_folder_of, whole_file
 from fastmc.progress import progress_bar
-from train.command.clips import Input, find_inputs
+from fastmc.skeleton import Skeleton
+from train.command.clips import ArrayKind, Input, find_inputs
 from train.command.errors import run_command
 from train.engine.record import log
 from train.run import choose_device
@@ -53,10 +56,18 @@ class Embed:
     """Clips that are encoded at once."""
     top: Count = 5
     """Classes of each clip to show on the terminal."""
+    skeleton: str | None = None
+    """Joint layout of arrays, where it is not the run's: coco17, ... or a JSON file; joints are taken by name."""
+    image: bool = False
+    """Arrays hold (x, y) or (x, y, score) of an image, y downwards; bodies become 1.7 m tall."""
+    scale: str | None = None
+    """Times this arrays are in metres, such as 0.001 for millimetres; "height" makes every body 1.7 m tall."""
+    min_score: NotNegative = MIN_SCORE
+    """Of an image: joints with a lower score are not there."""
     normalise: bool = True
     """Keep coordinates as they are; by default clips are moved to a common frame, if the run's data were."""
     strict: bool = False
-    """Stop at the first faulty clip, instead of leaving it out."""
+    """Stop at the first faulty clip, instead of leaving it out, and where clips do not look like bodies."""
     overwrite: bool = False
     """Replace OUT if it exists."""
     allow: tuple[str, ...] = ()
@@ -66,6 +77,11 @@ class Embed:
         if not self.input:
             raise ValueError("--input names nothing; give at least one file or folder")
         check_ranges(self)
+        _ = self.given
+
+    @property
+    def given(self) -> Given:
+        return Given(self.image, self.scale, self.min_score)
 
 
 def embed(settings: Embed) -> dict[str, np.ndarray]:
@@ -77,14 +93,19 @@ def embed(settings: Embed) -> dict[str, np.ndarray]:
     """
     check_out(settings.out, settings.overwrite)
     embedder = load(settings.run, device=choose_device(settings.device), data=settings.data, allow=settings.allow)
-    inputs = [found for path in settings.input for found in find_inputs(path, embedder, settings.normalise)]
+    layout = embedder.skeleton if settings.skeleton is None else Skeleton.named(settings.skeleton)
+    joints_by_name(layout, embedder.skeleton)
+    kind = ArrayKind(layout, settings.given)
+    inputs = [found for path in settings.input for found in find_inputs(path, embedder, settings.normalise, kind)]
+    sanity = Sanity(embedder.skeleton)
     names: list[str] = []
     lengths: list[int] = []
     features: list[torch.Tensor] = []
-    for batch, clips in _batches(inputs, embedder, settings):
+    for batch, clips in _batches(inputs, embedder, settings, kind, sanity):
         names += [clip.name for clip in batch]
         lengths += [len(clip) for clip in clips]
-        features.append(embedder.encode(clips, normalise=False, batch_size=settings.batch_size))
+        features.append(embedder.encode(clips, normalise=False, check="off", batch_size=settings.batch_size))
+    sanity.tell(settings.strict, ValueError)
     if not features:
         raise ValueError(f"none of the {len(inputs)} clips can be used; nothing was written")
     found = torch.cat(features)
@@ -98,7 +119,7 @@ def embed(settings: Embed) -> dict[str, np.ndarray]:
 
 
 def _batches(
-    inputs: Sequence[Input], embedder: Embedder, settings: Embed
+    inputs: Sequence[Input], embedder: Embedder, settings: Embed, kind: ArrayKind, sanity: Sanity
 ) -> Iterator[tuple[list[Input], list[np.ndarray]]]:
     """The clips that can be used, read and prepared; those that cannot are reported."""
     batch: list[Input] = []
@@ -107,7 +128,10 @@ def _batches(
     for item in tqdm(inputs, disable=not sys.stderr.isatty(), **bar):
         normalise = settings.normalise and not item.moved
         try:
-            clips.append(embedder.prepare(item.read(), name=item.place, normalise=normalise))
+            how = kind if item.is_array else ArrayKind(embedder.skeleton)
+            joints, weights = embedder.read(item.read(), item.place, how.given, how.layout)
+            sanity.see(joints)
+            clips.append(embedder.moved(joints, item.place, normalise, weights))
         except (ValueError, OSError) as error:
             if settings.strict:
                 raise ValueError(f"{error}; without --strict such a clip is left out") from error

@@ -22,6 +22,11 @@ def summary(store: PackedStore) -> str:
         lines.append(f"  {protocol}: {len(train):,} training clips, {len(test):,} test clips")
         if not (len(train) and len(test)):
             lines.append(f"  warning: {protocol} cannot be used, one of its sides is empty")
+    if not store.skeleton.has_sides:
+        lines.append(
+            f"  note: no joint of {store.skeleton.name!r} has a partner on the other side, so that flipped views swap "
+            "none; left and right in joint names, or --skeleton, name them"
+        )
     return "\n".join([*lines, *_skipped(store)])
 
 
@@ -42,6 +47,7 @@ def describe(store: PackedStore) -> str:
             summary(store),
             "",
             *(f"  {key:{width}}  {value}" for key, value in facts.items()),
+            *(f"  warning: {line}" for line in store.meta.get("warnings", [])),
             "",
             *_lengths(store),
             "",

@@ -27,6 +27,7 @@ from fastmc.data.formats.ntu_splits import (
 )
 from fastmc.data.formats.parts import MAX_CLASSES, PARTS, PartClip, check_size, layout_of, pack_parts, read_class_names
 from fastmc.data.formats.skeleton_file import ClipName, parse_name
+from fastmc.data.given import METRES, Given
 from fastmc.data.packing import PrepareError
 from fastmc.data.store import PackedStore, check_name
 from fastmc.reading import explain, load_array, reading, shown
@@ -53,6 +54,8 @@ def import_stgcn(
     name: str | None = None,
     protocol: str = "split",
     class_names: str | Path | None = None,
+    skeleton: str | None = None,
+    given: Given = METRES,
     normalise: bool = True,
     max_coordinate: float = MAX_COORDINATE,
     strict: bool = False,
@@ -64,8 +67,10 @@ def import_stgcn(
     protocols by them; and the names of the actions, where the labels are those of the names.
 
     Args:
-        train, test: the array and the pickle of each part. Arrays are floats (N, 3, T, V, M) in metres with V = 25
-            (NTU RGB+D) or 20 (Kinect v1) joints and M = 1 or 2 bodies, absent ones zero.
+        train, test: the array and the pickle of each part. Arrays are floats (N, 3, T, V, M) in metres with M = 1 or
+            2 bodies, absent ones zero.
+        skeleton: joint layout, as `Skeleton.named` knows it; by default that of V = 25 (NTU RGB+D) or 20 (Kinect v1).
+        given: what the numbers of the arrays are.
         name: of the set; by default that of ``out``.
         protocol: name of the split into these files.
         class_names: text file with a name a line.
@@ -84,7 +89,7 @@ def import_stgcn(
     if len(shapes) > 1:
         raise PrepareError(f"{parts[0].file} and {parts[1].file} differ in joints and bodies (V, M): {shapes}")
     joints, bodies = shapes.pop()
-    layout = layout_of(joints, bodies, str(parts[0].file))
+    layout = layout_of(joints, bodies, str(parts[0].file), skeleton)
     ids = _ntu_names(parts)
     names = _unique_names(parts, by_ntu=ids is not None)
     if ids and protocol in (published := _ntu_protocols(ids)):
@@ -110,6 +115,7 @@ def import_stgcn(
         protocol=protocol,
         other_protocols=_ntu_protocols(ids) if ids else {},
         files=[Path(file) for pair in (train, test) for file in pair],
+        given=given,
         normalise=normalise,
         max_coordinate=max_coordinate,
         strict=strict,
