@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from bodies import performed
 
 from fastmc import Skeleton
 from fastmc.data.normalise import normalise
+from fastmc.figures.skeletons import COLOURS, draw_clip, front_of
 from fastmc.layouts import LAYOUTS
 from fastmc.skeleton import NTU25, ROLES, SKELETONS
+from fastmc.views.clips import PackedClips
+from fastmc.views.draw import COLUMNS, identity_params
+from fastmc.views.make import make_views
 
 COUNTS = {
     "ntu25": 25,
@@ -186,3 +193,38 @@ def test_older_stores_and_newer_ones_read_the_same():
         Skeleton.from_dict({**values, "hip": [0, 25]})
     with pytest.raises(ValueError, match="hip"):
         Skeleton.from_dict({**values, "hip": []})
+
+
+# --- What is made of a layout
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_views_flip_and_make_bones_of_any_layout_as_the_plain_reference_does(name):
+    layout, clip = SKELETONS[name], performed(1, name)[:20, None].astype(np.float32)
+    frames = torch.from_numpy(clip.reshape(20, -1, 3))
+    clips = PackedClips(frames, torch.tensor([0]), torch.tensor([20]), torch.tensor([1]), 1)
+    whole = identity_params(torch.zeros(1, dtype=torch.long), torch.tensor([20]), layout.num_joints)
+    table = whole.table.clone()
+    table[..., COLUMNS["flip"]] = 1
+    flipped = replace(whole, table=table)
+    for params in (whole, flipped):
+        for stream in ("joint", "bone"):
+            want = make_views(clips, params, layout, size=16, stream=stream, impl="reference")
+            for impl in ("torch", "numba"):
+                found = make_views(clips, params, layout, size=16, stream=stream, impl=impl)
+                torch.testing.assert_close(found, want, atol=1e-5, rtol=0)
+    plain, swapped = (make_views(clips, p, layout, size=16).reshape(16, -1, 3) for p in (whole, flipped))
+    torch.testing.assert_close(swapped[..., 1:], plain[:, list(layout.mirror), 1:])
+    assert (swapped - plain).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_people_of_any_layout_are_drawn_upright_with_their_left_on_the_right(name):
+    layout, clip = SKELETONS[name], performed(1, name)[:20, None]
+    flat = front_of(clip, layout).flat(clip)[0, 0]
+    hip, spine, left, right = (layout.place(role, flat) for role in ROLES)
+    assert spine[1] > hip[1] and left[0] > right[0]
+    axes = draw_clip(clip, layout, fps=30, poses=2).axes[0]
+    lines = [line for line in axes.lines if len(line.get_xdata())]
+    assert len(lines) == 2 * len(layout.bones)
+    assert {line.get_color() for line in lines} >= {COLOURS["left"], COLOURS["right"]}
