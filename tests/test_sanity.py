@@ -105,6 +105,11 @@ def test_bones_whose_root_is_the_hip_are_told_from_bodies_around_it():
     assert "joint 1 (hip centre)" in line and "looks like bones" in line
 
 
+def test_noise_as_tall_as_a_person_is_not_called_motion():
+    noise = np.random.default_rng(0).uniform(0, 1.7, (6, 20, 25, 3)) - 0.8
+    assert "motion" not in finding(noise)
+
+
 def test_few_faulty_clips_among_many_are_no_finding():
     clips = [performed(action) for action in ACTIONS]
     assert finding([*clips, clips[0] * 1000, *clips]) == ""

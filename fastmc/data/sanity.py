@@ -20,6 +20,7 @@ SHOULDERS = (0.1, 1.0)
 UNITS = ((30, 100, "inches", "0.0254"), (100, 300, "centimetres", "0.01"), (300, 3000, "millimetres", "0.001"))
 UNEQUAL = 0.15  # difference of a left and a right bone over their sum; of people a tenth of that
 STILL = 0.5  # how far joints are from the body's middle on average, over how much that changes
+SLIGHT = 0.6  # metres: no part of a body moves further than that between frames, relative to another
 FOLDED, SPRAWLED = 1.8, 2.5  # longest way along the bones over the height, of bones for joints, of joints in disorder
 IMAGE_LAYOUTS = ("coco17", "openpose18", "body25")
 HOW = "(train.prepare npz and npy, train.embed)"
@@ -112,7 +113,7 @@ def _motion(bodies: list[np.ndarray]) -> str:
         change = np.linalg.norm(inner.std(axis=0), axis=1)
         if len(body) >= 8 and change.any():
             ratios.append(np.median(np.linalg.norm(inner.mean(axis=0), axis=1) / np.maximum(change, 1e-12)))
-    if not ratios or np.median(ratios) > STILL:
+    if not ratios or np.median(ratios) > STILL or _height(np.concatenate(bodies)) > SLIGHT:
         return ""
     return (
         "joints keep no place in the body, they change around zero: this looks like motion (next frame minus this one) "
