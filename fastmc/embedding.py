@@ -310,7 +310,8 @@ def present_bodies(joints: np.ndarray, name: str, skeleton: Skeleton, max_bodies
         if bodies.shape[1] > MANY_BODIES or len(joints) <= max_bodies:  # no scene, but axes in another order
             raise ValueError(
                 f"{name} has shape {joints.shape}, which as (T, M, V, 3) are {bodies.shape[1]} bodies, {most}: is it "
-                "(M, T, V, 3)? Then give clip.transpose(1, 0, 2, 3). Is it (N, T, V, 3)? Then give list(clips)"
+                "(M, T, V, 3)? Then give clip.transpose(1, 0, 2, 3). Is it (N, T, V, 3)? Then give list(clips), or a "
+                "file of clips[:, :, None]"
             )
         raise ValueError(f"{name} holds {bodies.shape[1]} bodies, {most}; keep those that matter")
     return bodies

@@ -67,7 +67,8 @@ WRONG = {
     "pixels": (lambda clip: pixels(clip) + (0, 0, 5), "looks like pixels", "--image", "body25: --skeleton body25"),
     "(x, y, 0)": (pixels, "(x, y, 0) of an image", "--image"),
     "(x, y, score)": (lambda clip: pixels(clip) + (0, 0, 0.9), "looks like (x, y, score) of an image", "--image"),
-    "shares": (lambda clip: pixels(clip) / (1920, 1080, 1) + (0, 0, 0.9), "between 0 and 1", "--image"),
+    "shares": (lambda clip: pixels(clip) / (1920, 1080, 1) + (0, 0, 0.9), "as shares of its size", "--image"),
+    "centred shares": (lambda clip: pixels(clip) / (1920, 1080, 1) + (-0.5, -0.5, 0.9), "as shares", "--image"),
     "a lost joint": (lambda clip: clip * (np.arange(25) != 7)[:, None], "joint 8 (left hand) is zero everywhere"),
     "another order": (lambda clip: clip[:, ::-1], "in another order: --skeleton"),
 }

@@ -86,23 +86,27 @@ def _height(frames: np.ndarray) -> float:
 
 def _image(frames: np.ndarray, layout: Skeleton) -> str:
     low, high = frames.min(axis=(0, 1)), frames.max(axis=(0, 1))
-    third = frames[..., 2]
-    within = low[2] >= 0 and high[2] <= 1
+    within = 0 <= low[2] <= high[2] <= 1
     large = max(high[:2] - low[:2]) > TALL[1] and _height(frames) > TALL[1]
+    units = ""
     if large and within:
-        what = "(x, y, 0) of an image" if not third.any() else "(x, y, score) of an image"
+        what = "(x, y, score) of an image" if high[2] > 0 else "(x, y, 0) of an image"
         seen = f"x and y reach {high[:2].max():.4g}, the third number {high[2]:.3g}"
     elif large and min(low[:2]) >= 0:
         what, seen = "pixels", f"x and y lie between {low[:2].min():.4g} and {high[:2].max():.4g}, none is negative"
-    elif within and min(low[:2]) >= 0 and max(high[:2]) <= 1 and third.any():
-        what, seen = "(x, y, score) of an image, as shares of its size", "all numbers lie between 0 and 1"
+        units = "; of three lengths --scale FACTOR makes metres"
+    elif within and high[2] > 0 and np.abs(frames[..., :2]).max() <= 1:
+        what, seen = (
+            "(x, y, score) of an image, as shares of its size",
+            "x and y are 1 at most, the third number lies between 0 and 1",
+        )
     else:
         return ""
     others = [name for name in _of_as_many_joints(layout) if name in IMAGE_LAYOUTS]
     hint = f"; its {layout.num_joints} joints may be those of {others[0]}: --skeleton {others[0]}" if others else ""
     return (
         f"{seen}: this looks like {what}, not like metres; --image {HOW}, or "
-        f"encode(given=fastmc.Given(image=True)), makes bodies of (x, y) and (x, y, score){hint}"
+        f"encode(given=fastmc.Given(image=True)), makes bodies of (x, y) and (x, y, score){units}{hint}"
     )
 
 
