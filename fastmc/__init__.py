@@ -3,7 +3,8 @@
 A trained encoder on clips of one's own:
 
     load             the trained encoder of a run folder, ready for clips of its kind
-    Embedder         what it gives: encode, classify
+    Embedder         what it gives: encode, classify, encode_stream
+    Skeleton         the joint layout of clips; Given: what their numbers are, if not metres
 
 Loss and bank:
 
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastmc.data.given import Given as Given
     from fastmc.embedding import Embedder as Embedder
     from fastmc.embedding import load as load
     from fastmc.objective.bank import MemoryBank as MemoryBank
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from fastmc.objective.loss import info_nce as info_nce
     from fastmc.objective.loss import mc_loss as mc_loss
     from fastmc.objective.loss import mc_loss_parts as mc_loss_parts
+    from fastmc.skeleton import Skeleton as Skeleton
     from fastmc.views.clips import DenseClips as DenseClips
     from fastmc.views.clips import PackedClips as PackedClips
     from fastmc.views.draw import AugmentConfig as AugmentConfig
@@ -50,9 +53,11 @@ _HOME = {
     "AugmentConfig": "fastmc.views.draw",
     "DenseClips": "fastmc.views.clips",
     "Embedder": "fastmc.embedding",
+    "Given": "fastmc.data.given",
     "MCStep": "fastmc.objective.contrast_step",
     "MemoryBank": "fastmc.objective.bank",
     "PackedClips": "fastmc.views.clips",
+    "Skeleton": "fastmc.skeleton",
     "ViewParams": "fastmc.views.draw",
     "bank_step_": "fastmc.objective.bank",
     "draw_params": "fastmc.views.draw",

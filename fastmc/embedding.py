@@ -8,10 +8,10 @@ before the head.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,20 +19,24 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from fastmc.arguments import check_choice
 from fastmc.build import trained_model
 from fastmc.checkpoint import CheckpointError
 from fastmc.checks import check_number
 from fastmc.config import Config, load_config
 from fastmc.data.formats.skeleton_file import SkeletonFileError, read_skeleton
+from fastmc.data.given import METRES, Given
 from fastmc.data.normalise import choose_bodies
 from fastmc.data.normalise import normalise as normalise_clip
 from fastmc.data.packing import NORMALISATION
+from fastmc.data.sanity import Sanity
 from fastmc.data.store import NOT_NORMALISED, PackedStore
 from fastmc.encoder_file import SUFFIX, read_encoder
 from fastmc.encoders.amp import tensor_cores
 from fastmc.encoders.base import Encoder
 from fastmc.evaluation.classifier import Classifier
 from fastmc.progress import progress_bar
+from fastmc.reading import listed
 from fastmc.skeleton import NTU25, Skeleton
 from fastmc.state import RunState, TrainingData
 from fastmc.views.clips import PackedClips
@@ -40,6 +44,9 @@ from fastmc.views.make import crops_of
 
 READY = {path.stem: path for path in Path(__file__).with_name("ready").glob(f"*{SUFFIX}")}
 """Encoders that come with the package, by name; docs/model-card.md says what they were trained on."""
+MANY_BODIES = 6  # that one sensor follows
+CHECKS = ("warn", "strict", "off")
+Check = Literal["warn", "strict", "off"]
 Clip = np.ndarray | Tensor | str | Path
 Skeletons = Clip | Sequence[Clip] | PackedStore
 
@@ -93,6 +100,9 @@ class Embedder:
         crop: float | None = None,
         batch_size: int = 256,
         progress: bool = False,
+        given: Given = METRES,
+        layout: Skeleton | None = None,
+        check: Check = "warn",
     ) -> Tensor:
         """Features before the head (N, H) of N clips, float32, on the encoder's device.
 
@@ -104,6 +114,10 @@ class Embedder:
             crop: share of a clip that is kept, from its middle; by default that of the run's evaluation.
             batch_size: clips that are encoded, and held in memory, at once.
             progress: show a bar.
+            given: what the numbers of arrays are: ``Given(image=True)`` for (x, y) or (x, y, score) of an image.
+            layout: of the joints of arrays, where it is not the encoder's: those of the same names are taken.
+            check: whether clips that do not look like bodies of the encoder's joints in metres (`fastmc.data.sanity`)
+                are warned of, an error ("strict"), or not looked at ("off").
 
         Raises:
             ValueError: a clip is none that the encoder can read, or a weight is not finite; the message names it.
@@ -112,6 +126,8 @@ class Embedder:
         check_number("batch_size", batch_size, at_least=1)
         crop = self.config.evaluation.test_crop if crop is None else crop
         check_number("crop", crop, above=0, at_most=1)
+        check_choice("check", check, CHECKS)
+        sanity = Sanity(self.skeleton)
         if isinstance(skeletons, PackedStore):
             normalise = self.must_move(skeletons, normalise)
         clips = named_clips(skeletons)
@@ -119,10 +135,16 @@ class Embedder:
         with tqdm(total=len(clips), disable=not progress, **progress_bar("clip", "features")) as bar:
             for first in range(0, len(clips), batch_size):
                 batch = clips[first : first + batch_size]
-                ready = [self.prepare(clip, name=name, normalise=normalise) for name, clip in batch]
+                ready = []
+                for name, clip in batch:
+                    joints, weights = self.read(clip, name, given, layout)
+                    sanity.see(joints)
+                    ready.append(self.moved(joints, name, normalise, weights))
                 parts.append(features := self._represent(self._pack(ready), crop))
                 self._check_finite(features, [name for name, _ in batch])
                 bar.update(len(batch))
+        if check != "off":
+            sanity.tell(check == "strict", ValueError)
         return torch.cat(parts)
 
     def encode_stream(
@@ -134,6 +156,9 @@ class Embedder:
         batch_size: int = 1,
         normalise: bool = True,
         crop: float = 1.0,
+        given: Given = METRES,
+        layout: Skeleton | None = None,
+        sanity: Sanity | None = None,
     ) -> Iterator[Window]:
         """Features of the windows of a long recording, or of a camera's frames as they come.
 
@@ -146,7 +171,8 @@ class Embedder:
                 frames (V, 3) or (M, V, 3) one after the other. In metres.
             window: frames of a clip. hop: frames from the start of one to the start of the next.
             batch_size: windows that are encoded at once: 1 answers at once, more are faster.
-            normalise, crop: as of `encode`; a window is taken whole.
+            normalise, crop, given, layout: as of `encode`; a window is taken whole.
+            sanity: is shown the windows; by default the first one is looked at, and warned of.
 
         Raises:
             ValueError, TypeError: frames that the encoder cannot read; the message tells the window.
@@ -154,23 +180,32 @@ class Embedder:
         for name, value in (("window", window), ("hop", hop), ("batch_size", batch_size)):
             check_number(name, value, at_least=1)
         check_number("crop", crop, above=0, at_most=1)
-        return self._stream(frames, window, hop, batch_size, normalise, crop)
+
+        def prepared(start: int, clip: np.ndarray) -> np.ndarray:
+            name = f"the window of frames {start} to {start + len(clip) - 1}"
+            joints, weights = self.read(clip, name, given, layout)
+            if sanity is not None:
+                sanity.see(joints)
+            elif start == 0:
+                first = Sanity(self.skeleton)
+                first.see(joints)
+                first.tell(False, ValueError)
+            return self.moved(joints, name, normalise, weights)
+
+        return self._stream(windows_of(frames, window, hop), batch_size, prepared, crop)
 
     def _stream(
         self,
-        frames: Iterable[np.ndarray | Tensor],
-        window: int,
-        hop: int,
+        windows: Iterable[tuple[int, np.ndarray]],
         batch_size: int,
-        normalise: bool,
+        prepared: Callable[[int, np.ndarray], np.ndarray],
         crop: float,
     ) -> Iterator[Window]:
         batch: list[tuple[int, np.ndarray]] = []
-        for start, clip in windows_of(frames, window, hop):
+        for start, clip in windows:
             if not clip.any():
                 continue
-            name = f"the window of frames {start} to {start + len(clip) - 1}"
-            batch.append((start, self.prepare(clip, name=name, normalise=normalise)))
+            batch.append((start, prepared(start, clip)))
             if len(batch) == batch_size:
                 yield from self._windows(batch, crop)
                 batch = []
@@ -211,23 +246,55 @@ class Embedder:
         rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [[ClassScore(names[c], p) for c, p in zip(*row, strict=True)] for row in rows]
 
-    def prepare(self, clip: Clip, *, name: str = "the clip", normalise: bool = True) -> np.ndarray:
-        """A clip as the encoder's views are made of it: (T, M, V, 3) float32, without absent bodies, normalised.
+    def read(
+        self, clip: Clip, name: str = "the clip", given: Given = METRES, layout: Skeleton | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """A clip in metres, not moved: (T, M, V, 3) float32 without absent bodies, and the weights (T, M, V) of its
+        joints, where it is of an image.
 
-        Of a file's bodies those that move most are kept, as many as the encoder reads. Raises as `encode`.
+        Of a file's bodies those that move most are kept, as many as the encoder reads. ``given`` and ``layout`` are of
+        arrays. Raises as `encode`.
         """
-        joints = self._read(Path(clip)) if isinstance(clip, (str, Path)) else as_floats(clip, name)
-        joints = present_bodies(joints, name, self.skeleton, self.max_bodies)
+        weights = None
+        if isinstance(clip, (str, Path)):
+            joints = self._read(Path(clip))
+        else:
+            joints = as_floats(clip, name)
+            layout = layout or self.skeleton
+            if given != METRES or layout.joint_names != self.skeleton.joint_names:
+                joints, weights = self._taken(joints, name, given, layout)
+                weights = None if weights is None else weights[:, joints.any(axis=(0, 2, 3))]
+        return present_bodies(joints, name, self.skeleton, self.max_bodies), weights
+
+    def moved(
+        self, joints: np.ndarray, name: str = "the clip", normalise: bool = True, weights: np.ndarray | None = None
+    ) -> np.ndarray:
+        """What `read` gave as the encoder's views are made of it: moved as its data were. Raises as `encode`."""
         if not self.moves(name, normalise):
             return joints
         try:
-            return normalise_clip(joints, self.skeleton)
+            return normalise_clip(joints, self.skeleton, weights)
         except ValueError as error:
             raise ValueError(f"{name}: {error}; leave it out, or say that it is normalised already") from None
 
     def frames_of(self, clip: Clip) -> np.ndarray | Tensor:
         """A clip's frames, (T, V, 3) or (T, M, V, 3), as `encode_stream` takes them; a file is read whole."""
         return self._read(Path(clip)) if isinstance(clip, (str, Path)) else clip
+
+    def _taken(
+        self, joints: np.ndarray, name: str, given: Given, layout: Skeleton
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The encoder's joints, in metres, of a clip of such numbers in this layout, and their weights."""
+        index = joints_by_name(layout, self.skeleton)
+        bodies = joints[:, None] if joints.ndim == 3 else joints
+        if bodies.ndim != 4 or bodies.shape[2] != layout.num_joints or bodies.shape[3] not in given.numbers:
+            numbers = " or ".join(map(str, given.numbers))
+            raise ValueError(
+                f"{name} has shape {joints.shape}, expected (T, V, C) or (T, M, V, C), V = {layout.num_joints} joints "
+                f"of {layout.name!r}, C = {numbers} numbers"
+            )
+        placed, weights = given.clip(bodies, layout)
+        return placed[:, :, index].astype(np.float32), None if weights is None else weights[:, :, index]
 
     def _read(self, path: Path) -> np.ndarray:
         """The bodies of a ``.skeleton`` file, (T, M, 25, 3)."""
@@ -294,6 +361,17 @@ class Embedder:
         return self.encoder.represent(crops_of(clips, share, middle, self.skeleton, size, stream))
 
 
+def joints_by_name(theirs: Skeleton, ours: Skeleton) -> list[int]:
+    """Where our joints are among theirs; ValueError if they lack one."""
+    lacking = [name for name in ours.joint_names if name not in theirs.joint_names]
+    if lacking:
+        raise ValueError(
+            f"the clips have the joints of {theirs.name!r}, which lack {listed(lacking)}; the encoder reads those of "
+            f"{ours.name!r}"
+        )
+    return [theirs.joint_names.index(name) for name in ours.joint_names]
+
+
 def windows_of(frames: Iterable[np.ndarray | Tensor], window: int, hop: int) -> Iterator[tuple[int, np.ndarray]]:
     """(start, clip) of each window of a recording, whose frames are read once and in order.
 
@@ -347,9 +425,13 @@ def present_bodies(joints: np.ndarray, name: str, skeleton: Skeleton, max_bodies
         raise ValueError(f"{name} holds no body: all coordinates are zero; leave it out")
     if bodies.shape[1] > max_bodies:
         most = f"the encoder was trained on at most {max_bodies}"
+        if bodies.shape[1] > MANY_BODIES or len(joints) <= max_bodies:  # no scene, but axes in another order
+            raise ValueError(
+                f"{name} has shape {joints.shape}, which as (T, M, V, 3) are {bodies.shape[1]} bodies, {most}: is it "
+                "(M, T, V, 3)? Then give clip.transpose(1, 0, 2, 3). Is it (N, T, V, 3)? Then give list(clips), or a "
+                "file of clips[:, :, None]"
+            )
         remedy = "keep those that matter (of a data set: train.prepare --max-bodies)"
-        if joints.shape[0] < joints.shape[1]:  # fewer frames than bodies
-            remedy = "are its axes (M, T, V, 3)? Then give .transpose(1, 0, 2, 3)"
         raise ValueError(f"{name} holds {bodies.shape[1]} bodies, {most}; {remedy}")
     return bodies
 

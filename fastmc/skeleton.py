@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+
+from fastmc.files import read_text
+from fastmc.layouts import LAYOUTS
+
+Role = int | tuple[int, ...]
+ROLES = ("hip", "spine", "left_shoulder", "right_shoulder")
 
 
 @dataclass(frozen=True)
@@ -16,18 +26,18 @@ class Skeleton:
         name: identifier, e.g. ``"ntu25"``.
         joint_names: V names, in array order.
         parents: V parent indices; a root is its own parent. Empty where the bones are unknown.
-        hip, spine, left_shoulder, right_shoulder: indices of the joints that define the body's frame
-            (hip to spine points up, right to left shoulder points to the side); -1 where unknown.
+        hip, spine, left_shoulder, right_shoulder: the places that define the body's frame (hip to spine points up,
+            right to left shoulder points to the side): a joint, or several whose mean it is; -1 where unknown.
         mirror: V indices, the permutation that swaps left and right (an involution).
     """
 
     name: str
     joint_names: tuple[str, ...]
     parents: tuple[int, ...] = ()
-    hip: int = -1
-    spine: int = -1
-    left_shoulder: int = -1
-    right_shoulder: int = -1
+    hip: Role = -1
+    spine: Role = -1
+    left_shoulder: Role = -1
+    right_shoulder: Role = -1
     mirror: tuple[int, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -39,9 +49,11 @@ class Skeleton:
                 raise ValueError(f"{label} must hold {joints} joint indices in [0, {joints}), got {list(indices)}")
         if any(self.mirror[i] != j for j, i in enumerate(self.mirror)):
             raise ValueError("mirror must be its own inverse")
-        for role in ("hip", "spine", "left_shoulder", "right_shoulder"):
-            if not -1 <= getattr(self, role) < joints:
-                raise ValueError(f"{role} = {getattr(self, role)} is not a joint of this layout of {joints}")
+        for role in ROLES:
+            given = getattr(self, role)
+            several = isinstance(given, tuple)
+            if not (all(0 <= joint < joints for joint in given) and given if several else -1 <= given < joints):
+                raise ValueError(f"{role} = {given} is not a joint of this layout of {joints}")
 
     @property
     def num_joints(self) -> int:
@@ -50,7 +62,30 @@ class Skeleton:
     @property
     def has_frame(self) -> bool:
         """Whether the four joints that view normalisation needs are known."""
-        return min(self.hip, self.spine, self.left_shoulder, self.right_shoulder) >= 0
+        return all(getattr(self, role) != -1 for role in ROLES)
+
+    @property
+    def has_sides(self) -> bool:
+        """Whether any joint swaps with another when a body is mirrored."""
+        return self.mirror != tuple(range(self.num_joints))
+
+    def place(self, role: str, joints: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        """Where ``hip``, ``spine`` or a shoulder is: joints (..., V, 3) to (..., 3).
+
+        The mean of several joints is weighted by ``weights`` (..., V), which must not be zero for all of them.
+        """
+        given = getattr(self, role)
+        if isinstance(given, int):
+            return joints[..., given, :]
+        chosen = joints[..., given, :]
+        if weights is None:
+            return chosen.mean(axis=-2)
+        share = weights[..., given]
+        return (chosen * share[..., None]).sum(axis=-2) / share.sum(axis=-1)[..., None]
+
+    def seen(self, role: str, weights: np.ndarray) -> bool:
+        """Whether any joint of a role has a weight, of weights (V,)."""
+        return bool(np.any(weights[np.atleast_1d(getattr(self, role))] > 0))
 
     @property
     def bones(self) -> tuple[tuple[int, int], ...]:
@@ -68,16 +103,19 @@ class Skeleton:
             raise ValueError(f"no joint named {joint!r}; there are: {', '.join(self.joint_names)}")
         return self.joint_names.index(joint)
 
+    def role(self, text: int | str) -> Role:
+        """A joint, or several as ``left hip + right hip``; ValueError as `index`."""
+        if isinstance(text, int) or text in self.joint_names or "+" not in text:
+            return self.index(text)
+        return tuple(self.index(part.strip()) for part in text.split("+"))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, for JSON."""
         return {
             "name": self.name,
             "joint_names": list(self.joint_names),
             "parents": list(self.parents),
-            "hip": self.hip,
-            "spine": self.spine,
-            "left_shoulder": self.left_shoulder,
-            "right_shoulder": self.right_shoulder,
+            **{role: list(at) if isinstance(at := getattr(self, role), tuple) else at for role in ROLES},
             "mirror": list(self.mirror),
         }
 
@@ -85,6 +123,77 @@ class Skeleton:
     def from_dict(cls, values: dict[str, Any]) -> Skeleton:
         typed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**typed)
+
+    @classmethod
+    def named(cls, name: str | Path) -> Skeleton:
+        """A layout by its name (``coco17``), or that of a JSON file (``mine.json``); ValueError lists the names."""
+        if str(name) in SKELETONS:
+            return SKELETONS[str(name)]
+        if Path(name).suffix != ".json":
+            raise ValueError(
+                f"there is no skeleton {str(name)!r}; choose from {', '.join(SKELETONS)}, or name a .json file"
+            )
+        return cls.from_json(name)
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> Skeleton:
+        """The layout of a JSON file, as `from_plain` takes it; ValueError names the file and the fault."""
+        try:
+            return cls.from_plain(Path(path).stem, json.loads(read_text(Path(path))))
+        except (ValueError, RecursionError, OSError) as error:
+            raise ValueError(f"{path} is no skeleton: {error}") from error
+
+    @classmethod
+    def from_plain(cls, name: str, values: Mapping[str, Any]) -> Skeleton:
+        """A layout of plain values, such as those of `fastmc.layouts`.
+
+        Args:
+            values: ``joints``, an object of V names, each with the name of the joint that it hangs on, null for a root
+                (or a list of names, where bones are unknown); ``hip``, ``spine``, ``left_shoulder`` and
+                ``right_shoulder``, where known: a joint or a mean (``left hip + right hip``); and ``pairs`` of names
+                that swap when a body is mirrored, where left and right in the names do not say it.
+
+        Raises:
+            ValueError: it is no such object, a name is unknown or given twice, or the bones make no tree.
+        """
+        unknown = sorted(set(values) - {"joints", "pairs", *ROLES}) if isinstance(values, Mapping) else ["no object"]
+        if unknown or "joints" not in values:
+            raise ValueError(
+                f"expected joints, {', '.join(ROLES)} and perhaps pairs; got {', '.join(unknown) or 'no joints'}"
+            )
+        joints = values["joints"]
+        if not isinstance(joints, list | dict) or not joints or not all(isinstance(joint, str) for joint in joints):
+            raise ValueError("joints is no list of names, and no object of names and parents")
+        if len(set(joints)) < len(joints):
+            raise ValueError("a name is given to two joints")
+        plain = cls(name, tuple(joints))
+        parents: tuple[int, ...] = ()
+        if isinstance(joints, dict):
+            parents = tuple(j if up is None else plain.index(str(up)) for j, up in enumerate(joints.values()))
+            for joint in range(len(parents)):
+                _check_reaches_root(joint, parents, plain.joint_names)
+        roles: dict[str, Any] = {role: plain.role(str(values[role])) for role in ROLES if role in values}
+        return cls(name, plain.joint_names, parents, **roles, mirror=_mirror_of(values.get("pairs"), plain))
+
+
+def _check_reaches_root(joint: int, parents: Sequence[int], names: Sequence[str]) -> None:
+    at = joint
+    for _ in parents:
+        if parents[at] == at:
+            return
+        at = parents[at]
+    raise ValueError(f"the bones make a circle: {names[joint]} hangs on no root")
+
+
+def _mirror_of(pairs: Any, layout: Skeleton) -> tuple[int, ...]:
+    if pairs is None:
+        return layout.mirror
+    mirror = list(range(layout.num_joints))
+    if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        raise ValueError("pairs is no list of [left, right]")
+    for left, right in ([layout.index(str(joint)) for joint in pair] for pair in pairs):
+        mirror[left], mirror[right] = right, left
+    return tuple(mirror)
 
 
 def mirror_from_names(names: Sequence[str]) -> tuple[int, ...]:
@@ -96,34 +205,5 @@ def mirror_from_names(names: Sequence[str]) -> tuple[int, ...]:
     return tuple(j if mirror[j] == i else i for i, j in enumerate(mirror))
 
 
-# fmt: off
-NTU25 = Skeleton(  # Kinect v2
-    name="ntu25",
-    joint_names=(
-        "spine base", "spine mid", "neck", "head",
-        "left shoulder", "left elbow", "left wrist", "left hand",
-        "right shoulder", "right elbow", "right wrist", "right hand",
-        "left hip", "left knee", "left ankle", "left foot",
-        "right hip", "right knee", "right ankle", "right foot",
-        "spine shoulder", "left hand tip", "left thumb", "right hand tip", "right thumb",
-    ),
-    # As the field's bone list pairs them: a hand tip hangs on its thumb, and the thumb on the hand.
-    parents=(1, 20, 20, 2, 20, 4, 5, 6, 20, 8, 9, 10, 0, 12, 13, 14, 0, 16, 17, 18, 20, 22, 7, 24, 11),
-    hip=0, spine=1, left_shoulder=4, right_shoulder=8,
-)
-
-KINECT20 = Skeleton(  # Kinect v1
-    name="kinect20",
-    joint_names=(
-        "hip centre", "spine", "shoulder centre", "head",
-        "left shoulder", "left elbow", "left wrist", "left hand",
-        "right shoulder", "right elbow", "right wrist", "right hand",
-        "left hip", "left knee", "left ankle", "left foot",
-        "right hip", "right knee", "right ankle", "right foot",
-    ),
-    parents=(0, 0, 1, 2, 2, 4, 5, 6, 2, 8, 9, 10, 0, 12, 13, 14, 0, 16, 17, 18),
-    hip=0, spine=1, left_shoulder=4, right_shoulder=8,
-)
-# fmt: on
-
-SKELETONS = {skeleton.name: skeleton for skeleton in (NTU25, KINECT20)}
+SKELETONS = {name: Skeleton.from_plain(name, values) for name, values in LAYOUTS.items()}
+NTU25, KINECT20 = SKELETONS["ntu25"], SKELETONS["kinect20"]

@@ -17,6 +17,7 @@ from fastmc.data.formats.npz import import_npz
 from fastmc.data.formats.ntu import prepare_ntu
 from fastmc.data.formats.nw_ucla import prepare_nw_ucla
 from fastmc.data.formats.pku import prepare_pku
+from fastmc.data.formats.pyskl import import_pyskl
 from fastmc.data.formats.stgcn import import_stgcn
 from fastmc.data.formats.utd_mhad import prepare_utd_mhad
 from fastmc.data.packing import PrepareError
@@ -84,6 +85,17 @@ def npy(folder, clips):
     return import_stgcn, tuple(pairs), {}
 
 
+def pyskl(folder, clips):
+    names = [f"clip{n}" for n in range(len(clips))]
+    annotations = [
+        {"frame_dir": name, "label": n, "keypoint": clip.transpose(1, 0, 2, 3).astype(np.float32)}
+        for n, (name, clip) in enumerate(zip(names, clips, strict=True))
+    ]
+    file = folder / "set.pkl"
+    file.write_bytes(pickle.dumps({"split": {"train": names[::2], "val": names[1::2]}, "annotations": annotations}))
+    return import_pyskl, (file,), {}
+
+
 def ctrgcn(folder, clips):
     file, one_hot = folder / "set.npz", np.eye(len(clips))
     x = arrays_of(clips)
@@ -91,11 +103,11 @@ def ctrgcn(folder, clips):
     return import_ctrgcn, (file,), {}
 
 
-FORMATS = {f.__name__: f for f in (ntu, pku, npz, ctrgcn, npy, utd_mhad, nwucla)}
+FORMATS = {f.__name__: f for f in (ntu, pku, npz, ctrgcn, npy, pyskl, utd_mhad, nwucla)}
 """(folder, clips (T, M, V, 3), M = 1 but for ntu, pku and arrays) to (what reads them, its arguments, its options)."""
 FILES = ("ntu", "pku", "utd_mhad", "nwucla")
 """Of many files, which workers read."""
-ARRAYS = ("npz", "ctrgcn", "npy")
+ARRAYS = ("npz", "ctrgcn", "npy", "pyskl")
 
 
 def layout_of(name):

@@ -246,7 +246,7 @@ def test_other_units_are_noticed(tmp_path, capsys):
     assert main(command) == 1
     assert re.search(r"18 coordinates out of range.*at most 100 \(--max-coordinate\)", capsys.readouterr().err)
     assert main([*command, "--max-coordinate", "1e5"]) == 0
-    assert re.search(r"shoulders are \d{3} apart \(median\): these .* not seem to be metres", capsys.readouterr().out)
+    assert re.search(r"bodies are \d{3,4} tall \(median\).* this looks like millimetres", capsys.readouterr().err)
 
 
 def ucla_text(values):

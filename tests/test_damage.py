@@ -27,6 +27,7 @@ from fastmc.data.formats.npz import import_npz
 from fastmc.data.formats.ntu_splits import read_missing_list
 from fastmc.data.formats.parts import read_class_names
 from fastmc.data.formats.pku import read_recording
+from fastmc.data.formats.pyskl import import_pyskl
 from fastmc.data.formats.skeleton_file import read_skeleton
 from fastmc.data.packing import PrepareError
 from fastmc.data.store import PackedStore, StoreError
@@ -35,6 +36,7 @@ from fastmc.encoders.bigru import BiGRU, BiGRUConfig
 from fastmc.encoders.released import encoder_of, read_released
 from fastmc.evaluation import EvalConfig, weights_digest
 from fastmc.evaluation.classifier import Classifier
+from fastmc.skeleton import Skeleton
 from train.engine.record import read_metrics
 from train.runs.results import save_classifier
 
@@ -338,6 +340,10 @@ def test_what_is_no_file_is_refused_at_once(kind, folder, encoder, tmp_path, tol
         read_metrics(put(tmp_path / "metrics.csv"))
     with pytest.raises(PrepareError, match=r"set\.npz is not a readable \.npz file: .* is a .*, not a file"):
         import_npz(put(tmp_path / "set.npz"), tmp_path / "out", train="split=train")
+    with pytest.raises(PrepareError, match=r"set\.pkl is no annotation file .* is a .*, not a file"):
+        import_pyskl(put(tmp_path / "set.pkl"), tmp_path / "out")
+    with pytest.raises(ValueError, match=r"mine\.json is no skeleton: .* is a .*, not a file"):
+        Skeleton.named(put(tmp_path / "mine.json"))
     with pytest.raises(PrepareError, match="not a file"):
         read_class_names(put(tmp_path / "names.txt"), 1)
     raw = put(tmp_path / "raw")

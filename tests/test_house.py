@@ -43,7 +43,18 @@ def test_nothing_imports_upward(floor):
 
 ROOMS = {
     "fastmc": (
-        {"checks", "contrast_table", "files", "parallel", "progress", "random", "reference", "registry", "skeleton"},
+        {
+            "checks",
+            "contrast_table",
+            "files",
+            "layouts",
+            "parallel",
+            "progress",
+            "random",
+            "reference",
+            "registry",
+            "skeleton",
+        },
         {"backends", "derivatives", "reading", "tensor_files"},
         {"arguments"},
         {"checkpoint", "data", "data.bytes", "data.synthetic", "objective", "views"},

@@ -193,7 +193,7 @@ def test_faulty_arrays(tmp_path, changes, message):
         ({"train": "x=1"}, "no key 'x'"),
         ({"train": "split=train,val"}, "split is never val; its values are test, train"),
         ({"skeleton": "kinect20"}, "x has 25 joints, --skeleton kinect20 has 20"),
-        ({"skeleton": "kinect21"}, "choose from ntu25, kinect20, file"),
+        ({"skeleton": "kinect21"}, "there is no skeleton 'kinect21'; choose from ntu25, kinect20, coco17"),
         ({"skeleton": None}, "give --hip, --spine"),
         ({"roles": {"hip": "tail"}}, "no joint named 'tail'; there are: spine base"),
         ({"roles": {"hip": "25"}}, r"joint 25 is outside of 0\.\.24"),

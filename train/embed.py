@@ -14,11 +14,14 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from fastmc.checks import Count, check_ranges
-from fastmc.embedding import Embedder, load
+from fastmc.checks import Count, NotNegative, check_ranges
+from fastmc.data.given import MIN_SCORE, Given
+from fastmc.data.sanity import Sanity
+from fastmc.embedding import Embedder, joints_by_name, load
 from fastmc.files import make_folder_of, whole_file
 from fastmc.progress import progress_bar
-from train.command.clips import Input, find_inputs
+from fastmc.skeleton import Skeleton
+from train.command.clips import ArrayKind, Input, find_inputs
 from train.command.errors import run_command
 from train.engine.record import log
 from train.run import choose_device
@@ -63,10 +66,18 @@ class Embed:
     """Frames from the start of a window to the start of the next."""
     top: Count = 5
     """Classes of each clip to show on the terminal."""
+    skeleton: str | None = None
+    """Joint layout of arrays, where it is not the run's: coco17, ... or a JSON file; joints are taken by name."""
+    image: bool = False
+    """Arrays hold (x, y) or (x, y, score) of an image, y downwards; bodies become 1.7 m tall."""
+    scale: str | None = None
+    """Times this arrays are in metres, such as 0.001 for millimetres; "height" makes every body 1.7 m tall."""
+    min_score: NotNegative = MIN_SCORE
+    """Of an image: joints with a lower score are not there."""
     normalise: bool = True
     """Keep coordinates as they are; by default clips are moved to a common frame, if the run's data were."""
     strict: bool = False
-    """Stop at the first faulty clip, instead of leaving it out."""
+    """Stop at the first faulty clip, instead of leaving it out, and where clips do not look like bodies."""
     overwrite: bool = False
     """Replace OUT if it exists."""
     allow: tuple[str, ...] = ()
@@ -76,6 +87,11 @@ class Embed:
         if not self.input:
             raise ValueError("--input names nothing; give at least one file or folder")
         check_ranges(self)
+        _ = self.given
+
+    @property
+    def given(self) -> Given:
+        return Given(self.image, self.scale, self.min_score)
 
 
 def embed(settings: Embed) -> dict[str, np.ndarray]:
@@ -96,9 +112,13 @@ def embed(settings: Embed) -> dict[str, np.ndarray]:
         checkpoint=settings.checkpoint,
         allow=settings.allow,
     )
-    inputs = [found for path in settings.input for found in find_inputs(path, embedder, settings.normalise)]
+    layout = embedder.skeleton if settings.skeleton is None else Skeleton.named(settings.skeleton)
+    joints_by_name(layout, embedder.skeleton)
+    kind, sanity = ArrayKind(layout, settings.given), Sanity(embedder.skeleton)
+    inputs = [found for path in settings.input for found in find_inputs(path, embedder, settings.normalise, kind)]
     rows = _of_clips if settings.window is None else _of_windows
-    found = [row for group in rows(inputs, embedder, settings) for row in group]
+    found = [row for group in rows(inputs, Reader(embedder, settings, kind, sanity)) for row in group]
+    sanity.tell(settings.strict, ValueError)
     if not found:
         raise ValueError(f"none of the {len(inputs)} clips can be used; nothing was written")
     features = torch.stack([row.feature for row in found])
@@ -129,35 +149,70 @@ class Row(NamedTuple):
     feature: torch.Tensor
 
 
-def _of_clips(inputs: Sequence[Input], embedder: Embedder, settings: Embed) -> Iterator[list[Row]]:
+@dataclass(frozen=True)
+class Reader:
+    """How the clips of a command line are read: by which encoder, with which settings, and who looks at them."""
+
+    embedder: Embedder
+    settings: Embed
+    kind: ArrayKind
+    sanity: Sanity
+
+    def normalises(self, item: Input) -> bool:
+        return self.settings.normalise and not item.moved
+
+    def kind_of(self, item: Input) -> ArrayKind:
+        return self.kind if item.is_array else ArrayKind(self.embedder.skeleton)
+
+    def clip(self, item: Input) -> np.ndarray:
+        """Whole, as the encoder takes it."""
+        kind = self.kind_of(item)
+        joints, weights = self.embedder.read(item.read(), item.place, kind.given, kind.layout)
+        self.sanity.see(joints)
+        return self.embedder.moved(joints, item.place, self.normalises(item), weights)
+
+    def windows(self, item: Input) -> list[Row]:
+        """Of a clip, whose frames are read one after the other where its file can."""
+        assert self.settings.window is not None
+        kind, frames = self.kind_of(item), self.embedder.frames_of(item.read())
+        windows = self.embedder.encode_stream(
+            frames,
+            self.settings.window,
+            self.settings.hop,
+            batch_size=self.settings.batch_size,
+            normalise=self.normalises(item),
+            given=kind.given,
+            layout=kind.layout,
+            sanity=self.sanity,
+        )
+        return [Row(item.name, item.place, w.start, w.stop - w.start, w.feature) for w in windows]
+
+
+def _of_clips(inputs: Sequence[Input], reader: Reader) -> Iterator[list[Row]]:
     """A batch of clips after the other; those that cannot be used are reported."""
     batch: list[tuple[Input, np.ndarray]] = []
+    size = reader.settings.batch_size
 
     def rows() -> list[Row]:
-        features = embedder.encode([clip for _, clip in batch], normalise=False, batch_size=settings.batch_size)
+        features = reader.embedder.encode([clip for _, clip in batch], normalise=False, check="off", batch_size=size)
         return [Row(i.name, i.place, 0, len(clip), f) for (i, clip), f in zip(batch, features, strict=True)]
 
     for item in _with_bar(inputs):
-        with _left_out(settings):
-            normalise = settings.normalise and not item.moved
-            batch.append((item, embedder.prepare(item.read(), name=item.place, normalise=normalise)))
-        if len(batch) == settings.batch_size:
+        with _left_out(reader.settings):
+            batch.append((item, reader.clip(item)))
+        if len(batch) == size:
             yield rows()
             batch = []
     if batch:
         yield rows()
 
 
-def _of_windows(inputs: Sequence[Input], embedder: Embedder, settings: Embed) -> Iterator[list[Row]]:
+def _of_windows(inputs: Sequence[Input], reader: Reader) -> Iterator[list[Row]]:
     """A clip after the other; one that cannot be used is reported, and has no windows."""
-    assert settings.window is not None
     for item in _with_bar(inputs):
         found: list[Row] = []
-        with _left_out(settings, item.place):
-            normalise, how = settings.normalise and not item.moved, {"batch_size": settings.batch_size}
-            frames = embedder.frames_of(item.read())
-            windows = embedder.encode_stream(frames, settings.window, settings.hop, normalise=normalise, **how)
-            found = [Row(item.name, item.place, w.start, w.stop - w.start, w.feature) for w in windows]
+        with _left_out(reader.settings, item.place):
+            found = reader.windows(item)
             if not found:
                 raise ValueError("it holds no body: all coordinates are zero")
         if found:

@@ -7,7 +7,6 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import tyro
@@ -24,6 +23,7 @@ from fastmc.data.formats.ntu_splits import (
 )
 from fastmc.data.formats.pku import prepare_pku
 from fastmc.data.formats.pku_splits import PKU1, PKU2, Phase
+from fastmc.data.given import MIN_SCORE
 from fastmc.data.join import join_stores
 from fastmc.data.packing import PrepareError
 from fastmc.data.report import describe, summary
@@ -31,7 +31,7 @@ from fastmc.data.store import PackedStore, StoreError
 from fastmc.files import whole_file
 from fastmc.parallel import WorkerDied
 from train.command.debug import without_debug
-from train.command.readers import READERS, say_published
+from train.command.readers import READERS, given_numbers, say_published
 from train.engine.signals import stopped_by_signals, told
 
 WITHOUT_MISSING = "the complete set, without the files published as missing,"
@@ -212,11 +212,14 @@ def npz(
     out: Path,
     train: str | None = None,
     name: str | None = None,
-    skeleton: Literal["ntu25", "kinect20", "file"] | None = None,
+    skeleton: str | None = None,
     hip: str | None = None,
     spine: str | None = None,
     left_shoulder: str | None = None,
     right_shoulder: str | None = None,
+    image: bool = False,
+    scale: str | None = None,
+    min_score: float = MIN_SCORE,
     no_normalise: bool = False,
     max_coordinate: float = MAX_COORDINATE,
     max_bodies: int | None = None,
@@ -233,16 +236,20 @@ def npz(
         train: KEY=V1,V2: clips whose KEY (subject, split, ...) has one of these values train, all others test. Without
             it all train, and nothing is evaluated.
         name: of the set; by default that of the folder.
-        skeleton: joint layout; by default ntu25 if the file has ntu25_index, else as the file says.
-        hip: joint (name or index) at the hips.
+        skeleton: joint layout: ntu25, kinect20, coco17, openpose18, body25, mediapipe33, smpl22, h36m17, or a JSON file
+            (docs/own-data.md), or file; by default ntu25 if the file has ntu25_index, else as the file says.
+        hip: joint (name or index) at the hips, or the mean of several, such as "left hip + right hip".
         spine: joint above the hips; it becomes the origin.
         left_shoulder: joint (name or index).
         right_shoulder: joint (name or index).
+        image: x holds (x, y) or (x, y, score) of an image, y downwards; bodies become 1.7 m tall.
+        scale: times this x is in metres, such as 0.001 for millimetres; "height" makes every body 1.7 m tall.
+        min_score: of an image: joints with a lower score are not there.
         no_normalise: keep the coordinates; by default bodies are turned to a common frame, which needs the four joints.
         max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
             out.
         max_bodies: keep so many of a clip, 1 or 2: the first that are there.
-        strict: stop at the first faulty clip, instead of leaving it out.
+        strict: stop at the first faulty clip, instead of leaving it out, and where clips do not look like bodies.
         overwrite: replace a store that exists, once the new one is complete.
     """
     given = {"hip": hip, "spine": spine, "left_shoulder": left_shoulder, "right_shoulder": right_shoulder}
@@ -254,6 +261,7 @@ def npz(
         name=name,
         skeleton=skeleton,
         roles=roles,
+        given=given_numbers(image, scale, min_score),
         normalise=not no_normalise,
         max_coordinate=max_coordinate,
         max_bodies=max_bodies,

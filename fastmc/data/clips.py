@@ -28,13 +28,19 @@ class FaultyClip(ValueError):
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite is found, and is no warning
-def usable_clip(clip: np.ndarray, layout: Skeleton | None, max_coordinate: float = MAX_COORDINATE) -> np.ndarray:
+def usable_clip(
+    clip: np.ndarray,
+    layout: Skeleton | None,
+    max_coordinate: float = MAX_COORDINATE,
+    weights: np.ndarray | None = None,
+) -> np.ndarray:
     """A clip without the bodies that are zero in all of its frames.
 
     Args:
         clip: (T, M, V, 3), metres.
         layout: brings the clip to its frame of reference (`normalise`); None keeps the coordinates.
         max_coordinate: as in `placed_clip`.
+        weights: (T, M, V) of the joints, as `normalise` takes them.
 
     Returns:
         float32 (T, bodies that are there, V, 3).
@@ -49,10 +55,15 @@ def usable_clip(clip: np.ndarray, layout: Skeleton | None, max_coordinate: float
     present = clip.any(axis=(0, 2, 3))
     if not present.any():
         raise FaultyClip(ALL_ZERO, ALL_ZERO)
-    return placed_clip(clip[:, present], layout, max_coordinate)
+    return placed_clip(clip[:, present], layout, max_coordinate, None if weights is None else weights[:, present])
 
 
-def placed_clip(clip: np.ndarray, layout: Skeleton | None, max_coordinate: float = MAX_COORDINATE) -> np.ndarray:
+def placed_clip(
+    clip: np.ndarray,
+    layout: Skeleton | None,
+    max_coordinate: float = MAX_COORDINATE,
+    weights: np.ndarray | None = None,
+) -> np.ndarray:
     """A clip (T, M, V, 3) in its frame of reference (`normalise`), or as it is where ``layout`` is None, whose
     coordinates are known to be in range.
 
@@ -64,7 +75,7 @@ def placed_clip(clip: np.ndarray, layout: Skeleton | None, max_coordinate: float
     """
     _check_range(clip, RAW_MARGIN * max_coordinate, "")
     try:
-        placed = normalise(clip, layout) if layout else clip
+        placed = normalise(clip, layout, weights) if layout else clip
     except ValueError as error:
         raise FaultyClip(NO_FRAME, str(error)) from error
     _check_range(placed, max_coordinate, " once normalised" if layout else "")

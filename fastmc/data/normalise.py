@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastmc.reference.ntu import RawBody, RawClip
-from fastmc.skeleton import Skeleton
+from fastmc.skeleton import ROLES, Skeleton
 
 SHORT_BODY = 11  # frames; a body seen no longer than this is noise
 WIDE_FRAME = 0.8  # extent in x over extent in y; a wider body is furniture more often than a person
@@ -113,13 +113,17 @@ def _hold(joints: np.ndarray, seen: np.ndarray) -> np.ndarray:
     return joints[source]
 
 
-def normalise(clip: np.ndarray, skeleton: Skeleton) -> np.ndarray:
+def normalise(clip: np.ndarray, skeleton: Skeleton, weights: np.ndarray | None = None) -> np.ndarray:
     """Moves a clip (T, M, V, 3) into the frame of reference of its first body: same shape, float32, metres.
 
     One rigid motion for all frames and bodies, taken from the first frame in which body 1 is seen: its spine joint
     becomes the origin, hip to spine points along +z, and right to left shoulder has no y and points to +x. Distances
     and handedness are kept. All-zero (absent) bodies stay exactly zero. Where a bone of that frame has no length, the
     next frame serves.
+
+    Args:
+        weights: (T, M, V) or None: how sure each joint is. A place that is the mean of joints is weighted by it, and a
+            frame serves only where each of the four has some weight.
 
     The field: CTR-GCN moves the origin like this and does not rotate. 2s-AGCN rotates, also once per clip, but
     moves every frame's spine to the origin (which removes the walking), points *left to right* shoulder along +x
@@ -139,7 +143,8 @@ def normalise(clip: np.ndarray, skeleton: Skeleton) -> np.ndarray:
         raise ValueError(f"clip must be (T, M, {skeleton.num_joints}, 3) for {skeleton.name!r}, got {clip.shape}")
     present = (clip != 0).any(axis=(2, 3))
     positions = clip.astype(np.float64)
-    origin, axes = _reference_frame(positions[present[:, 0], 0], skeleton)
+    sure = None if weights is None else weights.astype(np.float64)[present[:, 0], 0]
+    origin, axes = _reference_frame(positions[present[:, 0], 0], skeleton, sure)
     moved = ((positions - origin).reshape(-1, 3) @ axes.T).reshape(clip.shape)
     with np.errstate(over="ignore"):
         result = np.where(present[:, :, None, None], moved, 0).astype(np.float32)
@@ -148,11 +153,14 @@ def normalise(clip: np.ndarray, skeleton: Skeleton) -> np.ndarray:
     return result
 
 
-def _reference_frame(body: np.ndarray, skeleton: Skeleton) -> tuple[np.ndarray, np.ndarray]:
+def _reference_frame(body: np.ndarray, skeleton: Skeleton, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Origin (3,) and axes (3, 3; rows x, y, z) from the first of a body's frames (n, V, 3) that has them."""
-    for frame in body:
-        up = frame[skeleton.spine] - frame[skeleton.hip]
-        side = frame[skeleton.left_shoulder] - frame[skeleton.right_shoulder]
+    for n, frame in enumerate(body):
+        sure = None if weights is None else weights[n]
+        if sure is not None and not all(skeleton.seen(role, sure) for role in ROLES):
+            continue
+        hip, spine, left, right = (skeleton.place(role, frame, sure) for role in ROLES)
+        up, side = spine - hip, left - right
         height = np.linalg.norm(up)
         if height < MIN_LENGTH:
             continue
@@ -162,7 +170,7 @@ def _reference_frame(body: np.ndarray, skeleton: Skeleton) -> tuple[np.ndarray, 
         if width < MIN_LENGTH:
             continue
         x = across / width
-        return frame[skeleton.spine], np.array([x, np.cross(z, x), z])
+        return spine, np.array([x, np.cross(z, x), z])
     raise ValueError(
         "no frame of body 1 gives a frame of reference: hip and spine, or the shoulders, coincide in all of them"
         if len(body)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from fastmc.checks import check_number
 from fastmc.data.clips import TOO_FAR, FaultyClip
+from fastmc.data.sanity import Sanity
 from fastmc.data.store import StoreWriter
 from fastmc.files import find_files
 from fastmc.parallel import ordered_map, usable_cores
@@ -75,12 +76,13 @@ class Skipped:
 @dataclass(frozen=True)
 class Read:
     """What a worker sends back: the clips of a file, by increasing name, and what is left out of it. ``digest`` is
-    that of the file's bytes, or empty where it could not be read."""
+    that of the file's bytes, or empty where it could not be read; ``class_names`` are those of labels that it tells."""
 
     source: Source
     digest: bytes
     clips: Sequence[Clip] = ()
     skipped: Sequence[Skipped] = ()
+    class_names: Mapping[int, str] = field(default_factory=dict)
 
 
 def source_files(raw: Path, patterns: Sequence[str], how_to_get: str) -> list[Path]:
@@ -133,6 +135,8 @@ class Packing:
 
     def __init__(self, writer: StoreWriter, strict: bool, workers: int | None) -> None:
         self.writer, self.strict, self.workers = writer, strict, workers
+        self.class_names: dict[int, str] = {}
+        self._sanity = Sanity(writer.skeleton)
 
     def skip(self, name: str, reason: str, detail: str = "") -> None:
         """Leave a file or clip out. PrepareError if it is faulty and the preparation strict."""
@@ -147,7 +151,8 @@ class Packing:
             read: a function of a module, which runs in a worker; whatever it raises is a fault of the file.
 
         Raises:
-            PrepareError: a file is faulty in a strict preparation.
+            PrepareError: in a strict preparation a file is faulty, or clips do not look like bodies of this layout
+                (`fastmc.data.sanity`; otherwise a warning).
         """
         checksum = hashlib.blake2b(digest_size=16)
         with closing(
@@ -156,11 +161,14 @@ class Packing:
             for result in tqdm(results, total=len(sources), **progress_bar("file", "read and pack")):
                 for skipped in result.skipped:
                     self.skip(skipped.name, skipped.reason, skipped.detail)
+                self.class_names |= result.class_names
                 for clip in result.clips:
+                    self._sanity.see(clip.joints)
                     self.writer.add(clip.joints, **clip.fields)
                 if result.clips:
                     checksum.update(result.source.name.encode() + result.digest)
         self.writer.meta["source_checksum"] = checksum.hexdigest()
+        self.writer.meta["warnings"] = self._sanity.tell(self.strict, PrepareError)
 
     def check_usable(self, found: int, raw: str | Path) -> None:
         """PrepareError, which says why, if none of the files found under ``raw`` gave a clip."""

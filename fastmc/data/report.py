@@ -27,6 +27,11 @@ def summary(store: PackedStore) -> str:
         notes |= dict.fromkeys(label_notes(store, protocol))
     if cut := store.meta.get("bodies_cut"):
         lines.append(f"  note: {cut:,} clips had more bodies than --max-bodies, and keep the first")
+    if not store.skeleton.has_sides:
+        lines.append(
+            f"  note: no joint of {store.skeleton.name!r} has a partner on the other side, so that flipped views swap "
+            "none; left and right in joint names, or --skeleton, name them"
+        )
     return "\n".join([*lines, *(f"  warning: {note}" for note in notes), *_skipped(store)])
 
 
@@ -83,6 +88,7 @@ def describe(store: PackedStore) -> str:
             summary(store),
             "",
             *(f"  {key:{width}}  {value}" for key, value in facts.items()),
+            *(f"  warning: {line}" for line in store.meta.get("warnings", [])),
             "",
             *_lengths(store),
             "",

@@ -41,8 +41,8 @@ def front_of(clip: np.ndarray, skeleton: Skeleton) -> Front:
     if not skeleton.has_frame:
         return Front(0, 1, (1.0, 1.0), upright=False)
     pose = clip[np.flatnonzero(clip[:, 0].any(axis=(1, 2)))[0], 0]
-    spine = pose[skeleton.spine] - pose[skeleton.hip]
-    side = pose[skeleton.left_shoulder] - pose[skeleton.right_shoulder]
+    spine = skeleton.place("spine", pose) - skeleton.place("hip", pose)
+    side = skeleton.place("left_shoulder", pose) - skeleton.place("right_shoulder", pose)
     up = int(np.abs(spine).argmax())
     # One person is seen from the front, two from where they hide each other least.
     breadth = np.abs(side) if clip.shape[1] == 1 else np.ptp(clip[clip.any(axis=(2, 3))].reshape(-1, 3), axis=0)

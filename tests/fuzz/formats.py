@@ -15,16 +15,19 @@ from scipy.io import savemat
 from fastmc.data.bytes.safe_pickle import SafePickleError, load_plain
 from fastmc.data.clips import MAX_COORDINATE
 from fastmc.data.formats.ctrgcn import import_ctrgcn
+from fastmc.data.formats.kinetics import prepare_kinetics
 from fastmc.data.formats.npz import import_npz
 from fastmc.data.formats.ntu import prepare_ntu
 from fastmc.data.formats.nw_ucla import prepare_nw_ucla
 from fastmc.data.formats.pku import prepare_pku
+from fastmc.data.formats.pyskl import import_pyskl
 from fastmc.data.formats.stgcn import import_stgcn
 from fastmc.data.formats.utd_mhad import prepare_utd_mhad
 from fastmc.data.packing import PrepareError
 from fastmc.data.report import describe
 from fastmc.data.store import NAME_BYTES, PackedStore, StoreError, StoreWriter
-from fastmc.skeleton import KINECT20, NTU25, Skeleton
+from fastmc.skeleton import KINECT20, NTU25, SKELETONS, Skeleton
+from tests.bodies import performed
 
 Files = dict[str, bytes]  # path below a folder -> content
 PROJECT_ERRORS = (PrepareError, StoreError, SafePickleError)
@@ -40,13 +43,9 @@ class Format:
 
 
 def people(layout: Skeleton, frames: int, bodies: int = 1, seed: int = 0) -> np.ndarray:
-    """(T, M, V, 3) of upright people who move."""
-    rng = np.random.default_rng(seed)
-    pose = rng.normal(0, 0.1, (bodies, layout.num_joints, 3))
-    pose[..., 1] += np.linspace(-0.8, 0.8, layout.num_joints)
-    pose[:, layout.spine] = pose[:, layout.hip] + (0, 0.3, 0)
-    pose[:, layout.left_shoulder] = pose[:, layout.right_shoulder] + (0.4, 0, 0)
-    return np.round(pose + rng.normal(0, 0.02, (frames, *pose.shape)), 4)
+    """(T, M, V, 3) of people, y up, who stand almost still."""
+    pose = np.stack([performed(1 + (seed + 7 * body) % 24, layout.name)[0] + (body, 0, 0) for body in range(bodies)])
+    return np.round(pose + np.random.default_rng(seed).normal(0, 0.02, (frames, *pose.shape)), 4)
 
 
 def check_store(store: PackedStore) -> None:
@@ -204,6 +203,36 @@ def _read_stgcn(folder: Path, out: Path) -> None:
     check_store(import_stgcn(*pair, out))
 
 
+def _pyskl_seeds() -> list[Files]:
+    names = [f"S001C00{n}P00{n}R001A00{n}" for n in (1, 2, 3)]
+    split = {"xsub_train": names[:2], "xsub_val": names[2:], "xview_train": names[1:], "xview_val": names[:1]}
+    seeds = []
+    for layout, numbers in ((NTU25, 3), (SKELETONS["coco17"], 2)):
+        annotations: list[dict[str, object]] = []
+        for n, name in enumerate(names):
+            keypoint = people(layout, 4, 1, n).transpose(1, 0, 2, 3)[..., :numbers].astype(np.float16)
+            scores = {"keypoint_score": np.ones((1, 4, layout.num_joints), np.float16)} if numbers == 2 else {}
+            annotations.append({"frame_dir": name, "label": n, "total_frames": 4, "keypoint": keypoint, **scores})
+        seeds.append({"set.pkl": pickle.dumps({"split": split, "annotations": annotations})})
+    return seeds
+
+
+def _read_pyskl(folder: Path, out: Path) -> None:
+    check_store(import_pyskl(folder / "set.pkl", out))
+
+
+def _kinetics_seeds() -> list[Files]:
+    points = people(SKELETONS["openpose18"], 3)[:, 0, :, :2].round(3)
+    person = [{"pose": frame.ravel().tolist(), "score": [0.9] * 18} for frame in points]
+    data = [{"frame_index": t + 1, "skeleton": [one]} for t, one in enumerate(person)]
+    content = json.dumps({"data": data, "label": "abseiling", "label_index": 2}).encode()
+    return [{"kinetics_train/a.json": content, "kinetics_val/b.json": content}]
+
+
+def _read_kinetics(folder: Path, out: Path) -> None:
+    check_store(prepare_kinetics(folder, out, workers=1))
+
+
 def _pickle_seeds() -> list[Files]:
     values = [
         (["S001C001P001R001A001.skeleton", "é"], [0, 59]),
@@ -285,6 +314,8 @@ FORMATS: dict[str, Format] = {
     "npz": Format(_npz_seeds, _read_npz),
     "ctrgcn": Format(_ctrgcn_seeds, _read_ctrgcn),
     "npy": Format(_stgcn_seeds, _read_stgcn),
+    "pyskl": Format(_pyskl_seeds, _read_pyskl),
+    "kinetics": Format(_kinetics_seeds, _read_kinetics),
     "pickle": Format(_pickle_seeds, _read_pickle),
     "store": Format(_store_seeds, _read_store),
     "run": Format(_run_seeds, _read_run),

@@ -11,11 +11,12 @@ import numpy as np
 
 from fastmc.data.clips import used_frames
 from fastmc.data.formats.parts import expected_axes
+from fastmc.data.given import METRES, Given
 from fastmc.data.store import PackedStore
 from fastmc.embedding import Clip, Embedder
 from fastmc.files import find_files
 from fastmc.reading import load_array, reading
-from fastmc.skeleton import NTU25
+from fastmc.skeleton import NTU25, Skeleton
 
 KINDS = ".skeleton file, a folder of such files, a packed store, a .npy or a .npz file"
 
@@ -23,15 +24,24 @@ KINDS = ".skeleton file, a folder of such files, a packed store, a .npy or a .np
 @dataclass(frozen=True)
 class Input:
     """A clip that is read when its turn comes. ``place`` is what messages call it; ``moved`` tells that it is in the
-    frame of reference of the run's data."""
+    frame of reference of the run's data, ``is_array`` that what its numbers are is said by `ArrayKind`."""
 
     name: str
     place: str
     read: Callable[[], Clip]
     moved: bool = False
+    is_array: bool = False
 
 
-def find_inputs(path: Path, embedder: Embedder, normalise: bool) -> list[Input]:
+@dataclass(frozen=True)
+class ArrayKind:
+    """What is said of all arrays of a command line: their joints, and what their numbers are."""
+
+    layout: Skeleton
+    given: Given = METRES
+
+
+def find_inputs(path: Path, embedder: Embedder, normalise: bool, kind: ArrayKind) -> list[Input]:
     """The clips of one input, which are not read yet; ``normalise`` is said of all of them.
 
     Raises:
@@ -51,9 +61,9 @@ def find_inputs(path: Path, embedder: Embedder, normalise: bool) -> list[Input]:
     if path.suffix == ".skeleton":
         return [_of_file(path, Path(path.name))]
     if path.suffix == ".npy":
-        return _of_npy(path, embedder.skeleton.num_joints)
+        return _of_npy(path, kind)
     if path.suffix == ".npz":
-        return _of_npz(path, embedder)
+        return _of_npz(path, embedder, kind)
     raise ValueError(f"--input {path} is of no kind that is read; name a {KINDS}")
 
 
@@ -67,14 +77,15 @@ def _of_store(store: PackedStore, embedder: Embedder, normalise: bool) -> list[I
     return [Input(name, f"clip {name} of {store.path}", partial(store.clip, n), moved) for n, name in names]
 
 
-def _of_npy(file: Path, joints: int) -> list[Input]:
+def _of_npy(file: Path, kind: ArrayKind) -> list[Input]:
     with reading(f"--input {file} is not a readable .npy file", ValueError):
         array = load_array(file)
     if not isinstance(array, np.ndarray):
         raise ValueError(f"--input {file} is a .npz file by its content; give it that suffix")
     if array.ndim != 5:
-        return [Input(file.stem, str(file), lambda: np.asarray(array))]
-    if array.shape[3:] != (joints, 3):
+        return [Input(file.stem, str(file), lambda: np.asarray(array), is_array=True)]
+    joints = kind.layout.num_joints
+    if array.shape[3] != joints or array.shape[4] not in kind.given.numbers:
         theirs = array.shape[1] == 3 and array.shape[3] == joints
         remedy = "arrays (N, 3, T, V, M) are packed by python -m train.prepare npy, and --input takes the store"
         raise ValueError(
@@ -82,7 +93,9 @@ def _of_npy(file: Path, joints: int) -> list[Input]:
         )
     if len(array) == 0:
         raise ValueError(f"--input {file} holds no clip: its shape is {array.shape}")
-    return [Input(f"{file.stem}[{n}]", f"{file}[{n}]", partial(_unpadded, array, n)) for n in range(len(array))]
+    names = (f"[{n}]" for n in range(len(array)))
+    read = (partial(_unpadded, array, n) for n in range(len(array)))
+    return [Input(file.stem + n, f"{file}{n}", clip, is_array=True) for n, clip in zip(names, read, strict=True)]
 
 
 def _unpadded(clips: np.ndarray, n: int) -> np.ndarray:
@@ -91,12 +104,12 @@ def _unpadded(clips: np.ndarray, n: int) -> np.ndarray:
     return clip[: used_frames(clip)] if clip.any() else clip
 
 
-def _of_npz(file: Path, embedder: Embedder) -> list[Input]:
+def _of_npz(file: Path, embedder: Embedder, kind: ArrayKind) -> list[Input]:
     arrays = _arrays(file)
     if not {"x", "num_frames"} <= set(arrays):
         raise ValueError(f"--input {file} lacks x or num_frames; see python -m train.embed --help for the layout")
     x, lengths = arrays["x"], arrays["num_frames"]
-    if x.ndim != 5 or x.shape[1] != 3 or x.dtype.kind != "f" or len(x) == 0:
+    if x.ndim != 5 or x.shape[1] not in kind.given.numbers or x.dtype.kind != "f" or len(x) == 0:
         raise ValueError(f"--input {file}: x is {x.dtype} {x.shape}, {expected_axes(x)}")
     names = arrays.get("name", np.array([f"{file.stem}[{n}]" for n in range(len(x))]))
     for key, array, kinds in (("num_frames", lengths, "iu"), ("name", names, "U")):
@@ -113,7 +126,7 @@ def _of_npz(file: Path, embedder: Embedder) -> list[Input]:
             raise ValueError(f"{file}[{n}]: num_frames is {lengths[n]}, expected 1 to {x.shape[2]}")
         return x[n, :, : lengths[n]].transpose(1, 3, 2, 0)
 
-    return [Input(str(name), f"{file}[{n}]", partial(read, n)) for n, name in enumerate(names)]
+    return [Input(str(name), f"{file}[{n}]", partial(read, n), is_array=True) for n, name in enumerate(names)]
 
 
 def _arrays(file: Path) -> dict[str, np.ndarray]:

@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from fastmc.data.clips import MAX_COORDINATE
 from fastmc.data.formats.ctrgcn import import_ctrgcn
+from fastmc.data.formats.kinetics import prepare_kinetics
 from fastmc.data.formats.nw_ucla import NWUCLA_CLIPS, prepare_nw_ucla
+from fastmc.data.formats.pyskl import import_pyskl
 from fastmc.data.formats.stgcn import import_stgcn
 from fastmc.data.formats.utd_mhad import UTD_CLIPS, prepare_utd_mhad
+from fastmc.data.given import MIN_SCORE, Given
+from fastmc.data.packing import PrepareError
 from fastmc.data.report import summary
 from fastmc.data.store import PackedStore
+from fastmc.reading import reading
 
 FEW = 0.9
 """Share of a published set below which no accuracy compares with a published one. What is left out as faulty is 1 %."""
 FEWER = "; accuracies on fewer do not compare with published ones"
-SHOULDERS = (0.1, 1.0)  # metres between the shoulders of a person, and a large margin
+
+
+def given_numbers(image: bool, scale: str | None, min_score: float) -> Given:
+    """What --image, --scale and --min-score say of numbers; PrepareError where one of them is none."""
+    with reading("the command line", PrepareError):
+        return Given(image, scale, min_score)
 
 
 def npy(
@@ -28,6 +36,10 @@ def npy(
     name: str | None = None,
     protocol: str = "split",
     class_names: Path | None = None,
+    skeleton: str | None = None,
+    image: bool = False,
+    scale: str | None = None,
+    min_score: float = MIN_SCORE,
     no_normalise: bool = False,
     max_coordinate: float = MAX_COORDINATE,
     max_bodies: int | None = None,
@@ -47,11 +59,16 @@ def npy(
         name: of the set; by default that of the folder.
         protocol: what the split into these files is called. Names of NTU RGB+D clips give its own protocols too.
         class_names: text file with the name of a class a line; NTU RGB+D's are known.
+        skeleton: joint layout: coco17, openpose18, ... (docs/own-data.md) or a JSON file; by default NTU RGB+D's for 25
+            joints and Kinect v1's for 20.
+        image: the arrays hold (x, y, score) of an image, y downwards; bodies become 1.7 m tall.
+        scale: times this they are in metres; "height" makes every body 1.7 m tall.
+        min_score: of an image: joints with a lower score are not there.
         no_normalise: keep the coordinates; by default bodies are turned to a common frame.
         max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
             out.
         max_bodies: keep so many of a clip, 1 or 2: the first that are there.
-        strict: stop at the first faulty clip, instead of leaving it out.
+        strict: stop at the first faulty clip, instead of leaving it out, and where clips do not look like bodies.
         overwrite: replace a store that exists, once the new one is complete.
     """
     store = import_stgcn(
@@ -61,6 +78,8 @@ def npy(
         name=name,
         protocol=protocol,
         class_names=class_names,
+        skeleton=skeleton,
+        given=given_numbers(image, scale, min_score),
         normalise=not no_normalise,
         max_coordinate=max_coordinate,
         max_bodies=max_bodies,
@@ -109,6 +128,90 @@ def ctrgcn(
         max_coordinate=max_coordinate,
         max_bodies=max_bodies,
         strict=strict,
+        overwrite=overwrite,
+    )
+    _report(store)
+
+
+def pyskl(
+    file: Path,
+    out: Path,
+    name: str | None = None,
+    skeleton: str | None = None,
+    class_names: Path | None = None,
+    min_score: float = MIN_SCORE,
+    no_normalise: bool = False,
+    max_coordinate: float = MAX_COORDINATE,
+    strict: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Pack an annotation file of pyskl or mmaction2, of two or three dimensions; its lists give the protocols.
+
+    Example: python -m train.prepare pyskl --file ntu60_hrnet.pkl --out data/ntu60-hrnet
+
+    Args:
+        file: the pickle: split, and annotations of frame_dir, label, keypoint and perhaps keypoint_score. It is read
+            into memory whole, and nothing that it names is run.
+        out: folder of the store.
+        name: of the set; by default that of the folder.
+        skeleton: joint layout: coco17, openpose18, ... (docs/own-data.md) or a JSON file; by default by the number of
+            joints.
+        class_names: text file with the name of a class a line; NTU RGB+D's are known.
+        min_score: of two dimensions: joints with a lower score are not there.
+        no_normalise: keep the coordinates; by default bodies are turned to a common frame.
+        max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
+            out.
+        strict: stop at the first faulty clip, instead of leaving it out, and where clips do not look like bodies.
+        overwrite: replace a store that exists, once the new one is complete.
+    """
+    store = import_pyskl(
+        file,
+        out,
+        name=name,
+        skeleton=skeleton,
+        class_names=class_names,
+        min_score=min_score,
+        normalise=not no_normalise,
+        max_coordinate=max_coordinate,
+        strict=strict,
+        overwrite=overwrite,
+    )
+    _report(store)
+
+
+def kinetics(
+    raw: Path,
+    out: Path = Path("data/kinetics"),
+    min_score: float = MIN_SCORE,
+    no_normalise: bool = False,
+    max_coordinate: float = MAX_COORDINATE,
+    strict: bool = False,
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Pack Kinetics-skeleton from its JSON files, 18 joints of OpenPose (protocol split: folders of val test).
+
+    Example: python -m train.prepare kinetics --raw ~/kinetics-skeleton --out data/kinetics
+
+    Args:
+        raw: folder of the .json files, at any depth.
+        out: folder of the store.
+        min_score: joints with a lower score are not there.
+        no_normalise: keep the coordinates; by default bodies are turned to a common frame.
+        max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
+            out.
+        strict: stop at the first malformed file, instead of leaving it out, and where clips do not look like bodies.
+        workers: processes; all cores by default.
+        overwrite: replace a store that exists, once the new one is complete.
+    """
+    store = prepare_kinetics(
+        raw,
+        out,
+        min_score=min_score,
+        normalise=not no_normalise,
+        max_coordinate=max_coordinate,
+        strict=strict,
+        workers=workers,
         overwrite=overwrite,
     )
     _report(store)
@@ -201,16 +304,13 @@ def _report(store: PackedStore, published: int | None = None) -> None:
         print(f"  note: in {copies:,} clips the second body was the first again; it is left out")
     if published is not None:
         say_published(store, "the complete set", published)
-    width = _shoulder_width(store)
-    if not SHOULDERS[0] < width < SHOULDERS[1]:
-        print(f"  warning: shoulders are {width:.3g} apart (median): these coordinates do not seem to be metres")
 
 
-def _shoulder_width(store: PackedStore) -> float:
-    """Median over the clips, in the first frame of the first body."""
-    first, layout = store.frames[store.start], store.skeleton
-    across = first[:, layout.left_shoulder] - first[:, layout.right_shoulder]
-    return float(np.median(np.linalg.norm(across, axis=1)))
-
-
-READERS: dict[str, Callable[..., None]] = {"npy": npy, "ctrgcn": ctrgcn, "nwucla": nwucla, "utd-mhad": utd_mhad}
+READERS: dict[str, Callable[..., None]] = {
+    "npy": npy,
+    "ctrgcn": ctrgcn,
+    "pyskl": pyskl,
+    "kinetics": kinetics,
+    "nwucla": nwucla,
+    "utd-mhad": utd_mhad,
+}

@@ -43,18 +43,21 @@ class SafePickleError(ValueError):
     """A file is no pickle of plain data; the message names the fault, and the class where one is not allowed."""
 
 
-def load_plain(path: str | Path) -> Any:
+def load_plain(path: str | Path, most: int = MAX_FILE) -> Any:
     """What a pickle holds: lists, tuples, dicts, str, bytes, int, float, bool, None, numpy arrays and scalars.
 
     Pickles of Python 2 are read too; their strings become ``str`` (as Latin-1). Arrays are of numbers, booleans or
     strings; object and structured arrays are refused.
 
+    Args:
+        most: bytes of the file; reading takes some times its size of memory.
+
     Raises:
-        SafePickleError: the pickle names anything else, or is broken.
+        SafePickleError: the pickle names anything else, is broken or larger.
         OSError: the file cannot be read.
     """
-    if Path(path).stat().st_size > MAX_FILE:
-        raise SafePickleError(f"it has more than {MAX_FILE >> 20} MB, which is no file of names and labels")
+    if Path(path).stat().st_size > most:
+        raise SafePickleError(f"it has more than {most >> 20} MB, which is no file of names and labels")
     return plain_of(read_bytes(Path(path)))
 
 

@@ -12,11 +12,13 @@ from tqdm import tqdm
 
 from fastmc.data.clips import MAX_COORDINATE, FaultyClip, usable_clip
 from fastmc.data.formats.parts import check_bodies, check_size, checksum, class_index, expected_axes
+from fastmc.data.given import METRES, Given
 from fastmc.data.packing import NORMALISATION, PrepareError, check_limits
+from fastmc.data.sanity import Sanity
 from fastmc.data.store import NOT_NORMALISED, UNKNOWN, PackedStore, StoreWriter, check_name
 from fastmc.progress import progress_bar
 from fastmc.reading import listed, load_array, reading, shown
-from fastmc.skeleton import NTU25, SKELETONS, Skeleton
+from fastmc.skeleton import NTU25, Skeleton
 
 REQUIRED = ("x", "num_frames")
 ID_FIELDS = ("subject", "camera", "setup", "replication")
@@ -36,6 +38,7 @@ def import_npz(
     name: str | None = None,
     skeleton: str | None = None,
     roles: Mapping[str, int | str] | None = None,
+    given: Given = METRES,
     normalise: bool = True,
     max_coordinate: float = MAX_COORDINATE,
     max_bodies: int | None = None,
@@ -54,9 +57,11 @@ def import_npz(
         train: ``KEY=V1,V2``: clips whose ``KEY`` has one of these values train, all others test. The store's
             protocol is called ``KEY``. By default all train, under the protocol "all", and none tests.
         name: of the set; by default that of ``out``.
-        skeleton: joint layout of ``x``: "ntu25", "kinect20" or "file" (as the file says). By default "ntu25" where
-            the file has ``ntu25_index``, else "file".
-        roles: joints (index or name) that are ``hip``, ``spine``, ``left_shoulder`` and ``right_shoulder``.
+        skeleton: joint layout of ``x``: one that `Skeleton.named` knows, such as "coco17" or a JSON file; or "file"
+            (as the .npz file says). By default "ntu25" where the file has ``ntu25_index``, else "file".
+        roles: joints (index, name, or names as "left hip + right hip", whose mean it is) that are ``hip``, ``spine``,
+            ``left_shoulder`` and ``right_shoulder``.
+        given: what the numbers of ``x`` are, which is (N, 2, T, V, M) too where they are of an image.
         normalise: bring bodies to the common origin and orientation, which needs the four joints.
         max_coordinate: metres; a clip beyond it is left out (`fastmc.data.clips.placed_clip`).
         max_bodies: of a clip, 1 or 2: the first that are there. By default all, which may be 2 at most.
@@ -68,7 +73,7 @@ def import_npz(
     """
     file = Path(file)
     check_limits(max_coordinate, max_bodies)
-    arrays = _read(file)
+    arrays = _read(file, given)
     check_bodies(f"{file}: x", arrays["x"].shape[4], max_bodies)
     with reading(f"{file} does not fit", PrepareError, passing=(PrepareError,)):
         index, layout = _layout(arrays, skeleton, roles or {})
@@ -80,6 +85,7 @@ def import_npz(
             "normalisation needs to know four joints: give --hip, --spine, --left-shoulder and "
             "--right-shoulder (names or indices), or --skeleton, or --no-normalise"
         )
+    sanity = Sanity(layout)
     with StoreWriter(
         out,
         name=name or Path(out).name,
@@ -97,17 +103,20 @@ def import_npz(
         kept = []
         for n in tqdm(np.argsort(names, kind="stable"), **progress_bar("clip", "import")):
             try:
-                clip = _clip(arrays, n, index, layout if normalise else None, max_coordinate)
+                clip, weights = given.clip(_clip(arrays, n, index), layout)
+                sanity.see(clip)
+                clip = usable_clip(clip, layout if normalise else None, max_coordinate, weights)
             except FaultyClip as fault:
                 if strict:
                     raise PrepareError(
-                        f"{file}: clip {n} ({names[n]}): {fault}; without --strict it is left out"
+                        f"{file}: clip {n} ({names[n]}): {fault}; without --strict it is left out{sanity.hint()}"
                     ) from fault
                 writer.skip(str(names[n]), fault.reason, f"clip {n}: {fault}")
                 continue
             ids = {field: int(arrays[field][n]) for field in ID_FIELDS if field in arrays}
             writer.add(clip, name=str(names[n]), label=labels[n], split=int(part[n]), **ids)
             kept.append(n)
+        writer.meta["warnings"] = sanity.tell(strict, lambda why: PrepareError(f"{file}: {why}"))
         _check_sides(file, trains, trains[kept], writer)
     return PackedStore.open(out)
 
@@ -121,7 +130,7 @@ def parse_train(text: str) -> tuple[str, list[str]]:
     return key.strip(), parts
 
 
-def _read(file: Path) -> dict[str, np.ndarray]:
+def _read(file: Path, given: Given) -> dict[str, np.ndarray]:
     if not file.exists():
         raise PrepareError(f"there is no file {file}; give --file the path of a .npz file")
     with reading(f"{file} is not a readable .npz file", PrepareError, passing=(PrepareError,)):
@@ -132,7 +141,7 @@ def _read(file: Path) -> dict[str, np.ndarray]:
             if {"x_train", "x_test"} <= set(content.files):
                 raise PrepareError(f"{file} has the layout of CTR-GCN: python -m train.prepare ctrgcn --file {file}")
             arrays = {key: _member(content, key, file) for key in content.files}
-        _check(arrays, file)
+        _check(arrays, file, given)
     return arrays
 
 
@@ -148,12 +157,12 @@ def _member(content: Mapping[str, np.ndarray], key: str, file: Path) -> np.ndarr
         return np.char.strip(array) if array.dtype.kind == "U" else array  # lines of a file from Windows end in CR
 
 
-def _check(arrays: Arrays, file: Path) -> None:
+def _check(arrays: Arrays, file: Path, given: Given) -> None:
     missing = [key for key in REQUIRED if key not in arrays]
     if missing:
         raise PrepareError(f"{file} lacks {', '.join(missing)}; it holds {listed([*arrays])}")
     x = arrays["x"]
-    if x.ndim != 5 or x.shape[1] != 3 or x.dtype.kind != "f" or 0 in x.shape:
+    if x.ndim != 5 or x.shape[1] not in given.numbers or x.dtype.kind != "f" or 0 in x.shape:
         raise PrepareError(f"{file}: x is {x.dtype} {x.shape}, {expected_axes(x)}")
     clips, joints = len(x), x.shape[3]
     check_size(f"{file}: x", clips, x.shape[2])
@@ -181,20 +190,19 @@ def _layout(arrays: Arrays, skeleton: str | None, roles: Mapping[str, int | str]
     """Which joints of ``x`` to take, and what they are."""
     joints = arrays["x"].shape[3]
     index = np.arange(joints)
-    if skeleton not in (None, "file", *SKELETONS):
-        raise PrepareError(f"there is no skeleton {skeleton!r}; choose from {', '.join((*SKELETONS, 'file'))}")
     if skeleton in (None, "ntu25") and "ntu25_index" in arrays:
         index, layout = arrays["ntu25_index"].astype(np.int64), NTU25
         if index.min() < 0 or index.max() >= joints:
             raise PrepareError(f"ntu25_index points outside of the {joints} joints of x")
-    elif skeleton in SKELETONS:
-        layout = SKELETONS[skeleton]
+    elif skeleton not in (None, "file"):
+        with reading("--skeleton", PrepareError):
+            layout = Skeleton.named(str(skeleton))
         if layout.num_joints != joints:
             raise PrepareError(f"x has {joints} joints, --skeleton {skeleton} has {layout.num_joints}")
     else:
         layout = _layout_of_file(arrays)
     try:
-        changes: dict[str, Any] = {role: layout.index(joint) for role, joint in roles.items()}
+        changes: dict[str, Any] = {role: layout.role(joint) for role, joint in roles.items()}
         return index, replace(layout, **changes)
     except ValueError as error:
         raise PrepareError(f"skeleton {layout.name}: {error}") from error
@@ -282,9 +290,9 @@ def _class_names(arrays: Arrays, labels: Sequence[int]) -> Sequence[str]:
     return names
 
 
-def _clip(arrays: Arrays, n: int, index: np.ndarray, layout: Skeleton | None, max_coordinate: float) -> np.ndarray:
-    """Clip n as (T_n, M_n, V, 3) without padding, normalised where a layout is given."""
+def _clip(arrays: Arrays, n: int, index: np.ndarray) -> np.ndarray:
+    """Clip n as (T_n, M, V, 2 or 3) without padding in time."""
     x, frames = arrays["x"][n], int(arrays["num_frames"][n])
     if not 1 <= frames <= x.shape[1]:
         raise FaultyClip(BAD_LENGTH, f"num_frames is {frames}, expected 1 to {x.shape[1]}")
-    return usable_clip(x[:, :frames, index].transpose(1, 3, 2, 0), layout, max_coordinate)
+    return x[:, :frames, index].transpose(1, 3, 2, 0)

@@ -12,13 +12,17 @@ import numpy as np
 from tqdm import tqdm
 
 from fastmc.data.clips import LAYOUTS, MAX_COORDINATE, FaultyClip, distinct_bodies, usable_clip, used_frames
+from fastmc.data.given import METRES, Given
 from fastmc.data.packing import MAX_BODIES, NORMALISATION, PrepareError, check_limits
+from fastmc.data.sanity import Sanity
 from fastmc.data.store import NOT_NORMALISED, UNKNOWN, PackedStore, StoreWriter
 from fastmc.files import open_file, read_text
 from fastmc.progress import progress_bar
+from fastmc.reading import reading
 from fastmc.skeleton import Skeleton
 
 PARTS = ("train", "test")
+TWO_PARTS = {"field": "part", "train": [0], "values": list(PARTS)}
 FPS = 30.0
 MAX_CLIPS = 1 << 20
 MAX_FRAMES = 1 << 15  # of a clip: 18 minutes
@@ -27,7 +31,8 @@ MAX_CLASSES = 10_000  # a label as high as this is no class index, but a year or
 
 @dataclass(frozen=True)
 class PartClip:
-    """A clip of an array of PARTS[part]: ``joints`` (T, M, V, 3), padded; ``place`` says where it is in its file."""
+    """A clip of an array of PARTS[part]: ``joints`` (T, M, V, 3), padded; ``place`` says where it is in its file. Where
+    the protocol has a rule of its own, ``part`` is what that says of it."""
 
     name: str
     label: int
@@ -47,7 +52,9 @@ def pack_parts(
     class_names: Sequence[str],
     protocol: str,
     files: Sequence[Path],
+    rule: Mapping[str, Any] = TWO_PARTS,
     other_protocols: Mapping[str, Mapping[str, Any]] | None = None,
+    given: Given = METRES,
     normalise: bool = True,
     max_coordinate: float = MAX_COORDINATE,
     max_bodies: int | None = None,
@@ -56,22 +63,24 @@ def pack_parts(
 ) -> PackedStore:
     """Pack clips, one at a time and by increasing name, without their padding (`used_frames`).
 
-    The protocol ``protocol`` is the split into training and test arrays. ``meta.json`` counts under ``repeats_cut``
-    the clips that were padded by repetition, under ``copied_bodies_cut`` those whose second body was the first again
-    (`distinct_bodies`).
+    The protocol ``protocol`` is the split into training and test arrays, or ``rule`` says which parts train.
+    ``meta.json`` counts under ``repeats_cut`` the clips that were padded by repetition, under ``copied_bodies_cut``
+    those whose second body was the first again (`distinct_bodies`).
 
     Args:
         count: of the clips, for the progress bar.
         max_coordinate: metres; a clip beyond it is left out (`placed_clip`).
         max_bodies: of a clip, 1 or 2: the first that are there.
         files: that hold the clips, for messages and the source's checksum.
+        given: what the numbers of the clips are.
 
     Raises:
-        PrepareError: a faulty clip in a strict preparation, or no usable clip to train or to test on.
+        PrepareError: a faulty clip in a strict preparation, or clips that do not look like bodies of this layout
+            (`fastmc.data.sanity`; otherwise a warning); or no usable clip to train or to test on.
         StoreError: ``out`` exists (without ``overwrite``) or cannot be written.
     """
     check_limits(max_coordinate, max_bodies)
-    kept, repeated, copies = [0] * len(PARTS), 0, 0
+    kept, repeated, copies, sanity = {True: 0, False: 0}, 0, 0, Sanity(layout)
     with StoreWriter(
         out,
         name=name or Path(out).name,
@@ -79,8 +88,8 @@ def pack_parts(
         fps=FPS,
         class_names=class_names,
         protocols={
-            protocol: {"field": "part", "train": [0], "values": list(PARTS)},
-            **{key: rule for key, rule in (other_protocols or {}).items() if key != protocol},
+            protocol: rule,
+            **{key: other for key, other in (other_protocols or {}).items() if key != protocol},
         },
         max_bodies=max_bodies,
         overwrite=overwrite,
@@ -91,26 +100,29 @@ def pack_parts(
             try:
                 frames = used_frames(clip.joints)
                 bodies = distinct_bodies(clip.joints[:frames])
-                joints = usable_clip(bodies, layout if normalise else None, max_coordinate)
+                joints, weights = given.clip(bodies, layout)
+                sanity.see(joints)
+                joints = usable_clip(joints, layout if normalise else None, max_coordinate, weights)
             except FaultyClip as fault:
                 if strict:
                     raise PrepareError(
-                        f"{clip.place} ({clip.name}): {fault}; without --strict it is left out"
+                        f"{clip.place} ({clip.name}): {fault}; without --strict it is left out{sanity.hint()}"
                     ) from fault
                 writer.skip(clip.name, fault.reason, f"{clip.place}: {fault}")
                 continue
             writer.add(joints, name=clip.name, label=clip.label, split=clip.part, **clip.ids)
-            kept[clip.part] += 1
+            kept[clip.part in rule["train"]] += 1
             repeated += frames < len(clip.joints) and bool(clip.joints[-1].any())
             copies += bodies.shape[1] < clip.joints.shape[1]
-        if not all(kept):
+        warnings = sanity.tell(strict, lambda why: PrepareError(f"{' and '.join(map(str, files))}: {why}"))
+        if not all(kept.values()):
             counts = "; ".join(f"{number} {reason}" for reason, number in writer.skip_counts.items())
-            side = "train or test" if not any(kept) else PARTS[kept.index(0)]
+            side = "train or test" if not any(kept.values()) else "test" if kept[True] else "train"
             first = f"; the first: {writer.first_skip}" if counts else ""
             raise PrepareError(
                 f"{' and '.join(map(str, files))}: no usable clip is left to {side} on ({counts}){first}"
             )
-        writer.meta |= {"repeats_cut": repeated, "copied_bodies_cut": copies}
+        writer.meta |= {"warnings": warnings, "repeats_cut": repeated, "copied_bodies_cut": copies}
     return PackedStore.open(out)
 
 
@@ -120,15 +132,23 @@ def check_bodies(what: str, bodies: int, max_bodies: int | None) -> None:
         raise PrepareError(f"{what} holds {bodies} bodies a clip; --max-bodies 2 keeps the first two that are there")
 
 
-def layout_of(joints: int, what: str) -> Skeleton:
-    """The joint layout of an array of so many joints; PrepareError if there is none."""
-    if joints not in LAYOUTS:
+def layout_of(joints: int, what: str, skeleton: str | None = None) -> Skeleton:
+    """The joint layout of an array of so many joints, or the one that is named; PrepareError if there is
+    none, or it does not fit."""
+    if skeleton is not None:
+        with reading("--skeleton", PrepareError):
+            layout = Skeleton.named(skeleton)
+        if layout.num_joints != joints:
+            raise PrepareError(f"{what} has {joints} joints, --skeleton {skeleton} has {layout.num_joints}")
+    elif joints not in LAYOUTS:
         known = " or ".join(f"{layout.num_joints} ({layout.name})" for layout in LAYOUTS.values())
         raise PrepareError(
             f"{what} has {joints} joints, expected {known}; "
-            "python -m train.prepare npz reads any layout and lets you name the joints"
+            "--skeleton names another layout, and python -m train.prepare npz lets you name the joints"
         )
-    return LAYOUTS[joints]
+    else:
+        layout = LAYOUTS[joints]
+    return layout
 
 
 def check_size(what: str, clips: int, frames: int) -> None:

@@ -37,6 +37,7 @@ from fastmc.data.formats.parts import (
     read_class_names,
 )
 from fastmc.data.formats.skeleton_file import ClipName, parse_name
+from fastmc.data.given import METRES, Given
 from fastmc.data.packing import PrepareError
 from fastmc.data.store import PackedStore, check_name
 from fastmc.reading import explain, load_array, reading, shown
@@ -63,6 +64,8 @@ def import_stgcn(
     name: str | None = None,
     protocol: str = "split",
     class_names: str | Path | None = None,
+    skeleton: str | None = None,
+    given: Given = METRES,
     normalise: bool = True,
     max_coordinate: float = MAX_COORDINATE,
     max_bodies: int | None = None,
@@ -75,10 +78,11 @@ def import_stgcn(
     protocols by them; and the names of the actions, where the labels are those of the names.
 
     Args:
-        train, test: the array and the labels of each part. Arrays are floats (N, 3, T, V, M) in metres with V = 25
-            (NTU RGB+D) or 20 (Kinect v1) joints and M = 1 or 2 bodies, absent ones zero. Labels are a pickle of (sample
-            names, labels); or a .npy file of labels (N,) or (N, 1), to which a pickle of the same name beside it gives
-            the names, and without one clips are numbered.
+        train, test: the array and the labels of each part. Arrays are floats (N, 3, T, V, M) in metres with M = 1 or
+            2 bodies, absent ones zero. Labels are a pickle of (sample names, labels); or a .npy file of labels (N,) or
+            (N, 1), to which a pickle of the same name beside it gives the names, and without one clips are numbered.
+        skeleton: joint layout, as `Skeleton.named` knows it; by default that of V = 25 (NTU RGB+D) or 20 (Kinect v1).
+        given: what the numbers of the arrays are.
         name: of the set; by default that of ``out``.
         protocol: name of the split into these files.
         class_names: text file with a name a line.
@@ -98,7 +102,7 @@ def import_stgcn(
     if len(shapes) > 1:
         raise PrepareError(f"{parts[0].file} and {parts[1].file} differ in joints and bodies (V, M): {shapes}")
     joints, bodies = shapes.pop()
-    layout = layout_of(joints, str(parts[0].file))
+    layout = layout_of(joints, str(parts[0].file), skeleton)
     check_bodies(str(parts[0].file), bodies, max_bodies)
     ids = _ntu_names(parts)
     names = _unique_names(parts, by_ntu=ids is not None)
@@ -125,6 +129,7 @@ def import_stgcn(
         protocol=protocol,
         other_protocols=_ntu_protocols(ids) if ids else {},
         files=[Path(file) for pair in (train, test) for file in pair],
+        given=given,
         normalise=normalise,
         max_coordinate=max_coordinate,
         max_bodies=max_bodies,
