@@ -272,7 +272,7 @@ def upgraded(plain: Mapping[str, Any]) -> dict[str, Any]:
         step |= {name: contrast.pop(name) for name in ("impl", "precision") if name in contrast}
         step |= {name: data.pop(name) for name in ("view_impl",) if name in data}
         plain |= {"method": contrast.pop("method", "a2mc"), "settings": contrast, "data": data, "step": step}
-    if "optim" in plain:  # what says nothing of steps says epochs
+    if "epochs" in plain.get("optim", {}):  # what says nothing of steps says epochs
         plain["optim"] = {"steps": 0, **plain["optim"]}
     return plain
 

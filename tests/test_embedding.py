@@ -261,9 +261,7 @@ def test_of_a_file_s_bodies_the_run_s_number_is_kept(tmp_path, files, store, unm
     assert embedder.max_bodies == 1
     assert torch.equal(embedder.encode(files), evaluated(embedder, single))
     two = next(clip for clip in unmoved if clip.shape[1] == 2)
-    with pytest.raises(
-        ValueError, match=r"30 bodies, .* at most 1; are its axes \(M, T, V, 3\)\? Then give \.transpose"
-    ):
+    with pytest.raises(ValueError, match=r"30 bodies, .* at most 1: is it \(M, T, V, 3\)\? Then give clip\.transpose"):
         present_bodies(np.ones((2, 30, 25, 3), np.float32), "it", NTU25, 1)
     with pytest.raises(ValueError, match="clip 1 holds 2 bodies, the encoder was trained on at most 1"):
         embedder.encode([unmoved[0][:, :1], two])

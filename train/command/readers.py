@@ -142,6 +142,7 @@ def pyskl(
     min_score: float = MIN_SCORE,
     no_normalise: bool = False,
     max_coordinate: float = MAX_COORDINATE,
+    max_bodies: int | None = None,
     strict: bool = False,
     overwrite: bool = False,
 ) -> None:
@@ -161,6 +162,7 @@ def pyskl(
         no_normalise: keep the coordinates; by default bodies are turned to a common frame.
         max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
             out.
+        max_bodies: keep so many of a clip, 1 or 2: those of the highest scores.
         strict: stop at the first faulty clip, instead of leaving it out, and where clips do not look like bodies.
         overwrite: replace a store that exists, once the new one is complete.
     """
@@ -173,6 +175,7 @@ def pyskl(
         min_score=min_score,
         normalise=not no_normalise,
         max_coordinate=max_coordinate,
+        max_bodies=max_bodies,
         strict=strict,
         overwrite=overwrite,
     )
@@ -185,6 +188,7 @@ def kinetics(
     min_score: float = MIN_SCORE,
     no_normalise: bool = False,
     max_coordinate: float = MAX_COORDINATE,
+    max_bodies: int | None = None,
     strict: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
@@ -200,6 +204,7 @@ def kinetics(
         no_normalise: keep the coordinates; by default bodies are turned to a common frame.
         max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
             out.
+        max_bodies: keep so many of a clip, 1 or 2: those of the highest scores.
         strict: stop at the first malformed file, instead of leaving it out, and where clips do not look like bodies.
         workers: processes; all cores by default.
         overwrite: replace a store that exists, once the new one is complete.
@@ -210,6 +215,7 @@ def kinetics(
         min_score=min_score,
         normalise=not no_normalise,
         max_coordinate=max_coordinate,
+        max_bodies=max_bodies,
         strict=strict,
         workers=workers,
         overwrite=overwrite,

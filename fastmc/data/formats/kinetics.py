@@ -55,6 +55,7 @@ def prepare_kinetics(
     min_score: float = MIN_SCORE,
     normalise: bool = True,
     max_coordinate: float = MAX_COORDINATE,
+    max_bodies: int | None = None,
     strict: bool = False,
     workers: int | None = None,
     overwrite: bool = False,
@@ -66,6 +67,7 @@ def prepare_kinetics(
     Args:
         raw: folder that holds the files, at any depth.
         min_score: joints with a lower score are not there (`fastmc.data.given.Given`).
+        max_bodies: of a clip, 1 or 2.
         strict: stop at the first malformed file (by default it is reported and left out).
         workers: processes; None takes all cores.
 
@@ -73,7 +75,7 @@ def prepare_kinetics(
         PrepareError: no usable file, or a faulty one in a strict preparation.
         StoreError: ``out`` exists (without ``overwrite``), or another process is writing it.
     """
-    check_limits(max_coordinate)
+    check_limits(max_coordinate, max_bodies)
     with reading("the command line", PrepareError):
         given = Given(image=True, min_score=min_score)
     paths = [
@@ -88,6 +90,7 @@ def prepare_kinetics(
         fps=FPS,
         class_names=[f"class {label}" for label in range(MAX_CLASSES)],
         protocols={"split": TWO_PARTS},
+        max_bodies=max_bodies,
         overwrite=overwrite,
         extra_meta=None if normalise else {"normalisation": NOT_NORMALISED},
     ) as target:

@@ -48,6 +48,7 @@ def import_pyskl(
     min_score: float = MIN_SCORE,
     normalise: bool = True,
     max_coordinate: float = MAX_COORDINATE,
+    max_bodies: int | None = None,
     strict: bool = False,
     overwrite: bool = False,
 ) -> PackedStore:
@@ -63,6 +64,7 @@ def import_pyskl(
             coco17 of 17, openpose18 of 18, body25 of 25.
         class_names: text file with a name a line; NTU RGB+D's are known.
         min_score: of an image: joints with a lower score are not there (`fastmc.data.given.Given`).
+        max_bodies: of a clip, 1 or 2.
         strict: a faulty clip is an error (by default it is reported and left out).
 
     Raises:
@@ -104,6 +106,7 @@ def import_pyskl(
         given=given,
         normalise=normalise,
         max_coordinate=max_coordinate,
+        max_bodies=max_bodies,
         strict=strict,
         overwrite=overwrite,
     )
