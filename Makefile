@@ -19,7 +19,7 @@ GPU_FLAGS ?=
 # Of fuzz and soak.
 MINUTES ?= 5
 
-.PHONY: help demo test quick test-gpu gpu wheels fuzz lint types docs check bench summary ledger doctor soak mutants clean
+.PHONY: help demo ready test quick test-gpu gpu wheels fuzz lint types docs check bench summary ledger doctor soak mutants clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -37,6 +37,17 @@ $(DEV_STAMP): $(STAMP)
 
 demo: $(STAMP) ## pre-train on synthetic skeletons, from raw files to a report (no data needed)
 	$(BIN)/python -m train.run --dataset synthetic --preset tiny --epochs 60 --bank-size 1024 --out runs/demo
+
+# Of make ready: the file of docs/model-card.md.
+HDM05 ?= hdm05_11.npz
+
+ready: $(STAMP) ## make fastmc/ready/small-v1.safetensors anew, from HDM05=FILE and the synthetic set: docs/model-card.md
+	test -d data/synthetic || $(BIN)/python -m train.prepare synthetic --out data/synthetic
+	test -d data/hdm05 || $(BIN)/python -m train.prepare npz --file $(HDM05) --out data/hdm05 --train split=train
+	$(BIN)/python -m train.prepare join --stores data/synthetic data/hdm05 --out data/ready --overwrite
+	$(BIN)/python -m train.run --dataset ready --preset tiny --encoder 2x128 --bank-size 512 --epochs 120 --milestones 100 \
+		--out runs/ready
+	$(BIN)/python -m train.export --run runs/ready --to safetensors --out fastmc/ready/small-v1.safetensors --overwrite
 
 # Of two processes each with one thread; more of them where there are more cores: TEST_FLAGS="-n 8".
 TEST_FLAGS ?= -n 2

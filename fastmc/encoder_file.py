@@ -35,7 +35,7 @@ class EncoderFileError(ValueError):
 
 def write_encoder(path: Path, embedder: Embedder) -> None:
     """Write the file, whole or not at all; ``embedder``: an `Embedder`."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     about = {
         "format": FORMAT,
@@ -44,7 +44,7 @@ def write_encoder(path: Path, embedder: Embedder) -> None:
     }
     tensors = {name: tensor.cpu().contiguous() for name, tensor in embedder.encoder.state_dict().items()}
     with whole_file(path) as unfinished:
-        save_file(tensors, unfinished, metadata=about)
+        unfinished.write_bytes(save(tensors, about))
 
 
 def read_encoder(path: Path, allow: Collection[str] = ()) -> tuple[Config, TrainingData, Encoder]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -10,12 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bodies import performed
 from safetensors.torch import load_file, save_file
 from test_embedding import make_run, write_clips
 
 import fastmc
+from bench.machine import ROOT
 from fastmc.data.packing import NORMALISATION
 from fastmc.data.store import PackedStore
+from fastmc.embedding import READY
 from fastmc.encoder_file import EncoderFileError
 from fastmc.encoders.bigru import BiGRUConfig
 from fastmc.portable import first
@@ -153,6 +157,19 @@ def test_the_file_of_an_encoder_that_is_damaged_or_another_s_is_refused(joint_ru
 def refused(path: Path, message: str) -> None:
     with pytest.raises(EncoderFileError, match=message):
         fastmc.load(path)
+
+
+def test_the_encoder_that_comes_along_is_that_of_its_card():
+    path = READY["small-v1"]
+    assert path.stat().st_size < 3e6
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert f"`{digest[:16]}`" in (ROOT / "docs/model-card.md").read_text(encoding="utf-8")
+    embedder = fastmc.load("small-v1", device="cpu")
+    assert (embedder.skeleton.joint_names, embedder.max_bodies, embedder.dim) == (NTU25.joint_names, 2, 256)
+    pairs = [performed(action, subject=subject) for action in (1, 4, 7, 9) for subject in (1, 3)]
+    features = torch.nn.functional.normalize(embedder.encode(pairs), dim=1)
+    nearest = (features @ features.T).fill_diagonal_(-1).argmax(1)
+    assert nearest.tolist() == [1, 0, 3, 2, 5, 4, 7, 6], "who does the same"
 
 
 # --- Windows of recordings

@@ -165,7 +165,7 @@ def to_safetensors(embedder: Embedder, path: Path, allow: Sequence[str]) -> Run:
     write_encoder(path, embedder)
     config, data, encoder = read_encoder(path, allow)
     read = Embedder(path, encoder, config, data)
-    return lambda clips: read.encode(list(clips)).numpy()
+    return lambda clips: read.encode(list(clips), check="off").numpy()
 
 
 def example(embedder: Embedder) -> Tensor:
@@ -188,7 +188,7 @@ def check(embedder: Embedder, run: Run, name: str) -> float:
 def _differences(embedder: Embedder, run: Run, name: str) -> Iterator[float]:
     for clips, frames in SIZES:
         given = clips_of(embedder, clips, frames)
-        exact, found = embedder.encode(list(given)).numpy(), run(given)
+        exact, found = embedder.encode(list(given), check="off").numpy(), run(given)
         error = np.inf if exact.shape != found.shape else np.abs(exact - found).max() / np.abs(exact).max()
         if not error <= TOLERANCE:  # a NaN is not
             raise ValueError(

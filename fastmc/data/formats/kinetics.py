@@ -79,7 +79,7 @@ def prepare_kinetics(
     with reading("the command line", PrepareError):
         given = Given(image=True, min_score=min_score)
     paths = [
-        path for path in source_files(Path(raw), "*.json", HOW_TO_GET_KINETICS) if not path.stem.endswith("_label")
+        path for path in source_files(Path(raw), ("*.json",), HOW_TO_GET_KINETICS) if not path.stem.endswith("_label")
     ]
     with packing(
         out,
