@@ -11,6 +11,7 @@ from fastmc.data.packing import NORMALISATION, PrepareError
 from fastmc.data.store import PackedStore, StoreError
 from fastmc.skeleton import NTU25
 from tests.fuzz.formats import people
+from train.runs.load import check_layout
 
 
 def snapshot(path):
@@ -73,6 +74,8 @@ def test_bodies_beyond_those_that_are_wanted_are_cut(name, tmp_path):
     for n in range(len(both)):
         np.testing.assert_array_equal(one.clip(n), both.clip(n)[:, :1])
     assert (one.meta["bodies_cut"], both.meta.get("bodies_cut")) == (len(one), None)
+    with pytest.raises(ValueError, match="the encoder reads 1; prepare the data set with --max-bodies 1, or pre-train"):
+        check_layout(both, one, "joint")
     with pytest.raises(PrepareError, match="max_bodies must be >= 1"):
         prepare(*arguments, tmp_path / "none", max_bodies=0, **options)
 

@@ -9,8 +9,10 @@ import pytest
 
 from fastmc.data.formats.npz import import_npz
 from fastmc.data.packing import PrepareError
+from fastmc.data.report import describe, label_notes, why_not_evaluated
 from fastmc.data.store import PackedStore
 from fastmc.skeleton import KINECT20, NTU25
+from train.command.readers import say_published
 from train.prepare import main
 
 HDM05 = Path(__file__).parents[2] / "shared" / "data" / "hdm05_11.npz"
@@ -123,6 +125,55 @@ def test_labels_are_class_indices_or_unknown(tmp_path, label, wanted):
     assert store.class_names == tuple(f"class {c}" for c in range(max(wanted) + 1))
     train, test = store.labelled_split("split")
     assert [wanted[n] for n in (*train, *test)] == [label for label in wanted if label >= 0]
+
+
+ODD_LABELS = {
+    "no class 0": (
+        [1, 2, 1, 2, 1, 2],
+        ["no clip has label 0 (class 0); do the labels count from 1? Then the names are one off"],
+    ),
+    "a class that only tests": (
+        [0, 1, 0, 1, 2, 1],
+        [
+            "split: classes without a labelled training clip (class 2): 1 of 2 test clips count as errors, "
+            "whatever the encoder"
+        ],
+    ),
+    "one class to train on": (
+        [1, 1, 1, 1, 1, 0],
+        [
+            "split: classes without a labelled training clip (class 0): 1 of 2 test clips count as errors, "
+            "whatever the encoder",
+            "split: all labelled training clips are of one class (class 1), which is then said of every test clip; "
+            "its accuracies tell nothing of the encoder",
+        ],
+    ),
+    "some without": ([0, -1, 1, -1, 0, 1], ["2 of 6 clips have no label; evaluations leave them out"]),
+    "none": ([-1] * 6, []),
+    "nothing odd": ([0, 1, 2, 0, 1, 2], []),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_LABELS)
+def test_odd_labels_are_told(tmp_path, odd):
+    labels, notes = ODD_LABELS[odd]
+    store = load(save(tmp_path, label=np.array(labels)), tmp_path / "out")
+    assert label_notes(store, "split") == notes
+    said = describe(store)
+    assert all(f"warning: {note}" in said for note in notes)
+    assert ("no label" in said.split("class ")[-1]) == (-1 in labels)
+    assert why_not_evaluated(store, "split") == (
+        f"protocol = 'split' leaves no labelled training clip in {store.path}" if odd == "none" else None
+    )
+
+
+@pytest.mark.parametrize(
+    ("clips", "said"), [(100, ""), (95, "note: it has 100 clips"), (89, "warning: it has 100 clips; ")]
+)
+def test_fewer_clips_than_published_are_told(clips, said, capsys):
+    say_published(range(clips), "it", 100)
+    printed = capsys.readouterr().out.strip()
+    assert printed.startswith(said) and bool(printed) == bool(said)
 
 
 def test_all_clips_may_train(tmp_path):

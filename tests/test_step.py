@@ -31,7 +31,7 @@ from fastmc.evaluation import represent
 from fastmc.methods.a2mc import A2MCConfig
 from fastmc.objective import chunked
 from fastmc.state import Position, RunState
-from fastmc.views import torch_views
+from fastmc.views import clips, draw, torch_views
 from fastmc.views.make import whole_clips
 from train.engine.graph import WARM_UP, CudaRecorder, GraphedStep
 from train.engine.loop import build_step, graph_step
@@ -45,7 +45,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
     """No value decides what to do next."""
-    for module in (arguments, chunked, torch_views):
+    for module in (arguments, chunked, clips, draw, torch_views):
         monkeypatch.setattr(module, "may_look", lambda tensor: False)
 
 

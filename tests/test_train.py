@@ -627,7 +627,7 @@ def test_other_data_under_the_same_name_are_noticed(finished, tmp_path, capsys):
     ("flags", "message"),
     [
         (["--protocol", "xset"], "xsub, xview"),
-        (["--batch-size", "500"], "batch_size = 500"),
+        (["--batch-size", "500"], "larger than the 24 training clips of xsub; give --batch-size 24 or less"),
         (["--device", "tpu9"], "device = 'tpu9'"),
         (["--impl", "triton"], "impl = 'triton' cannot run on cpu"),
         (["--view-impl", "triton"], "view_impl: impl='triton' cannot run: the tensors are on the CPU"),

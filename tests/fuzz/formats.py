@@ -79,6 +79,14 @@ def _skeleton_seeds() -> list[Files]:
     return [{"S001C001P001R001A001.skeleton": _skeleton(*size)} for size in ((3, 1), (2, 2), (13, 1))]
 
 
+def _converted_seeds() -> list[Files]:
+    """As NTU's txt2npy.py writes them."""
+    bodies = people(NTU25, 13, 2).transpose(1, 0, 2, 3)
+    about = {"file_name": "S001C001P001R001A001", "nbodys": [2] * 13, "njoints": 25}
+    made = [about | {f"skel_body{m}": bodies[m] for m in range(count)} for count in (1, 2)]
+    return [{"S001C001P001R001A001.skeleton.npy": npy_bytes(np.array(values, object))} for values in made]
+
+
 def _read_skeleton(folder: Path, out: Path) -> None:
     check_store(prepare_ntu(folder, out, workers=1))
 
@@ -108,7 +116,11 @@ def _read_pku(folder: Path, out: Path) -> None:
 def _json_seeds() -> list[Files]:
     name = "a01_s01_e00_v01.json"
     table = people(KINECT20, 4)[:, 0].tolist()
-    return [{name: json.dumps({"file_name": "a01_s01_e00_v01", "skeletons": table, "label": 1}).encode()}]
+    frames = ("\n".join(",".join(map(str, (*joint, 2))) for joint in frame) for frame in table)
+    return [
+        {name: json.dumps({"file_name": "a01_s01_e00_v01", "skeletons": table, "label": 1}).encode()},
+        {name.replace("json", "txt"): "\n".join(f"{n}\n\n{frame}" for n, frame in enumerate(frames, 60)).encode()},
+    ]
 
 
 def _read_json(folder: Path, out: Path) -> None:
@@ -308,6 +320,7 @@ def _read_run(folder: Path, out: Path) -> None:
 
 FORMATS: dict[str, Format] = {
     "skeleton": Format(_skeleton_seeds, _read_skeleton),
+    "txt2npy": Format(_converted_seeds, _read_skeleton),
     "pku": Format(_pku_seeds, _read_pku),
     "nwucla": Format(_json_seeds, _read_json),
     "utd-mhad": Format(_mat_seeds, _read_mat),
