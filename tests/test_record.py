@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastmc.methods.a2mc import A2MC
 from train.engine import board
-from train.engine.record import Metrics, columns, read_metrics
+from train.engine.record import Metrics, columns, log, read_metrics, start_logging
 
 NAMES = [metric.name for metric in A2MC.metrics]
 COLUMNS = columns(NAMES)
@@ -30,6 +33,19 @@ def test_after_a_resume_every_epoch_is_there_once(tmp_path, monkeypatch):
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert set(events.Tags()["scalars"]) == set(COLUMNS) - {"epoch", "step"}
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3 * e, e / 4) for e in range(1, 7)]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EPIPE])
+def test_a_terminal_that_is_gone_does_not_end_a_run(number, monkeypatch):
+    """It is being stopped by SIGHUP, and still has its checkpoint to write; a pipe that nobody reads ends it."""
+
+    def gone(*_: object, **__: object) -> None:
+        raise OSError(number, "gone")
+
+    start_logging()
+    monkeypatch.setattr("train.engine.record.tqdm.write", gone)
+    with pytest.raises(OSError, match="gone") if number == errno.EPIPE else contextlib.nullcontext():
+        log.warning("SIGHUP: stopping after this step")
 
 
 def test_a_last_row_of_the_metrics_without_its_end_is_left_out(tmp_path):

@@ -67,6 +67,8 @@ def test_settings_of_a_file_are_overridden_by_flags(finished, data_root, tmp_pat
         ({"optim": {"lr": -1}}, [], "own.json: lr must be > 0"),
         ({"preset": "small"}, ["--preset", "tiny"], "is of preset small: leave out --preset tiny, or it"),
         ({"method": "os:path"}, [], "Here: name it on the command line, as --method or --backbone"),
+        ({"optim": []}, [], "own.json: "),
+        ({"dataset": 5}, [], "own.json: "),
         ([1], [], "own.json cannot be read: it holds"),
         (None, [], "own.json cannot be read"),
     ],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import re
 import subprocess
 import sys
 
@@ -32,6 +35,20 @@ def test_help_imports_nothing_slow(command):
     found = imported_by_help(command)
     assert "argparse" in found  # the list is one
     assert not found & {*SLOW, "torch._dynamo", "torch._inductor"}
+
+
+@pytest.mark.program
+@pytest.mark.parametrize("command", ["train.run", "train.embed"])
+def test_paragraphs_of_help_flow(command):
+    """No line of a description ends where the first word of the next one had had room, as lines of a source do."""
+    narrow = {**os.environ, "COLUMNS": "80"}
+    shown = subprocess.check_output([sys.executable, "-m", command, "--help"], cwd=ROOT, text=True, env=narrow)
+    rows = [re.fullmatch(r"│ {12,28}(\S.*?) *│", row) for row in shown.splitlines()]
+    texts = [row and row[1] for row in rows]
+    pairs = [(first, second) for first, second in itertools.pairwise(texts) if first and second]
+    room = max(len(text) for text in texts if text)
+    assert len(pairs) > 5
+    assert [pair for pair in pairs if len(pair[0]) + 1 + len(pair[1].split()[0]) <= room - 1] == []
 
 
 @pytest.mark.program

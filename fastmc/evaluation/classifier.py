@@ -52,7 +52,7 @@ class Classifier:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error!r}; {remedy} writes it anew") from error
         if digest != weights_digest(encoder):
-            raise ValueError(f"{path} was trained on the features of other weights than the run's newest; {remedy}")
+            raise ValueError(f"{path} was trained on the features of other weights than these; {remedy}")
         shape = (len(names), encoder.representation_dim)
         if found.weight.shape != shape or found.bias.shape != shape[:1]:
             raise ValueError(f"{path} is damaged: weight is {tuple(found.weight.shape)}, not {shape}; {remedy}")

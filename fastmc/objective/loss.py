@@ -47,8 +47,8 @@ def mc_loss(
         mix: ``"own"`` mixes sample n's bank with its own feature; ``"tiled"`` mixes entry i with the feature of sample
             i mod B.
         impl: ``"reference"``, ``"torch"`` (chunks of the bank, O(K) memory whatever B), ``"cpp"`` (the same in C++),
-            ``"triton"``, or ``"auto"``: triton on a GPU and cpp on a CPU where they can run, else torch. All but the
-            reference differentiate once only.
+            ``"triton"``, or ``"auto"``: triton on a GPU and cpp on a CPU where they can run, else torch. Of all but the
+            reference a second derivative is an error.
         precision: of triton's products; the others compute in their tensors' dtype. ``"bf16x3"``: float32 operands as
             sums of two bfloat16, about 16 bits; ``"ieee"``: float32; ``"bf16"``: rounded to bfloat16.
 

@@ -11,6 +11,7 @@ from fastmc.data.store import StoreError
 from fastmc.parallel import WorkerDied
 from train.command.datasets import DatasetError
 from train.command.debug import without_debug
+from train.command.help import flowing_help
 from train.command.jobs import JobFailed
 from train.engine.record import log, start_logging
 from train.engine.signals import stopped_by_signals, told
@@ -36,7 +37,7 @@ def run_command(action: Callable[[list[str]], object], args: Sequence[str] | Non
     given, debug = without_debug(args)
     start_logging()
     try:
-        with stopped_by_signals():
+        with stopped_by_signals(), flowing_help():
             action(given)
     except USER_ERRORS as error:
         if debug:

@@ -251,14 +251,29 @@ _HOMES: dict[str, tuple[str, ...]] = {
 }
 
 
-def numpy_scalars() -> list[tuple[Callable[..., Any], str]]:
-    """What ``torch.load(weights_only=True)`` needs to read numpy's scalars: stand-ins, each with the name that it
-    answers to, for ``torch.serialization.safe_globals``."""
+def numpy_scalars() -> list[Callable[..., Any]]:
+    """What ``torch.load(weights_only=True)`` needs to read numpy's scalars: stand-ins under numpy's names, for
+    ``torch.serialization.safe_globals``."""
     room = _Room(b"", objects=False)
-    stand_ins: list[tuple[Callable[..., Any], str]] = [(_Dtype, "stand-in")]  # its type may set its byte order
-    for home in _NUMPY:
-        stand_ins += [(partial(_Dtype, room), f"{home}.dtype"), (partial(_scalar, room), f"{home}.scalar")]
-    return stand_ins
+
+    class Dtype(_Dtype):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(room, *arguments)
+
+    def scalar_of(module: str) -> Callable[..., Any]:
+        def scalar(*arguments: Any) -> Any:
+            return _scalar(room, *arguments)
+
+        return _named(scalar, module, "scalar")
+
+    homes = (home for home in _NUMPY if home.endswith("multiarray"))
+    return [_named(Dtype, "numpy", "dtype"), *map(scalar_of, homes)]
+
+
+def _named(stand_in: Any, module: str, name: str) -> Any:
+    """Not as a pair with its name, which PyTorch takes from 2.7 on."""
+    stand_in.__module__, stand_in.__name__, stand_in.__qualname__ = module, name, name
+    return stand_in
 
 
 class _Finish:
