@@ -158,8 +158,8 @@ class Config:
     """Seed of initial weights, order of the clips, and augmentation."""
     init_from: Path | None = None
     """Start from these weights in place of random ones: of a run folder, of one of its checkpoints
-    (DIR/checkpoints/step_000000330), or of a file of ISC, CMD, HaLP, PCM3. Bank and optimizer begin anew; of an encoder
-    of other joints or another size what fits is taken, and said."""
+    (DIR/checkpoints/step_000000330), of a file of train.export, of small-v1, or of a file of ISC, CMD, HaLP, PCM3. Bank
+    and optimizer begin anew; of an encoder of other joints or another size what fits is taken, and said."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, ..."""
     config: Path | None = None

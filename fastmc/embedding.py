@@ -31,7 +31,7 @@ from fastmc.data.normalise import normalise as normalise_clip
 from fastmc.data.packing import NORMALISATION
 from fastmc.data.sanity import Sanity
 from fastmc.data.store import NOT_NORMALISED, PackedStore
-from fastmc.encoder_file import SUFFIX, read_encoder
+from fastmc.encoder_file import READY, SUFFIX, read_encoder
 from fastmc.encoders.amp import tensor_cores
 from fastmc.encoders.base import Encoder
 from fastmc.evaluation.classifier import Classifier
@@ -42,8 +42,6 @@ from fastmc.state import RunState, TrainingData
 from fastmc.views.clips import PackedClips
 from fastmc.views.make import crops_of
 
-READY = {path.stem: path for path in Path(__file__).with_name("ready").glob(f"*{SUFFIX}")}
-"""Encoders that come with the package, by name; docs/model-card.md says what they were trained on."""
 MANY_BODIES = 6  # that one sensor follows
 CHECKS = ("warn", "strict", "off")
 Check = Literal["warn", "strict", "off"]

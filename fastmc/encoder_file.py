@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SUFFIX = ".safetensors"
 FORMAT = "fastmc encoder 1"
+READY = {path.stem: path for path in Path(__file__).with_name("ready").glob(f"*{SUFFIX}")}
+"""Encoders that come with the package, by name; docs/model-card.md says what they were trained on."""
 
 
 class EncoderFileError(ValueError):

@@ -20,12 +20,14 @@ from test_train import advance, assert_same_state, at_step, command, errors, los
 
 import fastmc
 from fastmc import checkpoint
+from fastmc.build import build_model
 from fastmc.config import differences, load_config, preset_config, to_plain
 from fastmc.data.store import StoreWriter
 from fastmc.evaluation import weights_digest
 from fastmc.skeleton import KINECT20, NTU25, Skeleton
 from train import evaluate, run
 from train.command.parse import parse
+from train.engine.initial import read_weights, start_from
 from train.engine.loop import Pretraining
 
 pytestmark = pytest.mark.slow
@@ -39,6 +41,16 @@ def finished(data_root, tmp_path_factory) -> Path:
         assert run.main(command(data_root, folder)) == 0
 
     return made_once(tmp_path_factory, "finished", train)
+
+
+def test_a_run_starts_from_the_encoder_that_comes_along():
+    layout = types.SimpleNamespace(skeleton=NTU25, max_bodies=2)
+    model = build_model(parse(["--encoder", "2x128"]), layout, torch.device("cpu"))
+    level, said = start_from(read_weights(Path("small-v1"), "joint"), model)
+    assert level == logging.INFO and "of the encoder are those of" in said and "small-v1.safetensors" in said
+    weights = fastmc.load("small-v1", device="cpu").encoder.state_dict()
+    for encoder in (model.query, model.key):
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in encoder.state_dict().items())
 
 
 def test_settings_of_a_file_are_overridden_by_flags(finished, data_root, tmp_path, capsys):

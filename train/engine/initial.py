@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastmc import checkpoint
 from fastmc.checkpoint import CheckpointError
+from fastmc.encoder_file import READY, SUFFIX, read_encoder
 from fastmc.encoders.base import ClipShape
 from fastmc.encoders.released import encoder_of, read_released
 from fastmc.methods.base import Method
@@ -35,13 +36,18 @@ class Weights:
 
 
 def read_weights(path: Path, stream: str) -> Weights:
-    """The encoder of a run folder, of one of its checkpoints, or of a checkpoint that another code released.
+    """The encoder of a run folder, of one of its checkpoints, of a file of train.export, of a name such as small-v1, or of
+    a checkpoint that another code released.
 
     Raises:
-        CheckpointError: it is none of these, or damaged.
+        CheckpointError, EncoderFileError: it is none of these, or damaged.
     """
+    path = READY.get(str(path), path)
     if not path.exists():
         raise CheckpointError(f"--init-from {path} does not exist; name a run folder or a checkpoint")
+    if path.suffix == SUFFIX:
+        _, data, encoder = read_encoder(path)
+        return Weights(path, encoder.state_dict(), data.skeleton.joint_names)
     if path.name == checkpoint.STATE:
         path = path.parent
     if path.is_file():
