@@ -36,8 +36,8 @@ class Weights:
 
 
 def read_weights(path: Path, stream: str) -> Weights:
-    """The encoder of a run folder, of one of its checkpoints, of a file of train.export, of a name such as small-v1, or of
-    a checkpoint that another code released.
+    """The encoder of a run folder, of one of its checkpoints, of a file of train.export, of a name such as small-v1,
+    or of a checkpoint that another code released.
 
     Raises:
         CheckpointError, EncoderFileError: it is none of these, or damaged.
