@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -16,11 +17,19 @@ from gpu_less import INTERPRETED
 from fastmc.data.store import PackedStore, StoreWriter
 from fastmc.skeleton import NTU25
 
+INTERPRETED_TESTS = Path(__file__).resolve().parent / "interpreted"
 torch.set_num_threads(1)  # the tests run in several processes
 if INTERPRETED:
     from bench.interpreter import repair
 
     repair()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Triton decides when a kernel is declared whether it is interpreted: such tests have processes of their own."""
+    folders = [Path(word.partition("::")[0]).resolve() for word in config.args]
+    if not INTERPRETED and any(path.is_relative_to(INTERPRETED_TESTS) for path in folders):
+        raise pytest.UsageError("these tests interpret kernels: TRITON_INTERPRET=1 python -m pytest tests/interpreted")
 
 
 def write_small_store(
@@ -66,6 +75,14 @@ def data_root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
     write_small_store(root / "small")
     return root
+
+
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """What fastmc logs, whether a command has been at work in this process or not."""
+    caplog.set_level(logging.INFO, "fastmc")
+    logging.getLogger("fastmc").propagate = True
+    return caplog
 
 
 def exit_code(main: Callable[[list[str]], int], arguments: list[str]) -> int:

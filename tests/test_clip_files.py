@@ -240,13 +240,13 @@ def test_command_line(nw_files, tmp_path, capsys):
     assert HOW_TO_GET_UTD in capsys.readouterr().err
 
 
-def test_other_units_are_noticed(tmp_path, capsys):
+def test_other_units_are_noticed(tmp_path, capsys, told):
     write(tmp_path / "raw", NW, lambda values: nw_ucla((values * 1000).tolist()))
     command = ["nwucla", "--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "out"), "--workers", "1"]
     assert main(command) == 1
     assert re.search(r"18 coordinates out of range.*at most 100 \(--max-coordinate\)", capsys.readouterr().err)
     assert main([*command, "--max-coordinate", "1e5"]) == 0
-    assert re.search(r"bodies are \d{3,4} tall \(median\).* this looks like millimetres", capsys.readouterr().err)
+    assert re.search(r"bodies are \d{3,4} tall \(median\).* this looks like millimetres", told.text)
 
 
 def ucla_text(values):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import logging
 import os
 import shutil
 import signal
@@ -59,13 +58,6 @@ def in_time() -> Iterator[None]:
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
-
-
-@pytest.fixture
-def told(caplog) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.INFO, "fastmc")
-    logging.getLogger("fastmc").propagate = True
-    return caplog
 
 
 def a_state(number: int) -> dict:

@@ -30,6 +30,8 @@ DEMO = """
 python -m train.prepare synthetic --out data/synthetic --subjects 4 --replications 1
 python -m train.run --dataset synthetic --preset tiny --out runs/demo --epochs 4 --bank-size 256
 """
+OF_A_PRESET = re.compile(r"train\.run (?=[^#\n]*--preset tiny)(?![^#\n]*--(?:epochs|steps))")
+"""A run of as many steps as its preset says, which takes minutes: here it takes a few."""
 COMMAND = re.compile(r"`((?:python -m|make|fastmc-\w+|pip install) [^`]*)`")
 
 
@@ -83,7 +85,7 @@ def run_page(blocks: Sequence[Block], name: str, folder: Path, tools: Path) -> i
 def run_shell(script: str, folder: Path, tools: Path, where: str) -> str:
     """Standard output of a script whose ``python`` finds this clone, with one thread; a command that fails ends it."""
     done = subprocess.run(
-        ["sh", "-e", "-c", script],
+        ["sh", "-e", "-c", OF_A_PRESET.sub("train.run --steps 60 ", script)],
         cwd=folder,
         env={
             **os.environ,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 
 import numpy as np
@@ -52,13 +51,6 @@ def flat(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("r") / "run", store)
 
 
-@pytest.fixture
-def told(caplog):
-    caplog.set_level(logging.WARNING, "fastmc")
-    logging.getLogger("fastmc").propagate = True
-    return caplog
-
-
 def test_encode_warns_of_what_is_no_body_in_metres(run, told):
     embedder = fastmc.load(run, device="cpu")
     clips = [performed(1 + n) for n in range(6)]
@@ -90,9 +82,7 @@ def test_features_that_are_not_finite_are_an_error(run):
     embedder = fastmc.load(run, device="cpu")
     with torch.no_grad():
         next(embedder.encoder.parameters()).fill_(torch.nan)
-    with pytest.raises(
-        ValueError, match=r"features of 2 of 2 clips are not finite, the first of clip 0: the weights in"
-    ):
+    with pytest.raises(ValueError, match=r"no features: .* of the encoder is not finite"):
         embedder.encode([performed(), performed(2)])
 
 

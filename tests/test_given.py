@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import pickle
 
 import numpy as np
@@ -124,13 +123,6 @@ def test_numbers_out_of_range(numbers, message):
 
 
 # --- In every way in
-
-
-@pytest.fixture
-def told(caplog):
-    caplog.set_level(logging.WARNING, "fastmc")
-    logging.getLogger("fastmc").propagate = True
-    return caplog
 
 
 def arrays(numbers=3):

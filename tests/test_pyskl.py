@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import pickle
 
 import numpy as np
@@ -45,13 +44,6 @@ def write(tmp_path, annotations, split=SPLIT):
     file = tmp_path / "set.pkl"
     file.write_bytes(pickle.dumps({"split": split, "annotations": annotations}))
     return file
-
-
-@pytest.fixture
-def told(caplog):
-    caplog.set_level(logging.WARNING, "fastmc")
-    logging.getLogger("fastmc").propagate = True
-    return caplog
 
 
 def test_three_dimensions(tmp_path, told):

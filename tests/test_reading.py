@@ -23,7 +23,7 @@ from fastmc.reading import explain, reading, shown
 from fastmc.skeleton import NTU25
 from tests.fuzz.formats import FORMATS, npy_bytes
 from train import convert, embed, evaluate, figures, prepare, run
-from train.command.clips import find_inputs
+from train.command.clips import ArrayKind, find_inputs
 from train.engine.record import read_metrics
 from train.runs.folder import RunFolder, read_json
 from train.tables import __main__ as tables
@@ -215,6 +215,7 @@ def test_json_of_a_run_folder(tmp_path):
             with run:
                 continue
         (tmp_path / "run" / "environment.json").write_text(text)
+        (tmp_path / "run" / "report.json").write_text("{}")  # else it is a start that left nothing, and is deleted
         with pytest.raises(RunFolderError, match=r"environment\.json is damaged: .*; delete it"), run:
             pass
 
@@ -279,7 +280,7 @@ def read_by(reader, file, folder):
         "ctrgcn": lambda: import_ctrgcn(file, folder / "out"),
         "npy, array": lambda: import_stgcn((file, labels), (good, labels), folder / "out"),
         "npy, labels": lambda: import_stgcn((good, file), (good, labels), folder / "out"),
-        "embed": lambda: find_inputs(file, embedder, True),
+        "embed": lambda: find_inputs(file, embedder, True, ArrayKind(NTU25)),
     }
     return readers[reader]()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -32,13 +31,6 @@ def cases(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cases")
     subprocess.run([sys.executable, MAKE, folder], check=True, capture_output=True, timeout=300)
     return folder
-
-
-@pytest.fixture
-def told(caplog):
-    caplog.set_level(logging.WARNING, "fastmc")
-    logging.getLogger("fastmc").propagate = True
-    return caplog
 
 
 @pytest.mark.parametrize(
