@@ -5,19 +5,21 @@ Runs are ordinary run folders of ``train.run``: an interrupted call resumes, and
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import tyro
 from torch import Tensor, nn
 
 from fastmc.budget import fitted
-from fastmc.config import Config
+from fastmc.config import Config, Preset
 from fastmc.data.placed.placement import place_store
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import frozen_features, knn_evaluate, linear_evaluate
@@ -32,20 +34,38 @@ from train.tables.markdown import markdown
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Pre-train every method from every seed, evaluate, and print mean and spread as a markdown table.
+    """Pre-train every method on every set from every seed, evaluate, and write a page of tables.
 
     All other flags are those of train.run, the same for all runs.
-    Example: python -m bench.accuracy --out runs/order --methods b1 a2mc --dataset synthetic --preset tiny
+    Example: python -m bench.accuracy --out runs/order --methods b1 a2mc --datasets synthetic hdm05 --presets tiny
     """
 
     out: Path = Path("runs/accuracy")
-    """Folder of the runs; the table goes to accuracy.md in it."""
+    """Folder of the runs; the page goes to accuracy.md in it."""
+    datasets: tuple[str, ...] = ("synthetic",)
+    """A table each: names of packed stores."""
+    presets: tuple[Preset, ...] = ("tiny",)
+    """Each with a row a method."""
     methods: tuple[str, ...] = ("b1", "b2", "b3", "a2mc")
     """Rows."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of each row."""
     parallel: int = 1
     """Runs at a time. Each gets an equal share of the cores."""
+
+
+class Row(NamedTuple):
+    """Runs that differ in their seed alone."""
+
+    dataset: str
+    preset: str
+    method: str
+
+    def folder(self, settings: Accuracy, seed: int) -> Path:
+        return settings.out / self.dataset / f"{self.preset}-{self.method}-seed{seed}"
+
+    def flags(self) -> tuple[str, ...]:
+        return ("--dataset", self.dataset, "--preset", self.preset, "--method", self.method)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -58,34 +78,59 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _measure(settings: Accuracy, flags: Sequence[str]) -> int:
-    taken = {"--method", "--seed"} & set(flags)
-    if taken:
-        raise ValueError(f"{', '.join(taken)} differs from run to run: give --methods and --seeds")
-    config = parse(flags)
-    store = open_dataset(config.dataset, config.data_root)  # made once, before the runs ask for it side by side
-    protocol = config.protocol or store.protocols[0]
-    config = replace(config, protocol=protocol)
-    data, clips = store.split_digest(protocol), len(store.split(protocol)[0])
-    pairs = [(method, seed) for seed in settings.seeds for method in settings.methods]
-    run_jobs([_job(settings, flags, protocol, data, clips, *pair) for pair in pairs], settings.parallel)
-    reports = {
-        pair: json.loads((_folder(settings, *pair) / "report.json").read_text(encoding="utf-8")) for pair in pairs
-    }
-    table = make_table(settings.methods, settings.seeds, reports, raw_accuracy(store, config))
-    (settings.out / "accuracy.md").write_text(table + "\n", encoding="utf-8")
-    print(table)
+    instead = {"--method": "--methods", "--seed": "--seeds", "--dataset": "--datasets", "--preset": "--presets"}
+    if taken := instead.keys() & set(flags):
+        raise ValueError(
+            f"{', '.join(taken)} differs from run to run: give {', '.join(map(instead.__getitem__, taken))}"
+        )
+    rows = [Row(*row) for row in itertools.product(settings.datasets, settings.presets, settings.methods)]
+    stores = {name: _store(flags, row) for name, row in {row.dataset: row for row in rows}.items()}
+    jobs = [_job(settings, flags, row, seed, *stores[row.dataset]) for seed in settings.seeds for row in rows]
+    run_jobs(jobs, settings.parallel)
+    of_sets = {name: [row for row in rows if row.dataset == name] for name in settings.datasets}
+    page = "\n\n".join(_section(settings, flags, ours, *stores[name]) for name, ours in of_sets.items())
+    (settings.out / "accuracy.md").write_text(page + "\n", encoding="utf-8")
+    print(page)
     return 0
 
 
-def _folder(settings: Accuracy, method: str, seed: int) -> Path:
-    return settings.out / f"{method}-seed{seed}"
+def _store(flags: Sequence[str], row: Row) -> tuple[PackedStore, str]:
+    """With the protocol; it is made once, before the runs ask for it side by side."""
+    config = parse((*row.flags(), *flags))
+    store = open_dataset(config.dataset, config.data_root)
+    return store, config.protocol or store.protocols[0]
 
 
-def _job(settings: Accuracy, flags: Sequence[str], protocol: str, data: str, clips: int, method: str, seed: int) -> Job:
-    folder = _folder(settings, method, seed)
-    arguments = (*flags, "--method", method, "--seed", str(seed), "--out", str(folder))
-    config = fitted(replace(parse(arguments), protocol=protocol), clips)
-    return Job(folder.name, "train.run", arguments, folder.with_suffix(".log"), lambda: is_finished(config, data))
+def _job(settings: Accuracy, flags: Sequence[str], row: Row, seed: int, store: PackedStore, protocol: str) -> Job:
+    folder = row.folder(settings, seed)
+    arguments = (*row.flags(), *flags, "--seed", str(seed), "--out", str(folder))
+    config = fitted(replace(parse(arguments), protocol=protocol), len(store.split(protocol)[0]))
+    data = store.split_digest(protocol)
+    log = folder.with_suffix(".log")
+    return Job(f"{row.dataset} {folder.name}", "train.run", arguments, log, lambda: is_finished(config, data))
+
+
+def _section(settings: Accuracy, flags: Sequence[str], ours: Sequence[Row], store: PackedStore, protocol: str) -> str:
+    """The table of a set, below what it is."""
+    train, test = store.split(protocol)
+    config = replace(parse((*ours[0].flags(), *flags)), protocol=protocol)
+    found: dict[str, list[dict[str, float]]] = {"raw coordinates": [raw_accuracy(store, config)]}
+    for preset in settings.presets:
+        reports = {
+            row.method: [read_report(row.folder(settings, seed)) for seed in settings.seeds]
+            for row in ours
+            if row.preset == preset
+        }
+        found[f"{preset}, untrained"] = [report["random_init"] for report in next(iter(reports.values()))]
+        found |= {f"{preset}, {method}": each for method, each in reports.items()}
+    title = (
+        f"{store.name} {protocol}: {len(train):,} training clips, {len(test):,} test clips, {store.num_classes} classes"
+    )
+    return f"{title}\n\n{make_table(found)}"
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
 class Coordinates(nn.Module):
@@ -112,11 +157,9 @@ def raw_accuracy(store: PackedStore, config: Config) -> dict[str, float]:
     return knn_evaluate(features, config.evaluation) | linear
 
 
-def make_table(methods: Sequence[str], seeds: Sequence[int], reports: dict, raw: dict[str, float]) -> str:
-    """Mean over the seeds and, in brackets, the single values, percent."""
-    rows = {"raw coordinates": [raw], "untrained": [reports[methods[0], seed]["random_init"] for seed in seeds]}
-    rows |= {method: [reports[method, seed] for seed in seeds] for method in methods}
-    cells = [(name, *(_cell([r[key] for r in results]) for key in ACCURACIES)) for name, results in rows.items()]
+def make_table(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Mean over the seeds and, in brackets, the single values, percent; by row."""
+    cells = [(name, *(_cell([r[key] for r in results]) for key in ACCURACIES)) for name, results in found.items()]
     return markdown(("method", *ACCURACIES.values()), cells)
 
 

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,8 @@ import torch
 from conftest import write_small_store
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import contention, headlines, machine, measure, memory, parity, plot, providers, summary
-from bench.accuracy import make_table, raw_accuracy
+from bench import accuracy, contention, headlines, machine, measure, memory, parity, plot, providers, summary
+from bench.accuracy import raw_accuracy
 from bench.measure import Measurement, Race, Result, Timing
 from bench.parity import ParityError, exact_outputs
 from bench.providers import MIXES, PROVIDERS, Call, Case, Inputs, Outputs, Provider, draw
@@ -39,28 +40,46 @@ KEYS += ("step_own_vs_reference", "step_tiled_vs_reference", "step_own_vs_stepwi
 KEYS += ("step_vs_encoder", "tiny_step_vs_products", "small_step_vs_products", "busy_core_share")
 
 
-def test_accuracy_table_has_means_and_single_values():
-    def report(value: float) -> dict:
-        return {"knn_top1": value, "linear_top1": value + 1, "linear_top5": value + 2}
+def accuracies(value: float) -> dict:
+    return {"knn_top1": value, "linear_top1": value + 1, "linear_top5": value + 2}
 
-    reports = {
-        (m, s): {**report(10.0 * s + (m == "a2mc")), "random_init": report(1.0)} for m in ("b1", "a2mc") for s in (1, 2)
-    }
-    table = make_table(("b1", "a2mc"), (1, 2), reports, raw=report(5.0)).splitlines()
-    assert table[0] == "| method | kNN top-1 | linear top-1 | linear top-5 |"
-    assert table[2] == "| raw coordinates | 5.0 | 6.0 | 7.0 |"
-    assert table[3] == "| untrained | 1.0 (1.0, 1.0) | 2.0 (2.0, 2.0) | 3.0 (3.0, 3.0) |"
-    assert table[4].startswith("| b1 | 15.0 (10.0, 20.0) |")
-    assert table[5].startswith("| a2mc | 16.0 (11.0, 21.0) |")
+
+def test_accuracy_page_has_a_table_a_set_with_means_and_single_values(data_root, tmp_path, monkeypatch, capsys):
+    def run_jobs(jobs, parallel):
+        for number, job in enumerate(jobs):
+            folder = Path(job.arguments[job.arguments.index("--out") + 1])
+            folder.mkdir(parents=True)
+            report = accuracies(10.0 * number) | {"random_init": accuracies(1.0)}
+            (folder / "report.json").write_text(json.dumps(report))
+
+    monkeypatch.setattr(accuracy, "run_jobs", run_jobs)
+    write_small_store(tmp_path / "root" / "a")
+    write_small_store(tmp_path / "root" / "b", clips=36)
+    words = ["--datasets", "a", "b", "--methods", "b1", "a2mc", "--seeds", "1", "2", "--out", str(tmp_path / "out")]
+    assert accuracy.main([*words, "--data-root", str(tmp_path / "root"), "--linear-epochs", "2"]) == 0
+    page = capsys.readouterr().out
+    assert page == (tmp_path / "out" / "accuracy.md").read_text()
+    first, second = page.split("b xsub: 18 training clips, 18 test clips, 3 classes")
+    lines = first.splitlines()
+    assert lines[0] == "a xsub: 24 training clips, 24 test clips, 3 classes"
+    assert lines[2] == "| method | kNN top-1 | linear top-1 | linear top-5 |"
+    assert lines[4].startswith("| raw coordinates | ")
+    assert lines[5] == "| tiny, untrained | 1.0 (1.0, 1.0) | 2.0 (2.0, 2.0) | 3.0 (3.0, 3.0) |"
+    assert lines[6].startswith("| tiny, b1 | 20.0 (0.0, 40.0) |") and lines[7].startswith(
+        "| tiny, a2mc | 30.0 (10.0, 50.0)"
+    )
+    assert "| tiny, b1 | 40.0 (20.0, 60.0) |" in second
+    assert accuracy.main(["--dataset", "a"]) == 1
+    assert "--dataset differs from run to run: give --datasets" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 def test_raw_accuracy_of_the_small_store(data_root):
     """Its classes are frequencies, which raw coordinates tell apart better than chance."""
     config = replace(parse(["--frames", "32", "--linear-epochs", "5"]), protocol="xsub")
-    accuracy = raw_accuracy(PackedStore.open(data_root / "small"), config)
-    assert 100 / 3 < accuracy["knn_top1"] < 100
-    assert accuracy["linear_top5"] == 100
+    found = raw_accuracy(PackedStore.open(data_root / "small"), config)
+    assert 100 / 3 < found["knn_top1"] < 100
+    assert found["linear_top5"] == 100
 
 
 @pytest.mark.slow
@@ -68,9 +87,9 @@ def test_supervised_encoder_learns_classes_that_are_plain_to_see(tmp_path):
     flags = ["--frames", "8", "--encoder", "1x16", "--batch-size", "8", "--epochs", "30", "--milestones", "25"]
     config = replace(parse([*flags, "--jitter-joints", "0", "--shear", "0.1", "--lr", "1e-2"]), protocol="xsub")
     store = write_small_store(tmp_path / "lifted", lift=1.0)
-    accuracy = supervised_accuracy(config, store)
-    assert accuracy > 80  # chance is 33
-    assert accuracy == supervised_accuracy(config, store)
+    found = supervised_accuracy(config, store)
+    assert found > 80  # chance is 33
+    assert found == supervised_accuracy(config, store)
 
 
 @pytest.fixture
