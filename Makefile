@@ -8,7 +8,8 @@ DEV_STAMP := $(VENV)/.installed-dev
 DOCS_STAMP := $(VENV)/.installed-docs
 # For pip, such as the index of PyTorch's CPU builds: from PyPI, torch on Linux is the CUDA build.
 PIP_FLAGS ?=
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
+# Bytecode is made of what is imported, when it is.
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 
 # What a bare machine with PyTorch for Python 3.12 may lack: brought there in this folder, where there is no network.
 WHEELS ?= wheels
