@@ -23,7 +23,7 @@ from fastmc.arguments import check_choice
 from fastmc.build import trained_model
 from fastmc.checkpoint import CheckpointError
 from fastmc.checks import check_number
-from fastmc.config import Config, load_config
+from fastmc.config import Config, RunFolderError, load_config
 from fastmc.data.formats.skeleton_file import SkeletonFileError, read_skeleton
 from fastmc.data.given import METRES, Given
 from fastmc.data.normalise import choose_bodies
@@ -484,7 +484,11 @@ def load(
     if folder.suffix == SUFFIX:
         config, training, encoder = read_encoder(folder, allow)
         return Embedder(folder, encoder.to(device), config, training, classifier_file)
-    config = load_config(folder, allow)
+    try:
+        config = load_config(folder, allow)
+    except RunFolderError as error:
+        more = "" if folder.exists() else f"; encoders that come along: {', '.join(READY)}"
+        raise RunFolderError(f"{error}{more}") from None
     path, state = RunState.read(folder / "checkpoints", str(checkpoint))
     if data is None:
         training = state.training_data(path)

@@ -116,6 +116,8 @@ def test_wrong_arguments_of_export_name_the_remedy(joint_run, tmp_path, monkeypa
         (["--run", str(copy)], "encoder.onnx exists; --overwrite replaces it"),
         (["--run", str(copy), "--out", "a.pt"], "--out a.pt must end in .onnx for --to onnx"),
         (["--run", "small-v2", "--to", "torchscript"], "is no folder to write to; name the file with --out"),
+        (["--run", "small-v2", "--out", "a.onnx"], "it does not exist); python -m train.run --out small-v2 makes one"),
+        (["--run", "small-v2", "--out", "a.onnx"], "; encoders that come along: small-v1"),
         (["--run", str(tmp_path), "--out", "a.onnx"], "is no run folder (it has no config.json)"),
     ):
         assert export.main(words) == 1
