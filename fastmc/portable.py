@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from fastmc.data.normalise import MIN_LENGTH
 from fastmc.embedding import Embedder
 from fastmc.encoders.base import Encoder
 from fastmc.encoders.recurrent import RecurrentNet
-from fastmc.skeleton import Skeleton
+from fastmc.skeleton import ROLES, Skeleton
 from fastmc.views.clips import Stream
 
 
@@ -55,22 +56,24 @@ class ToBodyFrame(nn.Module):
 
     def __init__(self, skeleton: Skeleton) -> None:
         super().__init__()
-        self.hip, self.spine = skeleton.hip, skeleton.spine
-        self.left, self.right = skeleton.left_shoulder, skeleton.right_shoulder
+        joints = np.eye(skeleton.num_joints)  # so that each place comes out as its share of every joint
+        shares = np.stack([skeleton.place(role, joints) for role in ROLES])
+        self.register_buffer("shares", torch.from_numpy(shares), persistent=False)
+        self.shares: Tensor
 
     def forward(self, clips: Tensor) -> Tensor:
         """(B, T, M, V, 3) to the same, float32."""
         x = clips.double()
         present = (clips != 0).flatten(3).any(3)
-        body = x[:, :, 0]
-        up, side = body[:, :, self.spine] - body[:, :, self.hip], body[:, :, self.left] - body[:, :, self.right]
+        hip, spine, left, right = torch.einsum("rv,btvc->rbtc", self.shares, x[:, :, 0]).unbind()
+        up, side = spine - hip, left - right
         height = length(up)
         z = up / height
         across = side - (side * z).sum(2, keepdim=True) * z
         width = length(across)
         serves = present[:, :, 0] & (height >= MIN_LENGTH).squeeze(2) & (width >= MIN_LENGTH).squeeze(2)
         place = first(serves)
-        z, side, origin = (at(a, place) for a in (z, across / width, body[:, :, self.spine]))
+        z, side, origin = (at(a, place) for a in (z, across / width, spine))
         axes = torch.stack([side, torch.linalg.cross(z, side), z], dim=1)
         moved = (x - origin[:, None, None, None]) @ axes.transpose(1, 2)[:, None, None]
         moved = torch.where(serves.any(1)[:, None, None, None, None], moved, torch.nan)

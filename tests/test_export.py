@@ -23,7 +23,7 @@ from fastmc.embedding import READY
 from fastmc.encoder_file import EncoderFileError
 from fastmc.encoders.bigru import BiGRUConfig
 from fastmc.portable import first
-from fastmc.skeleton import NTU25
+from fastmc.skeleton import NTU25, Skeleton
 from train import embed, export
 
 pytestmark = pytest.mark.slow
@@ -69,6 +69,18 @@ def test_a_file_computes_what_encode_does_for_clips_of_every_number_and_length(k
         given = given if frames > 1 else clips(count, frames)
         want = embedder.encode(list(given)).numpy()
         np.testing.assert_allclose(compute(to, out, given), want, atol=2e-5 * np.abs(want).max(), rtol=0)
+
+
+def test_places_that_are_means_of_joints_are_so_in_the_file_too(tmp_path):
+    """Of COCO's joints hips and spine are."""
+    coco = Skeleton.named("coco17")
+    assert isinstance(coco.hip, tuple) and isinstance(coco.spine, tuple)
+    given = np.random.default_rng(0).normal(size=(4, 20, 1, 17, 3)).astype(np.float32)
+    run = make_run(tmp_path / "run", write_clips(tmp_path / "coco", list(given), coco, normalisation=NORMALISATION))
+    out = tmp_path / "encoder.ts"
+    assert export.main(["--run", str(run), "--to", "torchscript", "--out", str(out)]) == 0
+    want = fastmc.load(run, device="cpu").encode(list(given), check="off").numpy()
+    np.testing.assert_allclose(compute("torchscript", out, given), want, atol=2e-5 * np.abs(want).max(), rtol=0)
 
 
 def compute(to: str, path: Path, given: np.ndarray) -> np.ndarray:
