@@ -136,10 +136,10 @@ class Embedder:
                 ready = []
                 for name, clip in batch:
                     joints, weights = self.read(clip, name, given, layout)
-                    sanity.see(joints)
-                    ready.append(self.moved(joints, name, normalise, weights))
-                parts.append(features := self._represent(self._pack(ready), crop))
-                self._check_finite(features, [name for name, _ in batch])
+                    if check != "off":
+                        sanity.see(joints)
+                    ready.append((name, self.moved(joints, name, normalise, weights)))
+                parts.append(self._features(ready, crop))
                 bar.update(len(batch))
         if check != "off":
             sanity.tell(check == "strict", ValueError)
@@ -173,14 +173,14 @@ class Embedder:
             sanity: is shown the windows; by default the first one is looked at, and warned of.
 
         Raises:
-            ValueError, TypeError: frames that the encoder cannot read; the message tells the window.
+            ValueError, TypeError: frames that the encoder cannot read, or a weight is not finite; the message tells the
+            window or the weight.
         """
         for name, value in (("window", window), ("hop", hop), ("batch_size", batch_size)):
             check_number(name, value, at_least=1)
         check_number("crop", crop, above=0, at_most=1)
 
-        def prepared(start: int, clip: np.ndarray) -> np.ndarray:
-            name = f"the window of frames {start} to {start + len(clip) - 1}"
+        def prepared(start: int, clip: np.ndarray, name: str) -> np.ndarray:
             joints, weights = self.read(clip, name, given, layout)
             if sanity is not None:
                 sanity.see(joints)
@@ -196,23 +196,24 @@ class Embedder:
         self,
         windows: Iterable[tuple[int, np.ndarray]],
         batch_size: int,
-        prepared: Callable[[int, np.ndarray], np.ndarray],
+        prepared: Callable[[int, np.ndarray, str], np.ndarray],
         crop: float,
     ) -> Iterator[Window]:
-        batch: list[tuple[int, np.ndarray]] = []
+        batch: list[tuple[int, str, np.ndarray]] = []
         for start, clip in windows:
             if not clip.any():
                 continue
-            batch.append((start, prepared(start, clip)))
+            name = f"the window of frames {start} to {start + len(clip) - 1}"
+            batch.append((start, name, prepared(start, clip, name)))
             if len(batch) == batch_size:
                 yield from self._windows(batch, crop)
                 batch = []
         if batch:
             yield from self._windows(batch, crop)
 
-    def _windows(self, batch: Sequence[tuple[int, np.ndarray]], crop: float) -> Iterator[Window]:
-        features = self._represent(self._pack([clip for _, clip in batch]), crop)
-        for (start, clip), feature in zip(batch, features, strict=True):
+    def _windows(self, batch: Sequence[tuple[int, str, np.ndarray]], crop: float) -> Iterator[Window]:
+        features = self._features([(name, clip) for _, name, clip in batch], crop)
+        for (start, _, clip), feature in zip(batch, features, strict=True):
             yield Window(start, start + len(clip), feature)
 
     def classify(self, skeletons: Skeletons, top: int = 5, **how: Any) -> list[list[ClassScore]]:
@@ -338,6 +339,12 @@ class Embedder:
         parts = (part.to(self.device) for part in (frames, rows.cumsum(0) - rows, num_frames, num_bodies))
         frames, start, num_frames, num_bodies = parts
         return PackedClips(frames, start, num_frames, num_bodies, self.max_bodies)
+
+    def _features(self, clips: Sequence[tuple[str, np.ndarray]], crop: float) -> Tensor:
+        """Of clips that are ready, with what messages call them. Raises as `_check_finite`."""
+        features = self._represent(self._pack([clip for _, clip in clips]), crop)
+        self._check_finite(features, [name for name, _ in clips])
+        return features
 
     def _check_finite(self, features: Tensor, names: Sequence[str]) -> None:
         """ValueError for features that are not finite; it names the weight that is not either, or the first clip."""

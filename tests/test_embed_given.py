@@ -84,6 +84,8 @@ def test_features_that_are_not_finite_are_an_error(run):
         next(embedder.encoder.parameters()).fill_(torch.nan)
     with pytest.raises(ValueError, match=r"no features: .* of the encoder is not finite"):
         embedder.encode([performed(), performed(2)])
+    with pytest.raises(ValueError, match=r"no features: .* of the encoder is not finite"):
+        next(embedder.encode_stream(performed(), window=16))
 
 
 def test_joints_in_an_image_become_what_the_encoder_was_trained_on(flat, told):
