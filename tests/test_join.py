@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastmc.data.packing import NORMALISATION
-from fastmc.data.store import PackedStore, StoreWriter
+from fastmc.data.store import UNKNOWN, PackedStore, StoreWriter
 from fastmc.skeleton import KINECT20, NTU25
 from train import prepare
 
@@ -39,6 +39,17 @@ def test_clips_classes_and_parts_of_all(tmp_path, capsys):
     assert both.normalisation == NORMALISATION
     for n, (store, of) in enumerate(((early, 0), (early, 1), (late, 0), (late, 1), (late, 2))):
         assert np.array_equal(both.clip(n), store.clip(of))
+
+
+def test_sets_without_classes_are_joined_too(tmp_path):
+    """To pre-train on, labels are not needed; those of another set keep their classes."""
+    bare = tmp_path / "bare"
+    protocols = {"all": {"field": "subject", "train": [1]}}
+    with StoreWriter(bare, name="bare", skeleton=NTU25, fps=30, class_names=(), protocols=protocols) as out:
+        out.add(np.ones((4, 1, 25, 3), np.float32), name="0", label=UNKNOWN, subject=1)
+    assert join(tmp_path, PackedStore.open(bare), write(tmp_path / "named", 2)) == 0
+    both = PackedStore.open(tmp_path / "both")
+    assert (both.class_names, both.label.tolist()) == (("named: a", "named: b"), [UNKNOWN, 0, 1])
 
 
 def test_what_does_not_fit_is_not_joined(tmp_path, capsys):

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
-from fastmc.data.packing import PrepareError
-from fastmc.data.store import PackedStore, StoreWriter
-
-PARTS = ("train", "test")
+from fastmc.data.packing import TWO_PARTS, PrepareError
+from fastmc.data.store import UNKNOWN, PackedStore, StoreWriter
 
 
 def join_stores(stores: Sequence[PackedStore], out: Path, *, name: str, overwrite: bool = False) -> PackedStore:
@@ -31,11 +30,12 @@ def join_stores(stores: Sequence[PackedStore], out: Path, *, name: str, overwrit
     if len(set(names)) < len(names):
         raise PrepareError(f"stores must have different names, got {', '.join(names)}; prepare one with another --name")
     classes = [f"{store.name}: {label}" for store in stores for label in store.class_names]
-    rule = {"split": {"field": "part", "train": [0], "values": list(PARTS)}}
-    about = {"name": name, "skeleton": first.skeleton, "fps": first.fps, "class_names": classes, "protocols": rule}
+    about = {"name": name, "skeleton": first.skeleton, "fps": first.fps, "class_names": classes}
     meta = {"joined": names} | {key: first.meta[key] for key in ("normalisation",) if key in first.meta}
-    offsets = {store.name: classes.index(f"{store.name}: {store.class_names[0]}") for store in stores}
-    with StoreWriter(out, **about, overwrite=overwrite, extra_meta=meta) as writer:  # type: ignore[arg-type]
+    before = accumulate((store.num_classes for store in stores), initial=0)  # classes of the stores before each
+    offsets = dict(zip(names, before, strict=False))
+    protocols = {"split": TWO_PARTS}
+    with StoreWriter(out, **about, protocols=protocols, overwrite=overwrite, extra_meta=meta) as writer:  # type: ignore[arg-type]
         for store in sorted(stores, key=lambda store: f"{store.name}/"):
             trains = set(store.split(next(iter(store.protocols)))[0].tolist())
             for n, clip in enumerate(store.names.tolist()):
@@ -43,7 +43,7 @@ def join_stores(stores: Sequence[PackedStore], out: Path, *, name: str, overwrit
                 writer.add(
                     store.clip(n),
                     name=f"{store.name}/{clip}",
-                    label=label + offsets[store.name] if label >= 0 else label,
+                    label=label + offsets[store.name] if label != UNKNOWN else label,
                     split=0 if n in trains else 1,
                 )
     return PackedStore.open(out)

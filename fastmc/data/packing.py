@@ -38,6 +38,8 @@ PUBLISHED = "published as missing"
 NO_BODY = "no skeleton in the file"
 OTHER_SET = "clip of another set"
 MAX_BODIES = 2  # of a clip that is stored
+PARTS = ("train", "test")
+TWO_PARTS = {"field": "part", "train": [0], "values": list(PARTS)}  # the rule of a set that comes with these
 HIGHEST_LIMIT = 1e30  # float32 holds it, and its square in float64 is far from overflow
 FAULTS = (MALFORMED, FOREIGN_NAME, DUPLICATE, TOO_FAR)
 

@@ -19,7 +19,6 @@ from fastmc.data.clips import MAX_COORDINATE
 from fastmc.data.formats.ntu_splits import NTU60_CLASS_NAMES, NTU120_CLASS_NAMES
 from fastmc.data.formats.parts import (
     MAX_CLASSES,
-    PARTS,
     PartClip,
     check_bodies,
     check_size,
@@ -28,7 +27,7 @@ from fastmc.data.formats.parts import (
     pack_parts,
     read_class_names,
 )
-from fastmc.data.packing import PrepareError
+from fastmc.data.packing import PARTS, PrepareError
 from fastmc.data.store import PackedStore
 from fastmc.reading import listed, reading
 from fastmc.skeleton import NTU25, Skeleton

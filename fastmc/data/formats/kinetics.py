@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 
 from fastmc.data.clips import ALL_ZERO, MAX_COORDINATE, FaultyClip, usable_clip
-from fastmc.data.formats.parts import MAX_BODIES, MAX_CLASSES, MAX_FRAMES, PARTS, TWO_PARTS
+from fastmc.data.formats.parts import MAX_CLASSES, MAX_FRAMES
 from fastmc.data.given import MIN_SCORE, Given
 from fastmc.data.packing import (
     DUPLICATE,
+    MAX_BODIES,
     NO_BODY,
+    PARTS,
+    TWO_PARTS,
     Clip,
     PrepareError,
     Read,

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fastmc.data.clips import LAYOUTS, MAX_COORDINATE, FaultyClip, distinct_bodies, usable_clip, used_frames
 from fastmc.data.given import METRES, Given
-from fastmc.data.packing import MAX_BODIES, NORMALISATION, PrepareError, check_limits
+from fastmc.data.packing import MAX_BODIES, NORMALISATION, TWO_PARTS, PrepareError, check_limits
 from fastmc.data.sanity import Sanity
 from fastmc.data.store import NOT_NORMALISED, UNKNOWN, PackedStore, StoreWriter
 from fastmc.files import open_file, read_text
@@ -21,8 +21,6 @@ from fastmc.progress import progress_bar
 from fastmc.reading import reading
 from fastmc.skeleton import Skeleton
 
-PARTS = ("train", "test")
-TWO_PARTS = {"field": "part", "train": [0], "values": list(PARTS)}
 FPS = 30.0
 MAX_CLIPS = 1 << 20
 MAX_FRAMES = 1 << 15  # of a clip: 18 minutes

@@ -26,7 +26,6 @@ from fastmc.data.formats.ntu_splits import (
     Protocols,
 )
 from fastmc.data.formats.parts import (
-    PARTS,
     PartClip,
     check_bodies,
     check_size,
@@ -38,7 +37,7 @@ from fastmc.data.formats.parts import (
 )
 from fastmc.data.formats.skeleton_file import ClipName, parse_name
 from fastmc.data.given import METRES, Given
-from fastmc.data.packing import PrepareError
+from fastmc.data.packing import PARTS, PrepareError
 from fastmc.data.store import PackedStore, check_name
 from fastmc.reading import explain, load_array, reading, shown
 
