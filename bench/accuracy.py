@@ -84,34 +84,43 @@ def _measure(settings: Accuracy, flags: Sequence[str]) -> int:
             f"{', '.join(taken)} differs from run to run: give {', '.join(map(instead.__getitem__, taken))}"
         )
     rows = [Row(*row) for row in itertools.product(settings.datasets, settings.presets, settings.methods)]
-    stores = {name: _store(flags, row) for name, row in {row.dataset: row for row in rows}.items()}
-    jobs = [_job(settings, flags, row, seed, *stores[row.dataset]) for seed in settings.seeds for row in rows]
-    run_jobs(jobs, settings.parallel)
     of_sets = {name: [row for row in rows if row.dataset == name] for name in settings.datasets}
-    page = "\n\n".join(_section(settings, flags, ours, *stores[name]) for name, ours in of_sets.items())
+    data = {name: Data.of(flags, ours[0]) for name, ours in of_sets.items()}
+    jobs = [_job(settings, flags, row, seed, data[row.dataset]) for seed in settings.seeds for row in rows]
+    run_jobs(jobs, settings.parallel)
+    page = "\n\n".join(_section(settings, flags, ours, data[name]) for name, ours in of_sets.items())
     (settings.out / "accuracy.md").write_text(page + "\n", encoding="utf-8")
     print(page)
     return 0
 
 
-def _store(flags: Sequence[str], row: Row) -> tuple[PackedStore, str]:
-    """With the protocol; it is made once, before the runs ask for it side by side."""
-    config = parse((*row.flags(), *flags))
-    store = open_dataset(config.dataset, config.data_root)
-    return store, config.protocol or store.protocols[0]
+class Data(NamedTuple):
+    """A set under a protocol; its store is made once, before the runs ask for it side by side."""
+
+    store: PackedStore
+    protocol: str
+    digest: str
+    training_clips: int
+
+    @classmethod
+    def of(cls, flags: Sequence[str], row: Row) -> Data:
+        config = parse((*row.flags(), *flags))
+        store = open_dataset(config.dataset, config.data_root)
+        protocol = config.protocol or store.protocols[0]
+        return cls(store, protocol, store.split_digest(protocol), len(store.split(protocol)[0]))
 
 
-def _job(settings: Accuracy, flags: Sequence[str], row: Row, seed: int, store: PackedStore, protocol: str) -> Job:
+def _job(settings: Accuracy, flags: Sequence[str], row: Row, seed: int, data: Data) -> Job:
     folder = row.folder(settings, seed)
     arguments = (*row.flags(), *flags, "--seed", str(seed), "--out", str(folder))
-    config = fitted(replace(parse(arguments), protocol=protocol), len(store.split(protocol)[0]))
-    data = store.split_digest(protocol)
+    config = fitted(replace(parse(arguments), protocol=data.protocol), data.training_clips)
     log = folder.with_suffix(".log")
-    return Job(f"{row.dataset} {folder.name}", "train.run", arguments, log, lambda: is_finished(config, data))
+    return Job(f"{row.dataset} {folder.name}", "train.run", arguments, log, lambda: is_finished(config, data.digest))
 
 
-def _section(settings: Accuracy, flags: Sequence[str], ours: Sequence[Row], store: PackedStore, protocol: str) -> str:
+def _section(settings: Accuracy, flags: Sequence[str], ours: Sequence[Row], data: Data) -> str:
     """The table of a set, below what it is."""
+    store, protocol = data.store, data.protocol
     train, test = store.split(protocol)
     config = replace(parse((*ours[0].flags(), *flags)), protocol=protocol)
     found: dict[str, list[dict[str, float]]] = {"raw coordinates": [raw_accuracy(store, config)]}

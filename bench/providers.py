@@ -199,13 +199,7 @@ def _bind_fastmc(impl: str) -> Callable[[Case, Inputs], Call]:
 
 def _bind_cpp(case: Case, x: Inputs) -> Call:
     """As a training step on a CPU calls it."""
-    call = _bind_fastmc("cpp")(case, x)
-
-    def alone() -> Outputs:
-        with cpu.one_thread_for_operators():
-            return call()
-
-    return alone
+    return cpu.one_thread_for_operators()(_bind_fastmc("cpp")(case, x))
 
 
 def _bind_products(case: Case, x: Inputs) -> Call:

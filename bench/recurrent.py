@@ -94,18 +94,13 @@ def race(settings: CompareGRU, inputs: int = 150) -> Turns:
     x = torch.randn(3 * settings.batch, settings.frames, inputs)
     theirs = passes(plain, x)
     for name, call in passes(ours, x).items():
+        as_in_a_step = cpu.one_thread_for_operators()(call)
         turns.enter(f"{name}, {PYTORCH}", theirs[name])
-        turns.enter(f"{name}, {FASTMC}", partial(in_a_step, call), check=partial(compare, theirs[name]()))
+        turns.enter(f"{name}, {FASTMC}", as_in_a_step, check=partial(compare, theirs[name]()))
         clips = settings.batch * (3 if name == "query" else 1)
         alone = of_recurrent_net(clips, settings.frames, inputs, hidden, layers, BACKWARDS[name])
         turns.enter(f"{name}, {PRODUCTS}", alone)
     return turns
-
-
-def in_a_step(call: Callable[[], list[Tensor]]) -> list[Tensor]:
-    """As the training step of a CPU makes it."""
-    with cpu.one_thread_for_operators():
-        return call()
 
 
 def compare(truth: Sequence[Tensor], found: Sequence[Tensor]) -> float:
