@@ -44,6 +44,7 @@ def accuracies(value: float) -> dict:
     return {"knn_top1": value, "linear_top1": value + 1, "linear_top5": value + 2}
 
 
+@pytest.mark.slow
 def test_accuracy_page_has_a_table_a_set_with_means_and_single_values(data_root, tmp_path, monkeypatch, capsys):
     def run_jobs(jobs, parallel):
         for number, job in enumerate(jobs):

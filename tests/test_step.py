@@ -247,6 +247,7 @@ def test_the_stand_in_keeps_numbers_of_the_host_as_cuda_does():
     assert total.item() == 2.0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("amp", ["fp32", "fp16"])
 def test_every_step_gives_the_device_the_same_work(amp, store):
