@@ -91,7 +91,7 @@ $(DOCS_STAMP): $(DEV_STAMP)
 docs: $(DOCS_STAMP) ## these pages and the API as a site, site/index.html; a link that leads nowhere is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
-check: lint types test docs ## what CI runs
+check: lint types docs test ## what CI runs
 
 fuzz: $(DEV_STAMP) ## damaged inputs to all readers, for MINUTES=5; what is read wrongly is kept in tests/fuzz/found
 	$(BIN)/python -m tests.fuzz.run --minutes $(MINUTES)

@@ -174,7 +174,7 @@ class Embedder:
 
         Raises:
             ValueError, TypeError: frames that the encoder cannot read, or a weight is not finite; the message tells the
-            window or the weight.
+                window or the weight.
         """
         for name, value in (("window", window), ("hop", hop), ("batch_size", batch_size)):
             check_number(name, value, at_least=1)

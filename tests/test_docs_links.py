@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pydoc
 import re
 import subprocess
@@ -9,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from unicodedata import category
 
+import griffe
 import pytest
 from pages import ROOT, pages, text_of, without_blocks
 
@@ -67,6 +69,26 @@ def _is_there(path: Path) -> bool:
     return path == ROOT or (path.exists() and path.name in {each.name for each in path.parent.iterdir()})
 
 
+def read_docstrings(package: Path) -> int:
+    """Reads those of a package as the site does and says how many; griffe logs what it does not understand."""
+    extensions = griffe.load_extensions(str(ROOT / "docs/docstrings.py"))
+    root = griffe.load(
+        package.name,
+        search_paths=[package.parent],
+        extensions=extensions,
+        docstring_parser="google",
+        allow_inspection=False,
+    )
+
+    def read(thing: griffe.Object) -> int:
+        own = [each for each in thing.members.values() if isinstance(each, griffe.Object)]
+        inner = sum(read(each) for each in own if each.is_class or each.is_module)
+        return inner + sum(bool(each.docstring and each.docstring.parsed) for each in own)
+
+    assert isinstance(root, griffe.Object)
+    return read(root)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page):
     anchors_of(ROOT / page)
@@ -111,6 +133,25 @@ def test_files_that_a_page_names_are_there(page):
 def test_the_api_page_has_every_public_name():
     named = re.findall(r"^::: fastmc\.(\w+)$", text_of("docs/api/fastmc.md"), re.MULTILINE)
     assert sorted(named) == sorted(fastmc.__all__)
+
+
+@pytest.mark.parametrize("package", ["fastmc", "kernels", "train", "bench"])
+def test_sections_of_docstrings_are_read_as_they_are_meant(package, caplog):
+    """An item goes on with deeper lines and names a parameter: else make docs ends with an error."""
+    with caplog.at_level(logging.WARNING, logger="griffe"):
+        read = read_docstrings(ROOT / package)
+    assert read > 50
+    assert caplog.messages == []
+
+
+def test_a_docstring_read_otherwise_is_noticed(tmp_path, caplog):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "__init__.py").write_text(
+        'def f(a: int) -> None:\n    """F.\n\n    Raises:\n        ValueError: it is\n        odd.\n    """\n'
+    )
+    with caplog.at_level(logging.WARNING, logger="griffe"):
+        assert read_docstrings(tmp_path / "there") == 1
+    assert "Failed to get 'exception: description' pair" in caplog.text
 
 
 def test_dir_completion_and_help_have_every_public_name():

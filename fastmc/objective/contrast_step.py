@@ -159,7 +159,8 @@ def contrast_step_(
         table: which softmaxes there are and what they learn, such as :data:`fastmc.contrast_table.AIMCLR`.
         mixing: lambda of eq. 8, for a table whose rows are mixed, and only for one.
         update: ``"ascent"`` climbs the loss, weighted as the table says, at ``bank_temperature``.
-        bank, momentum and the rest: as for :func:`mc_step_`.
+
+    The bank, its momentum and the rest are as for :func:`mc_step_`.
 
     Raises:
         ValueError: an invalid input; the message names the argument.

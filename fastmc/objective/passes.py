@@ -116,8 +116,9 @@ class Passes:
         """The block's part of the bank's gradient from its weights; with the last block comes the step.
 
         Args:
-            kept: is spoiled. scale, queries: see `Block.pull_`. gradient: (K, D), that of earlier blocks, or as many
-            rows as a chunk has where there is but one block.
+            kept: is spoiled.
+            scale, queries: see `Block.pull_`.
+            gradient: (K, D), that of earlier blocks, or as many rows as a chunk has where there is but one block.
             allowed: a scalar; where it is False, everything is left as it is.
         """
         for chunk in self.contrast.chunks():
