@@ -16,7 +16,19 @@ import torch
 from conftest import write_small_store
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import accuracy, contention, headlines, machine, measure, memory, parity, plot, providers, summary
+from bench import (
+    accuracy,
+    contention,
+    headlines,
+    machine,
+    measure,
+    memory,
+    parity,
+    plot,
+    providers,
+    summary,
+    supervised,
+)
 from bench.accuracy import raw_accuracy
 from bench.measure import Measurement, Race, Result, Timing
 from bench.parity import ParityError, exact_outputs
@@ -91,6 +103,32 @@ def test_supervised_encoder_learns_classes_that_are_plain_to_see(tmp_path):
     found = supervised_accuracy(config, store)
     assert found > 80  # chance is 33
     assert found == supervised_accuracy(config, store)
+
+
+@pytest.mark.slow
+def test_supervised_accuracies_that_are_kept_are_read(tmp_path, capsys):
+    write_small_store(tmp_path / "data" / "small")
+    flags = ["--dataset", "small", "--data-root", str(tmp_path / "data"), "--frames", "8", "--encoder", "1x8"]
+    flags += [
+        "--batch-size",
+        "4",
+        "--epochs",
+        "1",
+        "--preset",
+        "tiny",
+        "--seeds",
+        "0",
+        "--keep",
+        str(tmp_path / "kept"),
+    ]
+    kept = tmp_path / "kept" / "tiny-supervised-seed0.json"
+    assert supervised.main(flags) == 0
+    found = json.loads(kept.read_text(encoding="utf-8"))
+    kept.write_text(json.dumps(found | {"top1": 12.5}), encoding="utf-8")
+    assert supervised.main(flags) == 0
+    assert "supervised top-1: 12.5 (12.5)" in capsys.readouterr().out
+    assert supervised.main([*flags, "--lr", "0.1"]) == 0  # other settings
+    assert json.loads(kept.read_text(encoding="utf-8"))["config"]["optim"]["lr"] == 0.1
 
 
 @pytest.fixture

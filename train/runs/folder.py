@@ -61,7 +61,7 @@ def _read_json(path: Path, kind: type) -> Any:
     return found
 
 
-def _run_settings(config: Config) -> dict[str, Any]:
+def run_settings(config: Config) -> dict[str, Any]:
     """Plain values of all that is said of the run."""
     return {key: value for key, value in to_plain(config).items() if key not in CALL_SETTINGS}
 
@@ -94,7 +94,7 @@ class RunFolder:
             f"Resume it with --config {self.path / 'config.json'} --out {self.path}, name another folder with --out, "
             "or replace it with --restart"
         )
-        self.plain = _run_settings(config)
+        self.plain = run_settings(config)
         self.saved: dict[str, Any] | None = None
         self._held: os.stat_result | None = None
         self._again: Callable[[], None] | None = None
@@ -104,7 +104,7 @@ class RunFolder:
             if not (self.path / "config.json").exists():
                 raise RunFolderError(f"out = {self.path} holds files that are no run of fastmc; name another folder")
             try:
-                self.saved = _run_settings(load_config(self.path, (config.method, config.backbone)))
+                self.saved = run_settings(load_config(self.path, (config.method, config.backbone)))
             except NotAllowed as error:
                 raise RunFolderError(f"{self.path} holds a run of something else: {error}") from None
             if not self.restart:
