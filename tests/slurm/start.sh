@@ -49,8 +49,8 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
 # Seconds, so that tests do not wait.
-SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1,requeue_delay=1
-KillWait=60
+SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1
+KillWait=10
 MinJobAge=300
 InactiveLimit=0
 NodeName=$host NodeAddr=127.0.0.1 CPUs=$cores CoresPerSocket=$cores State=UNKNOWN
@@ -86,9 +86,9 @@ for _ in $(seq 300); do
         wait
     fi
     for daemon in "${daemons[@]}"; do
-        kill -0 "$daemon" 2> /dev/null || { tail -n 5 "$folder"/*.out "$folder"/*.log >&2; exit 1; }
+        kill -0 "$daemon" 2> /dev/null || break 2
     done
     sleep 0.1
 done
-tail -n 5 "$folder"/*.out "$folder"/*.log >&2
+tail -n 5 "$folder"/*.out > "$folder/why"
 exit 1

@@ -45,9 +45,7 @@ def options_of(words: Sequence[str]) -> dict[str, str]:
         raise ValueError(f"slurm = {' '.join(bare)}: give KEY=VALUE, such as partition=gpu")
     found = {key.replace("-", "_"): value for key, value in found.items()}
     if "time" not in found:
-        raise ValueError(
-            "slurm: give a time limit, such as --slurm time=4:00:00; a run that needs longer is queued again"
-        )
+        raise ValueError("slurm: give a time limit, such as time=4:00:00; a run that needs longer is queued again")
     minutes_of(found["time"])
     for key in (*NUMBERS, "cpus_per_task"):
         if not found.get(key, "1").isdigit() or not int(found.get(key, "1")):
