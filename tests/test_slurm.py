@@ -299,7 +299,7 @@ def test_on_a_slurm_a_table_is_preempted_requeued_resumed_and_collected(cluster,
     assert tables.main(submits) == 0
     assert capsys.readouterr().out.count("in the queue already") == 4
     assert said(folder / "slurm" / "jobs.json") == before
-    urgent = ["sbatch", "--partition=urgent", f"--cpus-per-task={os.cpu_count()}", "--output=/dev/null", "--wrap=true"]
+    urgent = ["sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=true"]
     subprocess.run(urgent, check=True)
     wait_until(lambda: any("resuming from " in said(log) for log in logs), 300)
     assert any("stopped; the same command resumes from" in said(log) for log in logs)

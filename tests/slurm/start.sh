@@ -10,7 +10,7 @@ folder=$(realpath "$1")
 port=$2 # and the next one
 export PATH=$PATH:/usr/sbin SLURM_CONF=$folder/slurm.conf
 user=$(id -un)
-cores=$(nproc)
+cores=$(nproc --all)
 host=$(hostname -s)
 umask 022
 mkdir -p "$folder/state" "$folder/spool" "$folder/munge"
