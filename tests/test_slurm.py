@@ -124,6 +124,10 @@ def test_stages_are_job_arrays_in_turn_and_what_is_queued_is_not_submitted_again
     assert "short: in the queue already, as job 11_1" in told.messages
     (again,) = set(commands.glob("*.sent")) - {commands / "11.sent", commands / "12.sent"}
     assert "--array" not in said(again), "long alone, which had ended without a result"
+    (tmp_path / "slurm" / "jobs.json").write_text("{")
+    with pytest.raises(ValueError, match=r"jobs\.json is damaged: .*; delete it once none of its jobs is in the queue"):
+        submit(stages, words, tmp_path / "slurm")
+    assert submit([[runs[2]]], words, tmp_path / "other") == 0 and not (tmp_path / "other").exists()
 
 
 def test_what_slurm_says_against_it_is_one_error(tmp_path, commands):
@@ -278,7 +282,6 @@ def cluster(tmp_path_factory) -> Iterator[Path]:
                 patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
                 patch.setenv("OMP_NUM_THREADS", "1")
                 yield folder
-                subprocess.run(["scancel", "--me"], check=True)
         finally:
             process.terminate()
 

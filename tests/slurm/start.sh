@@ -26,7 +26,8 @@ SlurmdUser=$user
 SlurmctldPort=$port
 SlurmdPort=$((port + 1))
 AuthType=auth/munge
-AuthInfo=socket=$folder/munge/socket
+# A job that is queued again waits until its old credential has expired: not 120 s here.
+AuthInfo=socket=$folder/munge/socket,cred_expire=15
 CredType=cred/munge
 StateSaveLocation=$folder/state
 SlurmdSpoolDir=$folder/spool
@@ -66,7 +67,12 @@ echo "CgroupPlugin=$plugin" > "$folder/cgroup.conf"
 daemons=()
 end() {
     trap - EXIT
+    # Jobs first: what is left of one looks for its controller for long. A slurmd that waits for it is killed.
+    timeout 10 scancel --user="$user" 2> /dev/null || true
+    for _ in $(seq 100); do [[ -n $(timeout 5 squeue --noheader 2> /dev/null) ]] || break; sleep 0.2; done
     ((${#daemons[@]} == 0)) || kill "${daemons[@]}" 2> /dev/null || true
+    for _ in $(seq 50); do jobs -pr | grep -q . || break; sleep 0.2; done
+    ((${#daemons[@]} == 0)) || kill -9 "${daemons[@]}" 2> /dev/null || true
     wait
 }
 trap end EXIT

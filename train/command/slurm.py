@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastmc.files import write_json
+from fastmc.files import read_text, write_json
+from fastmc.reading import reading
 from train.command.jobs import TAIL, Job, to_do
 from train.engine.record import log
 
@@ -98,6 +99,8 @@ class Task:
                 preexec_fn=_deaf,
             )
             signal.signal(signal.SIGTERM, lambda *_: self._stop())
+            if os.environ.get("SLURM_PROCID", "0") != "0":  # submitit has the job queued again by its first node alone
+                signal.signal(signal.SIGUSR1, lambda *_: self._stop())
             self._until_ended()
             code = self._child.wait()
         if code:
@@ -172,26 +175,33 @@ def submit(stages: Sequence[Sequence[Job]], words: Sequence[str], folder: Path, 
     Raises:
         ValueError: submitit or Slurm is not there, or sbatch does not take the options.
     """
-    options = options_of(words)
-    executor_of = _submitit()
+    options, wanted = options_of(words), [to_do(jobs) for jobs in stages]
+    if not any(wanted):
+        return 0
+    executor_of, queued = _submitit(), _in_queue()
     known = folder / "jobs.json"
-    ids: dict[str, str] = json.loads(known.read_text(encoding="utf-8")) if known.exists() else {}
-    queued = _in_queue()
-    waiting, before = 0, set[str]()
-    for jobs in stages:
-        todo = to_do(jobs)
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = _known(known)
+    before: set[str] = set()
+    for todo in wanted:
         there = [job for job in todo if ids.get(job.name) in queued]
         new = [job for job in todo if job not in there]
-        submitted = _submit(executor_of, new, options, folder, before, ranks)
-        ids |= submitted
+        ids |= _submit(executor_of, new, options, folder, before, ranks)
         write_json(known, ids)
         before = {ids[job.name].partition("_")[0] for job in todo}
-        waiting += len(todo)
         for job in new:
             log.info("%s: submitted as job %s; what it prints goes to %s", job.name, ids[job.name], job.log)
         for job in there:
             log.info("%s: in the queue already, as job %s", job.name, ids[job.name])
-    return waiting
+    return sum(map(len, wanted))
+
+
+def _known(path: Path) -> dict[str, str]:
+    """The ids of the jobs that were submitted, by their names; ValueError if the file is damaged."""
+    if not path.exists():
+        return {}
+    with reading(f"{path} is damaged", ValueError, remedy="delete it once none of its jobs is in the queue"):
+        return {str(name): str(number) for name, number in json.loads(read_text(path)).items()}
 
 
 def _submit(
@@ -200,7 +210,6 @@ def _submit(
     """One job array of all jobs; the id of each by its name."""
     if not jobs:
         return {}
-    folder.mkdir(parents=True, exist_ok=True)
     own = {key: value for key, value in options.items() if key not in (*NUMBERS, "time")}
     own.setdefault("job_name", "fastmc")
     if after:
