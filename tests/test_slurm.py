@@ -69,9 +69,11 @@ def test_options_that_slurm_would_not_take_are_named(words, message):
         options_of(words)
 
 
-def test_options_without_slurm_are_an_error_and_so_is_a_missing_submitit(data_root, tmp_path, capsys, monkeypatch):
+def test_what_does_not_go_together_is_an_error_and_so_is_a_missing_submitit(data_root, tmp_path, capsys, monkeypatch):
     flags = ["--table", "3", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     flags += small(data_root)
+    assert run.main([*small(data_root), "--restart", "--launcher", "slurm", "--slurm", "time=9"]) == 1
+    assert "--restart would start over each time that the job begins again" in capsys.readouterr().err
     assert tables.main([*flags, "--slurm", "time=9"]) == 1
     assert "the options are of --launcher slurm" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "submitit", None)

@@ -90,6 +90,8 @@ def submit(config: Config, args: Sequence[str], options: Sequence[str]) -> None:
     Raises:
         ValueError: as of `train.command.slurm.submit`. RunFolderError: the folder holds another run.
     """
+    if config.restart:
+        raise ValueError("--restart would start over each time that the job begins again: delete the folder instead")
     store = open_dataset(config.dataset, config.data_root, config.data.verify)
     config, protocol = settled(config, store)
     folder, data = RunFolder(config).path, store.split_digest(protocol)
