@@ -9,8 +9,8 @@ import itertools
 import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,8 +25,11 @@ from fastmc.data.store import PackedStore
 from fastmc.evaluation import frozen_features, knn_evaluate, linear_evaluate
 from train.command.datasets import open_dataset
 from train.command.errors import USER_ERRORS
-from train.command.jobs import Job, run_jobs
+from train.command.jobs import Job
+from train.command.launch import Launch, Launched
 from train.command.parse import parse
+from train.command.work import work_of
+from train.engine.record import log, start_logging
 from train.runs.folder import is_finished
 from train.runs.report import ACCURACIES
 from train.tables.markdown import markdown
@@ -50,8 +53,9 @@ class Accuracy:
     """Rows."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of each row."""
-    parallel: int = 1
-    """Runs at a time. Each gets an equal share of the cores."""
+    launch: Launched = field(default_factory=Launch)
+    collect: bool = False
+    """Run nothing: make the page of the runs that are there."""
 
 
 class Row(NamedTuple):
@@ -64,12 +68,16 @@ class Row(NamedTuple):
     def folder(self, settings: Accuracy, seed: int) -> Path:
         return settings.out / self.dataset / f"{self.preset}-{self.method}-seed{seed}"
 
+    def folders(self, settings: Accuracy) -> list[Path]:
+        return [self.folder(settings, seed) for seed in settings.seeds]
+
     def flags(self) -> tuple[str, ...]:
         return ("--dataset", self.dataset, "--preset", self.preset, "--method", self.method)
 
 
 def main(args: Sequence[str] | None = None) -> int:
     settings, flags = tyro.cli(Accuracy, prog="python -m bench.accuracy", args=args, return_unknown_args=True)
+    start_logging()
     try:
         return _measure(settings, flags)
     except USER_ERRORS as error:
@@ -78,7 +86,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _measure(settings: Accuracy, flags: Sequence[str]) -> int:
-    instead = {"--method": "--methods", "--seed": "--seeds", "--dataset": "--datasets", "--preset": "--presets"}
+    instead = {f"--{name}": f"--{name}s" for name in ("method", "seed", "dataset", "preset", "device")}
     if taken := instead.keys() & set(flags):
         raise ValueError(
             f"{', '.join(taken)} differs from run to run: give {', '.join(map(instead.__getitem__, taken))}"
@@ -86,9 +94,18 @@ def _measure(settings: Accuracy, flags: Sequence[str]) -> int:
     rows = [Row(*row) for row in itertools.product(settings.datasets, settings.presets, settings.methods)]
     of_sets = {name: [row for row in rows if row.dataset == name] for name in settings.datasets}
     data = {name: Data.of(flags, ours[0]) for name, ours in of_sets.items()}
-    jobs = [_job(settings, flags, row, seed, data[row.dataset]) for seed in settings.seeds for row in rows]
-    run_jobs(jobs, settings.parallel)
-    page = "\n\n".join(_section(settings, flags, ours, data[name]) for name, ours in of_sets.items())
+    runs = {
+        row.folder(settings, seed): _job(settings, flags, row, seed, data[row.dataset])
+        for seed in settings.seeds
+        for row in rows
+    }
+    if settings.collect:
+        runs = {folder: job for folder, job in runs.items() if job.done()}
+        log.info("%d of %d runs are there", len(runs), len(settings.seeds) * len(rows))
+    elif not settings.launch.make([list(runs.values())], settings.out, small=set(settings.presets) == {"tiny"}):
+        return 0
+    page = "\n\n".join(_section(settings, flags, ours, data[name], runs) for name, ours in of_sets.items())
+    settings.out.mkdir(parents=True, exist_ok=True)
     (settings.out / "accuracy.md").write_text(page + "\n", encoding="utf-8")
     print(page)
     return 0
@@ -115,22 +132,25 @@ def _job(settings: Accuracy, flags: Sequence[str], row: Row, seed: int, data: Da
     arguments = (*row.flags(), *flags, "--seed", str(seed), "--out", str(folder))
     config = fitted(replace(parse(arguments), protocol=data.protocol), data.training_clips)
     log = folder.with_suffix(".log")
-    return Job(f"{row.dataset} {folder.name}", "train.run", arguments, log, lambda: is_finished(config, data.digest))
+    name = f"{row.dataset} {folder.name}"
+    work = work_of(config, data.training_clips)
+    return Job(name, "train.run", arguments, log, lambda: is_finished(config, data.digest), work)
 
 
-def _section(settings: Accuracy, flags: Sequence[str], ours: Sequence[Row], data: Data) -> str:
-    """The table of a set, below what it is."""
+def _section(settings: Accuracy, flags: Sequence[str], ours: Sequence[Row], data: Data, there: Collection[Path]) -> str:
+    """The table of a set, below what it is, of the run folders that are ``there``."""
     store, protocol = data.store, data.protocol
     train, test = store.split(protocol)
     config = replace(parse((*ours[0].flags(), *flags)), protocol=protocol)
     found: dict[str, list[dict[str, float]]] = {"raw coordinates": [raw_accuracy(store, config)]}
     for preset in settings.presets:
         reports = {
-            row.method: [read_report(row.folder(settings, seed)) for seed in settings.seeds]
+            row.method: [read_report(each) for each in row.folders(settings) if each in there]
             for row in ours
             if row.preset == preset
         }
-        found[f"{preset}, untrained"] = [report["random_init"] for report in next(iter(reports.values()))]
+        most = max(reports.values(), key=len)  # of equally many the first
+        found[f"{preset}, untrained"] = [report["random_init"] for report in most]
         found |= {f"{preset}, {method}": each for method, each in reports.items()}
     title = (
         f"{store.name} {protocol}: {len(train):,} training clips, {len(test):,} test clips, {store.num_classes} classes"
@@ -173,6 +193,8 @@ def make_table(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
 
 
 def _cell(values: Sequence[float]) -> str:
+    if not values:
+        return "not run"
     singles = f" ({', '.join(f'{v:.1f}' for v in values)})" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.1f}{singles}"
 

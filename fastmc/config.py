@@ -131,6 +131,8 @@ class Config:
     and then: python -m train.run --dataset ntu60
 
     The same command resumes an interrupted run; so does: python -m train.run --config DIR/config.json --out DIR
+
+    As a job of Slurm, also on several nodes: docs/scaling.md
     """
 
     dataset: str = "synthetic"

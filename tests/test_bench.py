@@ -40,6 +40,7 @@ from fastmc.data.store import PackedStore
 from fastmc.encoders.bigru import BiGRUConfig
 from fastmc.reference import bank as reference_bank
 from fastmc.reference import contrast as reference
+from train.command import launch
 from train.command.parse import parse
 
 SMALL = {"batch": 7, "bank": 130, "dim": 24}
@@ -58,14 +59,15 @@ def accuracies(value: float) -> dict:
 
 @pytest.mark.slow
 def test_accuracy_page_has_a_table_a_set_with_means_and_single_values(data_root, tmp_path, monkeypatch, capsys):
-    def run_jobs(jobs, parallel):
+    def run_jobs(jobs, devices, small):
+        assert (devices, small) == ("auto", True)
         for number, job in enumerate(jobs):
             folder = Path(job.arguments[job.arguments.index("--out") + 1])
             folder.mkdir(parents=True)
             report = accuracies(10.0 * number) | {"random_init": accuracies(1.0)}
             (folder / "report.json").write_text(json.dumps(report))
 
-    monkeypatch.setattr(accuracy, "run_jobs", run_jobs)
+    monkeypatch.setattr(launch, "run_jobs", run_jobs)
     write_small_store(tmp_path / "root" / "a")
     write_small_store(tmp_path / "root" / "b", clips=36)
     words = ["--datasets", "a", "b", "--methods", "b1", "a2mc", "--seeds", "1", "2", "--out", str(tmp_path / "out")]

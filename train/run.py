@@ -21,14 +21,17 @@ from fastmc.data.report import label_notes, why_not_evaluated
 from fastmc.data.store import PackedStore
 from fastmc.files import write_json
 from fastmc.state import RunState
+from train.command import slurm
 from train.command.datasets import open_dataset
 from train.command.errors import run_command
+from train.command.jobs import Job
+from train.command.launch import launcher_of
 from train.command.parse import parse
 from train.engine.host_memory import keep_freed_memory
 from train.engine.loop import Pretraining
 from train.engine.record import duration, log, start_logging
 from train.engine.wandb import check_wandb
-from train.runs.folder import NOT_EVALUATED, RunFolder, default_folder
+from train.runs.folder import NOT_EVALUATED, RunFolder, default_folder, is_finished
 from train.runs.load import Run
 from train.runs.report import environment, evaluate_encoder, plot_curves, report_table
 
@@ -37,9 +40,12 @@ def main(args: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
 
     def command(args: Sequence[str]) -> None:
+        launcher, args = launcher_of(args)
         config = parse(args)
         if config.print_config:
             print(json.dumps(to_plain(config), indent=2))
+        elif launcher.launcher == "slurm":
+            submit(config, args, launcher.slurm)
         else:
             run(config)
 
@@ -58,9 +64,7 @@ def run(config: Config) -> dict[str, Any]:
         raise ValueError(f"impl = {impl!r} cannot run on {device}: {reason}")
     check_wandb(config)
     store = open_dataset(config.dataset, config.data_root, config.data.verify)
-    protocol = config.protocol or store.protocols[0]
-    config = fitted(replace(config, protocol=protocol), len(store.split(protocol)[0]))
-    config = replace(config, out=config.out or default_folder(config))
+    config, protocol = settled(config, store)
 
     folder = RunFolder(config)
     pretraining = Pretraining(config, store, folder.path, device)
@@ -71,6 +75,30 @@ def run(config: Config) -> dict[str, Any]:
     with checkpoint.saying_where_a_run_goes_on(pretraining.checkpoints), folder.begin(environment(device)):
         start_logging(folder.path / "run.log")
         return _train_and_report(config, store, pretraining)
+
+
+def settled(config: Config, store: PackedStore) -> tuple[Config, str]:
+    """The settings with all that follows from the set, and the protocol."""
+    protocol = config.protocol or store.protocols[0]
+    config = fitted(replace(config, protocol=protocol), len(store.split(protocol)[0]))
+    return replace(config, out=config.out or default_folder(config)), protocol
+
+
+def submit(config: Config, args: Sequence[str], options: Sequence[str]) -> None:
+    """The command as one job of Slurm, on all GPUs of its nodes by torchrun.
+
+    Raises:
+        ValueError: as of `train.command.slurm.submit`. RunFolderError: the folder holds another run.
+    """
+    if config.restart:
+        raise ValueError("--restart would start over each time that the job begins again: delete the folder instead")
+    store = open_dataset(config.dataset, config.data_root, config.data.verify)
+    config, protocol = settled(config, store)
+    folder, data = RunFolder(config).path, store.split_digest(protocol)
+    output = folder.with_name(f"{folder.name}.log")
+    job = Job(folder.name, "train.run", tuple(args), output, lambda: is_finished(config, data))
+    if not slurm.submit([[job]], options, folder.with_name("slurm"), ranks=True):
+        log.info("%s holds this run, finished", folder)
 
 
 def _resume(pretraining: Pretraining, folder: RunFolder, data: str) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from train.command.datasets import open_dataset
 from train.command.evaluation_settings import Semi
 from train.command.jobs import Job
 from train.command.parse import parse
+from train.command.work import work_of
 from train.runs.folder import NOT_EVALUATED, RunFolder, default_folder, is_finished, read_json
 from train.tables.published import DATASETS, OURS, Column, Row, Table, Variant
 
@@ -28,6 +29,7 @@ VARYING = {
     "--stream": "a row of the table",
     "--seed": "--seeds",
     "--out": "--runs",
+    "--device": "--devices",
     "--restart": "nothing: delete the run's folder",
     "--print-config": "nothing",
 }
@@ -118,14 +120,13 @@ class Plan:
                 yield row, column, seed
 
     def training_jobs(self, cells: Sequence[Cell]) -> list[Job]:
-        """The runs to train, each once, those of the first seed first. In each seed B1, a third of the work of the
-        others, comes last: at the end no core waits long for another.
+        """The runs to train, each once, those of the first seed first.
 
         Raises:
             RunFolderError: a folder holds a run with other settings.
         """
         configs: dict[Path, Config] = {}
-        for row, column, seed in sorted(cells, key=lambda cell: (cell[2], cell[0].variant == Variant("b1"))):
+        for row, column, seed in sorted(cells, key=lambda cell: cell[2]):
             assert row.variant is not None
             for config in self.configs(column, row.variant, seed):
                 assert config.out is not None
@@ -145,7 +146,8 @@ class Plan:
             *("--stream", config.stream, "--seed", str(config.seed), "--out", str(config.out)),
         )
         name = config.out.name
-        return Job(name, "train.run", arguments, self.logs / f"{name}.log", lambda: self._is_finished(config))
+        work = work_of(config, self.training_clips(config.dataset, str(config.protocol)))
+        return Job(name, "train.run", arguments, self.logs / f"{name}.log", lambda: self._is_finished(config), work)
 
     def evaluation_jobs(self, cells: Sequence[Cell]) -> list[Job]:
         """The evaluations that a training run does not make itself, each once."""
