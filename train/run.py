@@ -6,6 +6,7 @@ import io
 import json
 import math
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -31,7 +32,7 @@ from train.command.errors import run_command
 from train.command.parse import parse
 from train.engine.host_memory import keep_freed_memory
 from train.engine.loop import Pretraining
-from train.engine.ranks import Place, opened
+from train.engine.ranks import GRACE, Place, opened
 from train.engine.record import duration, log, start_logging
 from train.engine.wandb import check_wandb
 from train.engine.world import World
@@ -62,8 +63,12 @@ def _speaking(speaks: bool) -> Iterator[None]:
     if speaks:
         yield
         return
-    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-        yield
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    except (Exception, SystemExit):
+        time.sleep(GRACE)  # torchrun ends all with the first that fails: the one that speaks may need a moment
+        raise
 
 
 def run(config: Config, world: World | None = None) -> dict[str, Any]:

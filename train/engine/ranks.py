@@ -99,7 +99,6 @@ class Ranks(World):
         """
         self.rank, self.size, self.device = place.rank, place.size, device
         self._timeout = timedelta(seconds=timeout)
-        self._pieces: list[tuple[Tensor, list[Tensor]]] = []
         own_gpu = device.startswith("cuda:") and place.local_size <= torch.cuda.device_count()
         self._nccl = own_gpu and dist.is_nccl_available()
         gpu = torch.device(device) if self._nccl else None
@@ -126,37 +125,26 @@ class Ranks(World):
         mine = self._where_carried(tensor.detach().contiguous())
         out = mine.new_empty(self.size, *mine.shape)
         with self._heard():
-            dist.all_gather_into_tensor(out.view(-1), mine.view(-1))
+            dist.all_gather(list(out.unbind()), mine)
         return out.to(tensor.device)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        out = self._where_carried(tensor.detach().clone(memory_format=torch.contiguous_format))
+        out = tensor.detach().clone(memory_format=torch.contiguous_format)
+        self.sum_(out)
+        return out
+
+    def sum_(self, tensor: Tensor) -> None:
+        """Replace a contiguous tensor by its sum over all ranks."""
+        carried = self._where_carried(tensor)
         with self._heard():
-            dist.all_reduce(out)
-        return out.to(tensor.device)
+            dist.all_reduce(carried)
+        if carried is not tensor:
+            tensor.copy_(carried)
 
     # What the engine asks for
 
-    @torch.no_grad()
-    def sum_gradients(self, weights: Sequence[Parameter]) -> None:
-        """As in the base class, by one exchange for each dtype. The gradients of the step lie side by side from then
-        on."""
-        by_dtype: dict[torch.dtype, list[Parameter]] = {}
-        for weight in weights:
-            by_dtype.setdefault(weight.dtype, []).append(weight)
-        if not self._pieces:
-            for same in by_dtype.values():
-                pieces = [torch.zeros_like(weight, memory_format=torch.contiguous_format) for weight in same]
-                self._pieces.append((share_storage(pieces), pieces))
-        for same, (flat, pieces) in zip(by_dtype.values(), self._pieces, strict=True):
-            torch._foreach_copy_(pieces, [gradient_of(weight) for weight in same])
-            carried = self._where_carried(flat)
-            with self._heard():
-                dist.all_reduce(carried)
-            if carried is not flat:
-                flat.copy_(carried)
-            for weight, piece in zip(same, pieces, strict=True):
-                weight.grad = piece
+    def gradient_sum(self, weights: Sequence[Parameter]) -> GradientSum:
+        return GradientSum(self, weights)
 
     def agree(self, *numbers: int) -> tuple[int, ...]:
         largest = torch.tensor(numbers, dtype=torch.int64)
@@ -261,6 +249,33 @@ class Ranks(World):
     def _where_carried(self, tensor: Tensor) -> Tensor:
         """The tensor itself, or, where gloo has to carry what is on a GPU, a copy on the host."""
         return tensor if self._nccl or tensor.device.type == "cpu" else tensor.cpu()
+
+
+class GradientSum:
+    """The sum of gradients over ranks: one exchange for each dtype, of gradients that lie side by side.
+
+    It comes after the backward pass, not beside it: cuDNN gives the gradients of a recurrent net at its very end.
+    """
+
+    def __init__(self, ranks: Ranks, weights: Sequence[Parameter]) -> None:
+        """Allocates room for the gradients of these weights."""
+        self._ranks = ranks
+        by_dtype: dict[torch.dtype, list[Parameter]] = {}
+        for weight in weights:
+            by_dtype.setdefault(weight.dtype, []).append(weight)
+        self._parts = []
+        for same in by_dtype.values():
+            pieces = [torch.zeros_like(w, memory_format=torch.contiguous_format).detach() for w in same]
+            self._parts.append((same, share_storage(pieces), pieces))
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """Every weight has a gradient, which is that of all ranks from here on."""
+        for weights, flat, pieces in self._parts:
+            torch._foreach_copy_(pieces, [gradient_of(weight) for weight in weights])
+            self._ranks.sum_(flat)
+            for weight, piece in zip(weights, pieces, strict=True):
+                weight.grad = piece
 
 
 @contextmanager

@@ -106,6 +106,8 @@ class PretrainStep:
         self.copies = {**self._learners, **{name: copy for name, (copy, _) in followers.items()}}
         for network in (model, *self.networks.values()):
             share_statistics(network, self.world)
+        self._working = [working for copy in self._learners.values() for _, working in copy.pairs]
+        self._sum_gradients = self.world.gradient_sum(self._working)
         encoders = [net for net in self.networks.values() if isinstance(net, Encoder)]
         self._has_own_threads = bool(encoders) and all(encoder.has_own_threads for encoder in encoders)
         restored = model.restored()
@@ -237,7 +239,6 @@ class PretrainStep:
 
     def _backward(self, found: Found) -> Tensor:
         """Carry the gradients into the networks that learn; returns their norm ()."""
-        weights = [working for copy in self._learners.values() for _, working in copy.pairs]
         for copy in self._learners.values():
             for pair in copy.pairs:
                 for weight in pair:
@@ -248,11 +249,11 @@ class PretrainStep:
         if self.scaling is not None:
             gradients = tuple(g * self.scaling.scale for g in gradients)
         torch.autograd.backward(outputs, gradients)
-        for weight in weights:  # of what this phase does not use
+        for weight in self._working:  # of what this phase does not use
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
-        self.world.sum_gradients(weights)
-        norm = norm_of([gradient_of(weight) for weight in weights])
+        self._sum_gradients()
+        norm = norm_of([gradient_of(weight) for weight in self._working])
         if not self.update.refreshes:
             for copy in self._learners.values():
                 copy.collect_()

@@ -36,8 +36,9 @@ class World(Alone):
         first = sum(counts[: self.rank])
         return order.view(-1, batch_size)[:, first : first + counts[self.rank]].flatten()
 
-    def sum_gradients(self, weights: Sequence[Parameter]) -> None:
-        """Replace the gradient of each weight by the sum over all ranks."""
+    def gradient_sum(self, weights: Sequence[Parameter]) -> Callable[[], None]:
+        """What replaces the gradient of each of these weights by the sum over all ranks, whenever it is called."""
+        return lambda: None
 
     def agree(self, *numbers: int) -> tuple[int, ...]:
         """The largest of each number over all ranks: what the hosts decide, they decide together."""
