@@ -1,12 +1,13 @@
 """What `test_ranks.py` starts as the ranks of one run: training of many kinds, and what ranks do to each other.
 
-    python many_ranks.py cases DATA OUT     forty steps of every case, and the checks of `together`, to OUT/rankN.pt
-    python many_ranks.py run OUT WORDS...   train.run WORDS, with what this rank writes in OUT/rankN.txt
+python many_ranks.py cases DATA OUT     forty steps of every case, and the checks of `together`, to OUT/rankN.pt
+python many_ranks.py run OUT WORDS...   train.run WORDS, with what this rank writes in OUT/rankN.txt
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -20,6 +21,7 @@ from fastmc.data.store import PackedStore
 from fastmc.evaluation.features import represent
 from fastmc.methods.base import Batch
 from fastmc.random import keyed_generator
+from fastmc.ranks import ALONE
 from train import run
 from train.command.parse import parse
 from train.engine.loop import Pretraining
@@ -122,6 +124,19 @@ def _signs(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return (torch.randint(2, like.shape, generator=generator) * 2 - 1).to(like.dtype)
 
 
+def _own_statistics(pretraining: Pretraining) -> None:
+    for network in pretraining.stepper.networks.values():
+        network.norm.ranks = ALONE
+
+
+def _own_gradients(pretraining: Pretraining) -> None:
+    pretraining.stepper._sum_gradients = lambda: None
+
+
+MUTANTS = {"own statistics": _own_statistics, "own gradients": _own_gradients}
+"""Mistakes that must be seen in the numbers of b3."""
+
+
 def told(act: Callable[[], object]) -> str:
     """What an action says against itself."""
     try:
@@ -222,6 +237,7 @@ def _without_gather(data_root: Path, world: World) -> None:
 def cases(data_root: Path, out: Path) -> None:
     with opened(Place.of_environment(), "cpu", 120.0) as world:
         found = {case: trained(case, data_root, world) for case in CASES}
+        found |= {name: trained("b3", data_root, world, undo) for name, undo in MUTANTS.items()}
         torch.save({"cases": found, "together": together(data_root, world)}, out / f"rank{world.rank}.pt")
 
 
@@ -241,7 +257,7 @@ def audited(out: Path, words: list[str]) -> int:
     """train.run, by a rank that notes its process and all that it changes below the working folder."""
     rank, here = os.environ.get("RANK", "0"), str(Path.cwd())
     (out / f"rank{rank}.pid").write_text(str(os.getpid()))
-    log = open(out / f"rank{rank}.txt", "a")
+    note = partial(os.write, os.open(out / f"rank{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND))
 
     def hear(event: str, arguments: tuple) -> None:
         path = None
@@ -251,11 +267,25 @@ def audited(out: Path, words: list[str]) -> int:
         elif event in WRITING:
             path = os.fspath(arguments[WRITING[event]])
         if path is not None and os.path.abspath(path).startswith(here):
-            log.write(f"{event} {path}\n")
-            log.flush()
+            note(f"{event} {path}\n".encode())
 
     sys.addaudithook(hear)
+    if (out / "dies").exists() and rank == "1":
+        _die_at(7, out / "dies")
     return run.main(words)
+
+
+def _die_at(step: int, mark: Path) -> None:
+    """Once, by kill -9, as soon as a run has made this step."""
+    after = Pretraining._advance
+
+    def advance_and_die(self: Pretraining, *batch: Any) -> bool:
+        if self.step == step:
+            mark.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return after(self, *batch)
+
+    Pretraining._advance = advance_and_die  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from fastmc.arguments import working_dtype
 from fastmc.ranks import ALONE, Alone, stacked
 
 
@@ -22,7 +23,8 @@ class ViewNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor, views: int = 1) -> Tensor:
         if self.training and self.ranks.size > 1:
-            return torch.addcmul(self.bias, self.standardise(x, views), self.weight)
+            wide = self.standardise(x.to(working_dtype(x)), views)
+            return torch.addcmul(self.bias, wide, self.weight).to(x.dtype)
         normalised = [super(ViewNorm, self).forward(view.flatten(0, 1)).view_as(view) for view in x.chunk(views)]
         return torch.cat(normalised) if views > 1 else normalised[0]
 
