@@ -1,7 +1,8 @@
 """What `test_ranks.py` starts as the ranks of one run: training of many kinds, and what ranks do to each other.
 
-python many_ranks.py cases DATA OUT     forty steps of every case, and the checks of `together`, to OUT/rankN.pt
-python many_ranks.py run OUT WORDS...   train.run WORDS, with what this rank writes in OUT/rankN.txt
+many_ranks.py cases DATA OUT: forty steps of every case, and the checks of `together`, to OUT/rankN.pt
+many_ranks.py gpu DATA OUT: the same steps of OF_GPUS on GPUs, without the checks
+many_ranks.py run OUT WORDS...: train.run WORDS, with what this rank writes in OUT/rankN.txt
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from fastmc.ranks import ALONE
 from train import run
 from train.command.parse import parse
 from train.engine.loop import Pretraining
-from train.engine.ranks import Place, opened
+from train.engine.ranks import Place, Ranks, opened
 from train.engine.world import World
 
 STEPS, CLIPS, BANK = 40, 7, 128  # a small bank lets roundings grow fast
@@ -58,9 +59,12 @@ def config_of(case: str, data_root: Path) -> Any:
     return parse([*words, *given])
 
 
+OF_GPUS = ("a2mc", "bf16", "fp16", "b3 in bf16", "toy method")
+
+
 def start(case: str, data_root: Path, world: World) -> Pretraining:
-    config = config_of(case, data_root)
-    return Pretraining(config, PackedStore.open(data_root / "small"), Path("nowhere"), torch.device("cpu"), world)
+    config, device = config_of(case, data_root), torch.device(world.device or "cpu")
+    return Pretraining(config, PackedStore.open(data_root / "small"), Path("nowhere"), device, world)
 
 
 def advance(pretraining: Pretraining) -> None:
@@ -234,6 +238,16 @@ def _without_gather(data_root: Path, world: World) -> None:
         Batch.gather = gather  # type: ignore[method-assign]
 
 
+def gpu(data_root: Path, out: Path) -> None:
+    """One rank alone is a world of one, that exchanges what it has with itself."""
+    place = Place.of_environment()
+    world = Ranks(place, place.device("cuda:0" if place.size == 1 else "cuda"), 120.0)
+    found = {case: trained(case, data_root, world) for case in OF_GPUS}
+    graph = start("bf16", data_root, world).graph
+    torch.save({"cases": found, "graph": tuple(graph), "says": world.says}, out / f"rank{world.rank}.pt")
+    world.close()
+
+
 def cases(data_root: Path, out: Path) -> None:
     with opened(Place.of_environment(), "cpu", 120.0) as world:
         found = {case: trained(case, data_root, world) for case in CASES}
@@ -243,8 +257,8 @@ def cases(data_root: Path, out: Path) -> None:
 
 def main(words: list[str]) -> int:
     torch.set_num_threads(1)
-    if words[0] == "cases":
-        cases(Path(words[1]), Path(words[2]))
+    if words[0] != "run":
+        {"cases": cases, "gpu": gpu}[words[0]](Path(words[1]), Path(words[2]))
         return 0
     return audited(Path(words[1]), words[2:])
 

@@ -229,8 +229,8 @@ class Ranks(World):
         if not dist.is_initialized():
             return
         with suppress(RuntimeError):
-            if abort and self._nccl:
-                dist.group.WORLD.abort()
+            if abort and self._nccl and (group := dist.group.WORLD) is not None:
+                group.abort()
             dist.destroy_process_group()
 
     @contextmanager

@@ -76,8 +76,11 @@ class Frozen:
     ) -> Frozen:
         """``cache_in``: run folder in which features are kept. ``ranks`` share the clips out."""
         run = Run(cache_in or Path(), config, model, placed, store)
-        how = (config.stream, config.evaluation, config.frames, config.seed, ranks)
-        source = FeatureSource(model.representation, placed, *run.split(), *how)
+        train, test = run.split()
+        evaluation, frames, seed = config.evaluation, config.frames, config.seed
+        source = FeatureSource(
+            model.representation, placed, train, test, config.stream, evaluation, frames, seed, ranks
+        )
         cache = None
         if cache_in is not None:
             folder, checksum = cache_in / "features", store.content_checksum
