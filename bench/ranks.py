@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import tyro
@@ -22,7 +22,7 @@ from torch.nn import Parameter
 
 from bench.aot import compile_launches
 from bench.ledger_data import ntu_like_clips
-from bench.ledger_step import TrainingStep, as_on_a_gpu
+from bench.ledger_step import TrainingStep, as_on_a_gpu, model
 from bench.machine import conditions, provenance
 from bench.ntu_like import write_ntu_like
 from bench.providers import Case
@@ -39,6 +39,8 @@ OF_ALL = ("mc", "bank")
 """Parts of a step that every rank does for the whole batch; of all others it does its share."""
 LATENCY = 20e-6
 """Seconds of an exchange between GPUs of a node that does not depend on its bytes. ASSUMED."""
+COUNTED = 64
+"""B at which Triton's kernels are counted."""
 NVLINK = 450e9
 """Bytes a second that an H100 SXM sends to the others of its node at most, by NVIDIA's data sheet."""
 
@@ -92,10 +94,8 @@ class Counted(World):
 
     def gradient_sum(self, weights: Sequence[Parameter]) -> Callable[[], None]:
         def note() -> None:
-            for dtype in dict.fromkeys(weight.dtype for weight in weights):
-                size = sum(weight.nbytes for weight in weights if weight.dtype == dtype)
-                name = str(dtype).removeprefix("torch.")
-                self.exchanges.append(Exchange(f"gradients in {name}", "sum", size))
+            numbers = sum(weight.numel() for weight in weights)
+            self.exchanges.append(Exchange("gradients, in float32", "sum", 4 * numbers))
 
         return note
 
@@ -110,15 +110,35 @@ def exchanges_of(batch: int, ranks: int) -> list[Exchange]:
     return world.exchanges
 
 
-def modelled(batch: int, ranks: int, known: dict[int, dict[str, float]]) -> tuple[float, float]:
-    """Seconds of a step's own work and of its exchanges, by the ledger's model. ``known``: of the parts of a step on
-    one GPU, by batch; what is missing is counted."""
-    share = shares(batch, ranks)[0]
-    for size in {share, batch} - known.keys():
-        parts = TrainingStep(Case(batch=size)).measure("cuda:90", plain=False)["parts"]
-        known[size] = {name: sum(part["model"].values()) for name, part in parts.items()}
-    work = sum(known[batch if name in OF_ALL else share][name] for name in known[share])
-    return work, sum(exchange.seconds(ranks) for exchange in exchanges_of(batch, ranks))
+class Model:
+    """Of a step of the paper's size on some ranks of H100s, by `bench.ledger`: seconds of its work and its exchanges."""
+
+    def __init__(self) -> None:
+        """Counts Triton's kernels at B = 64, on the interpreter: that of other batches takes as long as clips ask."""
+        self._rows = TrainingStep(Case(batch=COUNTED)).triton_rows()
+        self._parts: dict[int, dict[str, float]] = {}
+
+    def seconds(self, batch: int, ranks: int) -> tuple[float, float]:
+        share = shares(batch, ranks)[0]
+        own, whole = self._seconds_of_parts(share), self._seconds_of_parts(batch)
+        work = sum(whole[name] if name in OF_ALL else seconds for name, seconds in own.items())
+        return work, sum(exchange.seconds(ranks) for exchange in exchanges_of(batch, ranks))
+
+    def _seconds_of_parts(self, batch: int) -> dict[str, float]:
+        """Of one rank with so many clips."""
+        if batch not in self._parts:
+            step = TrainingStep(Case(batch=batch))
+            self._parts[batch] = {
+                name: sum(model(work, self._rows_at(batch, name), step.amp).values())
+                for name, work in step.count("cuda:90").items()
+            }
+        return self._parts[batch]
+
+    def _rows_at(self, batch: int, name: str) -> list[dict[str, Any]]:
+        """Of Triton's kernels in a part. Their work goes with the clips, but for the update's."""
+        times = 1.0 if name == "optimizer" else batch / COUNTED
+        costs = ("first_touch_bytes", "seconds_at_least")
+        return [{cost: times * row[cost] for cost in costs} for row in self._rows.get(name, ())]
 
 
 def tables(settings: RanksBench) -> str:
@@ -131,11 +151,11 @@ def tables(settings: RanksBench) -> str:
         for e in exchanges_of(settings.batches[0], most)
     ]
     lines += ["", "| B | ranks | clips of a rank | work | exchanges | step | clips/s | over 1 rank |", "|" + "---|" * 8]
-    known: dict[int, dict[str, float]] = {}
+    modelled = Model()
     for batch in settings.batches:
-        alone = sum(modelled(batch, 1, known))
+        alone = sum(modelled.seconds(batch, 1))
         for ranks in settings.ranks:
-            work, exchanged = modelled(batch, ranks, known)
+            work, exchanged = modelled.seconds(batch, ranks)
             step = work + exchanged
             lines.append(
                 f"| {batch} | {ranks} | {shares(batch, ranks)[0]} | {1e3 * work:.2f} ms | {1e3 * exchanged:.2f} ms "

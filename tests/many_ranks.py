@@ -23,6 +23,7 @@ from fastmc.evaluation.features import represent
 from fastmc.methods.base import Batch
 from fastmc.random import keyed_generator
 from fastmc.ranks import ALONE
+from fastmc.views.make import whole_clips
 from train import run
 from train.command.parse import parse
 from train.engine.loop import Pretraining
@@ -76,7 +77,7 @@ def advance(pretraining: Pretraining) -> None:
 
 
 def trained(case: str, data_root: Path, world: World, disturb: Callable[[Pretraining], None] | None = None) -> dict:
-    """Numbers of each step (STEPS, n), the clips and views of this rank, and the state in the end."""
+    """Numbers of each step, the clips and views of this rank, and in the end the state, and features of all clips."""
     pretraining = start(case, data_root, world)
     if pretraining.stepper.scaling is not None:
         pretraining.stepper.scaling.scale.fill_(2.0**8)  # at the default the first steps overflow and are skipped
@@ -90,14 +91,21 @@ def trained(case: str, data_root: Path, world: World, disturb: Callable[[Pretrai
         ids.append(pretraining.stepper.sample.clone())
         views.append(pretraining.stepper._views[:2].clone())
     pretraining.stepper.check()
-    kept = {f"optimizer {n}": tensor.clone() for n, tensor in enumerate(pretraining.stepper.update.tensors())}
     return {
         "numbers": torch.stack(numbers),
         "ids": torch.stack(ids),
         "views": torch.stack(views),
         "state": {name: tensor.clone() for name, tensor in pretraining.model.state_dict().items()},
-        "optimizer": kept,
+        "features": features_of(pretraining),
     }
+
+
+@torch.no_grad()
+def features_of(pretraining: Pretraining) -> torch.Tensor:
+    """(N, D) of the whole clips of the store."""
+    data, encoder = pretraining.data, pretraining.model.representation
+    clips = data.select(torch.arange(len(data), device=data.device))
+    return encoder.eval()(whole_clips(clips, data.skeleton, pretraining.config.frames))
 
 
 def by_an_ulp(seed: int) -> Callable[[Pretraining], None]:

@@ -111,8 +111,11 @@ def alone(root, tmp_path_factory) -> dict:
     """By case: one rank's run, and three that are moved by an ulp."""
 
     def make(folder: Path) -> None:
-        moves = (None, *(by_an_ulp(seed) for seed in (1, 2, 3)))
-        torch.save({case: [trained(case, root, World(), move) for move in moves] for case in CASES}, folder / "all.pt")
+        found = {}
+        for case in CASES:
+            moves = () if case in HALF else [by_an_ulp(seed) for seed in (1, 2, 3)]
+            found[case] = [trained(case, root, World(), move) for move in (None, *moves)]
+        torch.save(found, folder / "all.pt")
 
     return torch.load(made_once(tmp_path_factory, "ranks-1", make) / "all.pt")
 
@@ -150,26 +153,31 @@ def budget(runs: list[dict]) -> dict[str, float]:
     return {name: 2 * max(of[name] for of in each) for name in each[0]}
 
 
+HALF = tuple(case for case in CASES if "--amp" in CASES[case])
+
+
 @pytest.mark.parametrize("size", SEVERAL)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case not in HALF])
 def test_n_ranks_compute_what_one_computes(case, size, alone, several):
     """Forty steps on a full bank, of batches that N does not divide."""
     allowed = budget(alone[case])
     found = apart(several[size][0]["cases"][case], alone[case][0])
     print(f"{case}, {size} ranks:", *(f"{name} {found[name]:.2g} of {allowed[name]:.2g}" for name in found))
     assert all(found[name] <= allowed[name] for name in found), (found, allowed)
-    digests = [rank["cases"][case]["state"] for rank in several[size]]
-    assert_same_state(digests[0], digests[-1])
+    states = [rank["cases"][case]["state"] for rank in several[size]]
+    assert_same_state(states[0], states[-1])
 
 
 @pytest.mark.parametrize("size", SEVERAL)
-@pytest.mark.parametrize("case", ["bf16", "fp16", "b3 in bf16"])
+@pytest.mark.parametrize("case", HALF)
 def test_half_precision_keeps_the_budget_that_it_has_on_one_rank(case, size, alone, several):
-    """Of docs/step.md: losses within 2 x 2^-8."""
-    one, many = alone[case][0]["numbers"][-STEPS:, 0], several[size][0]["cases"][case]["numbers"][-STEPS:, 0]
-    largest = float(((many - one) / one).abs().max())
-    print(f"{case}, {size} ranks: {largest:.2g} of {2 * 2.0**-8:.2g}")
-    assert largest <= 2 * 2.0**-8
+    """Of docs/step.md: losses within 2 x 2^-8, features at a cosine above 0.999. Each rank rounds its own gradient."""
+    one, many = alone[case][0], several[size][0]["cases"][case]
+    want, found = one["numbers"][-STEPS:, 0], many["numbers"][-STEPS:, 0]
+    largest = float(((found - want) / want).abs().max())
+    cosine = float(torch.nn.functional.cosine_similarity(many["features"], one["features"]).min())
+    print(f"{case}, {size} ranks: loss {largest:.2g} of {2 * 2.0**-8:.2g}, cosine {cosine:.5f}")
+    assert largest <= 2 * 2.0**-8 and cosine > 0.999
 
 
 @pytest.mark.parametrize("size", SEVERAL)

@@ -252,30 +252,25 @@ class Ranks(World):
 
 
 class GradientSum:
-    """The sum of gradients over ranks: one exchange for each dtype, of gradients that lie side by side.
+    """The sum of gradients over ranks, in float32, by one exchange.
 
+    In half precision a sum of the ranks' parts, each rounded already, would be rounded once more for every rank.
     It comes after the backward pass, not beside it: cuDNN gives the gradients of a recurrent net at its very end.
     """
 
     def __init__(self, ranks: Ranks, weights: Sequence[Parameter]) -> None:
         """Allocates room for the gradients of these weights."""
-        self._ranks = ranks
-        by_dtype: dict[torch.dtype, list[Parameter]] = {}
-        for weight in weights:
-            by_dtype.setdefault(weight.dtype, []).append(weight)
-        self._parts = []
-        for same in by_dtype.values():
-            pieces = [torch.zeros_like(w, memory_format=torch.contiguous_format).detach() for w in same]
-            self._parts.append((same, share_storage(pieces), pieces))
+        self._ranks, self._weights = ranks, weights
+        self._pieces = [torch.zeros(weight.shape, device=weight.device) for weight in weights]
+        self._flat = share_storage(self._pieces)
 
     @torch.no_grad()
     def __call__(self) -> None:
         """Every weight has a gradient, which is that of all ranks from here on."""
-        for weights, flat, pieces in self._parts:
-            torch._foreach_copy_(pieces, [gradient_of(weight) for weight in weights])
-            self._ranks.sum_(flat)
-            for weight, piece in zip(weights, pieces, strict=True):
-                weight.grad = piece
+        gradients = [gradient_of(weight) for weight in self._weights]
+        torch._foreach_copy_(self._pieces, gradients)
+        self._ranks.sum_(self._flat)
+        torch._foreach_copy_(gradients, self._pieces)
 
 
 @contextmanager
