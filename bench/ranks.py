@@ -111,7 +111,7 @@ def exchanges_of(batch: int, ranks: int) -> list[Exchange]:
 
 
 class Model:
-    """Of a step of the paper's size on some ranks of H100s, by `bench.ledger`: seconds of its work and its exchanges."""
+    """Of a step of the paper's size on ranks of H100s: seconds of its work, by `bench.ledger`, and its exchanges."""
 
     def __init__(self) -> None:
         """Counts Triton's kernels at B = 64, on the interpreter: that of other batches takes as long as clips ask."""
