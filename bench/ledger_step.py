@@ -36,6 +36,7 @@ from kernels.ranges import PARTS, part
 from kernels.update import UpdateGroup
 from train.engine.optimizer import WholeUpdate
 from train.engine.step import PretrainStep
+from train.engine.world import World
 
 Amp = Literal["bf16", "fp16", "tf32", "fp32"]
 MADE_IN = dict(zip(THINGS, ("augment", "augment", "attack", "attack", "attack", "augment", "augment"), strict=True))
@@ -110,8 +111,8 @@ class TrainingStep:
             step = self.stepper()
             return count_parts(lambda: step.advance(clips), launches)
 
-    def stepper(self) -> PretrainStep:
-        """The step on tensors without memory; to be made and advanced `as_on_a_gpu`."""
+    def stepper(self, world: World | None = None) -> PretrainStep:
+        """The step on tensors without memory; to be made and advanced `as_on_a_gpu`. ``world``: who share it."""
         c = self.case
         setup = Setup(
             NTU25,
@@ -127,7 +128,7 @@ class TrainingStep:
         for module in model.modules():
             if isinstance(module, torch.nn.GRU):
                 flatten_(module)  # as nn.GRU does when it is moved to a GPU
-        return PretrainStep(model, OptimConfig(), c.batch, amp=self.amp)
+        return PretrainStep(model, OptimConfig(), c.batch, amp=self.amp, world=world)
 
     def count_plain(self) -> dict[str, PartWork]:
         """The step of `fastmc.reference.step`, in float32."""

@@ -27,7 +27,8 @@ from bench.views import Clips, ViewsCase, choices_of, noise_of
 from fastmc.build import ClipLayout, build_model
 from fastmc.config import Config, OptimConfig, StepConfig, preset_config
 from fastmc.data.placed.resident import PlacedStore
-from fastmc.encoders.bigru import BiGRUConfig, Reading, ViewNorm
+from fastmc.encoders.bigru import BiGRUConfig, Reading
+from fastmc.encoders.norm import ViewNorm
 from fastmc.methods.a2mc import A2MC, OF_ATTACKED, OF_CLIPS, X0, X1, X2, X3, A2MCConfig
 from fastmc.methods.attack import logit_gradient
 from fastmc.methods.base import Batch

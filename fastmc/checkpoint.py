@@ -39,7 +39,7 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     _tidy(folder)
-    unfinished, final = folder / f".step_{step:09d}.tmp", folder / f"step_{step:09d}"
+    unfinished, final = folder / f".step_{step:09d}.tmp", place_of(folder, step)
     try:
         with writing(final):
             unfinished.mkdir()
@@ -55,6 +55,11 @@ def save(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
     for path in before[:-keep] + after:
         shutil.rmtree(path)
     return final
+
+
+def place_of(folder: Path, step: int) -> Path:
+    """Of the checkpoint of this step below ``folder``."""
+    return folder / f"step_{step:09d}"
 
 
 def complete(folder: Path) -> list[tuple[int, Path]]:

@@ -53,13 +53,16 @@ class OptimConfig:
     warmup_epochs: NotNegative = 0.0
     """Epochs over which the learning rate rises from zero."""
     batch_size: Count = 64
-    """B, clips per step."""
+    """B, clips per step, of all ranks together where torchrun starts several."""
+    lr_scale: Literal["none", "linear", "sqrt"] = "none"
+    """The learning rate times the batch size over the preset's (linear: Goyal et al. 2017, arXiv:1706.02677, for SGD
+    with a warm-up), or times the root of that (sqrt: Krizhevsky 2014, arXiv:1404.5997). none: as --lr says."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
 
     def lr_at(self, epoch: float) -> float:
-        """Learning rate at a (fractional) epoch."""
+        """Learning rate at a (fractional) epoch, before `Config.lr_factor`."""
         warmup = min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs > 0 else 1.0
         return self.lr * warmup * 0.1 ** sum(epoch >= milestone for milestone in self.milestones)
 
@@ -88,6 +91,12 @@ class StepConfig:
     precision: Precision = "bf16x3"
     """Products of triton's loss and bank step. bf16x3: operands as sums of two bfloat16 numbers, about 16 bits; ieee:
     float32, slower; bf16: rounded to bfloat16, which moves probabilities by percents."""
+    check_ranks: Whole = 500
+    """Steps between two comparisons of weights and bank over the ranks of torchrun, by a checksum; a difference ends
+    the run. 0: none."""
+    rank_timeout: Positive = 600.0
+    """Seconds that a rank waits for another one before it takes it for gone and ends. Loading the data and writing a
+    checkpoint must take less."""
     profile: Whole = 0
     """Record so many steps once the bank is full, and write them to profile/ in the run folder: docs/profiling.md."""
 
@@ -183,9 +192,21 @@ class Config:
     def __post_init__(self) -> None:
         check_ranges(self)
 
+    @property
+    def lr_factor(self) -> float:
+        """Of the learning rate, by ``optim.lr_scale``."""
+        power = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}[self.optim.lr_scale]
+        return (self.optim.batch_size / BATCH_SIZES[self.preset]) ** power
+
+    def lr_at(self, epoch: float) -> float:
+        """Learning rate at a (fractional) epoch."""
+        return self.lr_factor * self.optim.lr_at(epoch)
+
 
 # Said of one call, not of the run.
 CALL_SETTINGS = ("out", "config", "print_config", "restart")
+BATCH_SIZES: dict[Preset, int] = {"paper": 64, "small": 64, "tiny": 32}
+"""B of the presets, for which their learning rates are."""
 STEPS: dict[Preset, int] = {"small": 4000, "tiny": 4000}
 """Of the presets for CPUs: an hour, and five minutes, on two cores."""
 # Found by trying: at the paper's SGD and full-strength augmentation nothing visible is learnt in a few thousand steps.
@@ -216,7 +237,7 @@ def preset_config(
         optim=OptimConfig(
             optimizer="adamw",
             lr=1e-3 if small else 2e-3,
-            batch_size=64 if small else 32,
+            batch_size=BATCH_SIZES[preset],
             steps=STEPS[preset],
             epochs=300 if small else 60,
             milestones=(240,) if small else (50,),

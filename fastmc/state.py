@@ -73,6 +73,7 @@ class RunState:
         sums: of the epoch's metrics so far; scaling: of gradients in float16.
         metrics: rows of metrics.csv; None where an older fastmc wrote the checkpoint.
         evaluated: name of the encoder that is evaluated, with which the names of its tensors begin.
+        ranks: how many processes trained it together.
     """
 
     config: dict[str, Any]
@@ -87,6 +88,7 @@ class RunState:
     random: dict[str, Tensor | None] = field(default_factory=random_states)
     scaling: Tensor | None = None
     evaluated: str = "query"
+    ranks: int = 1
 
     @classmethod
     def read(cls, folder: Path, which: str = "last") -> tuple[Path, RunState]:

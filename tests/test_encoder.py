@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from fastmc.encoders.base import ClipShape
-from fastmc.encoders.bigru import BiGRU, BiGRUConfig, StepwiseGRU, ViewNorm
+from fastmc.encoders.bigru import BiGRU, BiGRUConfig, StepwiseGRU
+from fastmc.encoders.norm import ViewNorm
 
 
 def make(reading="sequence", encoder="2x8", **settings) -> BiGRU:

@@ -51,6 +51,7 @@ ROOMS = {
             "parallel",
             "progress",
             "random",
+            "ranks",
             "reference",
             "registry",
             "skeleton",

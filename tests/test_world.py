@@ -1,10 +1,27 @@
-"""How the clips of an epoch are shared between processes."""
+"""How the clips of an epoch are shared between ranks, and what a run on several asks of its parts; in one process."""
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+from dataclasses import replace
+
 import pytest
 import torch
+from test_step import make, settings
+from torch import nn
 
+from fastmc.build import build_model
+from fastmc.config import preset_config
+from fastmc.data.placed.resident import ResidentStore
+from fastmc.data.store import PackedStore
+from fastmc.encoders.norm import ViewNorm, share_statistics
+from fastmc.ranks import Alone, gathered, rows_of_all, shares
+from train.engine.loop import build_step
+from train.engine.ranks import OF_TORCHRUN, Place, opened
+from train.engine.signals import Stopped
+from train.engine.stopping import asked_to_stop
 from train.engine.world import World
 
 
@@ -13,17 +30,173 @@ class One(World):
         self.rank, self.size = rank, size
 
 
+class Script(Alone):
+    """A rank that hears from the others what is written for it."""
+
+    def __init__(self, rank: int, of_all: list[torch.Tensor]) -> None:
+        self.rank, self.size, self.of_all = rank, len(of_all), of_all
+
+    def stack(self, tensor):
+        assert torch.equal(tensor, self.of_all[self.rank])
+        return torch.stack(self.of_all)
+
+
 def test_one_process_has_all_clips_in_their_order():
     order = torch.randperm(11)
     assert World().part(order, 4) is order
 
 
-@pytest.mark.parametrize(("clips", "size"), [(24, 2), (25, 3), (11, 4)])
-def test_batches_of_all_processes_are_those_of_one_with_larger_batches(clips, size):
-    """Together they make the steps that one process makes with batches of all, without the last short one."""
-    order = torch.randperm(clips)
-    parts = [One(rank, size).part(order, 2).split(2) for rank in range(size)]
-    together = [torch.cat(step) for step in zip(*parts, strict=True)]
-    whole = [batch for batch in order.split(2 * size) if len(batch) == 2 * size]
-    assert len(together) == len(whole) == clips // (2 * size)
-    assert all(torch.equal(a, b) for a, b in zip(together, whole, strict=True))
+@pytest.mark.parametrize(("batches", "batch", "size"), [(3, 8, 2), (4, 7, 3), (2, 3, 3), (5, 4, 1)])
+def test_shares_together_are_the_batches_of_one_process(batches, batch, size):
+    """In its order, and as even as can be: ranks need not divide the batch."""
+    order = torch.randperm(batches * batch)
+    counts = shares(batch, size)
+    assert [len(piece) for piece in torch.arange(batch).tensor_split(size)] == list(counts)
+    parts = [One(rank, size).part(order, batch).split(counts[rank]) for rank in range(size)]
+    assert torch.equal(torch.cat([torch.cat(step) for step in zip(*parts, strict=True)]), order)
+
+
+def test_rows_are_gathered_without_what_fills_them_up():
+    rows = torch.arange(10.0).view(5, 2)
+    padded = [rows[:2], torch.cat([rows[2:3], torch.zeros(1, 2)]), torch.cat([rows[3:4], torch.zeros(1, 2)])]
+    assert torch.equal(rows_of_all(Script(1, padded), rows[2:3], (2, 1, 1)), rows[:4])
+
+
+def test_backwards_each_rank_takes_its_own_rows():
+    """Of features (n, 2) and of losses (n,), in one exchange."""
+    features, losses = torch.randn(3, 2), torch.randn(3)
+    whole = torch.cat([features, losses[:, None]], dim=1)
+    ranks = Script(1, [whole[:2], torch.cat([whole[2:], torch.zeros(1, 3)])])
+    mine = features[2:].clone().requires_grad_(), losses[2:].clone().requires_grad_()
+    f, loss = gathered(ranks, mine, (2, 1))
+    assert torch.equal(f, features) and torch.equal(loss, losses)
+    (f * torch.tensor([[1.0], [2.0], [3.0]])).sum().backward()
+    assert mine[0].grad.tolist() == [[3.0, 3.0]] and mine[1].grad is None
+    assert gathered(Alone(), mine, (1,)) == mine
+
+
+@pytest.mark.parametrize("batch", [(4, 4), (5, 2)])
+def test_norms_take_the_moments_of_all_ranks_and_pass_gradients_through_them(batch):
+    """Against one rank that has all clips, in float64; the ranks' exchanges are played one rank after the other."""
+    x = torch.randn(2, sum(batch), 3, 6, dtype=torch.float64)
+    weights = torch.randn_like(x)
+
+    def norm() -> ViewNorm:
+        made = ViewNorm(6).double()
+        nn.init.uniform_(made.weight)
+        return made
+
+    torch.manual_seed(0)
+    one = norm()
+    whole = x.clone().requires_grad_()
+    want = one(whole.flatten(0, 1), views=2).unflatten(0, (2, -1))
+    (want * weights).sum().backward()
+
+    class Threads(Alone):
+        """Ranks that are threads, and meet at each exchange."""
+
+        size, given, meets = 2, [None, None], threading.Barrier(2)
+
+        def __init__(self, rank: int) -> None:
+            self.rank = rank
+
+        def stack(self, tensor):
+            self.given[self.rank] = tensor.clone()
+            self.meets.wait()
+            found = torch.stack(self.given)
+            self.meets.wait()
+            return found
+
+        def sum(self, tensor):
+            return self.stack(tensor).sum(0)
+
+    found: list = [None, None]
+
+    def work(rank: int) -> None:
+        mine = norms[rank]
+        share_statistics(mine, Threads(rank))
+        own = x.split(batch, dim=1)[rank].clone().requires_grad_()
+        y = mine(own.flatten(0, 1), views=2).unflatten(0, (2, -1))
+        (y * weights.split(batch, dim=1)[rank]).sum().backward()
+        found[rank] = (y.detach(), own.grad, mine)
+
+    norms = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        norms.append(norm())
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    close = {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(torch.cat([y for y, _, _ in found], dim=1), want.detach(), **close)
+    torch.testing.assert_close(torch.cat([g for _, g, _ in found], dim=1), whole.grad, **close)
+    for _, _, mine in found:
+        torch.testing.assert_close(mine.running_mean, one.running_mean, **close)
+        torch.testing.assert_close(mine.running_var, one.running_var, **close)
+        assert mine.num_batches_tracked == one.num_batches_tracked == 2
+    torch.testing.assert_close(sum(mine.weight.grad for _, _, mine in found), one.weight.grad, **close)
+
+
+def test_a_norm_that_cannot_be_shared_is_named():
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    share_statistics(net, Alone())
+    with pytest.raises(ValueError, match="1 of Sequential is a BatchNorm1d, whose statistics would be"):
+        share_statistics(net, One(0, 2))
+
+
+def test_every_rank_needs_a_clip(data_root):
+    store = ResidentStore(PackedStore.open(data_root / "small"))
+    config = settings()
+    config = replace(config, optim=replace(config.optim, batch_size=2))
+    model = build_model(config, store, store.device)
+    with pytest.raises(ValueError, match="--batch-size 3 or more, or torchrun fewer"):
+        build_step(config, model, world=One(0, 3))
+    assert len(make(settings(), store).sample) == 8
+
+
+def test_a_process_knows_its_place(monkeypatch):
+    for name in (*OF_TORCHRUN, "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert Place.of_environment() == Place() and Place().device("auto") == "auto"
+    for name, value in zip(OF_TORCHRUN, ("5", "8", "1", "host", "1234"), strict=True):
+        assert Place.of_environment() == Place(), "a variable that is there by chance starts no ranks"
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    place = Place.of_environment()
+    assert place == Place(5, 8, 1, 4)
+    assert place.device("cpu") == "cpu" and place.device("cuda:3") == "cuda:3"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert place.device("auto") == place.device("cuda") == "cuda:1" and place.device("cpu") == "cpu"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="4 ranks on 2 GPUs; give torchrun --nproc-per-node 2 or less"):
+        place.device("cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert place.device("cuda") == "cuda", "ranks share the one that is there"
+    monkeypatch.setenv("RANK", "first")
+    with pytest.raises(ValueError, match="the environment of torchrun"):
+        Place.of_environment()
+    with opened(Place(), "cpu", 1.0) as world:
+        assert type(world) is World
+
+
+def test_what_torchrun_hands_on_is_no_second_signal():
+    """Ctrl-C and the end of a job reach the ranks twice."""
+    with asked_to_stop(echo=60.0) as asked:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert asked() == signal.SIGTERM
+    with asked_to_stop(echo=0.0) as asked:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(("scale", "factor"), [("none", 1.0), ("linear", 4.0), ("sqrt", 2.0)])
+@pytest.mark.parametrize(("preset", "batch"), [("paper", 256), ("tiny", 128)])
+def test_the_learning_rate_scales_with_the_batch_of_all_ranks(scale, factor, preset, batch):
+    config = preset_config(preset)
+    scaled = replace(config, optim=replace(config.optim, batch_size=batch, lr_scale=scale))
+    for epoch in (0.5, 30.0, 400.0):
+        assert scaled.lr_at(epoch) == pytest.approx(factor * config.lr_at(epoch))

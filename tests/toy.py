@@ -54,7 +54,7 @@ class ToyMethod(Method):
         x = batch.make(self.views[0])[0], batch.make(self.views[1])[0]
         with torch.no_grad():
             keys = networks["key"](x[0])
-        f = F.normalize(networks["predictor"](networks["query"](x[1])), dim=1)
+        keys, f = batch.gather(keys, F.normalize(networks["predictor"](networks["query"](x[1])), dim=1))
         logits = torch.cat([f @ keys.T, f @ self.queue.T], dim=1) / self.config.toy_temperature
         loss = F.cross_entropy(logits, torch.arange(len(f), device=f.device))
         queue = torch.cat([keys, self.queue])[: len(self.queue)]

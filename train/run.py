@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+import fastmc
 from fastmc import checkpoint
 from fastmc.backends import CONTRAST, Need
 from fastmc.budget import fitted
@@ -19,7 +23,9 @@ from fastmc.config import Config, to_plain
 from fastmc.data.placed.resident import PlacedStore
 from fastmc.data.report import label_notes, why_not_evaluated
 from fastmc.data.store import PackedStore
+from fastmc.evaluation import weights_digest
 from fastmc.files import write_json
+from fastmc.ranks import ALONE, Alone
 from fastmc.state import RunState
 from train.command import slurm
 from train.command.datasets import open_dataset
@@ -29,51 +35,79 @@ from train.command.launch import launcher_of
 from train.command.parse import parse
 from train.engine.host_memory import keep_freed_memory
 from train.engine.loop import Pretraining
+from train.engine.ranks import GRACE, Place, opened
 from train.engine.record import duration, log, start_logging
 from train.engine.wandb import check_wandb
+from train.engine.world import World
 from train.runs.folder import NOT_EVALUATED, RunFolder, default_folder, is_finished
 from train.runs.load import Run
-from train.runs.report import environment, evaluate_encoder, plot_curves, report_table
+from train.runs.report import commit, environment, evaluate_encoder, plot_curves, report_table
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
 
     def command(args: Sequence[str]) -> None:
-        launcher, args = launcher_of(args)
-        config = parse(args)
-        if config.print_config:
-            print(json.dumps(to_plain(config), indent=2))
-        elif launcher.launcher == "slurm":
+        place = Place.of_environment()
+        with _speaking(place.rank == 0):
+            launcher, args = launcher_of(args)
+            config = parse(args)
+            if config.print_config:
+                print(json.dumps(to_plain(config), indent=2))
+                return
+        if launcher.launcher == "slurm":
             submit(config, args, launcher.slurm)
-        else:
-            run(config)
+            return
+        with opened(place, config.device, config.step.rank_timeout) as world:
+            run(config, world)
 
-    return run_command(command, args, stopped="stopped")
+    return run_command(command, args, stopped="stopped", shared=True)
 
 
-def run(config: Config) -> dict[str, Any]:
+@contextmanager
+def _speaking(speaks: bool) -> Iterator[None]:
+    """Within: what is printed is seen, if this process is the one that speaks."""
+    if speaks:
+        yield
+        return
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    except (Exception, SystemExit):
+        time.sleep(GRACE)  # torchrun ends all with the first that fails: the one that speaks may need a moment
+        raise
+
+
+def run(config: Config, world: World | None = None) -> dict[str, Any]:
     """Train (or resume) and evaluate; returns the content of report.json.
 
     Everything that can be wrong with the settings is found before anything is written.
+
+    Args:
+        world: the processes that train together; by default this one.
     """
-    device = choose_device(config.device)
+    world = world or World()
+    device = choose_device(world.device or config.device)
     impl = config.step.impl
     reason = None if impl == "auto" else CONTRAST.why_not(impl, Need(device))
     if reason is not None:
         raise ValueError(f"impl = {impl!r} cannot run on {device}: {reason}")
     check_wandb(config)
-    store = open_dataset(config.dataset, config.data_root, config.data.verify)
+    store = world.first(lambda: open_dataset(config.dataset, config.data_root, config.data.verify))
     config, protocol = settled(config, store)
 
     folder = RunFolder(config)
-    pretraining = Pretraining(config, store, folder.path, device)
+    pretraining = Pretraining(config, store, folder.path, device, world)
     finished_report = None if config.restart else _resume(pretraining, folder, store.split_digest(protocol))
+    if world.size > 1:
+        world.check_same(_facts(pretraining, finished_report is not None))
     if finished_report is not None:
         return finished_report
     pretraining.before_saving = folder.make_again
-    with checkpoint.saying_where_a_run_goes_on(pretraining.checkpoints), folder.begin(environment(device)):
-        start_logging(folder.path / "run.log")
+    holds = folder.begin(environment(device, world.size)) if world.writes else nullcontext()
+    with checkpoint.saying_where_a_run_goes_on(pretraining.checkpoints), holds:
+        if world.writes:
+            start_logging(folder.path / "run.log")
         return _train_and_report(config, store, pretraining)
 
 
@@ -101,6 +135,25 @@ def submit(config: Config, args: Sequence[str], options: Sequence[str]) -> None:
         log.info("%s holds this run, finished", folder)
 
 
+def _facts(pretraining: Pretraining, finished: bool) -> dict[str, Any]:
+    """What has to be the same on all ranks before the first step, by the names that an error calls it."""
+    where = ("data_root", "device", "config")  # which a machine may have elsewhere
+    settings = {name: value for name, value in to_plain(pretraining.config).items() if name not in where}
+    choices = {name: choice.value for name, choice in pretraining.choices.items()}
+    code = {"fastmc": fastmc.__version__, "commit": commit(), "torch": torch.__version__}
+    on_cpu = pretraining.device.type == "cpu"
+    return {
+        "settings": settings,
+        "code": code,
+        "step": choices | {"views": str(pretraining.model.setup.view_impl), "loss": str(pretraining.model.setup.impl)},
+        "data": pretraining.checksum,
+        "threads": torch.get_num_threads() if on_cpu else None,
+        "finished": finished,
+        "checkpoint": pretraining.step,
+        "weights": weights_digest(pretraining.model),
+    }
+
+
 def _resume(pretraining: Pretraining, folder: RunFolder, data: str) -> dict[str, Any] | None:
     """Load the newest checkpoint, if there is one. The report, if the run is finished and evaluated as asked, on these
     data (their digest)."""
@@ -125,11 +178,14 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     say_when_full(pretraining)
     log.info(pretraining.placement)
     log.info(pretraining.computed)
+    if pretraining.world.says is not None:
+        log.info(pretraining.world.says)
     if pretraining.device.type == "cpu" and config.preset == "paper":
         log.warning("preset paper is made for a GPU; on a CPU --preset small or tiny is done in hours or minutes")
     pretraining.run()
-    metrics, dim = pretraining.model.metrics, config.encoder.feature_dim
-    plot_curves(folder / "metrics.csv", folder / "curves.png", metrics, dim, title=folder.name)
+    if pretraining.world.writes:
+        metrics, dim = pretraining.model.metrics, config.encoder.feature_dim
+        plot_curves(folder / "metrics.csv", folder / "curves.png", metrics, dim, title=folder.name)
     report = {
         "dataset": config.dataset,
         "dataset_checksum": store.checksum,
@@ -146,7 +202,8 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
         **_accuracies(config, store, pretraining),
     }
     report["wall_seconds"] = round(pretraining.wall_seconds, 1)
-    write_json(folder / "report.json", report)
+    if pretraining.world.writes:
+        write_json(folder / "report.json", report)
     log.info("%s", report_table(report))
     log.info("report, curves, metrics and checkpoints are in %s (%s)", folder, duration(pretraining.wall_seconds))
     return report
@@ -163,18 +220,21 @@ def _accuracies(config: Config, store: PackedStore, pretraining: Pretraining) ->
     for note in notes:
         log.warning("%s", note)
     log.info("evaluating the frozen encoder, pre-trained and untrained: kNN and linear")
-    folder, data = pretraining.folder, pretraining.data
+    data, world = pretraining.data, pretraining.world
+    folder, shows = (pretraining.folder, sys.stderr.isatty()) if world.writes else (None, False)
     return {
         **({"notes": notes} if notes else {}),
-        **evaluate_encoder(pretraining.model, store, data, config, run_folder=folder, progress=sys.stderr.isatty()),
-        "random_init": untrained_accuracy(config, store, data),
+        **evaluate_encoder(pretraining.model, store, data, config, run_folder=folder, progress=shows, ranks=world),
+        "random_init": untrained_accuracy(config, store, data, world),
     }
 
 
-def untrained_accuracy(config: Config, store: PackedStore, placed: PlacedStore) -> dict[str, float]:
+def untrained_accuracy(
+    config: Config, store: PackedStore, placed: PlacedStore, ranks: Alone = ALONE
+) -> dict[str, float]:
     """The same evaluation of the encoder as it was before training."""
     model = build_model(config, store, placed.device, allow=(config.method, config.backbone))
-    return evaluate_encoder(model, store, placed, config)
+    return evaluate_encoder(model, store, placed, config, ranks=ranks)
 
 
 def choose_device(name: str) -> torch.device:
@@ -201,7 +261,7 @@ def start_line(config: Config, store: PackedStore, pretraining: Pretraining) -> 
         f"{config.method} on {store.name} {config.protocol} ({len(pretraining.train_ids)} training clips, "
         f"{len(pretraining.test_ids)} test clips), {config.stream} stream, {config.encoder.says} "
         f"({parameters / 1e6:.1f}M parameters), {settings}{optim.epochs} epochs of {pretraining.batches} steps, "
-        f"{optim.optimizer} at {optim.lr:g} (epochs: drops at {drops or 'none'}{warmup}), "
+        f"{optim.optimizer} at {config.lr_factor * optim.lr:g} (epochs: drops at {drops or 'none'}{warmup}), "
         f"views by {pretraining.model.setup.view_impl}, {pretraining.device}"
     )
 
@@ -217,7 +277,7 @@ def say_when_full(pretraining: Pretraining) -> None:
     size = getattr(config.settings, "bank_size", None)
     if size is None:
         return
-    clips, batches, epochs = pretraining.clips_per_step, pretraining.batches, config.optim.epochs
+    clips, batches, epochs = config.optim.batch_size, pretraining.batches, config.optim.epochs
     steps = range(epochs * batches)
     first = next((n for n in steps if model.phase(n * clips, n // batches) not in model.brief), None)
     if first is not None and first <= LATE * len(steps):

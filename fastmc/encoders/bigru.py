@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from fastmc.encoders.base import ClipShape, Encoder, EncoderConfig, mlp_head
+from fastmc.encoders.norm import ViewNorm
 from fastmc.encoders.recurrent import SequenceGRU, StepwiseGRU
 
 Reading = Literal["sequence", "stepwise"]
@@ -46,26 +47,6 @@ class BiGRUConfig(EncoderConfig):
         if not (layers.isdigit() and hidden.isdigit() and int(layers) and int(hidden)):
             raise ValueError(f"encoder must be LAYERSxHIDDEN, such as 3x1024, got {self.encoder!r}")
         return int(layers), int(hidden)
-
-
-class ViewNorm(nn.BatchNorm1d):
-    """Batch normalisation of (views * B, T, F) over batch and time, each view with statistics of its own: a view's
-    features do not depend on which other views share the call."""
-
-    def forward(self, x: Tensor, views: int = 1) -> Tensor:
-        normalised = [super(ViewNorm, self).forward(view.flatten(0, 1)).view_as(view) for view in x.chunk(views)]
-        return torch.cat(normalised) if views > 1 else normalised[0]
-
-    def standardise(self, x: Tensor, views: int = 1) -> Tensor:
-        """The same, running statistics included, but without weight and bias."""
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(views)
-        mean, var, momentum = self.running_mean, self.running_var, self.momentum or 0.0
-        normalised = [
-            F.batch_norm(view.flatten(0, 1), mean, var, training=True, momentum=momentum, eps=self.eps).view_as(view)
-            for view in x.chunk(views)
-        ]
-        return torch.cat(normalised) if views > 1 else normalised[0]
 
 
 class BiGRU(Encoder):
@@ -150,7 +131,9 @@ class BiGRU(Encoder):
         return x.transpose(0, 1).to(self.dtype, memory_format=torch.contiguous_format).contiguous().transpose(0, 1)
 
     def compile_around(self, backend: str = "inductor") -> None:
-        """Compile what surrounds the recurrent call. Each function is one graph, or an error."""
-        for name in ("before", "standardised", "before_fixed", "after"):
+        """Compile what surrounds the recurrent call. Each function is one graph, or an error; what exchanges statistics
+        with other ranks is none."""
+        exchanges = self.norm is not None and self.norm.ranks.size > 1
+        for name in ("before_fixed", "after", *(() if exchanges else ("before", "standardised"))):
             function = getattr(type(self), name).__get__(self)
             setattr(self, name, torch.compile(function, fullgraph=True, dynamic=False, backend=backend))

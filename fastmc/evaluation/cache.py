@@ -82,6 +82,14 @@ class FeatureCache:
         self._say()
         return FrozenFeatures(train, train_crops, source.train_labels, test, source.test_labels)
 
+    def keep(self, features: FrozenFeatures) -> None:
+        """Keep features that several ranks have computed together, which none of them can take from here by itself."""
+        for name, kept in (("test", features.test), ("train", features.train), ("crops", features.train_crops)):
+            if kept.numel():
+                with self._written(name, tuple(kept.shape)) as write:
+                    write(kept.cpu().numpy())
+        self._say()
+
     def test(self, *, progress: bool = False) -> Tensor:
         """(N_test, H) of the test clips alone."""
         self._computed = 0

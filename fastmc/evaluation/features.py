@@ -15,6 +15,7 @@ from fastmc.data.placed.resident import PlacedStore
 from fastmc.encoders.amp import tensor_cores
 from fastmc.evaluation.config import EvalConfig
 from fastmc.progress import progress_bar
+from fastmc.ranks import ALONE, Alone, rows_of_all, shares
 from fastmc.views.clips import Stream
 from fastmc.views.make import crops_of
 
@@ -46,8 +47,11 @@ def represent(
     position: Tensor,
     batch_size: int = 256,
     advance: Advance = lambda _: None,
+    ranks: Alone = ALONE,
 ) -> Tensor:
     """Representations before the head (N, H) of one temporal crop of each clip, with the encoder in evaluation mode.
+
+    Several ranks take whole batches each, of the clips that one would have in them: the bits are the same.
 
     Args:
         ids: (N,) int64, which clips of the store.
@@ -55,7 +59,32 @@ def represent(
         frames: T.
         ratio, position: (N,) share of the clip that is kept, and where: 0 at its start, 1 at its end.
         advance: told how many clips each batch had.
+        ranks: who share the clips out; each gets the features of all.
     """
+    batches_of_each = shares(-(-len(ids) // batch_size), ranks.size)
+    ends = [min(batch_size * sum(batches_of_each[: rank + 1]), len(ids)) for rank in range(ranks.size)]
+    counts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    own = slice(ends[ranks.rank] - counts[ranks.rank], ends[ranks.rank])
+    if not counts[ranks.rank]:  # it takes a batch to know how wide features are
+        own = slice(0, min(batch_size, len(ids)))
+    found = _represented(encoder, store, ids[own], stream, frames, ratio[own], position[own], batch_size, advance)
+    features = rows_of_all(ranks, found[: counts[ranks.rank]], counts)
+    advance(len(features) - len(found))
+    return features
+
+
+def _represented(
+    encoder: Represents,
+    store: PlacedStore,
+    ids: Tensor,
+    stream: Stream,
+    frames: int,
+    ratio: Tensor,
+    position: Tensor,
+    batch_size: int,
+    advance: Advance,
+) -> Tensor:
+    """As `represent`, by this process alone."""
     training = encoder.training
     encoder.eval()
     features, done = None, 0
@@ -113,6 +142,7 @@ class FeatureSource:
         train_ids, test_ids: int64, clips of the store, on its device.
         frames: T.
         seed: of the random crops.
+        ranks: who share the clips out.
     """
 
     encoder: Represents
@@ -123,6 +153,7 @@ class FeatureSource:
     config: EvalConfig
     frames: int
     seed: int = 0
+    ranks: Alone = ALONE
 
     @property
     def train_labels(self) -> Tensor:
@@ -162,6 +193,7 @@ class FeatureSource:
             ratio=ratio,
             position=position,
             advance=advance,
+            ranks=self.ranks,
         )
 
 
@@ -177,10 +209,11 @@ def frozen_features(
     crops: int | None = None,
     seed: int = 0,
     progress: bool = False,
+    ranks: Alone = ALONE,
 ) -> FrozenFeatures:
     """Encode the training clips at the centre crop and at ``crops`` random crops (by default as the config says), and
-    the test clips at the centre crop. ``progress`` shows a bar."""
-    source = FeatureSource(encoder, store, train_ids, test_ids, stream, config, frames, seed)
+    the test clips at the centre crop. ``progress`` shows a bar; ``ranks`` share the clips out."""
+    source = FeatureSource(encoder, store, train_ids, test_ids, stream, config, frames, seed, ranks)
     return compute_features(source, config.train_crops if crops is None else crops, progress=progress)
 
 

@@ -87,6 +87,11 @@ class Features(NamedTuple):
     f2: Tensor | None
     f3: Tensor
 
+    def gathered(self, batch: Batch) -> Features:
+        """Those of the clips of all ranks."""
+        there = {name: f for name, f in self._asdict().items() if f is not None}
+        return self._replace(**dict(zip(there, batch.gather(*there.values()), strict=True)))
+
 
 class A2MC(Method):
     """The whole method: views x1 and x2 of attacked clips, MC loss, mixed and learned bank.
@@ -150,6 +155,7 @@ class A2MC(Method):
     def step(self, batch: Batch, networks: Mapping[str, Encoder], phase: str) -> Found:
         filling = phase == "fill"
         f = self.features(batch, networks["query"], networks["key"], attacks=self.attacks and not filling)
+        f = f.gathered(batch)
         f = f._replace(f0=batch.guard(f.f0))
         found = self.contrast_step_(f, None if filling else self.mixing, filling=filling)
         pairs = ((f.f1, found.df1), (f.f2, found.df2), (f.f3, found.df3))

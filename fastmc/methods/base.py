@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from fastmc.encoders.base import ClipShape, Encoder, EncoderConfig
 from fastmc.methods.streams import Beside
+from fastmc.ranks import ALONE, Alone, gathered, shares
 from fastmc.skeleton import Skeleton
 from fastmc.views.clips import DenseClips, PackedClips, Stream
 from fastmc.views.draw import AugmentConfig, ViewParams, draw_params
@@ -93,6 +94,10 @@ class Batch:
 
     Attributes:
         x: (W, B, T, V * M * 3), a place for each view in the order of ``views``; filled by `make`.
+        gathers: whether `gather` was called.
+
+    Where several ranks train together, these are the clips of one of them, and B is how many it has: a loss, a bank and
+    the step's numbers are of what `gather` gives.
     """
 
     def __init__(
@@ -106,16 +111,21 @@ class Batch:
         x: Tensor | None = None,
         stopped: Tensor | None = None,
         beside: Beside | None = None,
+        ranks: Alone = ALONE,
+        clips_of_all: int | None = None,
     ) -> None:
         """
         Args:
             sample: (B,) int64, the clips' ids, and step: the step's number, int or () int64; they key the choices.
             x: where views are written; fresh memory by default.
             stopped: () bool, see `guard`. beside: a second stream of the GPU, see `beside`.
+            ranks: who share the batch, and clips_of_all: how many clips all have; by default these.
         """
         self.setup, self.views, self.clips, self.sample, self.step = setup, views, clips, sample, step
         self.x = room_for_views(setup, len(views), len(sample), sample.device) if x is None else x
         self._stopped, self._beside = stopped, beside
+        self._ranks, self._counts = ranks, shares(clips_of_all or len(sample), ranks.size)
+        self.gathers = False
 
     def params(self, *views: View) -> ViewParams:
         """The random choices of these views, which are of one source and recipe."""
@@ -151,6 +161,19 @@ class Batch:
     def whole(self) -> Tensor:
         """The whole clips, resized to T frames: joint coordinates (B, T, V * M * 3)."""
         return whole_clips(self.clips, self.setup.skeleton, self.setup.frames, impl=self.setup.view_impl)
+
+    def gather(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The rows of all ranks, (B of all, ...) each, in the order that one process would have them in: features, or
+        losses clip by clip. On one rank the tensors themselves.
+
+        A call is one exchange, and the same on every rank. Every rank computes the same loss of the same bits, so that
+        backwards each takes its own rows of the gradient; the engine sums the gradients of weights over the ranks.
+
+        Args:
+            tensors: (B, ...) each, of one dtype.
+        """
+        self.gathers = True
+        return gathered(self._ranks, tensors, self._counts)
 
     def guard(self, keys: Tensor) -> Tensor:
         """The tensor, or NaN after a fault. A method whose kernels write a bank must compute its loss from a guarded
@@ -258,7 +281,8 @@ class Method(nn.Module):
         """The losses of one step, and where its gradients begin.
 
         ``networks``: what computes in place of `learners` and `followers`, under their names. Nothing here may wait for
-        the device or depend on its values. Buffers may change, at once or by `Found.writes`; see `restored`.
+        the device or depend on its values. Buffers may change, at once or by `Found.writes`; see `restored`. The loss
+        is that of the clips of all ranks: see `Batch.gather`.
         """
         raise NotImplementedError(f"{type(self).__name__} has no step")
 

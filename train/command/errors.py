@@ -13,13 +13,14 @@ from train.command.datasets import DatasetError
 from train.command.debug import without_debug
 from train.command.help import flowing_help
 from train.command.jobs import JobFailed
+from train.engine.ranks import Place, RankLost, RanksDiffer
 from train.engine.record import log, start_logging
 from train.engine.signals import stopped_by_signals, told
 from train.engine.step import NonFiniteError
 
 USER_ERRORS = (
     *(ValueError, OSError, DatasetError, StoreError, PrepareError, WorkerDied, NonFiniteError, CheckpointError),
-    JobFailed,
+    *(JobFailed, RankLost, RanksDiffer),
 )
 
 
@@ -27,16 +28,23 @@ def report_error(error: BaseException) -> None:
     log.error("error: %s", error)
 
 
-def run_command(action: Callable[[list[str]], object], args: Sequence[str] | None, *, stopped: str) -> int:
+def run_command(
+    action: Callable[[list[str]], object], args: Sequence[str] | None, *, stopped: str, shared: bool = False
+) -> int:
     """Run what a command line asks for; returns the exit code. ``stopped`` is said after Ctrl-C and its like.
 
     Args:
         action: is given the command line, without --debug, which shows the traceback of an error.
         args: the command line; by default that of this process.
+        shared: whether several ranks of torchrun may run it together. Rank 0 of them speaks.
     """
     given, debug = without_debug(args)
     start_logging()
     try:
+        place = Place.of_environment()
+        start_logging(quiet=place.rank > 0)
+        if place.size > 1 and not shared:
+            raise ValueError("torchrun is for train.run, which several ranks share; start this command without it")
         with stopped_by_signals(), flowing_help():
             action(given)
     except USER_ERRORS as error:

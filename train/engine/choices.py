@@ -70,8 +70,9 @@ def no_compiler_reason(device: torch.device) -> str | None:
     return None
 
 
-def choose_graph(config: Config, store: PlacedStore, device: torch.device) -> Choice:
-    """on or off.
+def choose_graph(config: Config, store: PlacedStore, device: torch.device, no_exchange: str | None = None) -> Choice:
+    """on or off. ``no_exchange``: why the ranks' exchanges cannot be captured (`World.no_graph_reason`), if they
+    cannot.
 
     Raises:
         ValueError: it was asked for and is impossible.
@@ -79,7 +80,7 @@ def choose_graph(config: Config, store: PlacedStore, device: torch.device) -> Ch
     asked = config.step.cuda_graph
     if asked == "off":
         return Choice("off", "--cuda-graph off")
-    reason = no_graph_reason(config, store, device)
+    reason = no_graph_reason(config, store, device) or no_exchange
     if reason is not None and asked == "on":
         raise ValueError(f"cuda_graph = 'on' is impossible: {reason}. Give --cuda-graph auto")
     return Choice("on", "the whole step") if reason is None else Choice("off", reason)

@@ -27,14 +27,14 @@ from fastmc.methods.base import Method
 from fastmc.progress import progress_bar
 from fastmc.state import Position, RunState, TrainingData, random_states
 from fastmc.views.clips import PackedClips
-from train.engine.choices import choose_amp, choose_compile, choose_graph, choose_overlap
+from train.engine.choices import Choice, choose_amp, choose_compile, choose_graph, choose_overlap
 from train.engine.graph import GraphedStep, Recorder
 from train.engine.initial import read_weights, start_from
 from train.engine.profiling import StepProfiler
-from train.engine.record import Metrics, duration, epoch_line, log, scalars
+from train.engine.record import Metrics, Rows, duration, epoch_line, log, scalars
 from train.engine.signals import Stopped
 from train.engine.step import FaultWatch, NonFiniteError, PretrainStep
-from train.engine.stopping import asked_to_stop
+from train.engine.stopping import ECHO, asked_to_stop
 from train.engine.wandb import open_wandb
 from train.engine.world import World
 
@@ -71,10 +71,12 @@ class Pretraining:
         initial: level and line to log of the weights that it starts from, if those were given.
         epoch, batch: position; ``step`` counts all batches since the start.
         before_saving: is called before each checkpoint is written.
-        world: the processes that train together. A batch is this many clips of each.
+        world: the processes that train together, of which one writes. A batch is shared out to them.
     """
 
-    def __init__(self, config: Config, store: PackedStore, folder: Path, device: torch.device) -> None:
+    def __init__(
+        self, config: Config, store: PackedStore, folder: Path, device: torch.device, world: World | None = None
+    ) -> None:
         """Writes nothing. ValueError for a protocol that cannot be trained on, or too large a batch."""
         assert config.protocol is not None
         protocol = config.protocol
@@ -82,8 +84,8 @@ class Pretraining:
         self.checksum, self.about_data = store.content_checksum, TrainingData.of_store(store)
         train, test = store.split(protocol)
         self.train_ids, self.test_ids = torch.from_numpy(train).to(device), torch.from_numpy(test).to(device)
-        self.world = World()
-        self.batches = len(train) // self.clips_per_step
+        self.world = world or World()
+        self.batches = len(train) // config.optim.batch_size
         if self.batches == 0:
             raise ValueError(
                 f"batch_size = {config.optim.batch_size} is larger than the {len(train)} training clips of {protocol}; "
@@ -101,7 +103,7 @@ class Pretraining:
         if config.init_from and (config.restart or not checkpoint.complete(self.checkpoints)):
             self.initial = start_from(read_weights(config.init_from, config.stream), self.model)
         self.amp, self.compiled = choose_amp(config.step, device), choose_compile(config.step, device)
-        self.graph = choose_graph(config, self.data, device)
+        self.graph = choose_graph(config, self.data, device, self.world.no_graph_reason())
         self.overlap = choose_overlap(config, device, has_work=self.model.overlaps)
         self.stepper = build_step(config, self.model, self.amp.value, self.overlap.value, self.world)
         if self.compiled.value == "on":
@@ -121,15 +123,15 @@ class Pretraining:
         return self._earlier_seconds + time.monotonic() - self._started_at
 
     @property
-    def computed(self) -> str:
-        """How steps are computed, and why, in one line."""
-        made = {"amp": self.amp, "compile": self.compiled, "CUDA graph": self.graph, "overlap": self.overlap}
-        choices = ", ".join(f"{name} {choice.value} ({choice.why})" for name, choice in made.items())
-        return f"step: {choices}; {self.stepper.update.says}"
+    def choices(self) -> dict[str, Choice]:
+        """How steps are computed."""
+        return {"amp": self.amp, "compile": self.compiled, "CUDA graph": self.graph, "overlap": self.overlap}
 
     @property
-    def clips_per_step(self) -> int:
-        return self.config.optim.batch_size * self.world.size
+    def computed(self) -> str:
+        """How steps are computed, and why, in one line."""
+        choices = ", ".join(f"{name} {choice.value} ({choice.why})" for name, choice in self.choices.items())
+        return f"step: {choices}; {self.stepper.update.says}"
 
     @property
     def finished(self) -> bool:
@@ -146,17 +148,23 @@ class Pretraining:
             NonFiniteError: names epoch, step, values, and the last good checkpoint.
             StoreError: the data were changed meanwhile.
             Stopped: it was asked to (`train.engine.stopping`), and a checkpoint of that moment is written.
+            RankLost, RanksDiffer: one of several ranks is gone, or computes something else.
         """
-        names = [metric.name for metric in self.model.metrics]
-        metrics = Metrics(self.folder, names, epochs_done=self.epoch, rows=self._rows)
-        sent = open_wandb(self.config, self.folder, metrics.rows)
+        metrics, sent, profiled = Rows(self.epoch, self._rows or []), None, 0
+        if self.world.writes:
+            names = [metric.name for metric in self.model.metrics]
+            metrics = Metrics(self.folder, names, epochs_done=self.epoch, rows=self._rows)
+            sent = open_wandb(self.config, self.folder, metrics.rows)
+            profiled = self.config.step.profile
         self._rows = metrics.rows
         epochs = self.config.optim.epochs
         steps = epochs * self.batches
-        bar = tqdm(total=steps, initial=self.step, disable=not sys.stderr.isatty(), **progress_bar("step"))
+        shows = sys.stderr.isatty() and self.world.writes
+        bar = tqdm(total=steps, initial=self.step, disable=not shows, **progress_bar("step"))
         try:
-            profile = StepProfiler(self.config.step.profile, self.folder / "profile", self.device)
-            with bar, closing(profile) as profiler, asked_to_stop() as stops:
+            profile = StepProfiler(profiled, self.folder / "profile", self.device)
+            echo = ECHO if self.world.size > 1 else 0.0
+            with bar, closing(profile) as profiler, asked_to_stop(echo) as stops:
                 while not self.finished:
                     bar.set_description(f"epoch {self.epoch + 1}/{epochs}")
                     self._run_epoch(bar, profiler, stops)
@@ -171,9 +179,10 @@ class Pretraining:
                     if self.config.log.keep_best and row.get("knn_top1", -1.0) > best:
                         self._save(self.checkpoints / checkpoint.BEST, keep=1)
                     every = self.config.log.checkpoint_every
-                    if self.finished or self.epoch % every == 0 or self._is_late or stops():
+                    is_late, number = self.world.agree(self._is_late, stops())
+                    if self.finished or self.epoch % every == 0 or is_late or number:
                         self.save()
-                    if number := stops():
+                    if number := number or self.world.agree(stops())[0]:
                         raise Stopped(number)
         finally:
             metrics.close()
@@ -190,16 +199,27 @@ class Pretraining:
                 bar.update()
                 if bar.disable and self.batch < self.batches and time.monotonic() - self._said_at > SAYS_EVERY:
                     self._say(self.seconds + time.perf_counter() - started)
+                fault, is_late, number = self.world.agree(self._watch.sees_a_fault(), self._is_late, stops())
                 # Not after the epoch's last batch: what comes next is its row of the metrics.
-                if self.batch < self.batches and (self._is_late or stops()):
+                saves = self.batch < self.batches and (is_late or number)
+                if fault or saves:
                     self._check()
+                self._compare_ranks()
+                if saves:
                     self.seconds += time.perf_counter() - started
                     self.save()
-                    if number := stops():
+                    if number := number or self.world.agree(stops())[0]:
                         raise Stopped(number)
                     started = time.perf_counter()
         self._check()  # waits for the device, so that the time is that of the steps
         self.seconds += time.perf_counter() - started
+
+    def _compare_ranks(self) -> None:
+        """Every so many steps: RanksDiffer if weights, bank or numbers of the step are not the same on all ranks."""
+        every = self.config.step.check_ranks
+        if self.world.size > 1 and every and self.step % every == 0:
+            kept = {**self.model.state_dict(), "the numbers of the step": self.stepper.metrics}
+            self.world.check_equal(kept, f"after step {self.step}")
 
     def _say(self, seconds: float) -> None:
         """How far the epoch is, which has taken so many seconds."""
@@ -219,13 +239,13 @@ class Pretraining:
     def _remaining_batches(self) -> Generator[tuple[Tensor, PackedClips]]:
         """What is left of the epoch, without its last short batch."""
         size = self.config.optim.batch_size
-        order = self.world.part(epoch_order(self.train_ids, self.config.seed, self.epoch), size)
-        return self.data.batches(order[self.batch * size : self.batches * size], size)
+        order = epoch_order(self.train_ids, self.config.seed, self.epoch)[self.batch * size : self.batches * size]
+        return self.data.batches(self.world.part(order, size), len(self.stepper.sample))
 
     def _advance(self, ids: Tensor, clips: PackedClips) -> bool:
         """One step; returns whether it is of a phase that is soon over."""
-        lr = self.config.optim.lr_at(self.epoch + self.batch / self.batches)
-        phase = self.model.phase(self.step * len(ids) * self.world.size, self.epoch)
+        lr = self.config.lr_at(self.epoch + self.batch / self.batches)
+        phase = self.model.phase(self.step * self.config.optim.batch_size, self.epoch)
         is_brief = phase in self.model.brief
         self.stepper.prepare(ids, self.step, lr)
         if self.graph.value == "off" or is_brief:
@@ -236,8 +256,6 @@ class Pretraining:
             self._graphs[phase]()
         self.batch += 1
         self.step += 1
-        if self._watch.sees_a_fault():
-            self._check()
         return is_brief
 
     def _check(self) -> None:
@@ -256,9 +274,9 @@ class Pretraining:
         row: dict[str, Any] = {"epoch": self.epoch + 1, "step": self.step}
         means = (self.stepper.sums / self.batches).tolist()
         row |= {metric.name: mean for metric, mean in zip(self.model.metrics, means, strict=True)}
-        row["lr"] = self.config.optim.lr_at(self.epoch + (self.batch - 1) / self.batches)
+        row["lr"] = self.config.lr_at(self.epoch + (self.batch - 1) / self.batches)
         row["steps_per_second"] = self.batches / self.seconds
-        row["samples_per_second"] = self.batches * self.clips_per_step / self.seconds
+        row["samples_per_second"] = self.batches * self.config.optim.batch_size / self.seconds
         row["seconds"] = self.seconds
         every = self.config.log.probe_every
         if every and self.can_probe and ((self.epoch + 1) % every == 0 or self.epoch + 1 == self.config.optim.epochs):
@@ -280,6 +298,7 @@ class Pretraining:
             config,
             frames=self.config.frames,
             crops=0,
+            ranks=self.world,
         )
         return knn_evaluate(features, config)["knn_top1"]
 
@@ -301,8 +320,11 @@ class Pretraining:
             metrics=self._rows,
             random=random_states(self.device),
             evaluated=self.model.evaluated,
+            ranks=self.world.size,
         )
         _check_finite(state, self.step)
+        if not self.world.writes:
+            return checkpoint.place_of(folder, self.step)
         self.before_saving()
         return checkpoint.save(folder, self.step, state.to_plain(), keep=keep)
 
@@ -314,6 +336,11 @@ class Pretraining:
         self.epoch, self.batch, self.step, self.seconds = state.position
         self._earlier_seconds = state.wall_seconds
         self._rows = state.metrics
+        if state.ranks != self.world.size:
+            log.info(
+                "the checkpoint is of %d rank(s) and goes on with %d: the same run within rounding, not bit for bit",
+                *(state.ranks, self.world.size),
+            )
         assert state.random["cpu"] is not None
         torch.set_rng_state(state.random["cpu"].cpu())
         if self.device.type == "cuda" and state.random["device"] is not None:

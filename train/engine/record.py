@@ -54,14 +54,14 @@ class _BarFriendlyHandler(logging.StreamHandler):
                 raise
 
 
-def start_logging(path: Path | None = None) -> None:
-    """Log to the terminal, and to a file where one is named."""
+def start_logging(path: Path | None = None, *, quiet: bool = False) -> None:
+    """Log to the terminal, unless ``quiet``, and to a file where one is named."""
     log.setLevel(logging.INFO)
     log.propagate = False
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
-    terminal = _BarFriendlyHandler()
+    terminal = logging.NullHandler() if quiet else _BarFriendlyHandler()
     terminal.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(terminal)
     if path is not None:
@@ -70,26 +70,39 @@ def start_logging(path: Path | None = None) -> None:
         log.addHandler(file)
 
 
-class Metrics:
-    """The rows of metrics.csv, one an epoch, and the same numbers for TensorBoard; a row is whole or not there. Files
-    that were removed under a run are made again, with all rows.
+class Rows:
+    """The numbers of each epoch, of a process that writes nothing.
 
     Attributes:
         rows: of all epochs so far.
     """
 
+    def __init__(self, epochs_done: int, rows: list[dict[str, Any]]) -> None:
+        """Rows of later epochs, left by a run that was stopped after its last checkpoint, are dropped."""
+        self.rows = [row for row in rows if row["epoch"] <= epochs_done]
+
+    def write(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Metrics(Rows):
+    """The rows of metrics.csv, one an epoch, and the same numbers for TensorBoard; a row is whole or not there. Files
+    that were removed under a run are made again, with all rows."""
+
     def __init__(
         self, folder: Path, names: Iterable[str], epochs_done: int, rows: list[dict[str, Any]] | None = None
     ) -> None:
-        """``names``: of the numbers of a method's steps. Rows of later epochs, left by a run that was stopped after its
-        last checkpoint, are dropped.
+        """``names``: of the numbers of a method's steps.
 
         ``rows``: of the epochs that are done; by default those of the file.
         """
         self.path, self._columns = folder / "metrics.csv", columns(names)
         if rows is None:
             rows = read_metrics(self.path) if self.path.exists() else []
-        self.rows = [row for row in rows if row["epoch"] <= epochs_done]
+        super().__init__(epochs_done, rows)
         self._begin()
 
     def _begin(self, anew: bool = False) -> None:
@@ -112,7 +125,7 @@ class Metrics:
             log.warning("%s or TensorBoard's files were removed; they are made again", self.path)
             self.close()
             self._begin(anew=True)
-        self.rows.append(row)
+        super().write(row)
         self._file.append(_lines(self._columns, [row]))
         self._board.write(scalars(row), row["step"])
 

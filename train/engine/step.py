@@ -17,9 +17,11 @@ from torch import Tensor
 from fastmc.config import OptimConfig
 from fastmc.encoders.amp import AMP, WorkingCopy, gradient_of, tensor_cores
 from fastmc.encoders.base import Encoder
+from fastmc.encoders.norm import share_statistics
 from fastmc.encoders.storage import share_storage
 from fastmc.methods.base import Batch, Found, Method, room_for_views
 from fastmc.methods.streams import Beside
+from fastmc.ranks import shares
 from fastmc.state import RunState
 from fastmc.views.clips import PackedClips
 from kernels import cpu
@@ -48,8 +50,9 @@ class PretrainStep:
     alone costs one step and halves the scale.
 
     Attributes:
-        sample: (B,) int64, the batch's clip ids, and counter: () int64, the step's number. Inputs, as the learning rate
-            and what the method prepares; `prepare` writes them.
+        sample: (B,) int64, the batch's clip ids, of which this process has its share where there are several; and
+            counter: () int64, the step's number. Inputs, as the learning rate and what the method prepares; `prepare`
+            writes them.
         metrics: (n,) float32, the numbers of the last step, by the method's ``metrics``. sums: float64, of all steps
             since they were last set to zero.
         fault: float64, of the step that stopped the run: 1, the step's number, norm of its gradient, its numbers.
@@ -71,12 +74,21 @@ class PretrainStep:
         """Allocates all that outlives a step.
 
         Args:
-            batch_size: clips of this process.
+            batch_size: clips of a step, of all processes together.
             amp: what networks compute in, a key of `fastmc.encoders.amp.AMP`; gradients of float16 are scaled.
             overlap: a second stream of the GPU is there for the method's work.
             world: the processes that train together; by default this one.
+
+        Raises:
+            ValueError: there are fewer clips than processes, or a norm of a network cannot be shared by them.
         """
         self.model, self.world = model, world or World()
+        self._clips_of_all, batch_size = batch_size, shares(batch_size, self.world.size)[self.world.rank]
+        if self._clips_of_all < self.world.size:
+            raise ValueError(
+                f"batch_size = {self._clips_of_all} is less than one clip for each of {self.world.size} ranks; give "
+                f"--batch-size {self.world.size} or more, or torchrun fewer of them"
+            )
         dtype, self._tensor_cores = AMP[amp]
         device = next(model.parameters()).device
         numbers = len(model.metrics)
@@ -92,6 +104,10 @@ class PretrainStep:
         self._learners = {name: WorkingCopy(net, dtype) for name, net in model.learners().items()}
         followers = {name: (WorkingCopy(net, dtype), follow) for name, (net, follow) in model.followers().items()}
         self.copies = {**self._learners, **{name: copy for name, (copy, _) in followers.items()}}
+        for network in (model, *self.networks.values()):
+            share_statistics(network, self.world)
+        self._working = [working for copy in self._learners.values() for _, working in copy.pairs]
+        self._sum_gradients = self.world.gradient_sum(self._working)
         encoders = [net for net in self.networks.values() if isinstance(net, Encoder)]
         self._has_own_threads = bool(encoders) and all(encoder.has_own_threads for encoder in encoders)
         restored = model.restored()
@@ -161,8 +177,15 @@ class PretrainStep:
             x=self._views,
             stopped=self.fault[STOPPED] > 0,
             beside=self._beside,
+            ranks=self.world,
+            clips_of_all=self._clips_of_all,
         )
         found = self.model.step(batch, self.networks, phase)
+        if self.world.size > 1 and not batch.gathers:
+            raise ValueError(
+                f"{type(self.model).__name__} cannot be trained on several ranks: its step never calls Batch.gather, "
+                "so its loss is of one rank's clips; see docs/methods.md"
+            )
         with part("backward"):
             norm = self._backward(found)
 
@@ -216,7 +239,6 @@ class PretrainStep:
 
     def _backward(self, found: Found) -> Tensor:
         """Carry the gradients into the networks that learn; returns their norm ()."""
-        weights = [working for copy in self._learners.values() for _, working in copy.pairs]
         for copy in self._learners.values():
             for pair in copy.pairs:
                 for weight in pair:
@@ -227,12 +249,11 @@ class PretrainStep:
         if self.scaling is not None:
             gradients = tuple(g * self.scaling.scale for g in gradients)
         torch.autograd.backward(outputs, gradients)
-        for weight in weights:  # of what this phase does not use
+        for weight in self._working:  # of what this phase does not use
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
-        gradients_of_all = [gradient_of(weight) for weight in weights]
-        self.world.mean_(gradients_of_all)
-        norm = norm_of(gradients_of_all)
+        self._sum_gradients()
+        norm = norm_of([gradient_of(weight) for weight in self._working])
         if not self.update.refreshes:
             for copy in self._learners.values():
                 copy.collect_()
@@ -243,7 +264,6 @@ class PretrainStep:
         """The step's numbers, and what becomes of a step that is not finite."""
         smallest = None if self.scaling is None else self.scaling.at_its_smallest
         skip, metrics, fault = self._judge(self.model.measure, found.seen, norm, self.counter, self.fault, smallest)
-        skip = self.world.any_(skip)
         self._skip.copy_(skip)
         self.metrics.copy_(metrics)
         self.fault.copy_(fault)

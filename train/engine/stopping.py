@@ -16,15 +16,20 @@ LOOK = 1.0
 """Seconds between two looks at whether a parent is still there."""
 
 
+ECHO = 3.0
+"""Seconds in which torchrun, which hears Ctrl-C and the end of a job as its processes do, hands it on to them."""
+
+
 @contextmanager
-def asked_to_stop() -> Iterator[Callable[[], int]]:
+def asked_to_stop(echo: float = 0.0) -> Iterator[Callable[[], int]]:
     """Within: a function that gives the signal by which this process was asked to end (Ctrl-C, SIGTERM, SIGHUP), and 0
     before. Who hears of it in time can finish what must not be cut, and then raise `Stopped`. A second one raises it
-    at once; what is ignored stays ignored.
+    at once, unless it comes within ``echo`` seconds of the first; what is ignored stays ignored.
 
     Outside of the main thread, where Python hears no signal, nobody ever asks.
     """
     asked: list[int] = []
+    first_at = 0.0
 
     def asked_by() -> int:
         return asked[0] if asked else 0
@@ -34,9 +39,13 @@ def asked_to_stop() -> Iterator[Callable[[], int]]:
         return
 
     def hear(number: int, _: object) -> None:
+        nonlocal first_at
+        if asked and time.monotonic() - first_at < echo:
+            return
         asked.append(number)
         if len(asked) > 1:
             raise Stopped(number)
+        first_at = time.monotonic()
         name = signal.Signals(number).name
         log.warning("%s: stopping after this step, with a checkpoint; once more stops at once", name)
 

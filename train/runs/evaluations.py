@@ -36,6 +36,7 @@ from fastmc.evaluation import (
 from fastmc.evaluation.classifier import CLASSIFIER
 from fastmc.evaluation.features import compute_features
 from fastmc.methods.base import Method
+from fastmc.ranks import ALONE, Alone
 from fastmc.views.clips import STREAMS
 from train.command.evaluation_settings import Semi
 from train.engine.record import log
@@ -71,11 +72,14 @@ class Frozen:
         cache_in: Path | None = None,
         role: str = "trained",
         progress: bool = False,
+        ranks: Alone = ALONE,
     ) -> Frozen:
-        """``cache_in``: run folder in which features are kept."""
+        """``cache_in``: run folder in which features are kept. ``ranks`` share the clips out."""
         run = Run(cache_in or Path(), config, model, placed, store)
+        train, test = run.split()
+        evaluation, frames, seed = config.evaluation, config.frames, config.seed
         source = FeatureSource(
-            model.representation, placed, *run.split(), config.stream, config.evaluation, config.frames, config.seed
+            model.representation, placed, train, test, config.stream, evaluation, frames, seed, ranks
         )
         cache = None
         if cache_in is not None:
@@ -84,9 +88,12 @@ class Frozen:
         return cls(model, store, config, source, cache, progress)
 
     def features(self, crops: int) -> FrozenFeatures:
-        if self.cache is None:
-            return compute_features(self.source, crops, progress=self.progress)
-        return self.cache.features(crops, progress=self.progress)
+        if self.cache is not None and self.source.ranks.size == 1:
+            return self.cache.features(crops, progress=self.progress)
+        features = compute_features(self.source, crops, progress=self.progress)
+        if self.cache is not None:
+            self.cache.keep(features)
+        return features
 
     def test_features(self) -> Tensor:
         return self.source.test() if self.cache is None else self.cache.test(progress=self.progress)

@@ -18,13 +18,14 @@ from fastmc.data.store import PackedStore
 from fastmc.doctor import package_versions
 from fastmc.files import whole_file
 from fastmc.methods.base import Method, Metric
+from fastmc.ranks import ALONE, Alone
 from train.engine.record import log, read_metrics
 from train.runs.evaluations import Frozen
 from train.runs.folder import ACCURACIES, NOT_EVALUATED
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and machine, as a run records them."""
+def environment(device: torch.device, ranks: int = 1) -> dict[str, Any]:
+    """Versions and machine, as a run records them, and how many ranks share it."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "python": platform.python_version(),
@@ -34,6 +35,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "gpu": gpu,
         "cpu_threads": torch.get_num_threads(),
+        "ranks": ranks,
     }
 
 
@@ -59,13 +61,15 @@ def evaluate_encoder(
     classifiers: tuple[str, ...] = ("knn", "linear"),
     run_folder: Path | None = None,
     progress: bool = False,
+    ranks: Alone = ALONE,
 ) -> dict[str, float]:
     """Accuracies in percent of the encoder, frozen, under the config's protocol: knn_top1, linear_top1 and
     linear_top5. ``run_folder`` keeps the linear classifier as classifier.pt, and the features for further evaluations
-    unless the config says otherwise. StoreError if the data were changed since they were opened."""
+    unless the config says otherwise. ``ranks`` share the clips out, and each gets the accuracies. StoreError if the
+    data were changed since they were opened."""
     store.check_unchanged()
     cache_in = run_folder if config.log.keep_features else None
-    frozen = Frozen.of(model, store, placed, config, cache_in=cache_in, progress=progress)
+    frozen = Frozen.of(model, store, placed, config, cache_in=cache_in, progress=progress, ranks=ranks)
     features = frozen.features(config.evaluation.train_crops if "linear" in classifiers else 0)
     result: dict[str, float] = {}
     if "knn" in classifiers:
