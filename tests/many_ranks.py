@@ -249,7 +249,7 @@ def _without_gather(data_root: Path, world: World) -> None:
 def gpu(data_root: Path, out: Path) -> None:
     """One rank alone is a world of one, that exchanges what it has with itself."""
     place = Place.of_environment()
-    world = Ranks(place, place.device("cuda:0" if place.size == 1 else "cuda"), 120.0)
+    world = Ranks(place, "cuda", 120.0)
     found = {case: trained(case, data_root, world) for case in OF_GPUS}
     graph = start("bf16", data_root, world).graph
     torch.save({"cases": found, "graph": tuple(graph), "says": world.says}, out / f"rank{world.rank}.pt")

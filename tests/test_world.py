@@ -167,13 +167,17 @@ def test_a_process_knows_its_place(monkeypatch):
     place = Place.of_environment()
     assert place == Place(5, 8, 1, 4)
     assert place.device("cpu") == "cpu" and place.device("cuda:3") == "cuda:3"
+    assert not place.has_own_gpu("cuda"), "without one"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert place.device("auto") == place.device("cuda") == "cuda:1" and place.device("cpu") == "cpu"
+    assert place.has_own_gpu("auto") and not place.has_own_gpu("cuda:3") and not place.has_own_gpu("cpu")
+    assert Place(5, 8).has_own_gpu("cuda:3"), "alone on its machine"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match="4 ranks on 2 GPUs; give torchrun --nproc-per-node 2 or less"):
         place.device("cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert place.device("cuda") == "cuda", "ranks share the one that is there"
+    assert place.device("cuda") == "cuda" and not place.has_own_gpu("cuda"), "ranks share the one that is there"
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(ValueError, match="the environment of torchrun"):
         Place.of_environment()

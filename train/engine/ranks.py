@@ -67,6 +67,11 @@ class Place:
         except ValueError as error:
             raise ValueError(f"the environment of torchrun ({', '.join(OF_TORCHRUN)}) is damaged: {error}") from None
 
+    def has_own_gpu(self, name: str) -> bool:
+        """Whether the device setting gives each rank of this machine a GPU that no other has."""
+        wanted = name == "auto" or name.startswith("cuda")
+        return wanted and torch.cuda.is_available() and (self.local_size == 1 or self.device(name) != name)
+
     def device(self, name: str) -> str:
         """Of the device setting ``name`` the one that is this rank's: of several GPUs, number LOCAL_RANK.
 
@@ -94,15 +99,18 @@ class Ranks(World):
         """Waits for all ranks.
 
         Args:
-            device: name of this process's.
+            device: the setting, of which each rank takes its own.
             timeout: seconds to wait for another rank, here and in each exchange.
+
+        Raises:
+            ValueError: as of `Place.device`.
         """
-        self.rank, self.size, self.device = place.rank, place.size, device
+        self.rank, self.size, self.device = place.rank, place.size, place.device(device)
         self._timeout = timedelta(seconds=timeout)
-        own_gpu = device.startswith("cuda:") and place.local_size <= torch.cuda.device_count()
-        self._nccl = own_gpu and dist.is_nccl_available()
-        gpu = torch.device(device) if self._nccl else None
-        if gpu is not None:
+        self._nccl = place.has_own_gpu(device) and dist.is_nccl_available()
+        gpu = None
+        if self._nccl:
+            gpu = torch.device("cuda", torch.device(self.device.replace("auto", "cuda")).index or 0)
             torch.cuda.set_device(gpu)
         with self._heard():
             self._store, _, _ = next(dist.rendezvous("env://", timeout=self._timeout))
@@ -280,7 +288,7 @@ def opened(place: Place, device: str, timeout: float) -> Iterator[World]:
         yield World()
         return
     try:
-        world = Ranks(place, place.device(device), timeout)
+        world = Ranks(place, device, timeout)
     except RankLost:  # before they have met, each has to speak for itself
         start_logging()
         raise
