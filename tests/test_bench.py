@@ -61,13 +61,20 @@ def accuracies(value: float) -> dict:
 def test_accuracy_page_has_a_table_a_set_with_means_and_single_values(data_root, tmp_path, monkeypatch, capsys):
     def run_jobs(jobs, devices, small):
         assert (devices, small) == ("auto", True)
-        for number, job in enumerate(jobs):
+        for number, job in enumerate(job for job in jobs if job.module == "train.run"):
             folder = Path(job.arguments[job.arguments.index("--out") + 1])
             folder.mkdir(parents=True)
             report = accuracies(10.0 * number) | {"random_init": accuracies(1.0)}
             (folder / "report.json").write_text(json.dumps(report))
+        for number, job in enumerate(job for job in jobs if job.module == "bench.supervised"):
+            assert supervised.main(job.arguments) == 0
+            kept = (
+                Path(job.arguments[job.arguments.index("--keep") + 1]) / f"tiny-supervised-seed{1 + number // 2}.json"
+            )
+            kept.write_text(json.dumps(json.loads(kept.read_text()) | {"top1": 70.0 + number}))
 
     monkeypatch.setattr(launch, "run_jobs", run_jobs)
+    monkeypatch.setattr(accuracy, "is_finished", lambda config, data: (config.out / "report.json").exists())
     write_small_store(tmp_path / "root" / "a")
     write_small_store(tmp_path / "root" / "b", clips=36)
     words = ["--datasets", "a", "b", "--methods", "b1", "a2mc", "--seeds", "1", "2", "--out", str(tmp_path / "out")]
@@ -86,6 +93,16 @@ def test_accuracy_page_has_a_table_a_set_with_means_and_single_values(data_root,
     assert "| tiny, b1 | 40.0 (20.0, 60.0) |" in second
     assert accuracy.main(["--dataset", "a"]) == 1
     assert "--dataset differs from run to run: give --datasets" in capsys.readouterr().err
+
+    fast = ["--data-root", str(tmp_path / "root"), "--linear-epochs", "2", "--frames", "8", "--encoder", "1x8"]
+    more = ["--epochs", "1", "--batch-size", "4", "--supervised", "--variants", "lr=0.3 no-input-norm"]
+    other = [word.replace(str(tmp_path / "out"), str(tmp_path / "more")) for word in words]
+    assert accuracy.main([*other, *fast, *more]) == 0
+    rows = [line[2:] for line in (tmp_path / "more" / "accuracy.md").read_text().splitlines()]
+    assert rows[8].startswith("tiny, a2mc | ") and rows[9].startswith("tiny, a2mc lr=0.3 no-input-norm | ")
+    assert rows[10] == "tiny, supervised | – | 71.0 (70.0, 72.0) | – |"  # of the first set
+    assert accuracy.main([*other, *fast, *more, "--collect", "--lr", "0.5"]) == 0
+    assert "| tiny, supervised | not run | not run | not run |" in capsys.readouterr().out
 
 
 @pytest.mark.slow
