@@ -340,12 +340,12 @@ def test_a_rank_that_is_killed_ends_the_others_with_one_line(dies, root, tmp_pat
 
 
 def test_a_rank_that_hangs_is_waited_for_so_long_and_no_longer(root, tmp_path):
-    words = [*command(root, tmp_path / "run", *LONG), "--rank-timeout", "5"]
+    words = [*command(root, tmp_path / "run", *LONG), "--rank-timeout", "20"]
     ranks = started_run(2, tmp_path, words)
     ranks.until_it_trains(tmp_path / "run")
     ranks.processes[1].send_signal(signal.SIGSTOP)
     assert ranks.processes[0].wait(timeout=120) == 1
-    assert f"error: {GONE}, or did not answer for 5 s" in ranks.said(0)
+    assert f"error: {GONE}, or did not answer for 20 s" in ranks.said(0)
     ranks.processes[1].kill()
 
 

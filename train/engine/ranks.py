@@ -28,6 +28,8 @@ from train.engine.world import World
 Found = TypeVar("Found")
 GRACE = 5.0
 """Seconds that a rank gives rank 0, which has the log, to say why the run ends, before it says so itself."""
+START = 600.0
+"""Seconds in which all ranks have to begin: nodes are not started in the same moment."""
 OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -100,7 +102,7 @@ class Ranks(World):
 
         Args:
             device: the setting, of which each rank takes its own.
-            timeout: seconds to wait for another rank, here and in each exchange.
+            timeout: seconds to wait for another rank in each exchange; here it is `START`.
 
         Raises:
             ValueError: as of `Place.device`.
@@ -113,11 +115,21 @@ class Ranks(World):
             gpu = torch.device("cuda", torch.device(self.device.replace("auto", "cuda")).index or 0)
             torch.cuda.set_device(gpu)
         with self._heard():
-            self._store, _, _ = next(dist.rendezvous("env://", timeout=self._timeout))
+            self._store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=START)))
+            self._wait_for_all()
             backend = "cpu:gloo,cuda:nccl" if self._nccl else "gloo"
             how: dict[str, Any] = {"timeout": self._timeout, "device_id": gpu}
             dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.size, **how)
             self.agree(0)
+
+    def _wait_for_all(self) -> None:
+        """RuntimeError if not all are there in time."""
+        until, there = time.monotonic() + START, self._store.add("fastmc/there", 1)
+        while there < self.size:
+            if time.monotonic() > until:
+                raise RuntimeError(f"{there} of {self.size} ranks are there")
+            time.sleep(0.05)
+            there = self._store.add("fastmc/there", 0)
 
     @property
     def says(self) -> str:
