@@ -53,7 +53,7 @@ class BiGRU(Encoder):
     """Skeleton clips (B, T, F), F = V * M * 3, to unit features f (B, D); H is twice the hidden units."""
 
     Config = BiGRUConfig
-    presets: ClassVar = {"small": {"encoder": "2x256"}, "tiny": {"encoder": "1x128"}}
+    presets: ClassVar = {"small": {"encoder": "1x256"}, "tiny": {"encoder": "1x128"}}
     in_float32 = ("norm",)
 
     def __init__(self, config: BiGRUConfig, shape: ClipShape) -> None:
