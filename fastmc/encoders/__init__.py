@@ -10,7 +10,10 @@ from fastmc.registry import find
 if TYPE_CHECKING:
     from fastmc.encoders.base import Encoder
 
-ENCODERS = {"bigru": "fastmc.encoders.bigru:BiGRU"}
+ENCODERS = {
+    "bigru": "fastmc.encoders.bigru:BiGRU",
+    "stgcn": "fastmc.encoders.stgcn:STGCN",
+}
 
 
 def find_encoder(name: str, allow: Collection[str] = ()) -> type[Encoder]:

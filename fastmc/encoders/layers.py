@@ -1,0 +1,66 @@
+"""What encoders of bodies in space and time share: their layout, normalisation, convolution over time, shortcut.
+
+Between layers a body is one row (R, T, V, C), channels last: products over channels, along bones and over frames then
+read memory in order. Rows of a view lie together, so that statistics can be taken of each view on its own.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastmc.encoders.bigru import ViewNorm
+
+
+class ChannelNorm(ViewNorm):
+    """`ViewNorm` of (views * R, ..., C) over all but channels, in the dtype of its input."""
+
+    def forward(self, x: Tensor, views: int = 1) -> Tensor:
+        return super().forward(x.flatten(1, -2), views).view_as(x)
+
+
+def bodies(x: Tensor) -> Tensor:
+    """Clips (n, 3, T, V, M) as rows (n * M, T, V, 3), the bodies of a clip one after the other."""
+    return x.permute(0, 4, 2, 3, 1).flatten(0, 1)
+
+
+def mean_of_bodies(x: Tensor, count: int) -> Tensor:
+    """Rows (n * count, T, V, C) to the mean over frames and joints, then over the bodies of a clip, (n, C)."""
+    return x.mean((1, 2)).unflatten(0, (-1, count)).mean(1)
+
+
+class Temporal(nn.Conv2d):
+    """A convolution over the frames of (R, T, V, C), each joint on its own, of an odd number of frames, padded."""
+
+    def __init__(self, channels_in: int, channels: int, taps: int, stride: int = 1) -> None:
+        super().__init__(channels_in, channels, (taps, 1), (stride, 1), (taps // 2, 0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).contiguous()
+
+
+class Pointwise(nn.Module):
+    """A linear map of channels and its normalisation, of every ``stride``-th frame: the shortcut around a block."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+        self.map, self.norm = nn.Linear(channels_in, channels), ChannelNorm(channels)
+
+    def forward(self, x: Tensor, views: int) -> Tensor:
+        return self.norm(self.map(x[:, :: self.stride]), views)
+
+
+def shortcut(channels_in: int, channels: int, stride: int = 1) -> Pointwise | None:
+    """Around a block: None for the input itself, where the shape stays."""
+    return None if channels_in == channels and stride == 1 else Pointwise(channels_in, channels, stride)
+
+
+def around(part: Pointwise | None, x: Tensor, views: int) -> Tensor:
+    """What a `shortcut` gives of x."""
+    return x if part is None else part(x, views)
+
+
+def dropped(x: Tensor, share: float, training: bool) -> Tensor:
+    """Dropout; x itself, and no random number drawn, where nothing is to be dropped."""
+    return F.dropout(x, share) if training and share > 0 else x
