@@ -40,7 +40,7 @@ def fill(encoder: Encoder, theirs: Mapping[str, Tensor]) -> Encoder:
 
 def near(found: Tensor, wanted: Tensor, share: float) -> float:
     """The largest deviation as a share of the largest number, which it asserts to be below ``share``."""
-    wanted = wanted.to(found.dtype).view_as(found)
+    found, wanted = found.detach(), wanted.to(found.dtype).view_as(found)
     off = float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
     assert off <= share, f"off by {off:.1e} of the largest, {share:.0e} is allowed"
     return off

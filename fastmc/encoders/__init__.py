@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 
 ENCODERS = {
     "bigru": "fastmc.encoders.bigru:BiGRU",
+    "agcn": "fastmc.encoders.agcn:AGCN",
+    "dstanet": "fastmc.encoders.dstanet:DSTANet",
+    "hcn": "fastmc.encoders.hcn:HCN",
+    "lstm": "fastmc.encoders.lstm:LSTM",
+    "s2s": "fastmc.encoders.s2s:S2S",
     "stgcn": "fastmc.encoders.stgcn:STGCN",
 }
 

@@ -6,6 +6,7 @@ read memory in order. Rows of a view lie together, so that statistics can be tak
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -27,6 +28,18 @@ def bodies(x: Tensor) -> Tensor:
 def mean_of_bodies(x: Tensor, count: int) -> Tensor:
     """Rows (n * count, T, V, C) to the mean over frames and joints, then over the bodies of a clip, (n, C)."""
     return x.mean((1, 2)).unflatten(0, (-1, count)).mean(1)
+
+
+def over_joints(x: Tensor, maps: Tensor) -> Tensor:
+    """Weighted sums over the joints of each frame of (R, T, V, C), K to a joint: (R, T, V, K * C).
+
+    Args:
+        maps: (V * K, V), or (R, V * K, V) of each row: what each of a joint's sums takes of each joint.
+    """
+    rows, frames, joints, channels = x.shape
+    # An expanded bmm: matmul would fold the frames into columns, which copies x and the sums.
+    maps = maps.expand(rows, *maps.shape[-2:])[:, None].expand(-1, frames, -1, -1).flatten(0, 1)
+    return torch.bmm(maps, x.flatten(0, 1)).view(rows, frames, joints, -1)
 
 
 class Temporal(nn.Conv2d):

@@ -29,6 +29,7 @@ from fastmc.encoders.layers import (
     bodies,
     dropped,
     mean_of_bodies,
+    over_joints,
     shortcut,
 )
 
@@ -104,11 +105,10 @@ class GraphBlock(nn.Module):
 
     def along_bones(self, x: Tensor, graph: Tensor) -> Tensor:
         """sum_k graph_k^T x W_k + b_k: joints first, since a block has no more channels in than out."""
-        parts, joints, channels_in = len(graph), x.shape[2], x.shape[3]
-        gathered = graph.permute(2, 0, 1).reshape(joints * parts, joints) @ x.flatten(0, 1)
+        parts = len(graph)
         weight = self.mix.weight.unflatten(0, (parts, -1)).transpose(0, 1).flatten(1)
         bias = graph.sum(1).T @ self.mix.bias.unflatten(0, (parts, -1))
-        return F.linear(gathered.view(*x.shape[:3], parts * channels_in), weight) + bias
+        return F.linear(over_joints(x, graph.permute(2, 0, 1).flatten(0, 1)), weight) + bias
 
 
 class STGCN(Encoder):
