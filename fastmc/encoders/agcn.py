@@ -113,8 +113,8 @@ class AGCNBlock(nn.Module):
 
 
 class AGCN(Encoder):
-    """Clips (n, 3, T, V, M) to the mean over frames, joints and bodies, (n, H). The input norm has channels of each body
-    of its own; from there on bodies are rows."""
+    """Clips (n, 3, T, V, M) to the mean over frames, joints and bodies, (n, H). The input norm has other channels for
+    each body; from there on bodies are rows."""
 
     Config = AGCNConfig
     presets: ClassVar = {

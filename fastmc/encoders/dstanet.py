@@ -201,7 +201,8 @@ class DSTANet(Encoder):
     def body(self, x: Tensor, views: int) -> Tensor:
         if self.config.over_time != "convolution" and x.shape[2] > self.shape.frames:
             raise ValueError(
-                f"x has {x.shape[2]} frames, and the attention over time was made for {self.shape.frames}; give --frames"
+                f"x has {x.shape[2]} frames, and the attention over time was made for {self.shape.frames}; "
+                "give --frames"
             )
         x = leaky(self.entry(bodies(x).to(self.dtype), views))
         for block in self.blocks:

@@ -36,7 +36,7 @@ def over_joints(x: Tensor, maps: Tensor) -> Tensor:
     Args:
         maps: (V * K, V), or (R, V * K, V) of each row: what each of a joint's sums takes of each joint.
     """
-    rows, frames, joints, channels = x.shape
+    rows, frames, joints, _ = x.shape
     # An expanded bmm: matmul would fold the frames into columns, which copies x and the sums.
     maps = maps.expand(rows, *maps.shape[-2:])[:, None].expand(-1, frames, -1, -1).flatten(0, 1)
     return torch.bmm(maps, x.flatten(0, 1)).view(rows, frames, joints, -1)

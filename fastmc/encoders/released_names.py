@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -107,3 +108,19 @@ def released_state(encoder: Encoder, theirs: Mapping[str, Tensor]) -> dict[str, 
         if len(given) == len(names) and sum(map(Tensor.numel, given)) == ours.numel():
             state[name] = (torch.cat(given) if len(given) > 1 else given[0]).reshape(ours.shape)
     return state
+
+
+def released_tensors(encoder: Encoder, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse: tensors of this encoder under their names, in their shapes."""
+    found = {}
+    for name, ours in state.items():
+        names = released_names(encoder, name)
+        parts = ours.chunk(len(names)) if len(names) > 1 else [ours]
+        found |= zip(names, map(partial(_theirs, name), parts), strict=True)
+    return found
+
+
+def _theirs(name: str, tensor: Tensor) -> Tensor:
+    """A linear map is a convolution of one tap there."""
+    is_map = tensor.dim() == 2 and re.search(r"\.(map|mix|ask)\.weight$", name)
+    return tensor[..., None, None].clone() if is_map else tensor.clone()
