@@ -147,7 +147,8 @@ class Config:
     x1, x2; b3: + MC loss; a2mc: + mixing and the learned bank. Or a class of your own, MODULE:CLASS, see
     docs/methods.md. Its settings are flags of their own."""
     backbone: str = "bigru"
-    """Kind of the encoder: bigru, or a class of your own, MODULE:CLASS. Its settings are flags of their own."""
+    """Kind of the encoder: bigru, agcn, dstanet, hcn, lstm, s2s, stgcn (docs/encoders.md), or a class of your own,
+    MODULE:CLASS. Its settings are flags of their own. --encoder stgcn:16x256 says kind and size at once."""
     stream: Stream = "joint"
     """Input stream: joint coordinates, their motion, or bones."""
     frames: Frames = 64
