@@ -13,7 +13,6 @@ import torch
 from gpu_less import needs_compiler
 from tape import SHAPED_BY_DATA, Tape, TapeRecorder
 from test_step import OnOneDevice, advance, batch, same
-from test_step import as_on_a_gpu as as_on_a_gpu  # a fixture
 from test_step import store as store  # a fixture
 from test_train import assert_same_state, command, losses, state_of
 
@@ -21,13 +20,17 @@ import fastmc
 from bench.aot import compile_launches
 from bench.ledger_data import ntu_like_clips
 from bench.ledger_step import as_on_a_gpu as taken_for_a_gpu
+from fastmc import arguments
 from fastmc.build import build_model
 from fastmc.config import Config, OptimConfig, config_of, preset_config, to_plain
-from fastmc.encoders import ENCODERS, find_encoder
+from fastmc.encoders import ENCODERS, find_encoder, rows
 from fastmc.encoders.base import ClipShape, Encoder
 from fastmc.encoders.bigru import ViewNorm
 from fastmc.methods.a2mc import A2MCConfig
+from fastmc.objective import chunked
 from fastmc.skeleton import NTU25, SKELETONS
+from fastmc.views import clips as clip_module
+from fastmc.views import draw, torch_views
 from train import embed, evaluate, run
 from train.command.parse import parse
 from train.engine.graph import WARM_UP
@@ -62,9 +65,9 @@ def new(kind: str, shape: ClipShape | None = None, **settings: Any) -> Encoder:
 
 
 def clips(kind: str, count: int = 6) -> torch.Tensor:
-    """(n, T, V * M * 3) of which the second has one body."""
+    """(n, T, V * M * 3) of which three have one body."""
     x = torch.randn(count, frames(kind), 25, 2, 3)
-    x[1, :, :, 1] = 0
+    x[1:4, :, :, 1] = 0
     return x.flatten(2)
 
 
@@ -123,13 +126,20 @@ def test_it_is_built_for_every_layout(kind, name):
 
 @each
 def test_views_are_normalised_each_on_its_own(kind):
-    encoder = new(kind)
+    encoder = new(kind).double()
     apart = copy.deepcopy(encoder)
-    x = clips(kind) * torch.tensor([1.0, 3.0, 0.3]).repeat_interleave(2)[:, None, None]
+    x = clips(kind).double() * torch.tensor([1.0, 3.0, 0.3]).repeat_interleave(2)[:, None, None]
     together = encoder(x, views=3)
-    torch.testing.assert_close(together, torch.cat([apart(view) for view in x.chunk(3)]), atol=2e-5, rtol=0)
+    torch.testing.assert_close(together, torch.cat([apart(view) for view in x.chunk(3)]), atol=1e-9, rtol=0)
     for (name, ours), theirs in zip(encoder.named_buffers(), apart.buffers(), strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5, msg=name)
+        torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9, msg=name)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """No value decides what to do next."""
+    for module in (arguments, chunked, clip_module, draw, rows, torch_views):
+        monkeypatch.setattr(module, "may_look", lambda tensor: False)
 
 
 @pytest.fixture
@@ -173,6 +183,45 @@ def products(tape: Tape) -> list[torch.Tensor]:
         if func.overloadpacket.__name__ in kinds:
             found += [r for r in (result if isinstance(result, (tuple, list)) else (result,)) if r is not None]
     return found
+
+
+@pytest.mark.parametrize("kind", ["agcn", "dstanet", "hcn", "stgcn"])
+@pytest.mark.parametrize("training", [False, True])
+def test_one_row_for_all_absent_bodies_changes_nothing(kind, training, monkeypatch):
+    """Values, gradients of all weights and running statistics, in float64, of three views of which one has no absent
+    body, one has a second body nowhere; with fewer rows than bodies."""
+    shared, plain = (new(kind).double().train(training) for _ in range(2))
+    x = torch.randn(12, frames(kind), 25, 2, 3, dtype=torch.float64)
+    x[torch.tensor([1, 2, 4, 5, 6, 7]), :, :, 1] = 0
+    x, weights = x.flatten(2), torch.randn(12, 16, dtype=torch.float64)
+    seen = []
+    take = rows.Rows.take
+    monkeypatch.setattr(rows.Rows, "take", lambda self, x: seen.append((len(x), len(take(self, x)))) or take(self, x))
+    outputs = [shared(x, views=3)]
+    monkeypatch.setattr(rows, "may_look", lambda tensor: False)
+    outputs.append(plain(x, views=3))
+    assert seen == [(24, 18 + 2), (24, 24)], "six are absent, in two views"
+    torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-11)
+    for output in outputs:
+        (output * weights).sum().backward()
+    largest = max(float(p.grad.abs().max()) for p in plain.parameters())
+    for (name, p), q in zip(shared.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-8, atol=1e-11 * largest, msg=name)
+    for (name, value), other in zip(shared.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-10, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["agcn", "dstanet", "hcn", "stgcn"])
+def test_the_attack_s_gradient_of_present_bodies_is_the_same_with_shared_rows(kind, monkeypatch):
+    encoder, x = new(kind).double(), clips(kind).double()
+    found = []
+    for look in (True, False):
+        monkeypatch.setattr(rows, "may_look", lambda tensor, look=look: look)
+        variable = x.clone().requires_grad_()
+        with encoder.fixed():
+            (encoder.represent(variable) ** 2).sum().backward()
+        found.append(variable.grad.masked_fill(x == 0, 0))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
 
 
 @each

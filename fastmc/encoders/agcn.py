@@ -26,8 +26,10 @@ from fastmc.encoders.layers import (
     around,
     mean_of_bodies,
     over_joints,
+    shares_rows,
     shortcut,
 )
+from fastmc.encoders.rows import Rows, rows_of
 
 START = 1e-6
 """Of the learnt graph, and of the scale of the norm after the graph convolution: a block begins as its shortcut."""
@@ -81,18 +83,18 @@ class AdaptiveGraph(nn.Module):
         nn.init.constant_(self.norm.weight, START)
         self.shortcut = shortcut(channels_in, channels)
 
-    def forward(self, x: Tensor, graph: Tensor, views: int) -> Tensor:
+    def forward(self, x: Tensor, graph: Tensor, rows: Rows) -> Tensor:
         parts = len(graph)
         maps = (self.adapted(x, parts) + (graph + self.learnt)).permute(0, 3, 1, 2).flatten(1, 2)
         weight = self.mix.weight.unflatten(0, (parts, -1)).transpose(0, 1).flatten(1)
         y = F.linear(over_joints(x, maps), weight, self.mix.bias.unflatten(0, (parts, -1)).sum(0))
-        return F.relu(self.norm(y, views) + around(self.shortcut, x, views), inplace=True)
+        return F.relu(self.norm(y, rows) + around(self.shortcut, x, rows), inplace=True)
 
     def adapted(self, x: Tensor, parts: int) -> Tensor:
         """C (R, parts, V, V), [u, v]: what joint v takes of joint u."""
-        rows, frames, joints, _ = x.shape
-        asked = self.ask(x).view(rows, frames, joints, 2, parts, -1).permute(3, 0, 4, 2, 1, 5)
-        q, k = asked.reshape(2, rows, parts, joints, -1)
+        count, frames, joints, _ = x.shape
+        asked = self.ask(x).view(count, frames, joints, 2, parts, -1).permute(3, 0, 4, 2, 1, 5)
+        q, k = asked.reshape(2, count, parts, joints, -1)
         return torch.softmax(q @ k.transpose(2, 3) / q.shape[3], dim=2)
 
 
@@ -107,9 +109,9 @@ class AGCNBlock(nn.Module):
         self.first = first
         self.shortcut = None if first else shortcut(channels_in, channels, stride)
 
-    def forward(self, x: Tensor, graph: Tensor, views: int) -> Tensor:
-        y = self.norm(self.temporal(self.space(x, graph, views)), views)
-        return F.relu(y if self.first else y + around(self.shortcut, x, views), inplace=True)
+    def forward(self, x: Tensor, graph: Tensor, rows: Rows) -> Tensor:
+        y = self.norm(self.temporal(self.space(x, graph, rows)), rows)
+        return F.relu(y if self.first else y + around(self.shortcut, x, rows), inplace=True)
 
 
 class AGCN(Encoder):
@@ -138,8 +140,10 @@ class AGCN(Encoder):
         self.head = mlp_head(self.representation_dim, config.feature_dim)
 
     def body(self, x: Tensor, views: int) -> Tensor:
+        rows = rows_of(x, views, share=shares_rows(self, x))
         x = x.permute(0, 2, 4, 3, 1)
-        x = self.norm(x.flatten(2), views).to(self.dtype).view(x.shape).transpose(1, 2).flatten(0, 1)
+        x = self.norm(x.flatten(2), Rows(views)).to(self.dtype).view(x.shape)
+        x = rows.take(x.transpose(1, 2).flatten(0, 1))
         for block in self.blocks:
-            x = block(x, self.graph, views)
-        return mean_of_bodies(x, self.shape.bodies)
+            x = block(x, self.graph, rows)
+        return mean_of_bodies(x, rows, self.shape.bodies)

@@ -31,7 +31,9 @@ from fastmc.encoders.layers import (
     bodies,
     mean_of_bodies,
     over_joints,
+    shares_rows,
 )
+from fastmc.encoders.rows import Rows, rows_of
 
 TAPS, SLOPE = 7, 0.1
 
@@ -103,12 +105,12 @@ class Attention(nn.Module):
     def queries_and_keys(self, x: Tensor, dim: int) -> Tensor:
         """(2, R, heads, places, numbers) of x (R, T, V, C), whose places are those of ``dim``; what a place asks for is
         added to the linear map of x, which saves x + P."""
-        rows, *_ = x.shape
+        count = len(x)
         bias = F.linear(self.places[: x.shape[dim]], self.ask.weight, self.ask.bias)
         bias = bias if dim == 2 else bias[:, None]
         asked = (F.linear(x, self.ask.weight) + bias).unflatten(3, (2, self.heads, -1))
         order = (3, 0, 4, 2, 1, 5) if dim == 2 else (3, 0, 4, 1, 2, 5)
-        return asked.permute(order).reshape(2, rows, self.heads, x.shape[dim], -1)
+        return asked.permute(order).reshape(2, count, self.heads, x.shape[dim], -1)
 
     def maps(self, x: Tensor, dim: int) -> Tensor:
         """(R, heads, from, to)."""
@@ -120,18 +122,18 @@ class Attention(nn.Module):
 class SpaceAttention(Attention):
     """(R, T, V, C) to (R, T, V, C'), between joints."""
 
-    def forward(self, x: Tensor, views: int) -> Tensor:
-        return self.out(over_joints(x, self.maps(x, 2).permute(0, 3, 1, 2).flatten(1, 2)), views)
+    def forward(self, x: Tensor, rows: Rows) -> Tensor:
+        return self.out(over_joints(x, self.maps(x, 2).permute(0, 3, 1, 2).flatten(1, 2)), rows)
 
 
 class TimeAttention(Attention):
     """(R, T, V, C) to (R, T, V, C'), between frames."""
 
-    def forward(self, x: Tensor, views: int) -> Tensor:
-        rows, frames, joints, channels = x.shape
+    def forward(self, x: Tensor, rows: Rows) -> Tensor:
+        count, frames, joints, channels = x.shape
         taken = torch.bmm(self.maps(x, 1).transpose(2, 3).flatten(1, 2), x.flatten(2))
-        taken = taken.view(rows, self.heads, frames, joints, channels).permute(0, 2, 3, 1, 4)
-        return self.out(taken.flatten(3), views)
+        taken = taken.view(count, self.heads, frames, joints, channels).permute(0, 2, 3, 1, 4)
+        return self.out(taken.flatten(3), rows)
 
 
 class Block(nn.Module):
@@ -153,15 +155,15 @@ class Block(nn.Module):
             self.time_forward = Pointwise(channels, channels, stride)
             self.around_time = shortcuts(channels, channels, (1, stride), changes)
 
-    def forward(self, x: Tensor, views: int) -> Tensor:
+    def forward(self, x: Tensor, rows: Rows) -> Tensor:
         first, second = self.around_space
-        y = leaky(self.space(x, views) + around(first, x, views))
-        y = leaky(self.space_forward(y, views) + around(second, x, views))
+        y = leaky(self.space(x, rows) + around(first, x, rows))
+        y = leaky(self.space_forward(y, rows) + around(second, x, rows))
         first, second = self.around_time
         if self.time is None:
-            return leaky(self.temporal_norm(self.temporal(y), views) + around(second, y, views))
-        z = leaky(self.time(y, views) + around(first, y, views))
-        return leaky(self.time_forward(z, views) + around(second, y, views))
+            return leaky(self.temporal_norm(self.temporal(y), rows) + around(second, y, rows))
+        z = leaky(self.time(y, rows) + around(first, y, rows))
+        return leaky(self.time_forward(z, rows) + around(second, y, rows))
 
 
 def shortcuts(channels_in: int, channels: int, strides: tuple[int | None, int], changes: bool) -> nn.ModuleList:
@@ -204,7 +206,8 @@ class DSTANet(Encoder):
                 f"x has {x.shape[2]} frames, and the attention over time was made for {self.shape.frames}; "
                 "give --frames"
             )
-        x = leaky(self.entry(bodies(x).to(self.dtype), views))
+        rows = rows_of(x, views, share=shares_rows(self, x))
+        x = leaky(self.entry(rows.take(bodies(x)).to(self.dtype), rows))
         for block in self.blocks:
-            x = block(x, views)
-        return mean_of_bodies(x, self.shape.bodies)
+            x = block(x, rows)
+        return mean_of_bodies(x, rows, self.shape.bodies)

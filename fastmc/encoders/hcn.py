@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from fastmc.checks import Probability
 from fastmc.encoders.base import ClipShape, Encoder, EncoderConfig, mlp_head, size_of
+from fastmc.encoders.layers import shares_rows
+from fastmc.encoders.rows import rows_of
 
 HALVINGS = 4
 
@@ -85,7 +87,8 @@ class HCN(Encoder):
     def body(self, x: Tensor, views: int) -> Tensor:
         if x.shape[2] != self.shape.frames:
             raise ValueError(f"x has {x.shape[2]} frames, and HCN was made for {self.shape.frames}; give --frames")
-        x = x.permute(0, 4, 1, 2, 3).flatten(0, 1)
+        rows = rows_of(x, views, share=shares_rows(self, x, self.config.dropout))
+        x = rows.take(x.permute(0, 4, 1, 2, 3).flatten(0, 1))
         share = self.config.dropout if self.training else 0.0
         # Differences of frames, stretched to as many frames, in float32 where the rest is rounded.
         motion = F.interpolate(x[:, :, 1:] - x[:, :, :-1], x.shape[2:], mode="bilinear")
@@ -93,4 +96,4 @@ class HCN(Encoder):
         x = torch.cat(branches, dim=1)
         for convolution in (self.joined, self.last):
             x = F.max_pool2d(F.dropout2d(F.relu(convolution(x), inplace=True), share, share > 0), 2)
-        return x.flatten(1).unflatten(0, (-1, self.shape.bodies)).amax(1)
+        return rows.give(x.flatten(1)).unflatten(0, (-1, self.shape.bodies)).amax(1)

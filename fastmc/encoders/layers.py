@@ -10,24 +10,42 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastmc.encoders.base import Encoder
 from fastmc.encoders.bigru import ViewNorm
+from fastmc.encoders.rows import Rows, normalised
 
 
 class ChannelNorm(ViewNorm):
-    """`ViewNorm` of (views * R, ..., C) over all but channels, in the dtype of its input."""
+    """`ViewNorm` of rows (R, ..., C) over all but channels, in the dtype of its input."""
 
-    def forward(self, x: Tensor, views: int = 1) -> Tensor:
-        return super().forward(x.flatten(1, -2), views).view_as(x)
+    def forward(self, x: Tensor, rows: Rows) -> Tensor:  # type: ignore[override]
+        if not self.training:  # views do not matter
+            return super().forward(x.flatten(1, -2)).view_as(x)
+        if rows.chosen is None:
+            return super().forward(x.flatten(1, -2), rows.views).view_as(x)
+        assert self.num_batches_tracked is not None and self.running_mean is not None and self.running_var is not None
+        self.num_batches_tracked.add_(rows.views)
+        running = self.running_mean, self.running_var
+        return normalised(x, rows, self.weight, self.bias, running, self.momentum or 0.0, self.eps)
+
+
+def shares_rows(encoder: Encoder, x: Tensor, dropout: float = 0.0) -> bool:
+    """Whether absent bodies may be one row (`fastmc.encoders.rows`): not where each has noise of its own, where their
+    gradient may be wanted, where statistics are those of several ranks, or in half precision."""
+    weight = next(encoder.head.parameters())
+    alone = all(getattr(getattr(part, "ranks", None), "size", 1) == 1 for part in encoder.modules())
+    noisy = encoder.training and dropout > 0
+    return alone and not noisy and x.dtype == weight.dtype and not (x.requires_grad and weight.requires_grad)
 
 
 def bodies(x: Tensor) -> Tensor:
-    """Clips (n, 3, T, V, M) as rows (n * M, T, V, 3), the bodies of a clip one after the other."""
+    """Clips (n, 3, T, V, M) as bodies (n * M, T, V, 3), those of a clip one after the other."""
     return x.permute(0, 4, 2, 3, 1).flatten(0, 1)
 
 
-def mean_of_bodies(x: Tensor, count: int) -> Tensor:
-    """Rows (n * count, T, V, C) to the mean over frames and joints, then over the bodies of a clip, (n, C)."""
-    return x.mean((1, 2)).unflatten(0, (-1, count)).mean(1)
+def mean_of_bodies(x: Tensor, rows: Rows, count: int) -> Tensor:
+    """Rows (R, T, V, C) to the mean over frames and joints, then over the ``count`` bodies of a clip, (n, C)."""
+    return rows.give(x.mean((1, 2))).unflatten(0, (-1, count)).mean(1)
 
 
 def over_joints(x: Tensor, maps: Tensor) -> Tensor:
@@ -60,8 +78,8 @@ class Pointwise(nn.Module):
         self.stride = stride
         self.map, self.norm = nn.Linear(channels_in, channels), ChannelNorm(channels)
 
-    def forward(self, x: Tensor, views: int) -> Tensor:
-        return self.norm(self.map(x[:, :: self.stride]), views)
+    def forward(self, x: Tensor, rows: Rows) -> Tensor:
+        return self.norm(self.map(x[:, :: self.stride]), rows)
 
 
 def shortcut(channels_in: int, channels: int, stride: int = 1) -> Pointwise | None:
@@ -69,9 +87,9 @@ def shortcut(channels_in: int, channels: int, stride: int = 1) -> Pointwise | No
     return None if channels_in == channels and stride == 1 else Pointwise(channels_in, channels, stride)
 
 
-def around(part: Pointwise | None, x: Tensor, views: int) -> Tensor:
+def around(part: Pointwise | None, x: Tensor, rows: Rows) -> Tensor:
     """What a `shortcut` gives of x."""
-    return x if part is None else part(x, views)
+    return x if part is None else part(x, rows)
 
 
 def dropped(x: Tensor, share: float, training: bool) -> Tensor:

@@ -30,8 +30,10 @@ from fastmc.encoders.layers import (
     dropped,
     mean_of_bodies,
     over_joints,
+    shares_rows,
     shortcut,
 )
+from fastmc.encoders.rows import Rows, rows_of
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,11 @@ class GraphBlock(nn.Module):
         self.first, self.dropout = first, 0.0 if first else config.dropout
         self.shortcut = None if first else shortcut(channels_in, channels, stride)
 
-    def forward(self, x: Tensor, graph: Tensor, views: int) -> Tensor:
+    def forward(self, x: Tensor, graph: Tensor, rows: Rows) -> Tensor:
         y = self.along_bones(x, graph if self.edges is None else graph * self.edges)
-        y = F.relu(self.norm(y, views), inplace=True)
-        y = dropped(self.norm_out(self.temporal(y), views), self.dropout, self.training)
-        return F.relu(y if self.first else y + around(self.shortcut, x, views), inplace=True)
+        y = F.relu(self.norm(y, rows), inplace=True)
+        y = dropped(self.norm_out(self.temporal(y), rows), self.dropout, self.training)
+        return F.relu(y if self.first else y + around(self.shortcut, x, rows), inplace=True)
 
     def along_bones(self, x: Tensor, graph: Tensor) -> Tensor:
         """sum_k graph_k^T x W_k + b_k: joints first, since a block has no more channels in than out."""
@@ -136,8 +138,9 @@ class STGCN(Encoder):
         self.head = mlp_head(self.representation_dim, config.feature_dim)
 
     def body(self, x: Tensor, views: int) -> Tensor:
-        x = bodies(x)
-        x = self.norm(x.flatten(2), views).to(self.dtype).view_as(x)
+        rows = rows_of(x, views, share=shares_rows(self, x, self.config.dropout))
+        x = rows.take(bodies(x))
+        x = self.norm(x.flatten(2), rows).to(self.dtype).view_as(x)
         for block in self.blocks:
-            x = block(x, self.graph, views)
-        return mean_of_bodies(x, self.shape.bodies)
+            x = block(x, self.graph, rows)
+        return mean_of_bodies(x, rows, self.shape.bodies)
