@@ -20,6 +20,8 @@ from fastmc.encoders.stgcn import STGCN
 class PlainSTGCN(nn.Module):
     """Of CrosSCLR, AimCLR and HiCLR."""
 
+    A: Tensor
+
     def __init__(self, encoder: STGCN) -> None:
         super().__init__()
         joints = encoder.shape.joints
@@ -45,7 +47,7 @@ class PlainGraphBlock(nn.Module):
         self.gcn = nn.ModuleDict({"conv": nn.Conv2d(channels_in, parts * channels, 1)})
         temporal = nn.Conv2d(channels, channels, (9, 1), (stride, 1), (4, 0))
         self.tcn = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(True), temporal, nn.BatchNorm2d(channels))
-        self.residual = nn.Identity()
+        self.residual: nn.Module = nn.Identity()
         if number and (channels_in != channels or stride != 1):
             self.residual = nn.Sequential(nn.Conv2d(channels_in, channels, 1, (stride, 1)), nn.BatchNorm2d(channels))
 
@@ -75,6 +77,8 @@ class PlainDSTANet(nn.Module):
 
 
 class PlainAttentionBlock(nn.Module):
+    code: Tensor
+
     def __init__(self, channels_in: int, channels: int, stride: int, heads: int, joints: int) -> None:
         super().__init__()
         self.heads, self.width = heads, channels // 4
@@ -143,6 +147,8 @@ class PlainAdaptiveBlock(nn.Module):
 
 
 class PlainAdaptiveGraph(nn.Module):
+    A: Tensor
+
     def __init__(self, channels_in: int, channels: int, graph: Tensor) -> None:
         super().__init__()
         self.register_buffer("A", graph.clone(), persistent=False)
@@ -174,7 +180,7 @@ KINDS: dict[type[Encoder], type[nn.Module]] = {STGCN: PlainSTGCN, DSTANet: Plain
 
 def plain(encoder: Encoder) -> nn.Module:
     """The same encoder, with the same weights, as its released code has it; it takes (n, 3, T, V, M)."""
-    found = KINDS[type(encoder)](encoder)  # type: ignore[call-arg]
+    found = KINDS[type(encoder)](encoder)
     of_encoder = {name: t for name, t in encoder.state_dict().items() if not name.startswith("head.")}
     found.load_state_dict(released_tensors(encoder, of_encoder))
     return found

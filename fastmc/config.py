@@ -154,7 +154,8 @@ class Config:
     frames: Frames = 64
     """T, frames of every view."""
     out: Path | None = None
-    """Run folder; by default runs/DATASET-PROTOCOL-METHOD-STREAM-PRESET-seedN."""
+    """Run folder; by default runs/DATASET-PROTOCOL-METHOD-STREAM-PRESET-seedN, with -BACKBONE after the method where it
+    is not bigru."""
     seed: Seed = 0
     """Seed of initial weights, order of the clips, and augmentation."""
     init_from: Path | None = None

@@ -87,7 +87,7 @@ def shortcut(channels_in: int, channels: int, stride: int = 1) -> Pointwise | No
     return None if channels_in == channels and stride == 1 else Pointwise(channels_in, channels, stride)
 
 
-def around(part: Pointwise | None, x: Tensor, rows: Rows) -> Tensor:
+def around(part: nn.Module | None, x: Tensor, rows: Rows) -> Tensor:
     """What a `shortcut` gives of x."""
     return x if part is None else part(x, rows)
 

@@ -127,7 +127,7 @@ def to_released_graph(
         )
     if not any(find_encoder(kind.backbone) is type(encoder) for kind in KINDS):
         raise ValueError(f"no released code has {config.says} in a layout that is known here")
-    found = {}
+    found: dict[str, Tensor] = {}
     for ours, theirs in (("query.", "encoder_q"), ("key.", "encoder_k")):
         mine = {name.removeprefix(ours): value for name, value in state.items() if name.startswith(ours)}
         renamed = released_tensors(encoder, mine)

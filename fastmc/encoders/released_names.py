@@ -112,7 +112,7 @@ def released_state(encoder: Encoder, theirs: Mapping[str, Tensor]) -> dict[str, 
 
 def released_tensors(encoder: Encoder, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The inverse: tensors of this encoder under their names, in their shapes."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, ours in state.items():
         names = released_names(encoder, name)
         parts = ours.chunk(len(names)) if len(names) > 1 else [ours]

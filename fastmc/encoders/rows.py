@@ -56,7 +56,10 @@ def rows_of(x: Tensor, views: int, *, share: bool) -> Rows:
     if len(present) - sum(present) <= views:
         return Rows(views)
     each = len(present) // views
-    chosen, row_of, sizes, copies = [], [], [], []
+    chosen: list[int] = []
+    row_of: list[int] = []
+    sizes: list[int] = []
+    copies: list[int] = []
     for first in range(0, len(present), each):
         there = [body for body in range(first, first + each) if present[body]]
         absent = [body for body in range(first, first + each) if not present[body]]
