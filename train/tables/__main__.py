@@ -52,7 +52,7 @@ class Settings:
     """Data set that table 5 fine-tunes on."""
     seeds: tuple[Seed, ...] = (0, 1, 2)
     """Seeds of each cell; mean and standard deviation are shown."""
-    backbones: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     """Encoders of further rows of table 1, at their presets' sizes: stgcn, dstanet."""
     runs: Path = Path("runs")
     """Folder of the run folders."""
@@ -92,10 +92,10 @@ def make_tables(settings: Settings, flags: tuple[str, ...] = ()) -> list[Filled]
         if len(set(values)) < len(values):
             raise ValueError(f"{name} = {', '.join(map(str, values))}: name each once")
     known = {row.variant.backbone for table in TABLES.values() for row in table.rows if row.variant} - {None}
-    if not known.issuperset(settings.backbones):
-        raise ValueError(f"backbones = {', '.join(settings.backbones)}: choose from {', '.join(sorted(known))}")  # type: ignore[arg-type]
+    if not known.issuperset(settings.also):
+        raise ValueError(f"also = {', '.join(settings.also)}: choose from {', '.join(sorted(known))}")  # type: ignore[arg-type]
     check_flags(flags)
-    plan = Plan(flags, settings.seeds, settings.runs, settings.target, settings.out / "logs", settings.backbones)
+    plan = Plan(flags, settings.seeds, settings.runs, settings.target, settings.out / "logs", settings.also)
     tables = [TABLES[number] for number in settings.table]
     columns = {table.number: plan.columns(table, settings.dataset, settings.protocols) for table in tables}
     if any(table.number == 5 for table in tables):

@@ -47,7 +47,7 @@ class Plan:
         runs: folder of the run folders, named as train.run names them.
         target: data set that table 5 fine-tunes on; its first protocol.
         logs: folder of what the commands print.
-        backbones: encoders of other kinds whose rows are wanted too.
+        also: encoders of other kinds whose rows are wanted too.
     """
 
     flags: tuple[str, ...]
@@ -55,7 +55,7 @@ class Plan:
     runs: Path
     target: str
     logs: Path
-    backbones: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
     _data: dict[tuple[str, str], str] = field(default_factory=dict, init=False, repr=False, compare=False)
     _training_clips: dict[tuple[str, str], int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -136,7 +136,7 @@ class Plan:
 
     def wants(self, row: Row) -> bool:
         """Whether a row is one of ours, and of an encoder that is wanted."""
-        return row.variant is not None and row.variant.backbone in (None, *self.backbones)
+        return row.variant is not None and row.variant.backbone in (None, *self.also)
 
     def training_jobs(self, cells: Sequence[Cell]) -> list[Job]:
         """The runs to train, each once, those of the first seed first. In each seed B1, a third of the work of the
