@@ -158,13 +158,15 @@ class Config:
     x1, x2; b3: + MC loss; a2mc: + mixing and the learned bank. Or a class of your own, MODULE:CLASS, see
     docs/methods.md. Its settings are flags of their own."""
     backbone: str = "bigru"
-    """Kind of the encoder: bigru, or a class of your own, MODULE:CLASS. Its settings are flags of their own."""
+    """Kind of the encoder: bigru, agcn, dstanet, hcn, lstm, s2s, stgcn (docs/encoders.md), or a class of your own,
+    MODULE:CLASS. Its settings are flags of their own. --encoder stgcn:16x256 says kind and size at once."""
     stream: Stream = "joint"
     """Input stream: joint coordinates, their motion, or bones."""
     frames: Frames = 64
     """T, frames of every view."""
     out: Path | None = None
-    """Run folder; by default runs/DATASET-PROTOCOL-METHOD-STREAM-PRESET-seedN."""
+    """Run folder; by default runs/DATASET-PROTOCOL-METHOD-STREAM-PRESET-seedN, with -BACKBONE after the method where it
+    is not bigru."""
     seed: Seed = 0
     """Seed of initial weights, order of the clips, and augmentation."""
     init_from: Path | None = None

@@ -44,7 +44,8 @@ NOT_EVALUATED = "not_evaluated"
 
 
 def default_folder(config: Config) -> Path:
-    method, seed = re.sub(r"[^\w.-]+", ".", config.method), f"seed{config.seed}"
+    kinds = [config.method] if config.backbone == Config.backbone else [config.method, config.backbone]
+    method, seed = "-".join(re.sub(r"[^\w.-]+", ".", kind) for kind in kinds), f"seed{config.seed}"
     return Path("runs") / f"{config.dataset}-{config.protocol}-{method}-{config.stream}-{config.preset}-{seed}"
 
 

@@ -52,6 +52,8 @@ class Settings:
     """Data set that table 5 fine-tunes on."""
     seeds: tuple[Seed, ...] = (0, 1, 2)
     """Seeds of each cell; mean and standard deviation are shown."""
+    also: tuple[str, ...] = ()
+    """Encoders of further rows of table 1, at their presets' sizes: stgcn, dstanet."""
     runs: Path = Path("runs")
     """Folder of the run folders."""
     out: Path = Path("runs/tables")
@@ -90,8 +92,11 @@ def make_tables(settings: Settings, flags: tuple[str, ...] = ()) -> list[Filled]
     for name, values in (("table", settings.table), ("dataset", settings.dataset), ("protocols", settings.protocols)):
         if len(set(values)) < len(values):
             raise ValueError(f"{name} = {', '.join(map(str, values))}: name each once")
+    known = {row.variant.backbone for table in TABLES.values() for row in table.rows if row.variant} - {None}
+    if not known.issuperset(settings.also):
+        raise ValueError(f"also = {', '.join(settings.also)}: choose from {', '.join(sorted(known))}")  # type: ignore[arg-type]
     check_flags(flags)
-    plan = Plan(flags, settings.seeds, settings.runs, settings.target, settings.out / "logs")
+    plan = Plan(flags, settings.seeds, settings.runs, settings.target, settings.out / "logs", settings.also)
     tables = [TABLES[number] for number in settings.table]
     columns = {table.number: plan.columns(table, settings.dataset, settings.protocols) for table in tables}
     if any(table.number == 5 for table in tables):
@@ -134,7 +139,7 @@ def _run_missing(settings: Settings, plan: Plan, cells: Sequence[Cell]) -> bool:
 
 def fill(plan: Plan, table: Table, columns: tuple[Column, ...]) -> Filled:
     """The table with our figures, as far as they are there."""
-    own = [(row, column) for row in table.rows if row.variant for column in columns]
+    own = [(row, column) for row in table.rows if plan.wants(row) for column in columns]
     values = {(row, column): found for row, column in own if (found := plan.values(row, column))}
     missing = len(own) * len(plan.seeds) - sum(map(len, values.values()))
     untrained = {column: plan.untrained(column) for column in columns}
