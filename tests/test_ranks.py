@@ -58,6 +58,8 @@ class Started:
         for rank in range(size):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
             place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            # Here rank 0 holds the store by which ranks meet, and torch warns of it once it is gone; torchrun keeps it.
+            place |= {"TORCH_CPP_LOG_LEVEL": "ERROR"}
             with open(out / f"said{rank}.txt", "w") as said:
                 self.processes.append(
                     subprocess.Popen(
