@@ -46,8 +46,8 @@ ready: $(STAMP) ## make fastmc/ready/small-v1.safetensors anew, from HDM05=FILE 
 	test -d data/synthetic || $(BIN)/python -m train.prepare synthetic --out data/synthetic
 	test -d data/hdm05 || $(BIN)/python -m train.prepare npz --file $(HDM05) --out data/hdm05 --train split=train
 	$(BIN)/python -m train.prepare join --stores data/synthetic data/hdm05 --out data/ready --overwrite
-	$(BIN)/python -m train.run --dataset ready --preset tiny --encoder 2x128 --bank-size 512 --epochs 120 --milestones 100 \
-		--out runs/ready
+	$(BIN)/python -m train.run --dataset ready --preset tiny --encoder 2x128 --bank-size 512 --attack-norm 0.5 \
+		--epochs 120 --milestones 100 --out runs/ready
 	$(BIN)/python -m train.export --run runs/ready --to safetensors --out fastmc/ready/small-v1.safetensors --overwrite
 
 # Of two processes each with one thread; more of them where there are more cores: TEST_FLAGS="-n 8".

@@ -6,9 +6,12 @@ augmentation, and tested on centre crops as in linear evaluation.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import tyro
@@ -24,6 +27,7 @@ from fastmc.data.placed.placement import place_store
 from fastmc.data.placed.resident import PlacedStore
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import represent
+from fastmc.files import write_json
 from fastmc.methods.base import Batch, Method, View
 from fastmc.progress import progress_bar
 from fastmc.views.draw import BASIC_QUERY, STRONG
@@ -31,6 +35,7 @@ from train.command.datasets import open_dataset
 from train.command.errors import USER_ERRORS
 from train.command.parse import parse
 from train.engine.optimizer import build_optimizer
+from train.runs.folder import read_json, run_settings
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Supervised:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """One run each."""
+    keep: Path | None = None
+    """Folder of a file a seed with its accuracy; what lies there of the same settings and clips is only read."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -52,13 +59,58 @@ def main(args: Sequence[str] | None = None) -> int:
         store = open_dataset(config.dataset, config.data_root)
         config = replace(config, protocol=config.protocol or store.protocols[0])
         config = fitted(config, len(store.split(config.protocol or "")[0]))
-        accuracies = [supervised_accuracy(replace(config, seed=seed), store) for seed in settings.seeds]
+        accuracies = [_accuracy(replace(config, seed=seed), store, settings.keep) for seed in settings.seeds]
     except USER_ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     mean = sum(accuracies) / len(accuracies)
     print(f"{store.name} {config.protocol}, supervised top-1: {mean:.1f} ({', '.join(f'{a:.1f}' for a in accuracies)})")
     return 0
+
+
+def _accuracy(config: Config, store: PackedStore, keep: Path | None) -> float:
+    if keep is None:
+        return supervised_accuracy(config, store)
+    known = Known(keep, config, store.split_digest(config.protocol or ""))
+    if (accuracy := known.read()) is None:
+        accuracy = supervised_accuracy(config, store)
+        known.write(accuracy)
+    return accuracy
+
+
+class Known(NamedTuple):
+    """The accuracy of one run, kept in a file beside what it is of.
+
+    Attributes:
+        folder: where the file of the run's preset and seed lies.
+        config: of the run, its steps fitted to the set.
+        data: digest of the clips and labels.
+    """
+
+    folder: Path
+    config: Config
+    data: str
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.config.preset}-supervised-seed{self.config.seed}.json"
+
+    @property
+    def _is_of(self) -> dict[str, Any]:
+        return {"config": run_settings(self.config), "data": self.data}
+
+    def read(self) -> float | None:
+        """Percent; None where there is no file, or one of other settings or clips."""
+        found = read_json(self.path) or {}
+        return found.pop("top1") if found.keys() == {*self._is_of, "top1"} and self._is_same(found) else None
+
+    def _is_same(self, found: dict[str, Any]) -> bool:
+        return all(json.loads(json.dumps(value)) == found[key] for key, value in self._is_of.items())
+
+    def write(self, accuracy: float) -> None:
+        """``accuracy`` in percent."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, {"top1": accuracy, **self._is_of})
 
 
 VIEWS = (View(BASIC_QUERY), View(STRONG, strong=True))

@@ -70,7 +70,7 @@ def read_encoder(path: Path, allow: Collection[str] = ()) -> tuple[Config, Train
         check_values(tensors, path)
         config = config_of(json.loads(about["config"]), allow)
         data = TrainingData.of_plain(json.loads(about["data"]))
-        shape = ClipShape(data.skeleton.num_joints, data.max_bodies, config.frames)
+        shape = ClipShape(data.skeleton.num_joints, data.max_bodies, config.frames, data.skeleton.parents)
         encoder = find_encoder(config.backbone, allow)(config.encoder, shape)
         encoder.load_state_dict(tensors)
     return config, data, encoder

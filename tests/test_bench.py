@@ -16,7 +16,19 @@ import torch
 from conftest import write_small_store
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import accuracy, contention, headlines, machine, measure, memory, parity, plot, providers, summary
+from bench import (
+    accuracy,
+    contention,
+    headlines,
+    machine,
+    measure,
+    memory,
+    parity,
+    plot,
+    providers,
+    summary,
+    supervised,
+)
 from bench.accuracy import raw_accuracy
 from bench.measure import Measurement, Race, Result, Timing
 from bench.parity import ParityError, exact_outputs
@@ -28,6 +40,7 @@ from fastmc.data.store import PackedStore
 from fastmc.encoders.bigru import BiGRUConfig
 from fastmc.reference import bank as reference_bank
 from fastmc.reference import contrast as reference
+from train.command import launch
 from train.command.parse import parse
 
 SMALL = {"batch": 7, "bank": 130, "dim": 24}
@@ -46,14 +59,22 @@ def accuracies(value: float) -> dict:
 
 @pytest.mark.slow
 def test_accuracy_page_has_a_table_a_set_with_means_and_single_values(data_root, tmp_path, monkeypatch, capsys):
-    def run_jobs(jobs, parallel):
-        for number, job in enumerate(jobs):
+    def run_jobs(jobs, devices, small):
+        assert (devices, small) == ("auto", True)
+        for number, job in enumerate(job for job in jobs if job.module == "train.run"):
             folder = Path(job.arguments[job.arguments.index("--out") + 1])
             folder.mkdir(parents=True)
             report = accuracies(10.0 * number) | {"random_init": accuracies(1.0)}
             (folder / "report.json").write_text(json.dumps(report))
+        for number, job in enumerate(job for job in jobs if job.module == "bench.supervised"):
+            assert supervised.main(job.arguments) == 0
+            kept = (
+                Path(job.arguments[job.arguments.index("--keep") + 1]) / f"tiny-supervised-seed{1 + number // 2}.json"
+            )
+            kept.write_text(json.dumps(json.loads(kept.read_text()) | {"top1": 70.0 + number}))
 
-    monkeypatch.setattr(accuracy, "run_jobs", run_jobs)
+    monkeypatch.setattr(launch, "run_jobs", run_jobs)
+    monkeypatch.setattr(accuracy, "is_finished", lambda config, data: (config.out / "report.json").exists())
     write_small_store(tmp_path / "root" / "a")
     write_small_store(tmp_path / "root" / "b", clips=36)
     words = ["--datasets", "a", "b", "--methods", "b1", "a2mc", "--seeds", "1", "2", "--out", str(tmp_path / "out")]
@@ -73,6 +94,16 @@ def test_accuracy_page_has_a_table_a_set_with_means_and_single_values(data_root,
     assert accuracy.main(["--dataset", "a"]) == 1
     assert "--dataset differs from run to run: give --datasets" in capsys.readouterr().err
 
+    fast = ["--data-root", str(tmp_path / "root"), "--linear-epochs", "2", "--frames", "8", "--encoder", "1x8"]
+    more = ["--epochs", "1", "--batch-size", "4", "--supervised", "--variants", "lr=0.3 no-input-norm"]
+    other = [word.replace(str(tmp_path / "out"), str(tmp_path / "more")) for word in words]
+    assert accuracy.main([*other, *fast, *more]) == 0
+    rows = [line[2:] for line in (tmp_path / "more" / "accuracy.md").read_text().splitlines()]
+    assert rows[8].startswith("tiny, a2mc | ") and rows[9].startswith("tiny, a2mc lr=0.3 no-input-norm | ")
+    assert rows[10] == "tiny, supervised | – | 71.0 (70.0, 72.0) | – |"  # of the first set
+    assert accuracy.main([*other, *fast, *more, "--collect", "--lr", "0.5"]) == 0
+    assert "| tiny, supervised | not run | not run | not run |" in capsys.readouterr().out
+
 
 @pytest.mark.slow
 def test_raw_accuracy_of_the_small_store(data_root):
@@ -91,6 +122,32 @@ def test_supervised_encoder_learns_classes_that_are_plain_to_see(tmp_path):
     found = supervised_accuracy(config, store)
     assert found > 80  # chance is 33
     assert found == supervised_accuracy(config, store)
+
+
+@pytest.mark.slow
+def test_supervised_accuracies_that_are_kept_are_read(tmp_path, capsys):
+    write_small_store(tmp_path / "data" / "small")
+    flags = ["--dataset", "small", "--data-root", str(tmp_path / "data"), "--frames", "8", "--encoder", "1x8"]
+    flags += [
+        "--batch-size",
+        "4",
+        "--epochs",
+        "1",
+        "--preset",
+        "tiny",
+        "--seeds",
+        "0",
+        "--keep",
+        str(tmp_path / "kept"),
+    ]
+    kept = tmp_path / "kept" / "tiny-supervised-seed0.json"
+    assert supervised.main(flags) == 0
+    found = json.loads(kept.read_text(encoding="utf-8"))
+    kept.write_text(json.dumps(found | {"top1": 12.5}), encoding="utf-8")
+    assert supervised.main(flags) == 0
+    assert "supervised top-1: 12.5 (12.5)" in capsys.readouterr().out
+    assert supervised.main([*flags, "--lr", "0.1"]) == 0  # other settings
+    assert json.loads(kept.read_text(encoding="utf-8"))["config"]["optim"]["lr"] == 0.1
 
 
 @pytest.fixture

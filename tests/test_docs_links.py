@@ -20,7 +20,7 @@ PAGES = [*pages(), "CHANGELOG.md"]
 LINK = re.compile(r"\]\(([^)\s]*)\)|\]\(<([^>]*)>\)|(?:src|href)=\"([^\"]*)\"|^\[[^]]+\]: (\S+)", re.MULTILINE)
 CODE = re.compile(r"(`+)(?!`).*?(?<!`)\1(?!`)", re.DOTALL)
 NAMED = re.compile(r"`((?:bench|docs|fastmc|kernels|tests|train)/[\w/.-]+?)(?:::[\w.]+)?(?: -k [^`]*)?`")
-MENTION = re.compile(r"\bdocs/[\w./-]*\w")
+MENTION = re.compile(r"(?<![\w/])docs/[\w./-]*\w")
 
 
 def prose_of(text: str) -> str:

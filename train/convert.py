@@ -1,4 +1,5 @@
-"""From a released checkpoint of ISC, CMD and their like to a run folder, and back: python -m train.convert --help."""
+"""From a released checkpoint of ISC, CMD, CrosSCLR and their like to a run folder, and back: python -m train.convert
+--help."""
 
 from __future__ import annotations
 
@@ -12,12 +13,13 @@ import torch
 import tyro
 from torch import Tensor
 
-from fastmc.build import build_model
+from fastmc.build import anywhere, build_model
 from fastmc.checkpoint import save
 from fastmc.config import Config, RunFolderError, load_config, preset_config, to_plain
 from fastmc.data.store import NOT_NORMALISED, PackedStore
 from fastmc.encoders.bigru import BiGRUConfig
-from fastmc.encoders.released import ABOUT, ReleasedEncoder, encoder_of, read_released, to_released
+from fastmc.encoders.released import ABOUT, SUFFIX, ReleasedEncoder, encoder_of, read_released, to_released
+from fastmc.encoders.released_graphs import to_released_graph
 from fastmc.files import make_folder_of, whole_file
 from fastmc.methods import OF_RELEASED
 from fastmc.methods.base import Method
@@ -55,7 +57,8 @@ def load(
     data_root: Path = Path("data"),
     overwrite: bool = False,
 ) -> None:
-    """Make a run folder of a released checkpoint (ISC, CMD, HaLP, PCM3), for train.evaluate and all that reads runs.
+    """Make a run folder of a released checkpoint, for train.evaluate and all that reads runs: BiGRU of ISC, CMD, HaLP
+    and PCM3, ST-GCN of CrosSCLR, AimCLR and HiCLR, AGCN and HCN of ISC.
 
     Example: python -m train.convert load --checkpoint cmd.pth.tar --out runs/cmd-motion --stream motion
 
@@ -82,7 +85,7 @@ def load(
         config_of(found, file.epochs, dataset),
         protocol=protocol,
         stream=stream,
-        frames=frames or file.about.get("frames", THEIR_FRAMES),
+        frames=frames or file.about.get("frames", found.frames),
         data_root=data_root,
         out=out,
         restart=overwrite,
@@ -184,7 +187,7 @@ def check_store(store: PackedStore, layout: Layout, protocol: str, frame: str) -
 def config_of(found: ReleasedEncoder, epochs: int, dataset: str) -> Config:
     """Settings of a finished run that this encoder might come from: those of preset paper, a bank that takes features
     first in, first out, and no attack."""
-    config = preset_config("paper", dataset, method=OF_RELEASED)
+    config = preset_config("paper", dataset, method=OF_RELEASED, backbone=found.backbone)
     settings = config.settings if found.queue is None else replace(config.settings, bank_size=len(found.queue))  # type: ignore[call-arg]
     optim = replace(config.optim, epochs=max(1, epochs))
     return replace(config, encoder=found.config, settings=settings, optim=optim)
@@ -218,22 +221,27 @@ def run_state(config: Config, model: Method, layout: Layout, store: PackedStore 
 def released_state(config: Config, state: RunState) -> dict[str, Tensor]:
     """The encoders and the bank of a run's checkpoint under released names. ValueError as `to_released`."""
     data = state.data or TrainingData.of_store(open_dataset(config.dataset, config.data_root))
-    if not isinstance(config.encoder, BiGRUConfig) or "bank.momentum" not in state.model:
-        raise ValueError("codes of this layout have a BiGRU, a key encoder and a bank, and this run has not")
+    if "bank.momentum" not in state.model:
+        raise ValueError("codes of this layout have a key encoder and a bank, and this run has not")
+    unit_queue = bool(state.model["bank.momentum"].any())  # the rows of one that learns have any length
+    if not isinstance(config.encoder, BiGRUConfig):
+        encoder = build_model(anywhere(config), Layout(data.skeleton, data.max_bodies), CPU).representation
+        return to_released_graph(state.model, encoder, SUFFIX[config.stream], unit_queue=unit_queue)
     return to_released(
         state.model,
         config.encoder,
         joints=data.skeleton.num_joints,
         bodies=data.max_bodies,
         stream=config.stream,
-        unit_queue=bool(state.model["bank.momentum"].any()),  # the rows of one that learns have any length
+        unit_queue=unit_queue,
     )
 
 
 def describe(found: ReleasedEncoder) -> str:
     """What was read, what was not there, and what was left."""
-    norm = "with" if found.config.input_norm else "without"
-    parts = [f"{found.name or 'the encoder'}, BiGRU {found.config.encoder} {norm} input norm"]
+    parts = [f"{found.name or 'the encoder'}, {found.config.says}"]
+    if isinstance(found.config, BiGRUConfig):
+        parts[0] += f" {'with' if found.config.input_norm else 'without'} input norm"
     if not found.has_head:
         parts.append("its fc is no projection head, so the head is untrained (evaluations do not use it)")
     parts.append("no key encoder, so it is a copy" if found.key is None else "key encoder")

@@ -27,8 +27,11 @@ from fastmc.evaluation import weights_digest
 from fastmc.files import write_json
 from fastmc.ranks import ALONE, Alone
 from fastmc.state import RunState
+from train.command import slurm
 from train.command.datasets import open_dataset
 from train.command.errors import run_command
+from train.command.jobs import Job
+from train.command.launch import launcher_of
 from train.command.parse import parse
 from train.engine.host_memory import keep_freed_memory
 from train.engine.loop import Pretraining
@@ -36,7 +39,7 @@ from train.engine.ranks import GRACE, Place, opened
 from train.engine.record import duration, log, start_logging
 from train.engine.wandb import check_wandb
 from train.engine.world import World
-from train.runs.folder import NOT_EVALUATED, RunFolder, default_folder
+from train.runs.folder import NOT_EVALUATED, RunFolder, default_folder, is_finished
 from train.runs.load import Run
 from train.runs.report import commit, environment, evaluate_encoder, plot_curves, report_table
 
@@ -47,10 +50,14 @@ def main(args: Sequence[str] | None = None) -> int:
     def command(args: Sequence[str]) -> None:
         place = Place.of_environment()
         with _speaking(place.rank == 0):
+            launcher, args = launcher_of(args)
             config = parse(args)
             if config.print_config:
                 print(json.dumps(to_plain(config), indent=2))
                 return
+        if launcher.launcher == "slurm":
+            submit(config, args, launcher.slurm)
+            return
         with opened(place, config.device, config.step.rank_timeout) as world:
             run(config, world)
 
@@ -87,9 +94,7 @@ def run(config: Config, world: World | None = None) -> dict[str, Any]:
         raise ValueError(f"impl = {impl!r} cannot run on {device}: {reason}")
     check_wandb(config)
     store = world.first(lambda: open_dataset(config.dataset, config.data_root, config.data.verify))
-    protocol = config.protocol or store.protocols[0]
-    config = fitted(replace(config, protocol=protocol), len(store.split(protocol)[0]))
-    config = replace(config, out=config.out or default_folder(config))
+    config, protocol = settled(config, store)
 
     folder = RunFolder(config)
     pretraining = Pretraining(config, store, folder.path, device, world)
@@ -104,6 +109,30 @@ def run(config: Config, world: World | None = None) -> dict[str, Any]:
         if world.writes:
             start_logging(folder.path / "run.log")
         return _train_and_report(config, store, pretraining)
+
+
+def settled(config: Config, store: PackedStore) -> tuple[Config, str]:
+    """The settings with all that follows from the set, and the protocol."""
+    protocol = config.protocol or store.protocols[0]
+    config = fitted(replace(config, protocol=protocol), len(store.split(protocol)[0]))
+    return replace(config, out=config.out or default_folder(config)), protocol
+
+
+def submit(config: Config, args: Sequence[str], options: Sequence[str]) -> None:
+    """The command as one job of Slurm, on all GPUs of its nodes by torchrun.
+
+    Raises:
+        ValueError: as of `train.command.slurm.submit`. RunFolderError: the folder holds another run.
+    """
+    if config.restart:
+        raise ValueError("--restart would start over each time that the job begins again: delete the folder instead")
+    store = open_dataset(config.dataset, config.data_root, config.data.verify)
+    config, protocol = settled(config, store)
+    folder, data = RunFolder(config).path, store.split_digest(protocol)
+    output = folder.with_name(f"{folder.name}.log")
+    job = Job(folder.name, "train.run", tuple(args), output, lambda: is_finished(config, data))
+    if not slurm.submit([[job]], options, folder.with_name("slurm"), ranks=True):
+        log.info("%s holds this run, finished", folder)
 
 
 def _facts(pretraining: Pretraining, finished: bool) -> dict[str, Any]:

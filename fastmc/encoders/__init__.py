@@ -10,7 +10,15 @@ from fastmc.registry import find
 if TYPE_CHECKING:
     from fastmc.encoders.base import Encoder
 
-ENCODERS = {"bigru": "fastmc.encoders.bigru:BiGRU"}
+ENCODERS = {
+    "bigru": "fastmc.encoders.bigru:BiGRU",
+    "agcn": "fastmc.encoders.agcn:AGCN",
+    "dstanet": "fastmc.encoders.dstanet:DSTANet",
+    "hcn": "fastmc.encoders.hcn:HCN",
+    "lstm": "fastmc.encoders.lstm:LSTM",
+    "s2s": "fastmc.encoders.s2s:S2S",
+    "stgcn": "fastmc.encoders.stgcn:STGCN",
+}
 
 
 def find_encoder(name: str, allow: Collection[str] = ()) -> type[Encoder]:

@@ -14,6 +14,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.torch_version import TorchVersion
 
 from fastmc.encoders.recurrent import flatten_
@@ -79,10 +80,10 @@ class WorkingCopy(Generic[Network]):
     """What computes in place of an encoder or another network.
 
     Attributes:
-        network: to be called. The parts that the master names in ``in_float32`` are the master's own, statistics and
-            gradients included; the others hold the master's weights as they were at the last `refresh`. In float32 all
-            parts are the master's own; it is another object, so that what is compiled for a step serves no call of
-            other shapes.
+        network: to be called. Batch norms, and the parts that the master names in ``in_float32``, are the master's
+            own, statistics and gradients included; the others hold the master's weights as they were at the last
+            `refresh`. In float32 all parts are the master's own; it is another object, so that what is compiled for a
+            step serves no call of other shapes.
         pairs: each weight of the master beside the one that computes in its place, and gets its gradient.
     """
 
@@ -90,12 +91,11 @@ class WorkingCopy(Generic[Network]):
         """Copies the weights. ``dtype``: of all parts but those in float32."""
         self.network = copy.copy(master)
         if dtype != torch.float32:
+            kept = dict(_in_float32(master))
             self.network = copy.deepcopy(master)
-            for name, part in master.named_children():
-                if name in getattr(master, "in_float32", ()):
-                    setattr(self.network, name, part)
-                else:
-                    self._lower(getattr(self.network, name), dtype)
+            self._lower(self.network, dtype)
+            for path, part in kept.items():
+                self.network.set_submodule(path, part)
         self.pairs = list(zip(master.parameters(), self.network.parameters(), strict=True))
         self._masters: list[Tensor] = [theirs for theirs, mine in self.pairs if mine is not theirs]
         self._copies: list[Tensor] = [mine for theirs, mine in self.pairs if mine is not theirs]
@@ -141,6 +141,14 @@ class WorkingCopy(Generic[Network]):
     def _versions_now(self) -> list[int]:
         """Numbers that every operator that works in place counts up."""
         return [weight._version for weight in self._masters]
+
+
+def _in_float32(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Paths and parts that stay in float32: those that the network names, and batch norms, with their statistics."""
+    named = getattr(network, "in_float32", ())
+    for path, part in network.named_modules():
+        if path in named or isinstance(part, _BatchNorm):
+            yield path, part
 
 
 def gradient_of(weight: Tensor) -> Tensor:

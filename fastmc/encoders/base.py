@@ -16,11 +16,15 @@ from fastmc.checks import Count, check_ranges
 
 
 class ClipShape(NamedTuple):
-    """What an encoder is built for: clips of T frames of M bodies of V joints."""
+    """What an encoder is built for: clips of T frames of M bodies of V joints, and the joints that these hang on.
+
+    ``parents``: V indices, a root is its own parent; empty where the bones are unknown.
+    """
 
     joints: int
     bodies: int
     frames: int = 64
+    parents: tuple[int, ...] = ()
 
     @property
     def width(self) -> int:
@@ -53,7 +57,8 @@ class Encoder(nn.Module):
 
     Attributes:
         Config: class of its settings. presets: by preset, what of these differs from their defaults.
-        in_float32: names of the parts that stay in float32 in mixed precision, such as normalisation.
+        in_float32: names of the parts that stay in float32 in mixed precision. Batch norms do in any case.
+        compiled: names of the functions that torch.compile takes, each whole; none by default.
         shape: of the clips. representation_dim: H, what kNN and the linear classifier see.
         head: h (n, H) to features (n, D) before they get unit length; a method may set another one.
     """
@@ -62,6 +67,7 @@ class Encoder(nn.Module):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     layout: ClassVar[Literal["sequence", "graph"]] = "sequence"
     in_float32: ClassVar[tuple[str, ...]] = ()
+    compiled: ClassVar[tuple[str, ...]] = ()
     representation_dim: int
     head: nn.Module
 
@@ -106,6 +112,9 @@ class Encoder(nn.Module):
         """Within: clips do not influence each other, no statistic changes, and no weight asks for a gradient."""
         training, learning = self.training, [p for p in self.parameters() if p.requires_grad]
         self.eval().requires_grad_(False)
+        for part in self.modules():
+            if isinstance(part, nn.RNNBase):  # cuDNN refuses the backward of one in evaluation mode
+                part.train()
         try:
             yield
         finally:
@@ -114,7 +123,10 @@ class Encoder(nn.Module):
                 parameter.requires_grad_()
 
     def compile_around(self, backend: str = "inductor") -> None:
-        """Compile what of the encoder torch.compile may enter; by default nothing."""
+        """Compile what of the encoder torch.compile may enter. Each function is one graph, or an error."""
+        for name in self.compiled:
+            function = getattr(type(self), name).__get__(self)
+            setattr(self, name, torch.compile(function, fullgraph=True, dynamic=False, backend=backend))
 
     @property
     def has_own_threads(self) -> bool:
@@ -125,6 +137,15 @@ class Encoder(nn.Module):
     def dtype(self) -> torch.dtype:
         """What the encoder computes in, but for its parts in float32."""
         return next(self.head.parameters()).dtype
+
+
+def size_of(text: str, form: str, example: str) -> tuple[int, ...]:
+    """The numbers of ``--encoder``, such as (3, 1024) of 3x1024; ValueError unless it has the form, such as
+    LAYERSxHIDDEN, with numbers from 1."""
+    words = text.split("x")
+    if len(words) != len(form.split("x")) or not all(word.isdigit() and int(word) for word in words):
+        raise ValueError(f"encoder must be {form}, such as {example}, got {text!r}")
+    return tuple(map(int, words))
 
 
 def mlp_head(representation_dim: int, feature_dim: int) -> nn.Sequential:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastmc.encoders.base import ClipShape, Encoder, EncoderConfig, mlp_head
+from fastmc.encoders.base import ClipShape, Encoder, EncoderConfig, mlp_head, size_of
 from fastmc.encoders.norm import ViewNorm
 from fastmc.encoders.recurrent import SequenceGRU, StepwiseGRU
 
@@ -43,17 +43,15 @@ class BiGRUConfig(EncoderConfig):
     @property
     def size(self) -> tuple[int, int]:
         """(layers, hidden)."""
-        layers, _, hidden = self.encoder.partition("x")
-        if not (layers.isdigit() and hidden.isdigit() and int(layers) and int(hidden)):
-            raise ValueError(f"encoder must be LAYERSxHIDDEN, such as 3x1024, got {self.encoder!r}")
-        return int(layers), int(hidden)
+        layers, hidden = size_of(self.encoder, "LAYERSxHIDDEN", "3x1024")
+        return layers, hidden
 
 
 class BiGRU(Encoder):
     """Skeleton clips (B, T, F), F = V * M * 3, to unit features f (B, D); H is twice the hidden units."""
 
     Config = BiGRUConfig
-    presets: ClassVar = {"small": {"encoder": "2x256"}, "tiny": {"encoder": "1x128"}}
+    presets: ClassVar = {"small": {"encoder": "1x256"}, "tiny": {"encoder": "1x128"}}
     in_float32 = ("norm",)
 
     def __init__(self, config: BiGRUConfig, shape: ClipShape) -> None:

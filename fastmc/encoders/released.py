@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,14 +29,18 @@ from torch.nn import functional as F
 
 from fastmc.checkpoint import CheckpointError
 from fastmc.data.bytes.safe_pickle import numpy_scalars
-from fastmc.encoders.base import ClipShape
+from fastmc.encoders.base import ClipShape, EncoderConfig
 from fastmc.encoders.bigru import BiGRU, BiGRUConfig
+from fastmc.encoders.released_graphs import graph_of, names_of
+from fastmc.skeleton import NTU25
 from fastmc.tensor_files import TensorFileError, read_tensors
 from fastmc.views.clips import Stream
 
 SUFFIX: dict[Stream, str] = {"joint": "", "motion": "_motion", "bone": "_bone"}
 GRU = "encoder.gru."
 CODES = "ISC, CMD, HaLP or PCM3"
+BODIES, FRAMES = 2, 64
+"""Of the clips that these codes feed."""
 ABOUT = "fastmc"
 """In files that we export: what their layout has no place for, by name."""
 WRAPPERS = ("module", "model", "_orig_mod")
@@ -68,7 +72,7 @@ class ReleasedEncoder:
 
     Attributes:
         name: of the query encoder in the file; empty where the file holds that encoder alone.
-        config, input_size: its size, and that of a frame, V * M * 3.
+        backbone, config, input_size: its kind, its size, and that of a frame, V * M * 3. frames: of a clip.
         query: state of an `Encoder`, float32. Without ``head.`` if ``has_head`` is false: the file's fc is a single
             layer, such as the classifier of a linear evaluation.
         key: the same of the key encoder, if there is one.
@@ -77,8 +81,10 @@ class ReleasedEncoder:
     """
 
     name: str
-    config: BiGRUConfig
+    backbone: str
+    config: EncoderConfig
     input_size: int
+    frames: int
     has_head: bool
     query: dict[str, Tensor]
     key: dict[str, Tensor] | None
@@ -145,6 +151,9 @@ def encoder_of(file: ReleasedFile, stream: Stream, joints: int = 25) -> Released
         CheckpointError: the file has no such encoder, or one whose tensors are not those of this layout; their names
             are listed.
     """
+    graphs = names_of(file.tensors)
+    if graphs and not any(GRU in name for name in file.tensors):
+        return _graph_encoder(file, _name_of_stream(file, stream, graphs), joints)
     name = _query_name(file, stream)
     size = _measure(file, name)
     config, input_size, has_head = size
@@ -161,7 +170,45 @@ def encoder_of(file: ReleasedFile, stream: Stream, joints: int = 25) -> Released
     queue, cursor, queue_names = _queue(file, name, config) if key and has_head else (None, 0, ())
     used = {_part(_join(each, "x")) for each in (name, *([key_name] if has_key else []))} | set(queue_names)
     unused = dict.fromkeys(part for part in map(_part, file.tensors) if name and part not in used)
-    return ReleasedEncoder(name, config, input_size, has_head, query, key, queue, cursor, tuple(unused))
+    return ReleasedEncoder(
+        name, "bigru", config, input_size, FRAMES, has_head, query, key, queue, cursor, tuple(unused)
+    )
+
+
+def _name_of_stream(file: ReleasedFile, stream: Stream, graphs: Collection[str]) -> str:
+    """Name of the query encoder of a stream, where the file's encoders are none of recurrent nets. A file with one
+    does not say of which stream it is."""
+    wanted, queries = f"encoder_q{SUFFIX[stream]}", sorted(name for name in graphs if "encoder_k" not in name)
+    if wanted in queries:
+        return wanted
+    if len(queries) != 1 or queries[0].startswith("encoder_q_"):
+        raise CheckpointError(f"{file.path} has no {wanted}, the {stream} encoder; it has {', '.join(queries)}")
+    return queries[0]
+
+
+def _graph_encoder(file: ReleasedFile, name: str, joints: int) -> ReleasedEncoder:
+    if joints != NTU25.num_joints:
+        raise CheckpointError(
+            f"{file.path}: released encoders of graphs are of {NTU25.num_joints} joints, not {joints}"
+        )
+    found = graph_of(file.tensors, name, NTU25, BODIES, str(file.path))
+    queue, cursor, queue_names = _queue(file, name, found.config) if found.key and found.has_head else (None, 0, ())
+    used = {_part(_join(name, "x")), name.replace("encoder_q", "encoder_k") if found.key else "", *queue_names}
+    unused = dict.fromkeys(part for part in map(_part, file.tensors) if name and part not in used)
+    size = joints * BODIES * 3
+    return ReleasedEncoder(
+        name,
+        found.backbone,
+        found.config,
+        size,
+        found.frames,
+        found.has_head,
+        found.state,
+        found.key,
+        queue,
+        cursor,
+        tuple(unused),
+    )
 
 
 def channel_order(joints: int, bodies: int) -> Tensor:
@@ -229,8 +276,8 @@ def _query_name(file: ReleasedFile, stream: Stream) -> str:
         raise CheckpointError(f"{file.path} has no {wanted}, the {stream} encoder; it has {', '.join(queries)}")
     parts = ", ".join(list(dict.fromkeys(map(_part, file.tensors)))[:SHOWN])
     raise CheckpointError(
-        f"{file.path} has no encoder_q.{GRU}*, the BiGRU of {CODES}; it has {parts}. Encoders of other kinds "
-        "(graph convolution, transformer) cannot be loaded"
+        f"{file.path} has no encoder_q.{GRU}*, the BiGRU of {CODES}; it has {parts}. Beside it, ST-GCN "
+        "(CrosSCLR, AimCLR, HiCLR), AGCN and HCN (ISC) can be loaded"
     )
 
 
@@ -296,7 +343,7 @@ def _state(file: ReleasedFile, name: str, size: _Size, order: Tensor) -> dict[st
     return state
 
 
-def _queue(file: ReleasedFile, name: str, config: BiGRUConfig) -> tuple[Tensor | None, int, tuple[str, str]]:
+def _queue(file: ReleasedFile, name: str, config: EncoderConfig) -> tuple[Tensor | None, int, tuple[str, str]]:
     """(K, D) features of this stream's key encoder, the row for the next one, and the names of both in the file."""
     suffix = name.removeprefix("encoder_q")
     # ISC's inter-skeleton training has two queues; the key encoder of its BiGRU fills the first.

@@ -64,7 +64,7 @@ class Setup:
 
     @property
     def shape(self) -> ClipShape:
-        return ClipShape(self.skeleton.num_joints, self.max_bodies, self.frames)
+        return ClipShape(self.skeleton.num_joints, self.max_bodies, self.frames, self.skeleton.parents)
 
     def new_encoder(self) -> Encoder:
         """An encoder of this kind with fresh weights."""

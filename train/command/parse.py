@@ -11,6 +11,7 @@ from typing import Any
 import tyro
 
 from fastmc.config import Config, Preset, config_of, preset_config, read_settings, to_plain
+from fastmc.encoders import ENCODERS
 from fastmc.registry import NotAllowed
 
 OF_A_CLASS = {"settings": "method", "encoder": "backbone"}
@@ -30,10 +31,28 @@ class First:
 
 def parse(args: Sequence[str] | None = None) -> Config:
     """The command line to a Config. ValueError for a file of settings that does not fit."""
+    args = _kinds_named(sys.argv[1:] if args is None else args)
     first, _ = tyro.cli(First, args=args, return_unknown_args=True, add_help=False)
     default = _defaults(first, {} if first.config is None else read_settings(first.config))
-    default = _as_said(default, sys.argv[1:] if args is None else args)
+    default = _as_said(default, args)
     return tyro.cli(Config, prog="python -m train.run", args=args, default=default, config=(tyro.conf.OmitArgPrefixes,))
+
+
+def _kinds_named(args: Sequence[str]) -> list[str]:
+    """The words, with ``--encoder stgcn:16x256`` and ``--encoder stgcn`` as ``--backbone stgcn`` and its size."""
+    words: list[str] = []
+    for n, word in enumerate(args):
+        flag, _, value = word.partition("=")
+        if args[n - 1 : n] == ["--encoder"]:
+            flag, value = "--encoder", word
+        name, _, size = value.partition(":")
+        if flag != "--encoder" or name not in ENCODERS:
+            words.append(word)
+            continue
+        if words[-1:] == ["--encoder"]:
+            words.pop()
+        words += ["--backbone", name, *(["--encoder", size] if size else [])]
+    return words
 
 
 def _as_said(default: Config, args: Sequence[str]) -> Config:

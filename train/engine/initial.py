@@ -69,7 +69,8 @@ def start_from(weights: Weights, model: Method) -> tuple[int, str]:
     """
     encoder = model.representation
     own = encoder.state_dict()
-    wider = encoder.shape._replace(joints=encoder.shape.joints + 1)
+    parents = encoder.shape.parents
+    wider = encoder.shape._replace(joints=encoder.shape.joints + 1, parents=parents and (*parents, len(parents)))
     same_joints = weights.joint_names in (None, model.setup.skeleton.joint_names)
     of_joints = set() if same_joints else _differ(own, _shapes(model, wider))
     fits = {

@@ -44,7 +44,8 @@ NOT_EVALUATED = "not_evaluated"
 
 
 def default_folder(config: Config) -> Path:
-    method, seed = re.sub(r"[^\w.-]+", ".", config.method), f"seed{config.seed}"
+    kinds = [config.method] if config.backbone == Config.backbone else [config.method, config.backbone]
+    method, seed = "-".join(re.sub(r"[^\w.-]+", ".", kind) for kind in kinds), f"seed{config.seed}"
     return Path("runs") / f"{config.dataset}-{config.protocol}-{method}-{config.stream}-{config.preset}-{seed}"
 
 
@@ -62,7 +63,7 @@ def _read_json(path: Path, kind: type) -> Any:
     return found
 
 
-def _run_settings(config: Config) -> dict[str, Any]:
+def run_settings(config: Config) -> dict[str, Any]:
     """Plain values of all that is said of the run."""
     return {key: value for key, value in to_plain(config).items() if key not in CALL_SETTINGS}
 
@@ -95,7 +96,7 @@ class RunFolder:
             f"Resume it with --config {self.path / 'config.json'} --out {self.path}, name another folder with --out, "
             "or replace it with --restart"
         )
-        self.plain = _run_settings(config)
+        self.plain = run_settings(config)
         self.saved: dict[str, Any] | None = None
         self._held: os.stat_result | None = None
         self._again: Callable[[], None] | None = None
@@ -105,7 +106,7 @@ class RunFolder:
             if not (self.path / "config.json").exists():
                 raise RunFolderError(f"out = {self.path} holds files that are no run of fastmc; name another folder")
             try:
-                self.saved = _run_settings(load_config(self.path, (config.method, config.backbone)))
+                self.saved = run_settings(load_config(self.path, (config.method, config.backbone)))
             except NotAllowed as error:
                 raise RunFolderError(f"{self.path} holds a run of something else: {error}") from None
             if not self.restart:

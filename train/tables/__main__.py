@@ -5,22 +5,20 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 
 import tyro
 
-from fastmc.checks import Count, Seed, Whole, check_ranges
-from fastmc.config import Config, differences, preset_config, to_plain
+from fastmc.checks import Seed, Whole, check_ranges
+from fastmc.config import differences, preset_config, to_plain
 from fastmc.files import whole_file
-from fastmc.parallel import usable_cores
 from train.command.errors import run_command
 from train.command.evaluation_settings import Semi
-from train.command.jobs import run_jobs
+from train.command.launch import Launch, Launched
 from train.command.parse import parse
 from train.engine.record import duration, log
-from train.run import choose_device
 from train.tables.plan import VARYING, Cell, Plan
 from train.tables.published import DATASETS, OURS, PRETRAINING, TABLES, Column, Table, Variant
 from train.tables.render import Filled, draw, to_markdown, write_csv
@@ -39,6 +37,8 @@ class Settings:
     The paper's: python -m train.tables --table 1 3 --dataset ntu60 ntu120 pku2 --seeds 0
 
     What there is so far: python -m train.tables --table 6 --dataset ntu60 --collect
+
+    On a cluster: python -m train.tables --table 6 --dataset ntu60 --launcher slurm --slurm time=4:00:00 gpus_per_node=1
     """
 
     table: tuple[Whole, ...]
@@ -52,13 +52,13 @@ class Settings:
     """Data set that table 5 fine-tunes on."""
     seeds: tuple[Seed, ...] = (0, 1, 2)
     """Seeds of each cell; mean and standard deviation are shown."""
+    also: tuple[str, ...] = ()
+    """Encoders of further rows of table 1, at their presets' sizes: stgcn, dstanet."""
     runs: Path = Path("runs")
     """Folder of the run folders."""
     out: Path = Path("runs/tables")
     """Folder of the tables."""
-    parallel: Count | None = None
-    """Runs at a time, each with an equal share of the cores. By default one on a GPU; on a CPU one per core for preset
-    tiny, else one."""
+    launch: Launched = field(default_factory=Launch)
     collect: bool = False
     """Run nothing: make the tables of what there is."""
 
@@ -79,6 +79,9 @@ def main(args: Sequence[str] | None = None) -> int:
 def make_tables(settings: Settings, flags: tuple[str, ...] = ()) -> list[Filled]:
     """Run what is missing, unless it is only to be collected, and write the tables.
 
+    Returns:
+        The tables; none where runs were submitted to Slurm.
+
     Raises:
         ValueError: an argument does not fit. DatasetError: a data set is not there.
         JobFailed: a run failed; the tables of the others are written before.
@@ -89,29 +92,32 @@ def make_tables(settings: Settings, flags: tuple[str, ...] = ()) -> list[Filled]
     for name, values in (("table", settings.table), ("dataset", settings.dataset), ("protocols", settings.protocols)):
         if len(set(values)) < len(values):
             raise ValueError(f"{name} = {', '.join(map(str, values))}: name each once")
+    known = {row.variant.backbone for table in TABLES.values() for row in table.rows if row.variant} - {None}
+    if not known.issuperset(settings.also):
+        raise ValueError(f"also = {', '.join(settings.also)}: choose from {', '.join(sorted(known))}")  # type: ignore[arg-type]
     check_flags(flags)
-    plan = Plan(flags, settings.seeds, settings.runs, settings.target, settings.out / "logs")
+    plan = Plan(flags, settings.seeds, settings.runs, settings.target, settings.out / "logs", settings.also)
     tables = [TABLES[number] for number in settings.table]
     columns = {table.number: plan.columns(table, settings.dataset, settings.protocols) for table in tables}
     if any(table.number == 5 for table in tables):
         plan.store(settings.target)  # an error now, not after hours
+    cells = [cell for table in tables for cell in plan.cells(table, columns[table.number])]
     started = time.monotonic()
+    waiting = False
     try:
-        if not settings.collect:
-            cells = [cell for table in tables for cell in plan.cells(table, columns[table.number])]
-            _run_missing(settings, plan, cells)
+        waiting = not settings.collect and not _run_missing(settings, plan, cells)
     finally:
-        filled = [fill(plan, table, columns[table.number]) for table in tables]
+        filled = [] if waiting else [fill(plan, table, columns[table.number]) for table in tables]
         for each in filled:
             _write(settings, each)
-    if not settings.collect:
+    if filled and not settings.collect:
         log.info("all of it took %s", duration(time.monotonic() - started))
     return filled
 
 
 def check_flags(flags: Sequence[str]) -> None:
     """ValueError for a flag that is nearly one of ours: train.run, which reads the rest, would not know of them."""
-    ours = [f"--{field.name}" for field in fields(Settings)]
+    ours = [f"--{field.name}" for field in (*fields(Settings), *fields(Launch)) if field.name != "launch"]
     for flag in flags:
         name = flag.partition("=")[0]
         nearest = get_close_matches(name, ours, 1, cutoff=0.75) if name.startswith("--") and name not in VARYING else []
@@ -119,27 +125,21 @@ def check_flags(flags: Sequence[str]) -> None:
             raise ValueError(f"there is no flag {name}; did you mean {nearest[0]}?")
 
 
-def _run_missing(settings: Settings, plan: Plan, cells: Sequence[Cell]) -> None:
+def _run_missing(settings: Settings, plan: Plan, cells: Sequence[Cell]) -> bool:
+    """Whether all of it is there now: not where it waits in Slurm's queue."""
     training, evaluating = plan.training_jobs(cells), plan.evaluation_jobs(cells)
     config = parse((*plan.flags, "--dataset", settings.dataset[0]))
-    parallel = settings.parallel if settings.parallel is not None else _default_parallel(config)
     log.info(
-        "%d runs to train, %d done already; %d evaluations beside them; %d at a time; what they print is in %s",
+        "%d runs to train, %d done already; %d evaluations beside them; what they print is in %s",
         *(sum(not job.done() for job in training), sum(job.done() for job in training)),
-        *(len(evaluating), parallel, plan.logs),
+        *(len(evaluating), plan.logs),
     )
-    run_jobs(training, parallel)
-    run_jobs(evaluating, parallel)
-
-
-def _default_parallel(config: Config) -> int:
-    on_gpu = choose_device(config.device).type != "cpu"
-    return usable_cores() if config.preset == "tiny" and not on_gpu else 1
+    return settings.launch.make((training, evaluating), plan.logs, small=config.preset == "tiny")
 
 
 def fill(plan: Plan, table: Table, columns: tuple[Column, ...]) -> Filled:
     """The table with our figures, as far as they are there."""
-    own = [(row, column) for row in table.rows if row.variant for column in columns]
+    own = [(row, column) for row in table.rows if plan.wants(row) for column in columns]
     values = {(row, column): found for row, column in own if (found := plan.values(row, column))}
     missing = len(own) * len(plan.seeds) - sum(map(len, values.values()))
     untrained = {column: plan.untrained(column) for column in columns}

@@ -17,6 +17,7 @@ from train.command.datasets import open_dataset
 from train.command.evaluation_settings import Semi
 from train.command.jobs import Job
 from train.command.parse import parse
+from train.command.work import work_of
 from train.runs.folder import NOT_EVALUATED, RunFolder, default_folder, is_finished, read_json
 from train.tables.published import DATASETS, OURS, Column, Row, Table, Variant
 
@@ -28,10 +29,12 @@ VARYING = {
     "--stream": "a row of the table",
     "--seed": "--seeds",
     "--out": "--runs",
+    "--device": "--devices",
     "--restart": "nothing: delete the run's folder",
     "--print-config": "nothing",
 }
-
+OF_AN_ENCODER = ("--encoder", "--backbone", "--reading")
+"""Flags that say which encoder: rows of encoders of another kind go without."""
 
 Cell = tuple[Row, Column, int]  # a row and a column of ours, and a seed
 
@@ -46,6 +49,7 @@ class Plan:
         runs: folder of the run folders, named as train.run names them.
         target: data set that table 5 fine-tunes on; its first protocol.
         logs: folder of what the commands print.
+        also: encoders of other kinds whose rows are wanted too.
     """
 
     flags: tuple[str, ...]
@@ -53,6 +57,7 @@ class Plan:
     runs: Path
     target: str
     logs: Path
+    also: tuple[str, ...] = ()
     _data: dict[tuple[str, str], str] = field(default_factory=dict, init=False, repr=False, compare=False)
     _training_clips: dict[tuple[str, str], int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -103,10 +108,24 @@ class Plan:
 
     def config(self, column: Column, variant: Variant, stream: str, seed: int) -> Config:
         """Settings of one run, its folder included."""
-        flags = (*self.flags, "--dataset", column.dataset, "--protocol", column.protocol)
+        flags = (*self._flags_of(variant), "--dataset", column.dataset, "--protocol", column.protocol)
         config = _parsed((*flags, "--method", variant.method, "--stream", stream, "--seed", str(seed)))
         config = fitted(config, self.training_clips(column.dataset, column.protocol))
         return replace(config, out=self.runs / default_folder(config).name)
+
+    def _flags_of(self, variant: Variant) -> tuple[str, ...]:
+        """Those of all runs; for an encoder of another kind without the size and the reading of the usual one."""
+        if variant.backbone is None:
+            return self.flags
+        kept, flags = [], iter(self.flags)
+        for word in flags:
+            name, is_one, _ = word.partition("=")
+            if name in OF_AN_ENCODER:
+                if not is_one:
+                    next(flags, None)
+            else:
+                kept.append(word)
+        return (*kept, "--backbone", variant.backbone)
 
     def configs(self, column: Column, variant: Variant, seed: int) -> list[Config]:
         return [self.config(column, variant, stream, seed) for stream in variant.streams]
@@ -114,38 +133,42 @@ class Plan:
     def cells(self, table: Table, columns: Sequence[Column]) -> Iterator[Cell]:
         """Every (row, column, seed) of ours."""
         for row, column, seed in product(table.rows, columns, self.seeds):
-            if row.variant is not None:
+            if self.wants(row):
                 yield row, column, seed
 
+    def wants(self, row: Row) -> bool:
+        """Whether a row is one of ours, and of an encoder that is wanted."""
+        return row.variant is not None and row.variant.backbone in (None, *self.also)
+
     def training_jobs(self, cells: Sequence[Cell]) -> list[Job]:
-        """The runs to train, each once, those of the first seed first. In each seed B1, a third of the work of the
-        others, comes last: at the end no core waits long for another.
+        """The runs to train, each once, those of the first seed first.
 
         Raises:
             RunFolderError: a folder holds a run with other settings.
         """
-        configs: dict[Path, Config] = {}
-        for row, column, seed in sorted(cells, key=lambda cell: (cell[2], cell[0].variant == Variant("b1"))):
+        configs: dict[Path, tuple[Config, tuple[str, ...]]] = {}
+        for row, column, seed in sorted(cells, key=lambda cell: cell[2]):
             assert row.variant is not None
             for config in self.configs(column, row.variant, seed):
                 assert config.out is not None
-                configs[config.out] = config
-        return [self._training_job(config) for config in configs.values()]
+                configs[config.out] = config, self._flags_of(row.variant)
+        return [self._training_job(*each) for each in configs.values()]
 
     def _is_finished(self, config: Config) -> bool:
         assert config.protocol is not None
         return is_finished(config, self.data(config.dataset, config.protocol), _remedy(config))
 
-    def _training_job(self, config: Config) -> Job:
+    def _training_job(self, config: Config, flags: tuple[str, ...]) -> Job:
         assert config.out is not None
         RunFolder(config, _remedy(config))  # an error now, not after hours
         arguments = (
-            *self.flags,
+            *flags,
             *("--dataset", config.dataset, "--protocol", str(config.protocol), "--method", config.method),
             *("--stream", config.stream, "--seed", str(config.seed), "--out", str(config.out)),
         )
         name = config.out.name
-        return Job(name, "train.run", arguments, self.logs / f"{name}.log", lambda: self._is_finished(config))
+        work = work_of(config, self.training_clips(config.dataset, str(config.protocol)))
+        return Job(name, "train.run", arguments, self.logs / f"{name}.log", lambda: self._is_finished(config), work)
 
     def evaluation_jobs(self, cells: Sequence[Cell]) -> list[Job]:
         """The evaluations that a training run does not make itself, each once."""
