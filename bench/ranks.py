@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import tyro
 from torch import Tensor
 from torch.nn import Parameter
+from triton.runtime.jit import JITFunction
 
 from bench.aot import compile_launches
+from bench.counting import PartWork, count_parts
 from bench.ledger_data import ntu_like_clips
 from bench.ledger_step import TrainingStep, as_on_a_gpu, model
 from bench.machine import conditions, provenance
@@ -100,11 +103,18 @@ class Counted(World):
         return note
 
 
+@contextmanager
+def without_a_gpu() -> Iterator[None]:
+    """Within, steps on tensors without memory ask for PyTorch's operators as on a GPU, and for no Triton kernel."""
+    with as_on_a_gpu(), compile_launches("cuda:90"), mock.patch.object(JITFunction, "run"):
+        yield
+
+
 def exchanges_of(batch: int, ranks: int) -> list[Exchange]:
     """Of a step of the paper's size in bfloat16, as the engine makes it, on tensors without memory."""
     world = Counted(ranks)
     size = TrainingStep(Case(batch=batch))
-    with as_on_a_gpu(), compile_launches("cuda:90"):
+    with without_a_gpu():
         stepper = size.stepper(world)
         stepper.advance(ntu_like_clips(shares(batch, ranks)[0], size.bodies, "meta"))
     return world.exchanges
@@ -127,10 +137,14 @@ class Model:
     def _seconds_of_parts(self, batch: int) -> dict[str, float]:
         """Of one rank with so many clips."""
         if batch not in self._parts:
-            step = TrainingStep(Case(batch=batch))
+            size = TrainingStep(Case(batch=batch))
+            clips = ntu_like_clips(batch, size.bodies, "meta")
+            with without_a_gpu():
+                step = size.stepper()
+                works = count_parts(lambda: step.advance(clips))
             self._parts[batch] = {
-                name: sum(model(work, self._rows_at(batch, name), step.amp).values())
-                for name, work in step.count("cuda:90").items()
+                name: sum(model(work, self._rows_at(batch, name), size.amp).values())
+                for name, work in ({name: PartWork() for name in OF_ALL} | works).items()
             }
         return self._parts[batch]
 

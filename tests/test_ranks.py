@@ -58,6 +58,8 @@ class Started:
         for rank in range(size):
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
             place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            # Here rank 0 holds the store by which ranks meet, and torch warns of it once it is gone; torchrun keeps it.
+            place |= {"TORCH_CPP_LOG_LEVEL": "ERROR"}
             with open(out / f"said{rank}.txt", "w") as said:
                 self.processes.append(
                     subprocess.Popen(
@@ -82,9 +84,14 @@ class Started:
                     process.kill()
 
     def until_it_trains(self, run_folder: Path) -> None:
-        while not ((run_folder / "metrics.csv").exists() and read_metrics(run_folder / "metrics.csv")):
-            assert all(process.poll() is None for process in self.processes), [self.said(0), self.said(1)]
-            time.sleep(0.1)
+        until_rows(run_folder, lambda: all(process.poll() is None for process in self.processes))
+
+
+def until_rows(run_folder: Path, goes_on: Callable[[], bool]) -> None:
+    """Wait until an epoch is over."""
+    while not ((run_folder / "metrics.csv").exists() and read_metrics(run_folder / "metrics.csv")):
+        assert goes_on()
+        time.sleep(0.1)
 
 
 def started_run(
@@ -326,17 +333,38 @@ def test_a_run_of_two_goes_on_with_fewer_or_more(size, pair, root, tmp_path):
     assert 0 < largest < 1e-3
 
 
-@pytest.mark.parametrize("dies", [0, 1])
-def test_a_rank_that_is_killed_ends_the_others_with_one_line(dies, root, tmp_path):
+def torchrun(out: Path, words: Sequence[str], *more: str) -> subprocess.Popen:
+    """Two ranks of it at work, which say what they say to one pipe."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *more]
+    return subprocess.Popen(
+        [*launcher, str(SCRIPT), "run", str(out), *words],
+        cwd=out,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_rank_that_is_killed_ends_the_others_with_one_line(root, tmp_path):
     words = [*command(root, tmp_path / "run", *LONG), "--rank-timeout", "60"]
     ranks = started_run(3, tmp_path, words)
     ranks.until_it_trains(tmp_path / "run")
-    ranks.processes[dies].kill()
-    assert ranks.codes() == [-signal.SIGKILL if rank == dies else 1 for rank in range(3)]
+    ranks.processes[1].kill()
+    assert ranks.codes() == [1, -signal.SIGKILL, 1]
     said = "".join(ranks.said(rank) for rank in range(3))
     assert said.count(GONE) == 1 and "Traceback" not in said, said
-    if dies:
-        assert GONE in (tmp_path / "run" / "run.log").read_text(), "rank 0 has the log"
+    assert GONE in (tmp_path / "run" / "run.log").read_text(), "rank 0 has the log"
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_rank_that_is_killed_under_torchrun_is_told_in_one_line(dies, root, tmp_path):
+    """Also by others than rank 0, if that is the one."""
+    ranks = torchrun(tmp_path, command(root, tmp_path / "run", *LONG))
+    until_rows(tmp_path / "run", lambda: ranks.poll() is None)
+    os.kill(int((tmp_path / f"rank{dies}.pid").read_text()), signal.SIGKILL)
+    said, _ = ranks.communicate(timeout=300)
+    assert ranks.returncode and said.count(f"error: {GONE}") == 1, said
 
 
 def test_a_rank_that_hangs_is_waited_for_so_long_and_no_longer(root, tmp_path):
@@ -360,19 +388,9 @@ def test_a_rank_that_is_asked_to_stop_stops_all_with_a_checkpoint(root, tmp_path
 
 def test_torchrun_starts_killed_ranks_again_and_they_go_on(pair, root, tmp_path):
     (tmp_path / "dies").touch()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = [*settings_of(root, tmp_path / "run"), "--check-ranks", "1"]
-    done = subprocess.run(
-        [*launcher, "--max-restarts", "1", str(SCRIPT), "run", str(tmp_path), *words],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
+    ranks = torchrun(tmp_path, [*settings_of(root, tmp_path / "run"), "--check-ranks", "1"], "--max-restarts", "1")
+    said, _ = ranks.communicate(timeout=300)
+    assert ranks.returncode == 0, said
     assert not (tmp_path / "dies").exists()
     assert said.count(f"error: {GONE}") == 1
     assert re.search(r"resuming from .*step_000000006", said)
