@@ -31,7 +31,7 @@ from fastmc.objective import chunked
 from fastmc.skeleton import NTU25, SKELETONS
 from fastmc.views import clips as clip_module
 from fastmc.views import draw, torch_views
-from train import embed, evaluate, run
+from train import embed, evaluate, export, run
 from train.command.parse import parse
 from train.engine.graph import WARM_UP
 from train.engine.loop import Pretraining, build_step, graph_step
@@ -413,3 +413,14 @@ def test_a_run_is_evaluated_and_embedded_with_any_number_of_bodies(trained, data
     pair = np.stack([alone, np.zeros_like(alone)], axis=1)
     one, two = (embedder.encode([clip], check="off") for clip in (alone, pair))
     torch.testing.assert_close(one, two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["onnx", "torchscript", "safetensors"])
+def test_a_run_is_exported_and_the_file_checked_against_it(trained, to, tmp_path):
+    """`train.export` compares the file's features at three sizes of batches and clips with the encoder's."""
+    if to == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+    suffix = {"onnx": ".onnx", "torchscript": ".ts", "safetensors": ".safetensors"}[to]
+    assert export.main(["--run", str(trained[1]), "--to", to, "--out", str(tmp_path / f"encoder{suffix}")]) == 0
