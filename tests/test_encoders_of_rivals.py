@@ -15,7 +15,7 @@ from fastmc.encoders.base import ClipShape
 from fastmc.encoders.graphs import directions
 from fastmc.encoders.hcn import HCN, HCNConfig
 from fastmc.encoders.released_names import released_names
-from fastmc.encoders.s2s import S2S, S2SConfig
+from fastmc.encoders.s2s import S2S, S2SConfig, TransformerLayer
 from fastmc.skeleton import NTU25
 
 OUTPUT, GRADIENT = 1e-5, 1e-4  # of ISC's README, whose numbers are float32
@@ -122,6 +122,35 @@ def test_s2s(net):
             near(parameter.grad, gradients[theirs], EXACT)
             checked += 1
     assert checked == len(gradients)
+
+
+def test_the_transformer_layer_is_pytorch_s():
+    """Forward and back, in float64."""
+    torch.manual_seed(0)
+    ours, theirs = (
+        TransformerLayer(8, 2, 0.0).double(),
+        torch.nn.TransformerEncoderLayer(8, 2, 8, 0.0, batch_first=True),
+    )
+    theirs.double()
+    names = {
+        "self_attn.in_proj_": "asked.",
+        "self_attn.out_proj.": "answer.",
+        "linear1.": "wide.",
+        "linear2.": "narrow.",
+    }
+    names |= {"norm1.": "norm.", "norm2.": "norm_out."}
+    state = theirs.state_dict()
+    renamed = {
+        new + key.removeprefix(old): state[key] for old, new in names.items() for key in state if key.startswith(old)
+    }
+    ours.load_state_dict(renamed)
+    found = []
+    for net in (ours, theirs):
+        x = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(1)).double().requires_grad_()
+        y = net(x)
+        y.square().sum().backward()
+        found.append((y.detach(), x.grad))
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -105,7 +105,7 @@ class Attention(nn.Module):
     def queries_and_keys(self, x: Tensor, dim: int) -> Tensor:
         """(2, R, heads, places, numbers) of x (R, T, V, C), whose places are those of ``dim``; what a place asks for is
         added to the linear map of x, which saves x + P."""
-        count = len(x)
+        count = x.shape[0]
         bias = F.linear(self.places[: x.shape[dim]], self.ask.weight, self.ask.bias)
         bias = bias if dim == 2 else bias[:, None]
         asked = (F.linear(x, self.ask.weight) + bias).unflatten(3, (2, self.heads, -1))

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from fastmc.derivatives import differentiable_once
 from fastmc.encoders.base import ClipShape, Encoder, EncoderConfig, mlp_head, size_of
-from fastmc.encoders.norm import ViewNorm
+from fastmc.encoders.layers import ChannelNorm
 from fastmc.encoders.recurrent import RecurrentNet
+from fastmc.encoders.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -156,14 +157,14 @@ class LSTM(Encoder):
     def __init__(self, config: LSTMConfig, shape: ClipShape) -> None:
         super().__init__(config, shape)
         layers, hidden = config.size
-        self.norm = ViewNorm(shape.width) if config.input_norm else None
+        self.norm = ChannelNorm(shape.width) if config.input_norm else None
         self.recurrent = SequenceLSTM(shape.width, hidden, layers, batch_first=True, bidirectional=config.bidirectional)
         self.representation_dim = hidden * (2 if config.bidirectional else 1)
         self.head = mlp_head(self.representation_dim, config.feature_dim)
 
     def body(self, x: Tensor, views: int) -> Tensor:
         if self.norm is not None:
-            x = self.norm(x, views)
+            x = self.norm(x, Rows(views))
         states = self.recurrent(x.to(self.dtype))
         if self.config.representation == "mean":
             return states.mean(1)

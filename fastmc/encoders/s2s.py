@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from fastmc.checks import Count, Probability
 from fastmc.encoders.base import ClipShape, Encoder, EncoderConfig, mlp_head, size_of
+from fastmc.encoders.layers import dropped
 
 TAPS = 5
 
@@ -65,6 +66,28 @@ class Halving(nn.Module):
         return F.max_pool1d(x.transpose(1, 2), 2).transpose(1, 2)
 
 
+class TransformerLayer(nn.Module):
+    """nn.TransformerEncoderLayer of tokens (n, L, D), norms last, by operators that exporters know and that have the
+    same derivative in training and in evaluation."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.share = heads, dropout
+        self.asked, self.answer = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.wide, self.narrow = nn.Linear(width, width), nn.Linear(width, width)
+        self.norm, self.norm_out = nn.LayerNorm(width), nn.LayerNorm(width)
+        for layer in (self.asked, self.answer, self.wide, self.narrow):
+            nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.asked(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        share = self.share if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=share).transpose(1, 2).flatten(2)
+        x = self.norm(x + dropped(self.answer(y), share, self.training))
+        y = self.narrow(dropped(F.relu(self.wide(x)), share, self.training))
+        return self.norm_out(x + dropped(y, share, self.training))
+
+
 class Branch(nn.Module):
     """Tokens (n, L, numbers) to (n, levels * D)."""
 
@@ -77,8 +100,7 @@ class Branch(nn.Module):
         self.halving = Halving(width)
         self.sequence: nn.Module
         if config.sequence == "transformer":
-            layer = nn.TransformerEncoderLayer(width, config.heads, width, config.dropout, batch_first=True)
-            self.sequence = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+            self.sequence = TransformerLayer(width, config.heads, config.dropout)
         else:
             net = nn.GRU if config.sequence == "gru" else nn.LSTM
             self.sequence = net(width, width // 2, batch_first=True, bidirectional=True)
