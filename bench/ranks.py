@@ -30,9 +30,10 @@ from bench.machine import conditions, provenance
 from bench.ntu_like import write_ntu_like
 from bench.providers import Case
 from fastmc.build import build_model
-from fastmc.checks import Count
+from fastmc.checks import Count, check_ranges
 from fastmc.config import Preset, preset_config
 from fastmc.data.placed.resident import ResidentStore
+from fastmc.data.store import PackedStore
 from fastmc.ranks import shares
 from train.engine.loop import build_step
 from train.engine.ranks import Place, opened
@@ -64,6 +65,9 @@ class RanksBench:
     """Turns of each side."""
     steps: Count = 6
     """Steps of a turn."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 class Exchange(NamedTuple):
@@ -189,7 +193,10 @@ def work(preset: Preset, folder: Path, steps: int) -> None:
     torch.set_num_threads(1)
     with opened(Place.of_environment(), "cpu", 600.0) as world:
         config = preset_config(preset)
-        store = ResidentStore(world.first(lambda: write_ntu_like(folder, BATCHES * config.optim.batch_size)), "cpu")
+        if world.writes:
+            write_ntu_like(folder, BATCHES * config.optim.batch_size)
+        world.agree(0)
+        store = ResidentStore(PackedStore.open(folder), "cpu")
         stepper = build_step(config, build_model(config, store, store.device), world=world)
         batches = torch.arange(len(store)).split(config.optim.batch_size)
         number = 0

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from fastmc.data.store import PackedStore
+from fastmc.encoders.norm import ViewNorm
 from fastmc.evaluation.features import represent
 from fastmc.methods.base import Batch
 from fastmc.random import keyed_generator
@@ -32,8 +33,9 @@ from train.engine.world import World
 
 STEPS, CLIPS, BANK = 40, 7, 128  # a small bank lets roundings grow fast
 """CLIPS: of a batch, which neither 2 nor 3 ranks divide. Steps count from the one on that has a full bank."""
-CALM = ("--method", "b3", "--optimizer", "sgd", "--lr", "0.001")
-"""At more, nets of so few channels let roundings grow until nothing is left to compare."""
+FEW = ("--method", "b3", "--optimizer", "sgd", "--lr", "0.001", "--bank-size", str(3 * CLIPS))
+"""Of encoders whose roundings grow within forty steps until nothing is left to compare; they take `FEW_STEPS`."""
+FEW_STEPS = 10
 CASES: dict[str, tuple[str, ...]] = {
     **{method: ("--method", method) for method in ("b1", "b2", "b3", "a2mc")},
     "adamw": ("--optimizer", "adamw", "--lr", "0.002"),
@@ -46,12 +48,12 @@ CASES: dict[str, tuple[str, ...]] = {
     "bf16": ("--amp", "bf16", "--bank-lr", "0.1"),
     "fp16": ("--amp", "fp16", "--bank-lr", "0.1"),
     "b3 in bf16": ("--amp", "bf16", "--method", "b3"),
-    "agcn": (*CALM, "--backbone", "agcn", "--encoder", "4", "--blocks", "1", "1", "1"),
-    "dstanet": (*CALM, "--backbone", "dstanet", "--encoder", "8", "--blocks", "1", "1"),
-    "hcn": (*CALM, "--backbone", "hcn", "--encoder", "4", "--frames", "16"),
-    "lstm": (*CALM, "--backbone", "lstm", "--encoder", "1x8", "--bidirectional", "--input-norm"),
-    "s2s": (*CALM, "--backbone", "s2s", "--encoder", "8", "--levels", "2", "--heads", "2"),
-    "stgcn": (*CALM, "--backbone", "stgcn", "--encoder", "4x8", "--blocks", "1", "1", "1", "1"),
+    "agcn": (*FEW, "--backbone", "agcn", "--encoder", "4", "--blocks", "1", "1", "1"),
+    "dstanet": (*FEW, "--backbone", "dstanet", "--encoder", "8", "--blocks", "1", "1"),
+    "hcn": (*FEW, "--backbone", "hcn", "--encoder", "4", "--frames", "16"),
+    "lstm": (*FEW, "--backbone", "lstm", "--encoder", "1x8", "--bidirectional", "--input-norm"),
+    "s2s": (*FEW, "--backbone", "s2s", "--encoder", "8", "--levels", "2", "--heads", "2"),
+    "stgcn": (*FEW, "--backbone", "stgcn", "--encoder", "4x8", "--blocks", "1", "1", "1", "1"),
     "toy method": ("--method", "toy:ToyMethod", "--toy-queue", "24"),
     "toy encoder": ("--backbone", "toy:ToyEncoder", "--toy-width", "4"),
     "both toys": ("--method", "toy:ToyMethod", "--backbone", "toy:ToyEncoder", "--toy-queue", "24"),
@@ -62,7 +64,7 @@ def config_of(case: str, data_root: Path) -> Any:
     words = ["--dataset", "small", "--data-root", str(data_root), "--protocol", "xsub", "--preset", "tiny"]
     words += ["--device", "cpu", "--batch-size", str(CLIPS), "--feature-dim", "32", "--epochs", "100"]
     given = CASES[case]
-    words += [] if "toy:ToyMethod" in given else ["--bank-size", str(BANK)]
+    words += [] if "toy:ToyMethod" in given or "--bank-size" in given else ["--bank-size", str(BANK)]
     words += [] if "--frames" in given else ["--frames", "8"]
     words += [] if "--backbone" in given else ["--encoder", "2x16"]
     words += [] if "--optimizer" in given else ["--optimizer", "sgd", "--lr", "0.01"]
@@ -92,7 +94,8 @@ def trained(case: str, data_root: Path, world: World, disturb: Callable[[Pretrai
         pretraining.stepper.scaling.scale.fill_(2.0**8)  # at the default the first steps overflow and are skipped
     numbers, ids, views = [], [], []
     bank = getattr(pretraining.config.settings, "bank_size", 0)
-    for _ in range(STEPS + -(-bank // CLIPS)):
+    steps = FEW_STEPS if CASES[case][: len(FEW)] == FEW else STEPS
+    for _ in range(steps + -(-bank // CLIPS)):
         if disturb is not None:
             disturb(pretraining)
         advance(pretraining)
@@ -101,7 +104,7 @@ def trained(case: str, data_root: Path, world: World, disturb: Callable[[Pretrai
         views.append(pretraining.stepper._views[:2].clone())
     pretraining.stepper.check()
     return {
-        "numbers": torch.stack(numbers),
+        "numbers": torch.stack(numbers[-steps:]),
         "ids": torch.stack(ids),
         "views": torch.stack(views),
         "state": {name: tensor.clone() for name, tensor in pretraining.model.state_dict().items()},
@@ -119,7 +122,9 @@ def features_of(pretraining: Pretraining) -> torch.Tensor:
 
 def by_an_ulp(seed: int) -> Callable[[Pretraining], None]:
     """In each step moves every weight by one unit in its last place of float32, up or down, and every gradient likewise
-    in the dtype that it is computed in: what another order of sums may do."""
+    in the dtype that it is computed in, and what each norm gives by one of its largest: what another order of sums may
+    do, of gradients and of statistics. A net with rectifiers needs the last: what is 0 but for rounding may pass them,
+    or not."""
 
     def disturb(pretraining: Pretraining) -> None:
         generator = keyed_generator(seed, pretraining.step)
@@ -133,9 +138,17 @@ def by_an_ulp(seed: int) -> Callable[[Pretraining], None]:
         for weight in pretraining.stepper._working:
             weight.grad.mul_(1 + _signs(weight, generator) * torch.finfo(weight.dtype).eps)
 
+    def disturb_norm(generator: torch.Generator, _: ViewNorm, __: object, found: torch.Tensor) -> torch.Tensor:
+        ulp = found.detach().abs().max() * torch.finfo(torch.float32).eps / 2
+        return found + _signs(found, generator) * ulp
+
     def first(pretraining: Pretraining) -> None:
         if pretraining.step == 0:
             pretraining.stepper._sum_gradients = partial(disturb_gradients, pretraining)
+            generator = keyed_generator(seed + 2, 0)
+            for network in pretraining.stepper.networks.values():
+                for norm in (part for part in network.modules() if isinstance(part, ViewNorm)):
+                    norm.register_forward_hook(partial(disturb_norm, generator))
         disturb(pretraining)
 
     return first

@@ -48,11 +48,11 @@ from train.runs.figure_runs import DrawnRun, candidates, check_same_data, clips_
 
 pytestmark = pytest.mark.slow
 
-T, CLIPS = 4, 48
+T, CLIPS, ETA = 4, 48, 0.75  # ETA in metres
 TINY = (
     *("--dataset", "small", "--preset", "tiny", "--frames", "4", "--encoder", "1x8", "--batch-size", "8"),
     *("--bank-size", "16", "--epochs", "2", "--milestones", "2", "--warmup-epochs", "1", "--probe-every", "1"),
-    *("--linear-epochs", "1", "--train-crops", "1", "--device", "cpu"),
+    *("--linear-epochs", "1", "--train-crops", "1", "--device", "cpu", "--attack-norm", str(ETA)),
 )
 
 
@@ -122,7 +122,7 @@ def test_perturbation_is_the_difference_of_the_first_two_states_and_within_eta(l
         rho = states.joints[1].astype(np.float64) - states.joints[0]
         assert states.rho_norm == pytest.approx(np.sqrt((rho**2).sum()), rel=1e-6)
         assert 0 < states.rho_norm <= states.limit * (1 + 1e-5)
-        assert states.limit == 0.5
+        assert states.limit == ETA
 
 
 @pytest.mark.parametrize("stream", ["joint", "motion", "bone"])
@@ -395,7 +395,7 @@ def test_pictures_say_the_measured_numbers(pictures, loaded):
     texts = svg_text(pictures / "attack.svg")
     for h in entropy(states.distribution):
         assert f"entropy {h:.4f} nats" in texts
-    assert f"‖ρ‖ = {states.rho_norm:.3g} m (η = 0.5 m)" in texts
+    assert f"‖ρ‖ = {states.rho_norm:.3g} m (η = {ETA} m)" in texts
     test = torch.from_numpy(loaded.clips()[1])
     before, after = (h.mean() for h in entropy_change(loaded.model, loaded.placed, test))
     title = f"mean entropy over {len(test)} test clips {before:.4f} nats before attack, {after:.4f} after"

@@ -386,8 +386,9 @@ def test_non_finite_loss_reaches_neither_weights_nor_statistics_nor_bank(data_ro
     path = pretraining.save()
     pretraining.data.frames.fill_(float("nan"))
     before = {name: value.clone() for name, value in pretraining.model.state_dict().items()}
+    advance(pretraining, 1)
     with pytest.raises(NonFiniteError, match="epoch 1, step 2: loss = nan") as caught:
-        advance(pretraining, 1)
+        pretraining._check()
     assert str(path) in str(caught.value)
     assert "Weights and bank were left as before this step." in str(caught.value)
     for name, value in pretraining.model.state_dict().items():
@@ -402,8 +403,9 @@ def test_a_gradient_that_overflows_in_the_encoder_reaches_neither_weights_nor_st
     advance(pretraining, 2)
     before = {name: value.clone() for name, value in pretraining.model.state_dict().items()}
     next(pretraining.model.query.parameters()).register_hook(lambda gradient: gradient * float("inf"))
+    advance(pretraining, 1)
     with pytest.raises(NonFiniteError, match="The bank has moved; weights were left as before this step"):
-        advance(pretraining, 1)
+        pretraining._check()
     for name, value in pretraining.model.state_dict().items():
         assert torch.equal(value, before[name]) == (name not in ("bank.entries", "bank.momentum")), name
         assert torch.isfinite(value).all()

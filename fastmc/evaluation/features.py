@@ -69,7 +69,8 @@ def represent(
         own = slice(0, min(batch_size, len(ids)))
     found = _represented(encoder, store, ids[own], stream, frames, ratio[own], position[own], batch_size, advance)
     features = rows_of_all(ranks, found[: counts[ranks.rank]], counts)
-    advance(len(features) - len(found))
+    if len(features) > len(found):  # by the other ranks
+        advance(len(features) - len(found))
     return features
 
 

@@ -7,6 +7,7 @@ so that what one of them decides all do.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -23,11 +24,14 @@ from fastmc.config import differences
 from fastmc.encoders.amp import gradient_of
 from fastmc.encoders.storage import share_storage
 from train.engine.record import start_logging
+from train.engine.signals import deaf_to
 from train.engine.world import World
 
 Found = TypeVar("Found")
 GRACE = 5.0
 """Seconds that a rank gives rank 0, which has the log, to say why the run ends, before it says so itself."""
+PATIENCE = 25.0
+"""The same of a rank that ends by an error of its own: rank 0 is well, and may be busy. torchrun waits 30 s for it."""
 START = 600.0
 """Seconds in which all ranks have to begin: nodes are not started in the same moment."""
 OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -115,7 +119,10 @@ class Ranks(World):
             gpu = torch.device("cuda", torch.device(self.device.replace("auto", "cuda")).index or 0)
             torch.cuda.set_device(gpu)
         with self._heard():
-            self._store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=START)))
+            store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=START)))
+            # torchrun keeps its store over restarts: in it are the addresses of ranks that are gone.
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            self._store = dist.PrefixStore(f"attempt {attempt} of {self.size} ranks", store)
             self._wait_for_all()
             backend = "cpu:gloo,cuda:nccl" if self._nccl else "gloo"
             how: dict[str, Any] = {"timeout": self._timeout, "device_id": gpu}
@@ -215,24 +222,33 @@ class Ranks(World):
             told = None if own else self._read("fault")
             self._tell("said", "0")
             self.close(abort=True)
+            self._until(self._all_have_heard)
             return error if told is None else RankLost(told)
         if own:
             self._tell("fault", f"rank {self.rank}: {error}")
         self.close(abort=True)  # so that who waits for this rank learns of it
-        if not self._somebody_says():
+        patience = PATIENCE if own else GRACE
+        if not self._until(lambda: self._read("said") is not None, patience) and self._count("says") <= 1:
             start_logging()
+        self._count("heard")
         return error
 
-    def _somebody_says(self) -> bool:
-        until = time.monotonic() + min(GRACE, self._timeout.total_seconds())
-        while time.monotonic() < until:
-            if self._read("said") is not None:
-                return True
+    def _all_have_heard(self) -> bool:
+        """Asked by rank 0, which may hold the store that the others read."""
+        return self._count("heard", 0) == self.size - 1
+
+    def _until(self, holds: Callable[[], bool], seconds: float = GRACE) -> bool:
+        """Whether it comes to hold in time."""
+        until = time.monotonic() + min(seconds, self._timeout.total_seconds())
+        while not (held := holds()) and time.monotonic() < until:
             time.sleep(0.05)
-        try:
-            return self._store.add("fastmc/says", 1) > 1
-        except RuntimeError:  # who held the store is gone, and nobody can ask
-            return False
+        return held
+
+    def _count(self, key: str, more: int = 1) -> int:
+        """How many ranks have counted themselves under ``key``; 0 if who held the store is gone, and nobody can ask."""
+        with suppress(RuntimeError):
+            return self._store.add(f"fastmc/{key}", more)
+        return 0
 
     def _tell(self, key: str, value: str) -> None:
         with suppress(RuntimeError):
@@ -260,6 +276,8 @@ class Ranks(World):
         try:
             yield
         except (RuntimeError, dist.DistError) as error:
+            # torchrun ends all with the first that is gone, and would cut short what this one is about to say.
+            deaf_to(signal.SIGTERM)
             raise RankLost(
                 f"another rank of this run is gone, or did not answer for {self._timeout.total_seconds():g} s "
                 f"(--rank-timeout; rank {self.rank} waited {time.monotonic() - began:.1f} s). The same command goes on "

@@ -42,4 +42,11 @@ def stopped_by_signals() -> Iterator[None]:
         yield
     finally:
         for number in heard:
-            signal.signal(number, signal.SIG_DFL)
+            if signal.getsignal(number) is stop:
+                signal.signal(number, signal.SIG_DFL)
+
+
+def deaf_to(number: int) -> None:
+    """From now on this process, which is about to end, ignores the signal."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(number, signal.SIG_IGN)

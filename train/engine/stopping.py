@@ -56,7 +56,8 @@ def asked_to_stop(echo: float = 0.0) -> Iterator[Callable[[], int]]:
         yield asked_by
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is hear:  # and not deaf meanwhile
+                signal.signal(number, handler)
 
 
 def stop_without(parent: int) -> None:
