@@ -1,4 +1,4 @@
-"""Graph and transformer encoders of a CPU against their released codes' way, and their products alone:
+"""Encoders on a CPU against their released codes' way, compiled, and their products alone:
 python -m bench.encoders --help."""
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from bench.machine import conditions, provenance
 from bench.measure import Timing, Turns, quotient, times
 from bench.ntu_like import WITH_TWO
 from bench.parity import ParityError
-from bench.plain_encoders import plain
+from bench.plain_encoders import KINDS, plain
 from fastmc.checks import check_number
 from fastmc.encoders import find_encoder
 from fastmc.encoders.base import ClipShape, Encoder
 from fastmc.skeleton import NTU25
 from train.engine.host_memory import keep_freed_memory
 
-FASTMC, RELEASED, PRODUCTS = "fastmc", "released", "its products"
+FASTMC, RELEASED, COMPILED, PRODUCTS = "fastmc", "released", "compiled", "its products"
 BUDGET = 1e-8
 """Of the largest number of a result, in float64."""
 PRODUCT_OPS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
@@ -33,11 +33,13 @@ PRODUCT_OPS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_back
 
 @dataclass(frozen=True)
 class CompareEncoder(Timing):
-    """Time an encoder's way forward and back to its weights on a CPU, in turns: fastmc, the released code's way, and
-    fastmc's products alone."""
+    """Time an encoder's way forward and back to its weights on a CPU, in turns: fastmc, the released code's way where it
+    is another, and fastmc's products alone."""
 
     encoder: str = "stgcn"
-    """stgcn, dstanet or agcn, at its published size."""
+    """Its kind, at its published size. hcn, lstm and s2s are made of the operators of their released codes."""
+    compile: bool = False
+    """Beside them fastmc compiled by torch.compile, which on a CPU computes every absent body."""
     batch: int = 64
     """B, clips of two bodies, of which the second is there in 11 of 60, as in NTU-60."""
     frames: int = 64
@@ -105,27 +107,66 @@ def race(settings: CompareEncoder) -> Turns:
         ParityError: they differ.
     """
     keep_freed_memory()
-    compare(*(call() for call in ways(replace(settings, batch=4, frames=16), torch.float64).values()))
+    small = [call() for call in ways(replace(settings, batch=4, frames=16), torch.float64).values()]
+    if len(small) > 1:
+        compare(*small)
     turns = Turns(settings)
     calls = ways(settings)
-    turns.enter(RELEASED, calls[RELEASED])
-    turns.enter(FASTMC, calls[FASTMC])
+    for name, call in calls.items():
+        turns.enter(name, call)
+    if settings.compile:
+        turns.enter(COMPILED, compiled(settings), compiles=True)
     with Recorded() as recorded:
         calls[FASTMC]()
-    turns.enter(PRODUCTS, lambda: [product() for product in recorded.calls] and None)
+    products = recorded.calls or products_of_lstm(settings)
+    turns.enter(PRODUCTS, lambda: [product() for product in products] and None)
     return turns
+
+
+def products_of_lstm(settings: CompareEncoder) -> list[Callable[[], Any]]:
+    """Those that one call of nn.LSTM, which is one operator, cannot do without."""
+    encoder = new(settings, torch.float32)
+    network = next(part for part in encoder.modules() if isinstance(part, nn.LSTM))
+    batch, frames, hidden = settings.batch, settings.frames, network.hidden_size
+    found = []
+    for weights in network.all_weights:
+        of_input, of_state = weights[0].detach(), weights[1].detach()
+        x, state = torch.randn(batch * frames, of_input.shape[1]), torch.randn(batch, hidden)
+        states, gates = torch.randn(batch * frames, hidden), torch.randn(batch * frames, 4 * hidden)
+        found += [partial(torch.mm, x, of_input.T), partial(torch.mm, gates.T, x), partial(torch.mm, gates.T, states)]
+        found += [partial(torch.mm, state, of_state.T), partial(torch.mm, gates[:batch], of_state)] * frames
+        if of_input.shape[1] != encoder.shape.width:  # of a deeper layer
+            found.append(partial(torch.mm, gates, of_input))
+    return found
 
 
 def ways(settings: CompareEncoder, dtype: torch.dtype = torch.float32) -> dict[str, Callable[[], list[Tensor]]]:
     """By name, on the same clips and weights, in training mode."""
+    encoder, x = new(settings, dtype), clips(settings.batch, settings.frames).to(dtype)
+    found = {}
+    if type(encoder) in KINDS:
+        released = plain(encoder).to(dtype).train()
+        found[RELEASED] = way_and_back(released, released, x)
+    found[FASTMC] = way_and_back(encoder, encoder.represent, as_views(x))
+    return found
+
+
+def compiled(settings: CompareEncoder) -> Callable[[], list[Tensor]]:
+    """fastmc's way as --compile on has it."""
+    encoder, x = new(settings, torch.float32), clips(settings.batch, settings.frames)
+    encoder.compile_around()
+    return way_and_back(encoder, encoder.represent, as_views(x))
+
+
+def new(settings: CompareEncoder, dtype: torch.dtype) -> Encoder:
     torch.manual_seed(0)
     cls: type[Encoder] = find_encoder(settings.encoder)
-    encoder = cls(cls.Config(), ClipShape(NTU25.num_joints, 2, settings.frames, NTU25.parents)).to(dtype).train()
-    released, x = plain(encoder).to(dtype).train(), clips(settings.batch, settings.frames).to(dtype)
-    return {
-        RELEASED: way_and_back(released, released, x),
-        FASTMC: way_and_back(encoder, lambda x: encoder.body(x, 1), x),
-    }
+    return cls(cls.Config(), ClipShape(NTU25.num_joints, 2, settings.frames, NTU25.parents)).to(dtype).train()
+
+
+def as_views(x: Tensor) -> Tensor:
+    """(B, 3, T, V, M) as views are: (B, T, V * M * 3)."""
+    return x.permute(0, 2, 3, 4, 1).flatten(2).contiguous()
 
 
 def compare(truth: Sequence[Tensor], found: Sequence[Tensor]) -> None:
@@ -142,10 +183,11 @@ def main(args: Sequence[str] | None = None) -> int:
     title = f"{settings.encoder}, B = {settings.batch}, T = {settings.frames}, forward and back"
     turns.run(title, progress=sys.stderr.isatty())
     print(times(title, turns.found, turns.others_busy))
-    ratio = quotient(turns.found, RELEASED, FASTMC)
-    share = quotient(turns.found, PRODUCTS, FASTMC)
-    assert ratio is not None and share is not None
-    print(f"released over fastmc: {ratio[0]:.2f}x [{ratio[1]:.2f}-{ratio[2]:.2f}]; products: {share[0]:.0%} of it")
+    for other in (RELEASED, COMPILED):
+        if ratio := quotient(turns.found, other, FASTMC):
+            print(f"{other} over fastmc: {ratio[0]:.2f}x [{ratio[1]:.2f}-{ratio[2]:.2f}]")
+    if share := quotient(turns.found, PRODUCTS, FASTMC):
+        print(f"products: {share[0]:.0%} of fastmc's time")
     print("kept for the way back: " + ", ".join(f"{name} {size:.0f} MB" for name, size in kept.items()))
     print(conditions(provenance(settings.device, settings.threads)))
     return 0

@@ -1,4 +1,4 @@
-"""Graph and transformer encoders forward and back to their weights, by fastmc and as their released codes compute them:
+"""Encoders forward and back to their weights, by fastmc and, where that is another way, as their released codes do:
 pytest bench/test_encoders.py --benchmark-only --full."""
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ def prepare(name: str, timing: Timing) -> Turns:
     return race(replace(SETTINGS, encoder=name, rounds=timing.rounds, seconds=timing.seconds))
 
 
-def piece(name: str) -> Piece:
+def piece(name: str, *sides: str) -> Piece:
     return Piece(
         f"{name} at its published size, forward and back, CPU, B = {SETTINGS.batch}, T = {SETTINGS.frames}",
-        {side: side for side in (RELEASED, FASTMC, PRODUCTS)},
+        {side: side for side in (*sides, FASTMC, PRODUCTS)},
         partial(prepare, name),
-        reference=RELEASED,
+        reference=sides[0] if sides else None,
         floor=PRODUCTS,
         short=name,
         full=True,
     )
 
 
-@rows(*map(piece, ("stgcn", "dstanet", "agcn")))
+@rows(*(piece(name, RELEASED) for name in ("stgcn", "dstanet", "agcn")), *map(piece, ("hcn", "lstm", "s2s")))
 def test_encoder(time_row: TimeRow, piece: Piece, row: str) -> None:
     time_row(piece, row)
