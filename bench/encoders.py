@@ -33,8 +33,8 @@ PRODUCT_OPS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_back
 
 @dataclass(frozen=True)
 class CompareEncoder(Timing):
-    """Time an encoder's way forward and back to its weights on a CPU, in turns: fastmc, the released code's way where it
-    is another, and fastmc's products alone."""
+    """Time an encoder's way forward and back to its weights on a CPU, in turns: fastmc, the released code's way where
+    that is another, and fastmc's products alone."""
 
     encoder: str = "stgcn"
     """Its kind, at its published size. hcn, lstm and s2s are made of the operators of their released codes."""
