@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -31,13 +31,17 @@ BUDGET = 1e-8
 PRODUCT_OPS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
 
 
+Kind = Literal["stgcn", "dstanet", "agcn", "hcn", "lstm", "s2s"]
+
+
 @dataclass(frozen=True)
 class CompareEncoder(Timing):
     """Time an encoder's way forward and back to its weights on a CPU, in turns: fastmc, the released code's way where
     that is another, and fastmc's products alone."""
 
-    encoder: str = "stgcn"
-    """Its kind, at its published size. hcn, lstm and s2s are made of the operators of their released codes."""
+    encoder: Kind = "stgcn"
+    """Its kind, at its published size. hcn, lstm and s2s are made of the operators of their released codes; of bigru
+    see bench.recurrent."""
     compile: bool = False
     """Beside them fastmc compiled by torch.compile, which on a CPU computes every absent body."""
     batch: int = 64
@@ -128,7 +132,7 @@ def products_of_lstm(settings: CompareEncoder) -> list[Callable[[], Any]]:
     encoder = new(settings, torch.float32)
     network = next(part for part in encoder.modules() if isinstance(part, nn.LSTM))
     batch, frames, hidden = settings.batch, settings.frames, network.hidden_size
-    found = []
+    found: list[Callable[[], Any]] = []
     for weights in network.all_weights:
         of_input, of_state = weights[0].detach(), weights[1].detach()
         x, state = torch.randn(batch * frames, of_input.shape[1]), torch.randn(batch, hidden)
