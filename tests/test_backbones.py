@@ -26,6 +26,7 @@ from fastmc.config import Config, OptimConfig, config_of, preset_config, to_plai
 from fastmc.encoders import ENCODERS, find_encoder, rows
 from fastmc.encoders.base import ClipShape, Encoder
 from fastmc.encoders.norm import ViewNorm
+from fastmc.methods import find_method
 from fastmc.methods.a2mc import A2MCConfig
 from fastmc.objective import chunked
 from fastmc.skeleton import NTU25, SKELETONS
@@ -242,6 +243,24 @@ def test_a_step_moves_weights_and_statistics_and_the_key_encoder_follows(kind, s
         for name, value in encoder.named_buffers():
             if "running" in name:
                 assert not torch.equal(value, dict(old.named_buffers())[name]), name
+
+
+@each
+@pytest.mark.parametrize("stream", ["motion", "bone"])
+@pytest.mark.parametrize("method", ["b1", "b2", "b3", "a2mc"])
+def test_every_method_and_stream_trains_it(kind, method, stream, store):
+    """Every weight moves, by another step than that of joints."""
+    base, losses = settings(kind), []
+    for of in ("joint", stream):
+        chosen = replace(base, method=method, stream=of, settings=find_method(method).Config(bank_size=16))
+        step = build_step(chosen, build_model(chosen, store, store.device), "fp32")
+        before = copy.deepcopy(step.model.query.state_dict())
+        advance(step, store, range(1), phase="fill")
+        losses.append(advance(step, store, range(1, 3)))
+        step.check()
+        still = [n for n, p in step.model.query.named_parameters() if torch.equal(p, before[n])]
+        assert not still
+    assert losses[0] != losses[1]
 
 
 @each
