@@ -244,8 +244,6 @@ def as_on_a_gpu() -> Iterator[None]:
     there: dict[str, Any] = {"return_value": ["cuda", "meta"]}
     with (
         mock.patch("kernels.unavailable_reason", return_value=None),
-        mock.patch("torch.optim.optimizer._get_fused_kernels_supported_devices", **there),
-        mock.patch("torch.optim.optimizer._get_foreach_kernels_supported_devices", **there),
         mock.patch("torch.utils._foreach_utils._get_foreach_kernels_supported_devices", **there),
     ):
         yield

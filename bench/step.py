@@ -32,6 +32,7 @@ from fastmc.encoders.norm import ViewNorm
 from fastmc.methods.a2mc import A2MC, OF_ATTACKED, OF_CLIPS, X0, X1, X2, X3, A2MCConfig
 from fastmc.methods.attack import logit_gradient
 from fastmc.methods.base import Batch
+from fastmc.optim import Fused
 from fastmc.reference import step as reference
 from fastmc.views.clips import PackedClips
 from fastmc.views.draw import COLUMNS, ViewParams, draw_params
@@ -112,7 +113,11 @@ def start_state(config: Config, store: PlacedStore, device: torch.device) -> Sta
 
 
 def live_state(
-    query: torch.nn.Module, key: torch.nn.Module, bank: Tensor, momentum: Tensor, optimizer: torch.optim.Optimizer
+    query: torch.nn.Module,
+    key: torch.nn.Module,
+    bank: Tensor,
+    momentum: Tensor,
+    optimizer: Fused | torch.optim.Optimizer,
 ) -> State:
     """The very tensors that a step changes."""
     state = {f"query.{name}": value for name, value in query.state_dict().items()}

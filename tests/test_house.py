@@ -48,6 +48,7 @@ ROOMS = {
             "contrast_table",
             "files",
             "layouts",
+            "optim",
             "parallel",
             "progress",
             "random",

@@ -19,6 +19,7 @@ from fastmc.encoders.base import Encoder
 from fastmc.evaluation.config import FinetuneConfig
 from fastmc.evaluation.features import check_labels, represent
 from fastmc.evaluation.linear import linear_scores, new_classifier
+from fastmc.optim import SGD, dropped
 from fastmc.progress import progress_bar
 from fastmc.views.clips import Stream
 from fastmc.views.make import crops_of
@@ -66,13 +67,13 @@ def finetune(
         classifier.bias.zero_()
     classifier = classifier.to(device)
     parameters = [*encoder.parameters(), *classifier.parameters()]  # the head gets no gradient and stays as it is
-    optimizer = torch.optim.SGD(parameters, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(config.milestones), gamma=0.1)
+    optimizer = SGD(parameters, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
     batches_per_epoch = -(-len(train_ids) // config.batch_size)
     size = -(-len(train_ids) // batches_per_epoch)
     steps = config.epochs * batches_per_epoch
     with tqdm(total=steps, disable=not progress, **progress_bar("step", what)) as bar:
         for epoch in range(config.epochs):
+            optimizer.param_groups[0]["lr"] = dropped(config.lr, config.milestones, epoch)
             order = train_ids[torch.randperm(len(train_ids), generator=generator).to(device)]
             u = torch.rand(2, len(order), generator=generator).to(device)
             ratio = config.train_crop_min + (1 - config.train_crop_min) * u[0]
@@ -87,7 +88,6 @@ def finetune(
                     bar.update()
             if not torch.isfinite(loss):
                 raise ValueError(f"{what}: the loss is {loss.item()} after epoch {epoch + 1}; a smaller lr may help")
-            schedule.step()
     return encoder.eval(), classifier
 
 

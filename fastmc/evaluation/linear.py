@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from fastmc.evaluation.config import EvalConfig
 from fastmc.evaluation.features import FrozenFeatures
+from fastmc.optim import SGD, dropped
 from fastmc.progress import progress_bar
 
 TILE = 4096  # features that are classified at once
@@ -39,9 +40,9 @@ def train_linear(
     device, clips = crops.device, crops.shape[1]
     generator = torch.Generator().manual_seed(seed)
     classifier = new_classifier(crops.shape[2], num_classes, generator).to(device)
-    optimizer = torch.optim.SGD(classifier.parameters(), lr=config.linear_lr, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, list(config.linear_milestones), gamma=0.1)
-    for _ in tqdm(range(config.linear_epochs), disable=not progress, **progress_bar("epoch", "linear classifier")):
+    optimizer = SGD(classifier.parameters(), lr=config.linear_lr, momentum=0.9)
+    for epoch in tqdm(range(config.linear_epochs), disable=not progress, **progress_bar("epoch", "linear classifier")):
+        optimizer.param_groups[0]["lr"] = dropped(config.linear_lr, config.linear_milestones, epoch)
         order = torch.randperm(clips, generator=generator).to(device)
         crop = torch.randint(len(crops), (clips,), generator=generator).to(device)
         for batch in order.split(config.linear_batch_size):
@@ -49,7 +50,6 @@ def train_linear(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        schedule.step()
     return classifier
 
 

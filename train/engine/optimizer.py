@@ -14,6 +14,7 @@ import kernels
 from fastmc.config import OptimConfig
 from fastmc.encoders.amp import WorkingCopy, gradient_of
 from fastmc.encoders.storage import share_storage
+from fastmc.optim import SGD, AdamW, Fused
 
 MOMENTUM = 0.9
 """Of SGD, paper section 4.2."""
@@ -79,39 +80,18 @@ def no_triton_reason(config: OptimConfig, device: torch.device) -> str | None:
     return kernels.unavailable_reason(device)
 
 
-def build_optimizer(config: OptimConfig, parameters: Iterable[Parameter]) -> torch.optim.Optimizer:
+def build_optimizer(config: OptimConfig, parameters: Iterable[Parameter]) -> Fused:
     """PyTorch's fused optimizer of these parameters; the learning rate is the caller's to set."""
-    weights = list(parameters)
-    optimizer: torch.optim.Optimizer
     if config.optimizer == "sgd":
-        optimizer = torch.optim.SGD(
-            weights, lr=config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay, fused=True
-        )
-        allocate_state(optimizer, "momentum_buffer")
-    else:
-        on_gpu = weights[0].device.type == "cuda"  # where AdamW refuses to be captured unless it was told before
-        optimizer = torch.optim.AdamW(
-            weights, lr=config.lr, weight_decay=config.weight_decay, fused=True, capturable=on_gpu
-        )
-        allocate_state(optimizer, "exp_avg", "exp_avg_sq", counts="step")
-    return optimizer
-
-
-def allocate_state(optimizer: torch.optim.Optimizer, *names: str, counts: str | None = None) -> None:
-    """Zeros for each weight, by the names that the optimizer looks for. Left to itself it allocates them in its first
-    step; SGD even without setting them, so that a first step that is called off would leave garbage there."""
-    for weight in optimizer.param_groups[0]["params"]:
-        if counts is not None:
-            optimizer.state[weight][counts] = torch.zeros((), device=weight.device)
-        for name in names:
-            optimizer.state[weight][name] = torch.zeros_like(weight)
+        return SGD(parameters, config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay)
+    return AdamW(parameters, config.lr, weight_decay=config.weight_decay)
 
 
 class LearnerUpdate:
     """The optimizer of the networks that learn.
 
     Attributes:
-        optimizer: PyTorch's or apex's.
+        optimizer: PyTorch's fused operators, or apex's.
         says: which, and why, for the log.
         lr: () float32 on the weights' device, read at every step. apex takes a number of the host instead, see `baked`.
         scale: () float32, by which the gradients have to be divided; None for 1.
@@ -135,6 +115,7 @@ class LearnerUpdate:
         self.lr = torch.full((), config.lr, device=weights[0].device)
         self.skip, self.scale = skip, scale
         self._apex = impl == "apex"
+        self.optimizer: Any
         if self._apex:
             self.optimizer = _apex_sgd(config, weights)
             self.says = f"FusedSGD of apex ({why})"
@@ -157,7 +138,7 @@ class LearnerUpdate:
     def step(self) -> None:
         """Update the weights by their gradients, if they are not to be skipped."""
         if self._apex:
-            self.optimizer._dummy_overflow_buf.copy_(self.skip)  # type: ignore[attr-defined]
+            self.optimizer._dummy_overflow_buf.copy_(self.skip)
         self.optimizer.step()
 
     def tensors(self) -> list[Tensor]:
@@ -177,7 +158,7 @@ class LearnerUpdate:
     def _point_to_device(self) -> None:
         """Have the fused kernels read the learning rate, and GradScaler's two tensors, from ours."""
         self.optimizer.param_groups[0]["lr"] = self.lr
-        self.optimizer.found_inf, self.optimizer.grad_scale = self.skip, self.scale  # type: ignore[attr-defined]
+        self.optimizer.found_inf, self.optimizer.grad_scale = self.skip, self.scale
 
 
 def no_apex_reason(config: OptimConfig, device: torch.device, *, scaled: bool) -> str | None:
@@ -201,8 +182,9 @@ def no_apex_reason(config: OptimConfig, device: torch.device, *, scaled: bool) -
 def _apex_sgd(config: OptimConfig, weights: list[Parameter]) -> torch.optim.Optimizer:
     from apex.optimizers import FusedSGD
 
-    sgd = FusedSGD(weights, lr=config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay)
-    allocate_state(sgd, "momentum_buffer")
+    sgd: torch.optim.Optimizer = FusedSGD(weights, lr=config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay)
+    for weight in weights:  # its own first step would leave garbage there if it were called off
+        sgd.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
     return sgd
 
 
@@ -222,8 +204,8 @@ class FollowerUpdate:
     ) -> None:
         """``skip`` as of `LearnerUpdate`."""
         mine = list(follower)
-        self._sgd = torch.optim.SGD(mine, lr=1 - alpha, weight_decay=1.0, maximize=True, fused=True)
-        self._sgd.found_inf = skip  # type: ignore[attr-defined]
+        self._sgd = SGD(mine, 1 - alpha, weight_decay=1.0, maximize=True)
+        self._sgd.found_inf = skip
         for key, query in zip(mine, learner, strict=True):
             key.grad = query.detach()
 
@@ -280,7 +262,7 @@ class WholeUpdate:
         self.lr = torch.full((), config.lr, device=self._device)
         self.skip, self.scale = skip, scale
         self._settings = {"momentum": MOMENTUM, "weight_decay": config.weight_decay, "alpha": pairs[0].alpha}
-        self.optimizer = torch.optim.SGD(weights, lr=config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay)
+        self.optimizer = SGD(weights, config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay)
         for same, group in zip(by_place.values(), self.groups, strict=True):
             for row, velocity in zip(same, group.velocity, strict=True):
                 self.optimizer.state[row[0]]["momentum_buffer"] = velocity
