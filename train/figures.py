@@ -51,7 +51,7 @@ class Settings:
 
     Example: python -m train.figures --run runs/demo
 
-    Example, figure 4 with the paper's four panels, and the curves of four runs in one picture:
+    Example, the methods of table 6 side by side as figure 4 has the paper's, and their curves in one picture:
     python -m train.figures --run runs/b1 --run runs/b2 --run runs/b3 --run runs/a2mc --only tsne curves
     """
 
