@@ -55,9 +55,15 @@ def train_linear(
 
 def new_classifier(size: int, num_classes: int, generator: torch.Generator) -> nn.Linear:
     """A linear layer with the initial weights that nn.Linear has, drawn from this generator."""
-    classifier = nn.utils.skip_init(nn.Linear, size, num_classes)
+    classifier = unset_classifier(size, num_classes)
     bound = size**-0.5
     with torch.no_grad():
         for parameter in classifier.parameters():
             parameter.uniform_(-bound, bound, generator=generator)
     return classifier
+
+
+def unset_classifier(size: int, num_classes: int) -> nn.Linear:
+    """A linear layer whose weights are still to be set; no random state moves. (nn.utils.skip_init imports sympy.)"""
+    with torch.random.fork_rng(devices=[]):
+        return nn.Linear(size, num_classes)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastmc.arguments import working_dtype
 from fastmc.backends import ATTACK, Need
+from fastmc.derivatives import with_gradients
 from fastmc.reference import attack as reference
 from fastmc.views.layout import present_bodies
 
@@ -66,7 +67,8 @@ def attack(
     with torch.enable_grad():
         variable = x.detach().requires_grad_()
         logits = classify(variable)
-    (gradient,) = torch.autograd.grad(logits, variable, ATTACK.call(impl, "logit_gradient", x.device, logits.detach()))
+        of_logits = ATTACK.call(impl, "logit_gradient", x.device, logits.detach())
+        (gradient,) = torch.autograd.grad(with_gradients([logits], [of_logits]), variable)
     return ATTACK.call(impl, "limited_step", x.device, x, gradient, bodies, lr, limit)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from fastmc.config import to_plain
 from fastmc.evaluation import EvalConfig, FinetuneConfig, Predictions
 from fastmc.evaluation.classifier import CLASSIFIER
+from fastmc.evaluation.linear import unset_classifier
 from fastmc.figures.confusion import draw_confusion
 from fastmc.files import whole_file, write_json
 from fastmc.tensor_files import check_values, read_tensors, write_tensors
@@ -147,7 +148,7 @@ def saved_classifier(
         wanted = (protocol, weights, _made(data, settings, seed))
         if (saved["protocol"], saved["weights"], saved.get("made")) != wanted:
             return None
-        classifier = nn.utils.skip_init(nn.Linear, *reversed(saved["weight"].shape))
+        classifier = unset_classifier(*reversed(saved["weight"].shape))
         classifier.load_state_dict({"weight": saved["weight"], "bias": saved["bias"]})
     except Exception as error:  # a damaged file may hold anything
         log.warning("%s cannot be used, so a classifier is trained anew (%s)", path, error)
