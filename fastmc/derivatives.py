@@ -21,23 +21,22 @@ def differentiable_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
     return wrapper
 
 
-def with_gradients(outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-    """A zero () whose gradients to ``outputs`` are these: ``with_gradients(y, g).backward()`` is
-    ``torch.autograd.backward(y, g)``, but for two seconds: PyTorch compares the shapes of gradients that it is given
-    with the help of sympy, which the first comparison imports."""
+def carry_back(outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """``torch.autograd.backward(outputs, gradients)``, which compares shapes with the help of sympy; its import takes two
+    seconds of every command that trains."""
+    _run(outputs, gradients, (), allow_unreachable=True, accumulate_grad=True)
+
+
+def gradient_to(x: Tensor, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    """``torch.autograd.grad(outputs, x, gradients)``, likewise."""
+    (found,) = _run(outputs, gradients, (x,), allow_unreachable=False, accumulate_grad=False)
+    return found
+
+
+def _run(outputs: Sequence[Tensor], gradients: Sequence[Tensor], to: tuple[Tensor, ...], **how: bool) -> Any:
     for output, gradient in zip(outputs, gradients, strict=True):
         if output.shape != gradient.shape:
             raise ValueError(f"a gradient of shape {tuple(gradient.shape)} for an output of {tuple(output.shape)}")
-    return _WithGradients.apply(len(outputs), *outputs, *gradients)
-
-
-class _WithGradients(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, count: int, *given: Tensor) -> Tensor:
-        ctx.save_for_backward(*given[count:])
-        return given[0].new_zeros(())
-
-    @staticmethod
-    def backward(ctx: Any, _: Tensor) -> tuple[Any, ...]:
-        gradients = ctx.saved_tensors
-        return None, *gradients, *(None for _ in gradients)
+    engine: Any = torch.autograd.Variable._execution_engine
+    # The graph is not kept, and none is made of the way back.
+    return engine.run_backward(tuple(outputs), tuple(gradients), False, False, to, **how)

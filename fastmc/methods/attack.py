@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastmc.arguments import working_dtype
 from fastmc.backends import ATTACK, Need
-from fastmc.derivatives import with_gradients
+from fastmc.derivatives import gradient_to
 from fastmc.reference import attack as reference
 from fastmc.views.layout import present_bodies
 
@@ -67,8 +67,8 @@ def attack(
     with torch.enable_grad():
         variable = x.detach().requires_grad_()
         logits = classify(variable)
-        of_logits = ATTACK.call(impl, "logit_gradient", x.device, logits.detach())
-        (gradient,) = torch.autograd.grad(with_gradients([logits], [of_logits]), variable)
+    of_logits = ATTACK.call(impl, "logit_gradient", x.device, logits.detach())
+    gradient = gradient_to(variable, [logits], [of_logits])
     return ATTACK.call(impl, "limited_step", x.device, x, gradient, bodies, lr, limit)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastmc.config import OptimConfig
-from fastmc.derivatives import with_gradients
+from fastmc.derivatives import carry_back
 from fastmc.encoders.amp import AMP, WorkingCopy, gradient_of, tensor_cores
 from fastmc.encoders.base import Encoder
 from fastmc.encoders.norm import share_statistics
@@ -249,7 +249,7 @@ class PretrainStep:
             outputs, gradients = (found.loss,), (torch.ones_like(found.loss),)
         if self.scaling is not None:
             gradients = tuple(g * self.scaling.scale for g in gradients)
-        with_gradients(outputs, gradients).backward()
+        carry_back(outputs, gradients)
         for weight in self._working:  # of what this phase does not use
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
