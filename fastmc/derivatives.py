@@ -22,8 +22,8 @@ def differentiable_once(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
 
 
 def carry_back(outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-    """``torch.autograd.backward(outputs, gradients)``, which compares shapes with the help of sympy; its import takes two
-    seconds of every command that trains."""
+    """``torch.autograd.backward(outputs, gradients)``, which compares shapes with the help of sympy: an import of two
+    seconds in every command that trains."""
     _run(outputs, gradients, (), allow_unreachable=True, accumulate_grad=True)
 
 
