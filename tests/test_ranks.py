@@ -171,7 +171,7 @@ HALF = tuple(case for case in CASES if "--amp" in CASES[case])
 @pytest.mark.parametrize("size", SEVERAL)
 @pytest.mark.parametrize("case", [case for case in CASES if case not in HALF])
 def test_n_ranks_compute_what_one_computes(case, size, alone, several):
-    """Forty steps on a full bank, of batches that N does not divide."""
+    """Forty steps, or ten, on a full bank, of batches that N does not divide."""
     allowed = budget(alone[case])
     found = apart(several[size][0]["cases"][case], alone[case][0])
     print(f"{case}, {size} ranks:", *(f"{name} {found[name]:.2g} of {allowed[name]:.2g}" for name in found))
