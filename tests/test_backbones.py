@@ -38,6 +38,8 @@ from train.engine.graph import WARM_UP
 from train.engine.loop import Pretraining, build_step, graph_step
 from train.engine.step import FaultWatch, NonFiniteError, PretrainStep
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, dict[str, Any]] = {
     "agcn": {"encoder": "4", "blocks": (1, 1, 1)},
     "dstanet": {"encoder": "8", "blocks": (1, 1)},
@@ -301,7 +303,6 @@ def test_half_precision_keeps_statistics_and_norms_in_float32(kind, amp, store):
 
 
 @each
-@pytest.mark.slow
 @pytest.mark.usefixtures("as_on_a_gpu", "no_onednn")
 @pytest.mark.parametrize("amp", ["fp32", "fp16"])
 def test_a_replayed_step_is_the_step(kind, amp, store):
@@ -345,7 +346,6 @@ def test_on_a_device_without_memory_nothing_is_read_and_nothing_uploaded(kind):
 
 
 @each
-@pytest.mark.slow
 def test_compiled_steps_have_no_graph_break_and_no_recompile(kind, store):
     plain, compiled = make(kind, store), make(kind, store)  # AdamW's first steps are signs, and rounding decides some
     torch._dynamo.reset()
@@ -392,7 +392,6 @@ def trained(request, data_root, tmp_path_factory):
     return request.param, out
 
 
-@pytest.mark.slow
 def test_a_run_resumes_bit_for_bit(trained, data_root, tmp_path, monkeypatch):
     kind, whole = trained
     out, save = tmp_path / "run", Pretraining.save
@@ -417,7 +416,6 @@ def test_a_run_resumes_bit_for_bit(trained, data_root, tmp_path, monkeypatch):
     assert losses(out) == losses(whole)
 
 
-@pytest.mark.slow
 def test_a_run_is_evaluated_and_embedded_with_any_number_of_bodies(trained, data_root, tmp_path):
     _, out = trained
     assert np.isfinite(losses(out)).all()
@@ -434,7 +432,6 @@ def test_a_run_is_evaluated_and_embedded_with_any_number_of_bodies(trained, data
     torch.testing.assert_close(one, two)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("to", ["onnx", "torchscript", "safetensors"])
 def test_a_run_is_exported_and_the_file_checked_against_it(trained, to, tmp_path):
     """`train.export` compares the file's features at three sizes of batches and clips with the encoder's."""
