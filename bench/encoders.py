@@ -29,8 +29,6 @@ FASTMC, RELEASED, COMPILED, PRODUCTS = "fastmc", "released", "compiled", "its pr
 BUDGET = 1e-8
 """Of the largest number of a result, in float64."""
 PRODUCT_OPS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
-
-
 Kind = Literal["stgcn", "dstanet", "agcn", "hcn", "lstm", "s2s"]
 
 

@@ -241,10 +241,9 @@ def ordered(works: Mapping[str, Any]) -> list[str]:
 @contextmanager
 def as_on_a_gpu() -> Iterator[None]:
     """Within, tensors without memory are taken by Triton and by PyTorch's fused and multi-tensor code."""
-    there: dict[str, Any] = {"return_value": ["cuda", "meta"]}
     with (
         mock.patch("kernels.unavailable_reason", return_value=None),
-        mock.patch("torch.utils._foreach_utils._get_foreach_kernels_supported_devices", **there),
+        mock.patch("torch.utils._foreach_utils._get_foreach_kernels_supported_devices", return_value=["cuda", "meta"]),
     ):
         yield
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import get_args
 
 from bench.encoders import FASTMC, PRODUCTS, RELEASED, CompareEncoder, Kind, race
 from bench.measure import Timing, Turns
+from bench.plain_encoders import KINDS
 from bench.rows import Piece, TimeRow, rows
+from fastmc.encoders import find_encoder
 
 SETTINGS = CompareEncoder()
 
@@ -17,7 +20,8 @@ def prepare(name: Kind, timing: Timing) -> Turns:
     return race(replace(SETTINGS, encoder=name, rounds=timing.rounds, seconds=timing.seconds))
 
 
-def piece(name: Kind, *sides: str) -> Piece:
+def piece(name: Kind) -> Piece:
+    sides = (RELEASED,) if find_encoder(name) in KINDS else ()
     return Piece(
         f"{name} at its published size, forward and back, CPU, B = {SETTINGS.batch}, T = {SETTINGS.frames}",
         {side: side for side in (*sides, FASTMC, PRODUCTS)},
@@ -29,10 +33,6 @@ def piece(name: Kind, *sides: str) -> Piece:
     )
 
 
-WITH_ANOTHER_WAY: tuple[Kind, ...] = ("stgcn", "dstanet", "agcn")
-WITHOUT: tuple[Kind, ...] = ("hcn", "lstm", "s2s")
-
-
-@rows(*(piece(name, RELEASED) for name in WITH_ANOTHER_WAY), *map(piece, WITHOUT))
+@rows(*map(piece, get_args(Kind)))
 def test_encoder(time_row: TimeRow, piece: Piece, row: str) -> None:
     time_row(piece, row)

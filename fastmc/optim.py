@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+State = dict[Parameter, dict[str, Tensor]]
+
 
 class Fused:
     """Weights on one device and of one dtype, and the state of their updates, under the names that `torch.optim` has.
@@ -30,10 +32,11 @@ class Fused:
     counts: bool = False
     """Whether the state has the number of steps, "step"."""
 
-    def __init__(self, weights: Iterable[Parameter], lr: float, **settings: Any) -> None:
+    def __init__(self, weights: Iterable[Parameter], lr: float, state: State | None = None, **settings: Any) -> None:
+        """``state``: tensors that serve as it; by default fresh zeros."""
         mine = list(weights)
         self.param_groups: list[dict[str, Any]] = [{"params": mine, "lr": lr, **settings}]
-        self.state: dict[Parameter, dict[str, Tensor]] = {w: self._new_state(w) for w in mine}
+        self.state: State = {w: self._new_state(w) for w in mine} if state is None else state
         self.found_inf: Tensor | None = None
         self.grad_scale: Tensor | None = None
 
@@ -86,10 +89,11 @@ class SGD(Fused):
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
+        state: State | None = None,
     ) -> None:
         if not momentum:
             self.slots = ()
-        super().__init__(weights, lr, momentum=momentum, weight_decay=weight_decay, maximize=maximize)
+        super().__init__(weights, lr, state, momentum=momentum, weight_decay=weight_decay, maximize=maximize)
 
     def _update(self, weights: list[Any], gradients: list[Any], states: dict[str, list[Tensor]], **how: Any) -> None:
         velocities = states.get("momentum_buffer", [])

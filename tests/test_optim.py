@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_train import command
 
 from fastmc.optim import SGD, AdamW, Fused, dropped
 
@@ -93,23 +94,10 @@ def test_the_rate_drops_as_by_a_schedule_of_torch(milestones):
 @pytest.mark.program
 def test_a_run_imports_no_compiler(data_root, tmp_path):
     """Which torch.optim does, and torch.autograd.backward where it is given gradients: seconds of every command."""
-    words = [
-        "--dataset",
-        "small",
-        "--data-root",
-        str(data_root),
-        "--preset",
-        "tiny",
-        "--frames",
-        "8",
-        "--encoder",
-        "1x8",
-    ]
-    words += ["--batch-size", "8", "--bank-size", "16", "--epochs", "2", "--linear-epochs", "1", "--device", "cpu"]
     code = f"""
 import sys
 from train import run
-code = run.main({[*words, "--out", str(tmp_path / "run")]!r})
+code = run.main({command(data_root, tmp_path / "run")!r})
 sys.exit(code or 7 * any(name in sys.modules for name in ("torch._dynamo", "sympy")))
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -122,7 +122,9 @@ class LearnerUpdate:
         else:
             self.optimizer = build_optimizer(config, weights)
             self.says = f"{type(self.optimizer).__name__} of torch, fused ({why})"
-            self._point_to_device()
+            # The fused kernels read the learning rate, and GradScaler's two tensors, from ours.
+            self.optimizer.param_groups[0]["lr"] = self.lr
+            self.optimizer.found_inf, self.optimizer.grad_scale = skip, scale
 
     def set_lr(self, lr: float) -> None:
         """Without waiting for the device."""
@@ -152,13 +154,6 @@ class LearnerUpdate:
         """The state by weight; learning rate and the rest are this run's own."""
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
-        if not self._apex:
-            self._point_to_device()
-
-    def _point_to_device(self) -> None:
-        """Have the fused kernels read the learning rate, and GradScaler's two tensors, from ours."""
-        self.optimizer.param_groups[0]["lr"] = self.lr
-        self.optimizer.found_inf, self.optimizer.grad_scale = self.skip, self.scale
 
 
 def no_apex_reason(config: OptimConfig, device: torch.device, *, scaled: bool) -> str | None:
@@ -262,10 +257,12 @@ class WholeUpdate:
         self.lr = torch.full((), config.lr, device=self._device)
         self.skip, self.scale = skip, scale
         self._settings = {"momentum": MOMENTUM, "weight_decay": config.weight_decay, "alpha": pairs[0].alpha}
-        self.optimizer = SGD(weights, config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay)
-        for same, group in zip(by_place.values(), self.groups, strict=True):
-            for row, velocity in zip(same, group.velocity, strict=True):
-                self.optimizer.state[row[0]]["momentum_buffer"] = velocity
+        state = {
+            row[0]: {"momentum_buffer": velocity}
+            for same, group in zip(by_place.values(), self.groups, strict=True)
+            for row, velocity in zip(same, group.velocity, strict=True)
+        }
+        self.optimizer = SGD(weights, config.lr, momentum=MOMENTUM, weight_decay=config.weight_decay, state=state)
         self.says = f"SGD of fastmc.kernels ({why})"
 
     @staticmethod
@@ -299,8 +296,6 @@ class WholeUpdate:
     def state_dict(self) -> dict[str, Any]:
         return self.optimizer.state_dict()
 
-    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The state by weight, in place; learning rate and the rest are this run's own."""
-        for index, weight in enumerate(self.optimizer.param_groups[0]["params"]):
-            self.optimizer.state[weight]["momentum_buffer"].copy_(state["state"][index]["momentum_buffer"])
+        self.optimizer.load_state_dict(state)
