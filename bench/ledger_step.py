@@ -204,12 +204,16 @@ class TrainingStep:
 CHOICES = (
     "crop_start",
     "crop_length",
+    "shift",
+    "reverse",
+    "centre",
     "pose",
     "jitter",
     "jittered",
     "flip",
     "noise_std",
     "filter_sigma",
+    "filter_gain",
     "axis_scale",
 )
 

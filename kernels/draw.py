@@ -14,6 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+# Columns of the parameter table, as fastmc.views.draw.COLUMNS has them.
+START, LENGTH, SHIFT, REVERSE, CENTRE, FLIP, STD, SIGMA, GAIN = (tl.constexpr(n) for n in range(9))
+SCALE, POSE, JITTER, JITTERED = (tl.constexpr(n) for n in (9, 12, 21, 30))
 VIEW_BITS = tl.constexpr(4)
 ORDER_BLOCK = tl.constexpr(8)  # the Philox block that the jittered joints' order begins with
 TURN = tl.constexpr(1 / 360)  # of a degree
@@ -132,19 +135,23 @@ def _jittered(seed, step, sample, view, count, V: tl.constexpr, BLOCK_V: tl.cons
     return tl.sum(before.to(tl.int32), axis=1) < count
 
 
-@triton.jit(do_not_specialize=["seed", "step", "B"])
+@triton.jit(do_not_specialize=["seed", "step", "B", "padding", "centre"])
 def _draw_kernel(
     p_frames,  # (B,) of the source clips
     p_sample,  # (B,)
     p_step,  # 0-dim, where STEP_ON_DEVICE
-    p_table,  # (W, B, 26 + V)
+    p_table,  # (W, B, JITTERED + V)
     seed,
     step,
     B,
     ratio_min,
     ratio_range,
     frames_min,
+    padding,
+    reverse_probability,
+    centre,
     shear,
+    jitter_probability,
     jitter_joints,
     flip_probability,
     degrees,
@@ -154,16 +161,18 @@ def _draw_kernel(
     sigma_min,
     sigma_range,
     filter_probability,
+    filter_gain,
     mask_probability,
     VIEWS: tl.constexpr,
     STRONG: tl.constexpr,
+    BOTH_WAYS: tl.constexpr,
     STEP_ON_DEVICE: tl.constexpr,
     RESIZED: tl.constexpr,
     V: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
     n, w = tl.program_id(0), tl.program_id(1)
-    p_row = p_table + (w * B + n).to(tl.int64) * (26 + V)
+    p_row = p_table + (w * B + n).to(tl.int64) * (JITTERED + V)
     view = view_of(VIEWS, w)
     sample = read_word(p_sample + n)
     counter = read_word(p_step) if STEP_ON_DEVICE else step.to(tl.uint32)
@@ -174,23 +183,30 @@ def _draw_kernel(
     i, _, u_main, u_x = _block(seed, 0 * n + 3, counter, sample, view)
     u_y, u_z, u_mask, u_axis = _block(seed, 0 * n + 4, counter, sample, view)
     u_filter, u_sigma, u_flip, u_noise = _block(seed, 0 * n + 5, counter, sample, view)
+    u_shift, u_reverse, _, _ = _block(seed, 0 * n + 6, counter, sample, view)
 
     start, length = _crop(
         tl.load(p_frames + n).to(tl.int64), u_length, u_start, ratio_min, ratio_range, frames_min, RESIZED
     )
-    tl.store(p_row, start.to(tl.float32))
-    tl.store(p_row + 1, length.to(tl.float32))
+    tl.store(p_row + START, start.to(tl.float32))
+    tl.store(p_row + LENGTH, length.to(tl.float32))
+    places = (2 * padding + 1).to(tl.float32)
+    tl.store(p_row + SHIFT, tl.minimum(tl.floor(places * u_shift), places - 1) - padding)
+    tl.store(p_row + REVERSE, tl.where(u_reverse < reverse_probability, 1.0, 0.0))
+    tl.store(p_row + CENTRE, centre.to(tl.float32))
     is_strong = ((STRONG >> view) & 1) == 1
     sigma = sigma_min + sigma_range * u_sigma
-    tl.store(p_row + 2, tl.where(is_strong & (u_flip < flip_probability), 1.0, 0.0))
-    tl.store(p_row + 3, tl.where(is_strong & (u_noise < noise_probability), noise_std, 0.0))
-    tl.store(p_row + 4, tl.where(is_strong & (u_filter < filter_probability), sigma, 0.0))
+    is_filtered = is_strong & (u_filter < filter_probability)
+    tl.store(p_row + FLIP, tl.where(is_strong & (u_flip < flip_probability), 1.0, 0.0))
+    tl.store(p_row + STD, tl.where(is_strong & (u_noise < noise_probability), noise_std, 0.0))
+    tl.store(p_row + SIGMA, tl.where(is_filtered, sigma, 0.0))
+    tl.store(p_row + GAIN, tl.where(is_filtered, filter_gain, 0.0))
     axis = tl.floor(3 * u_axis).to(tl.int32)
     is_masking = is_strong & (u_mask < mask_probability)
     for k in tl.static_range(3):
-        tl.store(p_row + 5 + k, tl.where(is_masking & (axis == k), 0.0, 1.0))
+        tl.store(p_row + SCALE + k, tl.where(is_masking & (axis == k), 0.0, 1.0))
 
-    is_jitter, is_zero = u_kind < 0.5, u_zero < 0.5
+    is_jitter, is_zero = u_kind < jitter_probability, u_zero < 0.5
     a, b, c = 2 * a - 1, 2 * b - 1, 2 * c - 1
     d, e, f = 2 * d - 1, 2 * e - 1, 2 * f - 1
     g, h, i = 2 * g - 1, 2 * h - 1, 2 * i - 1
@@ -200,17 +216,19 @@ def _draw_kernel(
     jitter = (z * a, z * b, z * c, z * d, z * e, z * f, z * g, z * h, z * i)
     if is_strong:
         main = tl.floor(3 * u_main).to(tl.int32)
+        if BOTH_WAYS:
+            u_x, u_y, u_z = 2 * u_x - 1, 2 * u_y - 1, 2 * u_z - 1
         rotation = _rotation(
             tl.where(main == 0, degrees, minor_degrees) * u_x * TURN,
             tl.where(main == 1, degrees, minor_degrees) * u_y * TURN,
             tl.where(main == 2, degrees, minor_degrees) * u_z * TURN,
         )
         pose, jitter = _product(rotation, pose), _product(rotation, jitter)
-    _store_matrix(p_row + 8, pose)
-    _store_matrix(p_row + 17, jitter)
+    _store_matrix(p_row + POSE, pose)
+    _store_matrix(p_row + JITTER, jitter)
     jittered = is_jitter & _jittered(seed, counter, sample, view, jitter_joints, V, BLOCK_V)
     o_v = tl.arange(0, BLOCK_V)
-    tl.store(p_row + 26 + o_v, tl.where(jittered, 1.0, 0.0), mask=o_v < V)
+    tl.store(p_row + JITTERED + o_v, tl.where(jittered, 1.0, 0.0), mask=o_v < V)
 
 
 def draw(
@@ -222,19 +240,22 @@ def draw(
     seed: int,
     step: Tensor | int,
     sample: Tensor,
+    padding: int,
     resized_to: int | None,
 ) -> Tensor:
-    """The table (W, B, 26 + V) float32 in one launch. config: a `fastmc.views.draw.AugmentConfig`; strong: numbers of
-    the strong views."""
+    """The table (W, B, 30 + V) float32 in one launch. config: a `fastmc.views.draw.AugmentConfig`; strong: numbers of
+    the strong views; padding: frames."""
     batch, on_device = len(frames), isinstance(step, Tensor)
-    table = torch.empty(len(views), batch, 26 + num_joints, device=frames.device)
+    table = torch.empty(len(views), batch, JITTERED.value + num_joints, device=frames.device)
     _draw_kernel[(batch, len(views))](
         frames, sample, step if on_device else sample, table, seed, 0 if on_device else step, batch,
-        config.crop_ratio_min, 1 - config.crop_ratio_min, config.crop_frames_min, config.shear,
-        config.jittered_of(num_joints), config.flip_probability, config.rotation_degrees,
+        config.crop_ratio_min, 1 - config.crop_ratio_min, config.crop_frames_min, padding,
+        config.reverse_probability, -1 if config.centre_joint is None else config.centre_joint, config.shear,
+        config.jitter_probability, config.jittered_of(num_joints), config.flip_probability, config.rotation_degrees,
         config.rotation_minor_degrees, config.noise_std, config.noise_probability, config.filter_sigma_min,
-        config.filter_sigma_max - config.filter_sigma_min, config.filter_probability, config.axis_mask_probability,
-        VIEWS=pack_views(views), STRONG=sum(1 << view for view in strong), STEP_ON_DEVICE=on_device,
+        config.filter_sigma_max - config.filter_sigma_min, config.filter_probability, float(config.filter_gain),
+        config.axis_mask_probability, VIEWS=pack_views(views), STRONG=sum(1 << view for view in strong),
+        BOTH_WAYS=config.rotation == "both-ways", STEP_ON_DEVICE=on_device,
         RESIZED=resized_to or 0, V=num_joints,
         BLOCK_V=triton.next_power_of_2(num_joints), num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip

@@ -15,16 +15,43 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.draw import pack_views, read_word, sine_cosine, uniform, view_of
+from kernels.draw import (
+    CENTRE,
+    FLIP,
+    GAIN,
+    JITTER,
+    JITTERED,
+    LENGTH,
+    POSE,
+    REVERSE,
+    SCALE,
+    SHIFT,
+    SIGMA,
+    START,
+    STD,
+    pack_views,
+    read_word,
+    sine_cosine,
+    uniform,
+    view_of,
+)
 
 NOISE_COUNTER = tl.constexpr(1 << 16)
 SMALLEST_SIGMA = tl.constexpr(1e-6)  # frames: narrower filters do nothing, and its square must not vanish
 REACH = tl.constexpr(7)  # frames, of the Gaussian filter's 15 taps
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
-# Columns of the parameter table, as fastmc.views.draw.COLUMNS has them.
-START, LENGTH, FLIP, STD, SIGMA = (tl.constexpr(n) for n in range(5))
-SCALE, POSE, JITTER, JITTERED = (tl.constexpr(n) for n in (5, 8, 17, 26))
+
+
+@triton.jit
+def _frames_shown(o_t, p_row, T: tl.constexpr):
+    """Which frame of the resized crop frame o_t of the view shows: backwards or not, shifted, mirrored at both ends."""
+    shift = tl.load(p_row + SHIFT).to(tl.int32)
+    back = tl.load(p_row + REVERSE) > 0
+    frame = tl.where(back, T - 1 + shift, shift) + tl.where(back, -1, 1) * o_t
+    frame = tl.where(frame < 0, -1 - frame, frame)
+    # Of a tile's frames behind the view's nobody asks; they must lie in the clip.
+    return tl.maximum(tl.where(frame >= T, 2 * T - 1 - frame, frame), 0)
 
 
 @triton.jit
@@ -72,8 +99,9 @@ def _noise(seed, step, sample, view, o_t, o_m, o_v, V: tl.constexpr, M: tl.const
 
 
 @triton.jit
-def _smooth(b_x, o_t, sigma, T: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr):
-    """A coordinate (T, P) filtered with Gaussian weights of 15 taps; at the ends, those that exist sum to one."""
+def _smooth(b_x, o_t, sigma, gain, T: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl.constexpr):
+    """A coordinate (T, P) filtered with Gaussian weights of 15 taps; where there is no gain, those that exist sum to
+    one."""
     b_sum = tl.zeros([BLOCK_T, BLOCK_P], tl.float32)
     total = tl.zeros([BLOCK_T], tl.float32)
     for i_tap in range(2 * REACH + 1):
@@ -84,7 +112,7 @@ def _smooth(b_x, o_t, sigma, T: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_P: tl
         index = tl.minimum(tl.maximum(near, 0), T - 1)[:, None]
         b_sum += weights[:, None] * tl.gather(b_x, tl.broadcast_to(index, (BLOCK_T, BLOCK_P)), 0)
         total += weights
-    return b_sum / total[:, None]
+    return b_sum / tl.where(gain > 0, 1.0, total)[:, None]
 
 
 @triton.jit
@@ -118,6 +146,7 @@ def _views_kernel(
     VIEWS: tl.constexpr,  # numbers of the W views, see pack_views
     STEP_ON_DEVICE: tl.constexpr,
     FRAMES: tl.constexpr,  # of a dense clip; 0 if they are packed
+    CENTRED: tl.constexpr,  # whether a joint may be subtracted
     STREAM: tl.constexpr,
     T: tl.constexpr,
     V: tl.constexpr,
@@ -142,19 +171,24 @@ def _views_kernel(
 
     # The source frames that are needed, each loaded once, BLOCK_T at a time: those of the crop; or, if it is more than
     # twice as long as the view, first those before, then those after the view's frames.
-    low, high, weight = _positions(o_t, length, T)
+    low, high, weight = _positions(_frames_shown(o_t, p_row, T), length, T)
     is_long = length > 2 * T
     rows = tl.where(is_long, 2 * BLOCK_T, length)
     low_row, high_row = tl.where(is_long, o_t, low), tl.where(is_long, o_t + BLOCK_T, high)
     if FRAMES:
         p_clip = p_frames + n * (FRAMES * V * M * 3)
         frame_step = V * M * 3
-        o_source = o_m * 3 + source * (M * 3)
+        joint_step = M * 3
+        o_body = o_m * 3
     else:
         p_clip = p_frames + tl.load(p_first + n).to(tl.int64) * (V * 3)
         frame_step = bodies * (V * 3)
-        o_source = o_m * (V * 3) + source * 3
+        joint_step = 3
+        o_body = o_m * (V * 3)
+    o_source = o_body + source * joint_step
     p_clip += start.to(tl.int64) * frame_step
+    if CENTRED:
+        centre = tl.load(p_row + CENTRE).to(tl.int32)
     jittered = tl.load(p_row + JITTERED + source, mask=is_joint, other=0.0) > 0
     b_x = tl.zeros([BLOCK_T, BLOCK_P], tl.float32)
     b_y, b_z, b_any = b_x, b_x, b_x != 0
@@ -168,10 +202,14 @@ def _views_kernel(
         for i_axis in range(3):  # a loop, so that one coordinate's frames are held at a time
             b_rows = tl.load(p_clip + b_offsets + i_axis, mask=mask, other=0.0).to(tl.float32)
             b_s = tl.gather(b_rows, b_low, 0) * low_weight + tl.gather(b_rows, b_high, 0) * high_weight
+            b_any |= b_s != 0
+            if CENTRED:  # the same joint of all: out of the cache
+                b_centre = (frame * frame_step)[:, None] + (o_body + centre * joint_step)[None, :]
+                b_rows = tl.load(p_clip + b_centre + i_axis, mask=mask & (centre >= 0), other=0.0).to(tl.float32)
+                b_s -= tl.gather(b_rows, b_low, 0) * low_weight + tl.gather(b_rows, b_high, 0) * high_weight
             b_x += _map_entry(p_row, 0, i_axis, jittered) * b_s
             b_y += _map_entry(p_row, 1, i_axis, jittered) * b_s
             b_z += _map_entry(p_row, 2, i_axis, jittered) * b_s
-            b_any |= b_s != 0
     present = _present(b_any, BLOCK_T, BLOCK_M, BLOCK_V)
 
     std = tl.load(p_row + STD)
@@ -185,9 +223,10 @@ def _views_kernel(
     sigma = tl.load(p_row + SIGMA)
     if sigma > 0:
         sigma = tl.maximum(sigma, SMALLEST_SIGMA)
-        b_x = _smooth(b_x, o_t, sigma, T, BLOCK_T, BLOCK_P)
-        b_y = _smooth(b_y, o_t, sigma, T, BLOCK_T, BLOCK_P)
-        b_z = _smooth(b_z, o_t, sigma, T, BLOCK_T, BLOCK_P)
+        gain = tl.load(p_row + GAIN)
+        b_x = _smooth(b_x, o_t, sigma, gain, T, BLOCK_T, BLOCK_P)
+        b_y = _smooth(b_y, o_t, sigma, gain, T, BLOCK_T, BLOCK_P)
+        b_z = _smooth(b_z, o_t, sigma, gain, T, BLOCK_T, BLOCK_P)
     b_x, b_y, b_z = tl.where(present, b_x, 0.0), tl.where(present, b_y, 0.0), tl.where(present, b_z, 0.0)
 
     # x, y, z, x side by side; then elements as they follow one another in the output.
@@ -219,6 +258,7 @@ def make_views(
     mirror: Tensor,
     parents: Tensor | None,
     bodies: int,
+    centred: bool,
     stream: str,
     out: Tensor,
 ) -> None:
@@ -228,7 +268,7 @@ def make_views(
         frames: packed (R, V, 3) with the clips' ``first`` rows (B,); or dense (B, T', V * M * 3), contiguous, and None.
         table, sample, views, seed, step: of `fastmc.views.draw.ViewParams`.
         mirror, parents: (V,) int64; parents may be None but for stream "bone".
-        bodies: M.
+        bodies: M. centred: whether the table has joints to subtract.
     """
     (width, batch, size, _), joints, dense = out.shape, len(mirror), first is None
     block_t, block_v, block_m = (triton.next_power_of_2(n) for n in (size, joints, bodies))
@@ -236,8 +276,8 @@ def make_views(
     _views_kernel[(batch, width)](
         frames, num_bodies if first is None else first, num_bodies, table, sample, step if on_device else sample,
         mirror, mirror if parents is None else parents, out, seed, 0 if on_device else step, batch,
-        VIEWS=pack_views(views), STEP_ON_DEVICE=on_device, FRAMES=frames.shape[1] if dense else 0, STREAM=stream,
-        T=size, V=joints, M=bodies, BLOCK_T=block_t, BLOCK_V=block_v, BLOCK_M=block_m,
+        VIEWS=pack_views(views), STEP_ON_DEVICE=on_device, FRAMES=frames.shape[1] if dense else 0, CENTRED=centred,
+        STREAM=stream, T=size, V=joints, M=bodies, BLOCK_T=block_t, BLOCK_V=block_v, BLOCK_M=block_m,
         BLOCK_E=triton.next_power_of_2(size * joints * bodies * 3),
         num_warps=min(16, max(4, block_t * block_v * block_m // 256)),
     )  # fmt: skip

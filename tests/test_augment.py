@@ -156,27 +156,28 @@ def test_a_table_stays_on_the_device_of_its_clips(views, resized_to):
         p = draw_params(
             AugmentConfig(), frames, 25, views=views, seed=1, step=step, sample=sample, resized_to=resized_to
         )
-        assert p.table.device.type == "meta" and p.table.shape == (len(views), 6, 51)
+        assert p.table.device.type == "meta" and p.table.shape == (len(views), 6, 55)
 
 
 def test_columns_are_where_the_kernels_look_for_them():
     p = identity_params(torch.tensor([4, 5]), torch.tensor([7, 8]), 20)
-    p = replace(p, table=torch.arange(2 * 46.0).view(1, 2, 46))
+    p = replace(p, table=torch.arange(2 * 50.0).view(1, 2, 50))
     shapes = {name: tuple(p.column(name).shape) for name in COLUMNS}
     assert shapes == {
-        "crop_start": (1, 2), "crop_length": (1, 2), "flip": (1, 2), "noise_std": (1, 2), "filter_sigma": (1, 2),
+        "crop_start": (1, 2), "crop_length": (1, 2), "shift": (1, 2), "reverse": (1, 2), "centre": (1, 2),
+        "flip": (1, 2), "noise_std": (1, 2), "filter_sigma": (1, 2), "filter_gain": (1, 2),
         "axis_scale": (1, 2, 3), "pose": (1, 2, 3, 3), "jitter": (1, 2, 3, 3), "jittered": (1, 2, 20),
     }  # fmt: skip
     assert torch.equal(torch.cat([p.column(name).reshape(2, -1) for name in COLUMNS], dim=1), p.table[0])
-    assert p.column("pose")[0, 0, 0, 1] == 9, "row-major"
+    assert p.column("pose")[0, 0, 0, 1] == 13, "row-major"
     assert p.num_joints == 20
 
 
 def test_identity():
     p = identity_params(torch.tensor([4, 5]), torch.tensor([7, 8]), 20)
-    assert p.table.shape == (1, 2, 46)
+    assert p.table.shape == (1, 2, 50)
     assert p.column("crop_start").tolist() == [[4, 5]] and p.column("crop_length").tolist() == [[7, 8]]
-    assert (p.column("axis_scale") == 1).all()
+    assert (p.column("axis_scale") == 1).all() and (p.column("centre") == -1).all()
     for name in ("pose", "jitter"):
         assert torch.equal(p.column(name), torch.eye(3).expand(1, 2, 3, 3))
     for name in (*CHOICES, "jittered"):

@@ -152,7 +152,7 @@ def test_every_byte_of_whole_clips_is_accounted_for(data):
     for frames, bodies in zip(clips.num_frames.tolist(), clips.num_bodies.tolist(), strict=True):
         parts = math.ceil(min(frames, 128) / 64)
         needed += min(frames, 128) * bodies * 25 * 12
-        numbers = 5 * 4 + 2 * 8  # start, length, flip, noise and filter; first row and bodies
+        numbers = 7 * 4 + 2 * 8  # start, length, shift, reverse, flip, noise and filter; first row and bodies
         maps = 9 * (4 + 4 + 4)  # an entry of either matrix and a scale
         loaded += numbers + parts * maps + bodies * 25 * (8 + 4)  # mirrored joint, whether it is jittered
     written = FEW * 64 * 25 * 2 * 12
@@ -164,7 +164,7 @@ def test_every_byte_of_whole_clips_is_accounted_for(data):
 def test_every_byte_of_choices_and_attack_is_accounted_for(data):
     rows = dict(zip(THINGS, data["kernels"], strict=True))
     for made in ("choices for x0, x3", "choices for x1, x2"):
-        table = 2 * FEW * (26 + 25) * 4
+        table = 2 * FEW * (30 + 25) * 4
         assert rows[made]["load_bytes"] == 2 * FEW * (8 + 8)
         assert rows[made]["store_bytes"] == table
         assert rows[made]["compulsory_bytes"] == FEW * (8 + 8) + table

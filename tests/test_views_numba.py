@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from view_cases import (
     FEW,
+    OF_RIVALS,
     dense_clips,
     drawn,
     excess,
@@ -33,7 +34,7 @@ from fastmc.backends import VIEWS as OPERATION
 from fastmc.backends import Need
 from fastmc.random import normal, philox
 from fastmc.skeleton import NTU25
-from fastmc.views.draw import AugmentConfig, ViewParams, draw_params
+from fastmc.views.draw import COLUMNS, AugmentConfig, ViewParams, draw_params
 from fastmc.views.make import make_views
 
 pytest.importorskip("numba")
@@ -41,8 +42,8 @@ from fastmc.views import numba_views as views_numba
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPILED = partial(make_views, impl="numba")
-EXACT = ("crop_start", "crop_length", "flip", "noise_std", "axis_scale", "jittered")
 ROUNDED = ("filter_sigma", "pose", "jitter")
+EXACT = tuple(name for name in COLUMNS if name not in ROUNDED)
 
 
 @pytest.fixture
@@ -196,7 +197,22 @@ def test_normal_numbers():
 
 CONFIGS = {
     "default": AugmentConfig(),
-    "others": AugmentConfig(0.37, 5, 0.3, 4, 0.2, 170.0, 13.0, 0.3, 0.9, 0.7, 3.1, 0.8, 0.1),
+    "others": AugmentConfig(
+        crop_ratio_min=0.37,
+        crop_frames_min=5,
+        shear=0.3,
+        jitter_joints=4,
+        flip_probability=0.2,
+        rotation_degrees=170.0,
+        rotation_minor_degrees=13.0,
+        noise_std=0.3,
+        noise_probability=0.9,
+        filter_sigma_min=0.7,
+        filter_sigma_max=3.1,
+        filter_probability=0.8,
+        axis_mask_probability=0.1,
+    ),
+    "of rivals": OF_RIVALS,
     "always": AugmentConfig(
         flip_probability=1, noise_probability=1, filter_probability=1, axis_mask_probability=1, crop_ratio_min=1
     ),
@@ -205,7 +221,7 @@ CONFIGS = {
 
 def both(config: AugmentConfig, frames: Tensor, joints: int = 25, **key: object) -> tuple[ViewParams, ViewParams]:
     """The parameters by numba and by PyTorch."""
-    settings = {"views": (0, 1, 2, 3), "seed": 0, "step": 1, "sample": torch.arange(len(frames)), **key}
+    settings = {"views": (0, 1, 2, 3), "seed": 0, "step": 1, "sample": torch.arange(len(frames)), "size": 64, **key}
     return tuple(draw_params(config, frames, joints, **settings, impl=impl) for impl in ("numba", "torch"))
 
 

@@ -37,10 +37,23 @@ LAYOUTS = [NTU25, KINECT20]
 STREAMS = ("joint", "motion", "bone")
 SHORT_CROPS = AugmentConfig(crop_ratio_min=0.2, crop_frames_min=5)
 
+OF_RIVALS = AugmentConfig(
+    crop_ratio_min=1.0,
+    crop_padding=1 / 6,
+    reverse_probability=0.5,
+    centre_joint=1,
+    shear=0.5,
+    jitter_probability=0.2,
+    rotation="both-ways",
+    filter_gain=True,
+)
+"""What A²MC does not have."""
+
 # Roundings, each at most U of a value.
 U = 2.0**-24
 POSITION = 3  # of a place in the crop: length / size, the product, the half that is taken off
 RESIZE = 3  # the difference of two frames, its product, the sum
+SUBTRACT = 4  # of the centre: one, where it is taken off before the map; else three more products and their sum
 MAP = 4  # three products and their sum
 STREAM = 2  # the difference of a stream
 NORMAL_MAX = 5.8  # the largest radius, sqrt(48 ln 2)
@@ -142,7 +155,7 @@ def drawn(
 ) -> ViewParams:
     """All transforms composed, as training draws them."""
     sample = torch.arange(len(clips)) + 100
-    key = {"views": views, "seed": seed, "step": step, "sample": sample}
+    key = {"views": views, "seed": seed, "step": step, "sample": sample, "size": SIZE}
     return draw_params(config, lengths_of(clips), skeleton.num_joints, **key, impl=impl)
 
 
@@ -162,6 +175,31 @@ def _crop(p: ViewParams, g: torch.Generator) -> None:
 def _single_frame(p: ViewParams, g: torch.Generator) -> None:
     p.column("crop_start")[:] = p.column("crop_length") - 1
     p.column("crop_length")[:] = 1
+
+
+def _window(p: ViewParams, g: torch.Generator) -> None:
+    """As far as a view has frames, which may be one."""
+    p.column("shift")[:] = torch.tensor([1, -1])[torch.arange(p.table.shape[1]) % 2]
+
+
+def _far_window(p: ViewParams, g: torch.Generator) -> None:
+    p.column("shift")[:] = torch.tensor([0, 2, -8, 10, -SIZE, SIZE, -3, 63, 5, -9])[: p.table.shape[1]]
+
+
+def _reverse(p: ViewParams, g: torch.Generator) -> None:
+    p.column("reverse")[:] = 1
+
+
+def _centre(p: ViewParams, g: torch.Generator) -> None:
+    _pose(p, g)
+    joints = (torch.arange(p.table.shape[1]) % 3 + 2).clamp_max(p.num_joints - 1)  # 1 of a first body is in the origin
+    p.column("centre")[:] = joints
+
+
+def _centre_moved(p: ViewParams, g: torch.Generator) -> None:
+    """The joint that is subtracted is another one's place, and its own map another's."""
+    for part in (_centre, _jitter, _flip):
+        part(p, g)
 
 
 def _pose(p: ViewParams, g: torch.Generator) -> None:
@@ -199,6 +237,11 @@ def _narrow_and_wide_filter(p: ViewParams, g: torch.Generator) -> None:
     p.column("filter_sigma")[:] = torch.logspace(-3, 3, p.table.shape[1])
 
 
+def _filter_with_gain(p: ViewParams, g: torch.Generator) -> None:
+    _filter(p, g)
+    p.column("filter_gain")[:] = 1
+
+
 def _axis_mask(p: ViewParams, g: torch.Generator) -> None:
     p.column("axis_scale")[:] = 1 - torch.eye(3)[torch.arange(p.table.shape[1]) % 3]
 
@@ -209,14 +252,14 @@ def _several_axes(p: ViewParams, g: torch.Generator) -> None:
 
 
 def _everything(p: ViewParams, g: torch.Generator) -> None:
-    for part in (_crop, _pose, _jitter, _flip, _noise, _filter, _axis_mask):
+    for part in (_crop, _window, _reverse, _centre, _jitter, _flip, _noise, _filter_with_gain, _axis_mask):
         part(p, g)
 
 
 ALONE = {
     part.__name__[1:]: part
-    for part in (_crop, _single_frame, _pose, _jitter, _zeroing, _flip, _noise, _nothing_but_noise,
-                 _filter, _narrow_and_wide_filter,
+    for part in (_crop, _single_frame, _window, _far_window, _reverse, _centre, _centre_moved, _pose, _jitter,
+                 _zeroing, _flip, _noise, _nothing_but_noise, _filter, _narrow_and_wide_filter, _filter_with_gain,
                  _axis_mask, _several_axes)
 }  # fmt: skip
 """Each transform alone."""
@@ -227,7 +270,7 @@ def by_hand(name: str, clips: Clips, skeleton: Skeleton = NTU25) -> ViewParams:
     """One view by a table that is written here, not drawn."""
     params = plain(clips, skeleton)
     BY_HAND[name](params, torch.Generator().manual_seed(len(name)))
-    return params
+    return replace(params, centred=bool((params.column("centre") >= 0).any()))
 
 
 # --- The truth
@@ -249,10 +292,14 @@ def true_view(clip: Tensor, params: ViewParams, w: int, n: int, skeleton: Skelet
     transforms are linear, so they take either along. Where a body is missing, no error is allowed at all.
     """
     choice = {name: params.column(name)[w, n].double() for name in COLUMNS}
-    start, length = int(choice["crop_start"]), int(choice["crop_length"])
-    std, sigma = float(choice["noise_std"]), float(choice["filter_sigma"])
+    start, length, centre = (int(choice[name]) for name in ("crop_start", "crop_length", "centre"))
+    std, sigma, gain = float(choice["noise_std"]), float(choice["filter_sigma"]), bool(choice["filter_gain"])
     jittered = [v for v in range(skeleton.num_joints) if choice["jittered"][v] == 1]
     others = [v for v in range(skeleton.num_joints) if v not in jittered]
+
+    def placed(x: Tensor) -> Tensor:
+        x = reference.mirrored_window(x, int(choice["shift"]))
+        return reference.time_reversal(x) if choice["reverse"] == 1 else x
 
     def mapped(x: Tensor, magnitudes: bool) -> Tensor:
         # `pose` and `jitter` carry the rotation too: it is applied after either, so it may be taken along.
@@ -265,15 +312,22 @@ def true_view(clip: Tensor, params: ViewParams, w: int, n: int, skeleton: Skelet
     slope = clip[start : start + length].diff(dim=0).abs().amax(dim=0) if length > 1 else torch.zeros_like(clip[0])
     place = (torch.arange(size) + 0.5)[:, None, None, None] * length / size + 1
     error = (position_error(size) * place + RESIZE) * slope + RESIZE * magnitude
+    original, magnitude, error = placed(original), placed(magnitude), placed(error)
+    seen = original
+    if centre >= 0:
+        seen = reference.subtract_joint(original, centre)
+        # The difference of two: the centre's own is exactly nothing, wherever it is taken.
+        magnitude, error = (y + y[:, :, centre : centre + 1] for y in (magnitude, error))
+        error = error + SUBTRACT * magnitude
 
-    x, magnitude, error = mapped(original, False), mapped(magnitude, True), mapped(error, True)
+    x, magnitude, error = mapped(seen, False), mapped(magnitude, True), mapped(error, True)
     error = error + MAP * magnitude
     if std > 0:
         noise = true_noise(params, w, n, size, clip.shape[1])
         x, magnitude = (reference.gaussian_noise(y, z, std) for y, z in ((x, noise), (magnitude, noise.abs())))
         error = error + NORMAL * std + 2 * magnitude
     if sigma > 0:
-        x, magnitude, error = (reference.gaussian_filter(y, sigma) for y in (x, magnitude, error))
+        x, magnitude, error = (reference.gaussian_filter(y, sigma, gain=gain) for y in (x, magnitude, error))
         error = error + FILTER * magnitude
     error = error + STREAM * magnitude
     for axis in range(3):
@@ -410,7 +464,8 @@ def assert_tables_equal(
     """The kernel's table is PyTorch's: whatever is an integer or a choice bit for bit, all else up to roundings."""
     sample = torch.arange(12) * 37 if sample is None else sample
     frames = torch.arange(len(sample)) ** 2 * 5 + 1 if frames is None else frames
-    key = {"views": (0, 1, 2, 3), "seed": seed, "step": step, "sample": sample, "resized_to": resized_to}
+    key = {"views": (0, 1, 2, 3), "seed": seed, "step": step, "sample": sample}
+    key |= {"size": 50, "resized_to": resized_to}
     want = draw_params(config, frames, joints, **key, impl="torch")
     with kernels_wherever():
         got = draw_params(config, frames, joints, **key, impl="triton")
@@ -440,6 +495,11 @@ def _other(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[ViewParam
 MUTANTS: dict[str, Callable[[ViewParams], ViewParams]] = {
     "crop one frame early": _other("crop_start", lambda start: (start - 1).clamp_min(0)),
     "crop one frame short": _other("crop_length", lambda length: (length - 1).clamp_min(1)),
+    "window one frame late": _other("shift", lambda shift: shift + 1),
+    "not backwards": _other("reverse", torch.zeros_like),
+    "another joint subtracted": _other("centre", lambda centre: centre + 1),
+    "no joint subtracted": _other("centre", lambda centre: centre * 0 - 1),
+    "filter without gain": _other("filter_gain", torch.zeros_like),
     "flip missing": _other("flip", torch.zeros_like),
     "pose off by 1e-5": _other("pose", lambda matrix: matrix * (1 + 1e-5)),
     "pose transposed": _other("pose", lambda matrix: matrix.transpose(2, 3)),

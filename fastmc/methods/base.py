@@ -140,6 +140,7 @@ class Batch:
             seed=self.setup.seed,
             step=self.step,
             sample=self.sample,
+            size=self.setup.frames,
             resized_to=self.setup.frames if views[0].of == "given" else None,
             impl=self.setup.view_impl,
         )

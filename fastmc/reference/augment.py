@@ -1,4 +1,4 @@
-"""Augmentations, one clip and one transform at a time (paper sections 3.1 and 3.2).
+"""Augmentations, one clip and one transform at a time (paper sections 3.1 and 3.2, and those of other methods).
 
 Every function takes and returns a clip (T, M, V, 3), float, metres; what is random is an argument. A body that is
 missing in a frame is zero there and stays zero: that is ``view``'s business, which ends by putting the zeros back.
@@ -20,6 +20,23 @@ def temporal_crop_resize(clip: Tensor, start: int, length: int, size: int) -> Te
     signal = crop.flatten(1).T.unsqueeze(0)  # (1, M * V * 3, length)
     resized = F.interpolate(signal, size=size, mode="linear", align_corners=False)
     return resized[0].T.reshape(size, *clip.shape[1:])
+
+
+def mirrored_window(clip: Tensor, shift: int) -> Tensor:
+    """Frames from ``shift`` on of a clip that goes on at both ends with its mirror image, edge frames twice (CrosSCLR).
+    abs(shift) <= T."""
+    mirrored = torch.cat([clip.flip(0), clip, clip.flip(0)])
+    return mirrored[len(clip) + shift :][: len(clip)]
+
+
+def time_reversal(clip: Tensor) -> Tensor:
+    """The frames backwards (AS-CAL)."""
+    return clip.flip(0)
+
+
+def subtract_joint(clip: Tensor, joint: int) -> Tensor:
+    """Each body as seen from one of its joints, frame by frame (AS-CAL)."""
+    return clip - clip[:, :, joint : joint + 1]
 
 
 def pose_augmentation(clip: Tensor, shear: Tensor) -> Tensor:
@@ -55,13 +72,16 @@ def gaussian_noise(clip: Tensor, noise: Tensor, std: float) -> Tensor:
     return clip + std * noise
 
 
-def gaussian_filter(clip: Tensor, sigma: float, taps: int = 15) -> Tensor:
-    """Smooth in time with Gaussian weights; at the ends the weights that exist are scaled to sum to one."""
+def gaussian_filter(clip: Tensor, sigma: float, taps: int = 15, *, gain: bool = False) -> Tensor:
+    """Smooth in time with Gaussian weights; at the ends the weights that exist are scaled to sum to one.
+
+    ``gain``: weights are left as they are, exp(-i^2 / 2 sigma^2), as in AimCLR's code: sums are 1 to 5.
+    """
     smooth = torch.zeros_like(clip)
     for t in range(len(clip)):
         near = range(max(0, t - taps // 2), min(len(clip), t + taps // 2 + 1))
         weight = {s: math.exp(-((s - t) ** 2) / (2 * sigma**2)) for s in near}
-        smooth[t] = sum(weight[s] * clip[s] for s in near) / sum(weight.values())
+        smooth[t] = sum(weight[s] * clip[s] for s in near) / (1 if gain else sum(weight.values()))
     return smooth
 
 
@@ -80,19 +100,26 @@ def view(
     noise: Tensor,
     crop_start: Tensor,
     crop_length: Tensor,
+    shift: Tensor,
+    reverse: Tensor,
+    centre: Tensor,
     pose: Tensor,
     jitter: Tensor,
     jittered: Tensor,
     flip: Tensor,
     noise_std: Tensor,
     filter_sigma: Tensor,
+    filter_gain: Tensor,
     axis_scale: Tensor,
 ) -> Tensor:
     """One view (size, M, V, 3) of a clip: all transforms in order, with the choices of one row of a parameter table.
 
     ``pose`` and ``jitter`` carry the rotation too: it is applied after either. noise: standard normal, (size, M, V, 3).
     """
-    original = x = temporal_crop_resize(clip, int(crop_start), int(crop_length), size)
+    x = mirrored_window(temporal_crop_resize(clip, int(crop_start), int(crop_length), size), int(shift))
+    original = x = time_reversal(x) if reverse > 0 else x
+    if centre >= 0:
+        x = subtract_joint(x, int(centre))
     x = joint_jittering(x, jittered.nonzero()[:, 0].tolist(), jitter)
     x = joint_jittering(x, (jittered == 0).nonzero()[:, 0].tolist(), pose)
     if flip > 0:
@@ -100,7 +127,7 @@ def view(
     if noise_std > 0:
         x = gaussian_noise(x, noise, float(noise_std))
     if filter_sigma > 0:
-        x = gaussian_filter(x, float(filter_sigma))
+        x = gaussian_filter(x, float(filter_sigma), gain=bool(filter_gain))
     for axis in (axis_scale == 0).nonzero()[:, 0].tolist():
         x = axis_mask(x, axis)
     return restore_missing(x, original)

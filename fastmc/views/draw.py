@@ -1,8 +1,9 @@
 """The random choices of augmented views, drawn from counter-based numbers into a small table of parameters.
 
-Basic and weak augmentation: pose augmentation (shear) or joint jittering, and temporal crop-resize (paper section 3.1).
-Strong: basic, then spatial flip, rotate, Gaussian noise, Gaussian filter, axis mask (section 3.2). Making a view from
-its parameters is a deterministic function: `fastmc.views.make`.
+Basic and weak augmentation: pose augmentation (shear) or joint jittering, and temporal crop-resize (paper section 3.1);
+for other methods a window of the mirrored clip, time reversal and a joint to subtract too. Strong: basic, then spatial
+flip, rotate, Gaussian noise, Gaussian filter, axis mask (section 3.2). Making a view from its parameters is a
+deterministic function: `fastmc.views.make`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from fastmc.backends import DRAW, Need, may_look
-from fastmc.checks import Count, NotNegative, Positive, Probability, Share, Whole, check_number, check_ranges
+from fastmc.checks import Count, NotNegative, Positive, Probability, Range, Share, Whole, check_number, check_ranges
 from fastmc.random import philox, uniform
 
 BASIC_KEY, WEAK, STRONG, BASIC_QUERY = 0, 1, 2, 3
@@ -32,8 +34,17 @@ class AugmentConfig:
     """Shortest temporal crop, as a share of the clip. Source: ISC (Thoker et al. 2021), l_ratio = [0.1, 1]."""
     crop_frames_min: Count = 64
     """Shortest temporal crop in frames (or the whole clip, if shorter). Source: ISC."""
+    crop_padding: Annotated[float, Range(at_least=0, at_most=0.5)] = 0.0
+    """Share of a view's frames that the resized clip is continued by at both ends, mirrored; the view is a window of
+    it. Source: CrosSCLR (Li et al. 2021), a sixth, of whole clips."""
+    reverse_probability: Probability = 0.0
+    """Frames in reverse order. Source: AS-CAL (Rao et al. 2021), 0.5."""
+    centre_joint: Whole | None = None
+    """The joint of each body that is subtracted from all of them, frame by frame; None: none. Source: AS-CAL, 1."""
     shear: NotNegative = 1.0
     """Amplitude s of the pose augmentation: off-diagonal entries of the shear are uniform in [-s, s]. Source: ISC."""
+    jitter_probability: Probability = 0.5
+    """Joint jittering in place of the pose augmentation. Source: ISC."""
     jitter_joints: Whole = 15
     """Joints that joint jittering zeroes or maps by a random 3x3 matrix, at most three fifths of them all. Source: ISC,
     15 of 25."""
@@ -43,6 +54,8 @@ class AugmentConfig:
     """Strong only: largest angle about the main axis. Source: AimCLR."""
     rotation_minor_degrees: NotNegative = 1.0
     """Strong only: largest angle about the two other axes. Source: AimCLR."""
+    rotation: Literal["one-way", "both-ways"] = "one-way"
+    """Strong only: angles from 0 on, or from their negatives on. Source: AimCLR's code turns one way."""
     noise_std: NotNegative = 0.01
     """Strong only: standard deviation of the Gaussian noise, metres. Source: AimCLR."""
     noise_probability: Probability = 0.5
@@ -53,6 +66,9 @@ class AugmentConfig:
     """Strong only: largest sigma of the Gaussian filter in time, frames. Source: AimCLR."""
     filter_probability: Probability = 0.5
     """Strong only. Source: AimCLR."""
+    filter_gain: bool = False
+    """Strong only: the filter's weights as they are, not divided by their sum, which enlarges a clip by up to 5.
+    Source: AimCLR's code, whose blur it is."""
     axis_mask_probability: Probability = 0.5
     """Strong only: set one coordinate axis to zero. Source: AimCLR."""
 
@@ -68,13 +84,17 @@ class AugmentConfig:
 COLUMNS = {
     "crop_start": slice(0, 1),
     "crop_length": slice(1, 2),
-    "flip": slice(2, 3),
-    "noise_std": slice(3, 4),
-    "filter_sigma": slice(4, 5),
-    "axis_scale": slice(5, 8),
-    "pose": slice(8, 17),
-    "jitter": slice(17, 26),
-    "jittered": slice(26, None),
+    "shift": slice(2, 3),
+    "reverse": slice(3, 4),
+    "centre": slice(4, 5),
+    "flip": slice(5, 6),
+    "noise_std": slice(6, 7),
+    "filter_sigma": slice(7, 8),
+    "filter_gain": slice(8, 9),
+    "axis_scale": slice(9, 12),
+    "pose": slice(12, 21),
+    "jitter": slice(21, 30),
+    "jittered": slice(30, None),
 }
 """The parameter table's columns; kernels/views.py reads the same."""
 
@@ -84,11 +104,15 @@ class ViewParams:
     """What is to be done to each of B clips for each of W views: a table, and the key of the noise.
 
     Attributes:
-        table: (W, B, 26 + V) float32, by ``COLUMNS``; what is an integer or a choice is exact in float32.
-            crop_start, crop_length: in frames of the clip. flip: 0 or 1. noise_std: metres, 0 for none.
-            filter_sigma: frames, 0 for none. axis_scale: zeros and ones. pose: the linear map (3, 3) of a joint that is
-            not jittered, row-major; jitter: that of one that is. jittered: 0 or 1 by joint.
+        table: (W, B, 30 + V) float32, by ``COLUMNS``; what is an integer or a choice is exact in float32.
+            crop_start, crop_length: in frames of the clip. shift: in frames of the view, which shows frame t + shift of
+            the T of the resized crop at t, mirrored at both ends; up to T. reverse: 0 or 1, then backwards.
+            centre: the joint that is subtracted, -1 for none. flip: 0 or 1. noise_std: metres, 0 for none.
+            filter_sigma: frames, 0 for none. filter_gain: 1 for weights that are not divided by their sum.
+            axis_scale: zeros and ones. pose: the linear map (3, 3) of a joint that is not jittered, row-major; jitter:
+            that of one that is. jittered: 0 or 1 by joint.
         seed, step, sample, views: the key. step: an int or a 0-dim int64 tensor; sample: (B,) int64; views: W numbers.
+        centred: whether any view may have a centre; the kernel is another one then.
     """
 
     table: Tensor
@@ -96,6 +120,7 @@ class ViewParams:
     step: Tensor | int
     sample: Tensor
     views: tuple[int, ...]
+    centred: bool = True
 
     def check_crops(self, num_frames: Tensor | int) -> None:
         """ValueError where a crop is not in its clip of ``num_frames`` (B,). A GPU would be waited for: not there."""
@@ -124,10 +149,11 @@ def identity_params(start: Tensor, length: Tensor, num_joints: int) -> ViewParam
     """One view that only resizes frames [start, start + length) of each clip. start, length: (B,) int64."""
     table = torch.zeros(1, len(start), COLUMNS["jittered"].start + num_joints, device=start.device)
     table[0, :, 0], table[0, :, 1] = start, length
+    table[..., COLUMNS["centre"]] = -1
     table[..., COLUMNS["axis_scale"]] = 1
     for name in ("pose", "jitter"):
         table[..., COLUMNS[name]][..., ::4] = 1
-    return ViewParams(table, 0, 0, torch.zeros_like(start), (0,))
+    return ViewParams(table, 0, 0, torch.zeros_like(start), (0,), centred=False)
 
 
 def draw_params(
@@ -140,6 +166,7 @@ def draw_params(
     seed: int,
     step: Tensor | int,
     sample: Tensor,
+    size: int | None = None,
     resized_to: int | None = None,
     impl: str = "auto",
 ) -> ViewParams:
@@ -150,6 +177,7 @@ def draw_params(
         views: numbers of the views, 0 to 15. strong: those that get the strong augmentation; the others get the basic.
         seed, step, sample: the rest of the key. step may be a 0-dim int64 tensor on the clips' device; sample: (B,)
             int64 ids of the clips.
+        size: T, frames of the views, which crop_padding is a share of: needed where it is not 0.
         resized_to: the views are to be taken of clips that were resized to so many frames before. The crop is drawn in
             frames of the source clip, which the shortest crop counts in, and then carried over.
         impl: "triton", "numba", "torch", or "auto": triton on a GPU and numba on a CPU where they can run.
@@ -157,12 +185,20 @@ def draw_params(
     Returns:
         ViewParams whose row of a clip and a view depends on (config, its num_frames, seed, step, its sample id, view)
         alone. Integers and choices are the same on all devices, and maps up to the rounding of sine and cosine.
+
+    Raises:
+        ValueError: crop_padding without ``size``, or a centre_joint that there is not.
     """
     views, strong, frames = tuple(views), tuple(strong), num_frames.to(torch.int64)
+    if size is None and config.crop_padding > 0:
+        raise ValueError(f"size must be given, the frames of a view: crop_padding {config.crop_padding:g} is a share")
+    if config.centre_joint is not None and config.centre_joint >= num_joints:
+        raise ValueError(f"centre_joint must be below the {num_joints} joints, got {config.centre_joint}")
+    padding = 0 if size is None else int(size * config.crop_padding + 1e-9)  # 54/6 is 9, and so is 54 times 0.16667
     impl = DRAW.choose(impl, Need(frames.device))
-    what = (config, frames, num_joints, views, strong, seed, step, sample, resized_to)
+    what = (config, frames, num_joints, views, strong, seed, step, sample, padding, resized_to)
     table = DRAW.call(impl, "draw", frames.device, *what)
-    return ViewParams(table, seed, step, sample, views)
+    return ViewParams(table, seed, step, sample, views, centred=config.centre_joint is not None)
 
 
 def draw(
@@ -174,14 +210,16 @@ def draw(
     seed: int,
     step: Tensor | int,
     sample: Tensor,
+    padding: int,
     resized_to: int | None,
 ) -> Tensor:
-    """The table of :func:`draw_params` in PyTorch. strong: numbers of the strong views."""
+    """The table of :func:`draw_params` in PyTorch. strong: numbers of the strong views; padding: frames."""
     blocks = 8 + math.ceil(num_joints / 4)
     index = torch.arange(blocks, device=frames.device)
     view = view_numbers(views, frames.device)[:, None, None]
     u = uniform(philox(seed, index, step, sample[:, None], view)).flatten(2)  # (W, B, 4 * blocks)
-    table = torch.cat([_crop(config, frames, u, resized_to), *_basic(config, num_joints, u)], dim=2)
+    placed = _crop(config, frames, u, resized_to), _window(config, u, padding)
+    table = torch.cat([*placed, *_basic(config, num_joints, u)], dim=2)
     for row, number in enumerate(views):
         if number in strong:
             _strengthen_(config, table[row], u[row])
@@ -205,17 +243,23 @@ def _crop(config: AugmentConfig, frames: Tensor, u: Tensor, resized_to: int | No
     return torch.stack([start, length], dim=2).to(torch.float32)
 
 
+def _window(config: AugmentConfig, u: Tensor, padding: int) -> Tensor:
+    """Columns shift, reverse and centre (W, B, 3)."""
+    shift = torch.floor((2 * padding + 1) * u[..., 24]).clamp_max(2 * padding) - padding
+    centre = torch.full_like(shift, -1 if config.centre_joint is None else config.centre_joint)
+    return torch.stack([shift, (u[..., 25] < config.reverse_probability).to(torch.float32), centre], dim=2)
+
+
 def _basic(config: AugmentConfig, num_joints: int, u: Tensor) -> tuple[Tensor, ...]:
-    """The columns after the crop's, of the basic augmentation."""
-    is_jitter, is_zeroing = u[..., 2:3] < 0.5, u[..., 3:4] < 0.5
+    """The columns from flip on, of the basic augmentation."""
+    is_jitter, is_zeroing = u[..., 2:3] < config.jitter_probability, u[..., 3:4] < 0.5
     signed = 2 * u[..., 4:13] - 1
     eye = torch.eye(3, device=u.device).flatten()
     shear = eye + (1 - eye) * config.shear * signed
     pose = torch.where(is_jitter, eye, shear)
     jitter = torch.where(is_zeroing, 0.0, signed)
     jittered = is_jitter & (_rank(u[..., 32 : 32 + num_joints]) < config.jittered_of(num_joints))
-    none = torch.zeros_like(u[..., :3])
-    return none, torch.ones_like(none), pose, jitter, jittered.to(torch.float32)
+    return torch.zeros_like(u[..., :4]), torch.ones_like(u[..., :3]), pose, jitter, jittered.to(torch.float32)
 
 
 def _rank(u: Tensor) -> Tensor:
@@ -231,15 +275,21 @@ def _strengthen_(config: AugmentConfig, table: Tensor, u: Tensor) -> None:
     axes = torch.arange(3, device=u.device)
     is_main = axes == torch.floor(3 * u[:, 14:15])
     largest = torch.where(is_main, config.rotation_degrees, config.rotation_minor_degrees)
-    rotation = rotation_matrix(torch.deg2rad(largest * u[:, 15:18]))
+    turn = u[:, 15:18] if config.rotation == "one-way" else 2 * u[:, 15:18] - 1
+    rotation = rotation_matrix(torch.deg2rad(largest * turn))
     is_masked = (axes == torch.floor(3 * u[:, 19:20])) & (u[:, 18:19] < config.axis_mask_probability)
     sigma = config.filter_sigma_min + (config.filter_sigma_max - config.filter_sigma_min) * u[:, 21]
     for name in ("pose", "jitter"):
         table[:, COLUMNS[name]] = (rotation @ table[:, COLUMNS[name]].unflatten(1, (3, 3))).flatten(1)
     table[:, COLUMNS["axis_scale"]] = (~is_masked).to(torch.float32)
-    table[:, 2] = u[:, 22] < config.flip_probability
-    table[:, 3] = torch.where(u[:, 23] < config.noise_probability, config.noise_std, 0.0)
-    table[:, 4] = torch.where(u[:, 20] < config.filter_probability, sigma, 0.0)
+    filtered = u[:, 20] < config.filter_probability
+    for name, value in {
+        "flip": u[:, 22] < config.flip_probability,
+        "noise_std": torch.where(u[:, 23] < config.noise_probability, config.noise_std, 0.0),
+        "filter_sigma": torch.where(filtered, sigma, 0.0),
+        "filter_gain": filtered & config.filter_gain,
+    }.items():
+        table[:, COLUMNS[name]] = value.to(torch.float32)[:, None]
 
 
 def rotation_matrix(angles: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Views of skeleton clips: a deterministic function of packed frames and of parameters (`fastmc.views.draw`).
 
 A view is born in the encoder's layout (B, T, V * M * 3): joints outermost, then bodies, then x, y, z. In this order:
-temporal crop-resize, the linear map of each joint (shear or jittering, rotation), flip, noise, Gaussian filter in time,
-axis mask; a body that is missing in a frame stays exactly zero. ``fastmc.reference.augment`` says the same one clip and
+temporal crop-resize, mirrored window, time reversal, a joint subtracted, the linear map of each joint (shear or
+jittering, rotation), flip, noise, Gaussian filter in time, axis mask; a body that is missing in a frame stays exactly
+zero. ``fastmc.reference.augment`` says the same one clip and
 one transform at a time; `fastmc.views.torch_views` in PyTorch's operators; kernels/views.py does it in one launch, and
 `fastmc.views.numba_views` in one pass on a CPU.
 """

@@ -90,9 +90,13 @@ class _Columns(NamedTuple):
 
     crop_start: int
     crop_length: int
+    shift: int
+    reverse: int
+    centre: int
     flip: int
     noise_std: int
     filter_sigma: int
+    filter_gain: int
     axis_scale: int
     pose: int
     jitter: int
@@ -100,26 +104,37 @@ class _Columns(NamedTuple):
 
 
 class _Strength(NamedTuple):
-    """What AugmentConfig says, for so many joints."""
+    """What AugmentConfig says, for so many joints and frames."""
 
     crop_ratio_min: float
     crop_frames_min: int
+    padding: int
+    reverse_probability: float
+    centre: int
     shear: float
+    jitter_probability: float
     jittered: int
     flip_probability: float
     rotation_degrees: float
     rotation_minor_degrees: float
+    both_ways: bool
     noise_std: float
     noise_probability: float
     filter_sigma_min: float
     filter_sigma_max: float
     filter_probability: float
+    filter_gain: bool
     axis_mask_probability: float
 
     @staticmethod
-    def of(config: AugmentConfig, joints: int) -> _Strength:
-        values = {name: getattr(config, name) for name in _Strength._fields if name != "jittered"}
-        return _Strength(**values, jittered=config.jittered_of(joints))
+    def of(config: AugmentConfig, joints: int, padding: int) -> _Strength:
+        derived = {
+            "padding": padding,
+            "centre": -1 if config.centre_joint is None else config.centre_joint,
+            "jittered": config.jittered_of(joints),
+            "both_ways": config.rotation == "both-ways",
+        }
+        return _Strength(**{name: derived.get(name, getattr(config, name, None)) for name in _Strength._fields})
 
 
 class _Key(NamedTuple):
@@ -147,16 +162,17 @@ def draw(
     seed: int,
     step: Tensor | int,
     sample: Tensor,
+    padding: int,
     resized_to: int | None,
 ) -> Tensor:
-    """The table (W, B, 26 + V) float32 of ``fastmc.views.draw.draw_params``. strong: numbers of the
-    strong views."""
+    """The table (W, B, 30 + V) float32 of ``fastmc.views.draw.draw_params``. strong: numbers of the strong views;
+    padding: frames."""
     table = torch.empty(len(views), len(num_frames), COLUMNS["jittered"].start + num_joints)
     _noted(
         _draw,
         table.numpy(),
         COLUMN_STARTS,
-        _Strength.of(config, num_joints),
+        _Strength.of(config, num_joints, padding),
         _integers(num_frames),
         np.array(views, dtype=np.int64),
         np.array([view in strong for view in views]),
@@ -359,6 +375,8 @@ def _make_part(
             if count > 0:
                 _resize(source, n, count, params, columns, memory, present)
             for m in range(count):
+                if params[columns.centre] >= 0:
+                    _subtract_joint(memory, source, m, np.int64(params[columns.centre]), joints)
                 _map(memory, source, m, maps, places, x)
             if std > 0:
                 scale = params[columns.axis_scale : columns.axis_scale + 3]
@@ -368,7 +386,7 @@ def _make_part(
                     _normals(words, normals)
                     _add_noise(x, m, normals, std, scale)
             if sigma > 0:
-                _filter(flat, sigma, weights, memory)
+                _filter(flat, sigma, params[columns.filter_gain] > 0, weights, memory)
             if std > 0 or sigma > 0:
                 _restore_missing(x, count, present)
             if motion:
@@ -389,6 +407,14 @@ def _choose_maps(params, columns, mirror, maps, places):
         chosen = columns.jitter if params[columns.jittered + places[v]] > 0 else columns.pose
         for i in range(9):
             maps[v, i] = params[chosen + i] * params[columns.axis_scale + i // 3]
+
+
+@_compiled
+def _frame_shown(t, size, shift, reverse):
+    """Which frame of the resized crop frame t of a view shows; see fastmc.views.torch_views._frames_shown."""
+    frame = (size - 1 - t if reverse > 0 else t) + np.int64(shift)
+    frame = -1 - frame if frame < 0 else frame
+    return 2 * size - 1 - frame if frame >= size else frame
 
 
 @_compiled
@@ -416,8 +442,9 @@ def _resize(source, n, count, params, columns, resized, present):
     end = begin + (np.int64(length) - 1) * pitch + width
     if not (length >= 1 and 0 <= source.begin[n] <= begin and end <= source.elements.size):
         raise IndexError("a crop reaches out of the array of frames")
+    shift, reverse = params[columns.shift], params[columns.reverse]
     for t in range(size):
-        low, high, weight = _position(t, size, length)
+        low, high, weight = _position(_frame_shown(t, size, shift, reverse), size, length)
         before, after = source.elements[begin + low * pitch :], source.elements[begin + high * pitch :]
         line = resized[t]
         for i in range(width):
@@ -433,6 +460,18 @@ def _is_present(body, joints, joint_pitch):
             if body[v * joint_pitch + k] != 0:
                 return True
     return False
+
+
+@_compiled
+def _subtract_joint(resized, source, m, joint, joints):
+    """From all joints of body m in resized (T, V * M * 3), itself last."""
+    first = m * source.body_pitch
+    for t in range(len(resized)):
+        body = resized[t, first:]
+        for k in range(3):
+            centre = body[joint * source.joint_pitch + k]
+            for v in range(joints):
+                body[v * source.joint_pitch + k] -= centre
 
 
 @_fused
@@ -462,7 +501,7 @@ def _add_noise(x, m, normals, std, scale):
 
 
 @_fused
-def _filter(x, sigma, weights, copy):
+def _filter(x, sigma, gain, weights, copy):
     """Gaussian filter of x (T, n) in time, in place; see fastmc.views.make._filter_weights. copy: memory like x."""
     reach, size = len(weights) - 1, len(x)
     for tap in range(reach + 1):
@@ -477,7 +516,7 @@ def _filter(x, sigma, weights, copy):
             total += weights[abs(s - t)]
         line = x[t]
         for s in near:
-            weight, other = weights[abs(s - t)] / total, copy[s]
+            weight, other = weights[abs(s - t)] / (_ONE if gain else total), copy[s]
             for i in range(len(line)):
                 line[i] += weight * other[i]
 
@@ -529,6 +568,7 @@ def _draw(table, columns, strength, num_frames, views, strong, key, sample, resi
             row = table[w, n]
             row[:] = 0
             _draw_crop(row, columns, strength, num_frames[n], resized_to, u)
+            _draw_window(row, columns, strength, u)
             _draw_basic(row, columns, strength, u)
             if strong[w]:
                 _draw_strong(row, columns, strength, u)
@@ -547,8 +587,17 @@ def _draw_crop(row, columns, strength, frames, resized_to, u):
 
 
 @_compiled
+def _draw_window(row, columns, strength, u):
+    places = 2 * strength.padding + 1
+    shift = min(np.int64(np.floor(np.float32(places) * u[24])), places - 1) - strength.padding
+    row[columns.shift], row[columns.centre] = shift, strength.centre
+    row[columns.reverse] = u[25] < np.float32(strength.reverse_probability)
+
+
+@_compiled
 def _draw_basic(row, columns, strength, u):
-    is_jitter, is_zeroing, shear = u[2] < _HALF, u[3] < _HALF, np.float32(strength.shear)
+    is_jitter, is_zeroing = u[2] < np.float32(strength.jitter_probability), u[3] < _HALF
+    shear = np.float32(strength.shear)
     row[columns.axis_scale : columns.axis_scale + 3] = 1
     for i in range(9):
         signed = _TWO * u[4 + i] - _ONE
@@ -576,7 +625,8 @@ def _draw_strong(row, columns, strength, u):
     main, masked = np.floor(_THREE * u[14]), np.floor(_THREE * u[19])
     for axis in range(3):
         largest = strength.rotation_degrees if axis == main else strength.rotation_minor_degrees
-        angles[axis] = np.float32(largest) * u[15 + axis] * degree
+        turn = _TWO * u[15 + axis] - _ONE if strength.both_ways else u[15 + axis]
+        angles[axis] = np.float32(largest) * turn * degree
     if u[18] < np.float32(strength.axis_mask_probability):
         row[columns.axis_scale + np.int64(masked)] = 0
     _rotate(row[columns.pose : columns.pose + 9], angles)
@@ -587,6 +637,7 @@ def _draw_strong(row, columns, strength, u):
     if u[20] < np.float32(strength.filter_probability):
         smallest = np.float32(strength.filter_sigma_min)
         row[columns.filter_sigma] = smallest + np.float32(strength.filter_sigma_max - strength.filter_sigma_min) * u[21]
+        row[columns.filter_gain] = strength.filter_gain
 
 
 @_compiled

@@ -89,16 +89,25 @@ def _crop_frames(params: ViewParams, size: int) -> tuple[Tensor, Tensor, Tensor]
     The positions are those of ``torch.nn.functional.interpolate(mode="linear", align_corners=False)``.
     """
     start, length = (params.column(name).flatten()[:, None] for name in ("crop_start", "crop_length"))
-    out = torch.arange(size, device=start.device, dtype=torch.float32)
-    position = ((out + 0.5) * (length / size) - 0.5).clamp_min(0.0)
+    position = ((_frames_shown(params, size) + 0.5) * (length / size) - 0.5).clamp_min(0.0)
     low = torch.floor(position).minimum(length - 1)
     high = (low + 1).minimum(length - 1)
     return (start + low).to(torch.int64), (start + high).to(torch.int64), (position - low)[..., None]
 
 
+def _frames_shown(params: ViewParams, size: int) -> Tensor:
+    """(N, size) float32: which frame of the resized crop each frame of a view shows, see `ViewParams`."""
+    shift, reverse = (params.column(name).flatten()[:, None] for name in ("shift", "reverse"))
+    frame = torch.arange(size, device=shift.device, dtype=torch.float32)
+    frame = torch.where(reverse > 0, size - 1 - frame, frame) + shift
+    frame = torch.where(frame < 0, -1 - frame, frame)
+    return torch.where(frame >= size, 2 * size - 1 - frame, frame)
+
+
 def _map_matrix(params: ViewParams, skeleton: Skeleton) -> Tensor:
-    """(N, V * 3, V * 3): one product of a body's joints with it maps and swaps them. It holds the axis mask too, which
-    only scales coordinates, so that it may come before noise and filter, if the noise is scaled as well."""
+    """(N, V * 3, V * 3): one product of a body's joints with it subtracts one, maps and swaps them. It holds the axis
+    mask too, which only scales coordinates, so that it may come before noise and filter, if the noise is scaled as
+    well."""
     jittered, flip = params.column("jittered").flatten(0, 1), params.column("flip").flatten()
     pose, jitter, scale = (params.column(name).flatten(0, 1) for name in ("pose", "jitter", "axis_scale"))
     joints = torch.arange(skeleton.num_joints, device=flip.device)
@@ -108,6 +117,9 @@ def _map_matrix(params: ViewParams, skeleton: Skeleton) -> Tensor:
     matrix = torch.zeros(len(flip), len(joints), 3, len(joints), 3, device=flip.device)
     clip = torch.arange(len(flip), device=flip.device)[:, None]
     matrix[clip, source, :, joints] = maps.transpose(2, 3)
+    centre = params.column("centre").flatten()[:, None]
+    subtracted = maps.transpose(2, 3) * (centre >= 0)[..., None, None]
+    matrix[clip, centre.clamp_min(0).to(torch.int64), :, joints] -= subtracted
     return matrix.flatten(3).flatten(1, 2)
 
 
@@ -125,7 +137,8 @@ def _noise_and_filter_(x: Tensor, present: Tensor, clips: Rows, params: ViewPara
         amplitude = std[changed[some], None] * params.column("axis_scale").flatten(0, 1)[changed[some]]
         noise = noise_of(params, changed[some], y.shape[1:4], body)
         y[:, :, :, body].index_add_(0, some, noise * amplitude[:, None, None])
-    y = torch.bmm(_filter_weights(sigma[changed], y.shape[1]), y.flatten(2)).view_as(y)
+    gain = params.column("filter_gain").flatten()[changed]
+    y = torch.bmm(_filter_weights(sigma[changed], gain, y.shape[1]), y.flatten(2)).view_as(y)
     x[changed] = y * present[changed][:, :, None, :, None]
 
 
@@ -140,11 +153,12 @@ def noise_of(params: ViewParams, rows: Tensor, shape: torch.Size, body: int) -> 
     return normal(words, 3).view(len(rows), frames, joints, 3)
 
 
-def _filter_weights(sigma: Tensor, size: int) -> Tensor:
-    """Gaussian weights (n, size, size) of 15 taps; at the ends, those that exist are scaled to sum to one."""
+def _filter_weights(sigma: Tensor, gain: Tensor, size: int) -> Tensor:
+    """Gaussian weights (n, size, size) of 15 taps; those that exist, at the ends fewer, are scaled to sum to one where
+    there is no gain."""
     reach = FILTER_TAPS // 2
     tap = torch.arange(reach + 2, device=sigma.device)
     by_distance = torch.exp(-tap.square() / (2 * sigma.clamp_min(1e-6).square())[:, None]) * (tap <= reach)
     frame = torch.arange(size, device=sigma.device)
     weights = by_distance[:, (frame[:, None] - frame).abs().clamp_max(reach + 1)]
-    return weights / weights.sum(dim=2, keepdim=True)
+    return weights / torch.where(gain[:, None, None] > 0, 1, weights.sum(dim=2, keepdim=True))

@@ -28,6 +28,7 @@ def make_views(
         joint_indices(skeleton.mirror, out.device),
         joint_indices(skeleton.parents, out.device) if stream == "bone" else None,
         source.max_bodies,
+        params.centred,
         stream,
         out,
     )

@@ -14,6 +14,7 @@ from philox_kernel import assert_words
 from torch import Tensor
 from view_cases import (
     FEW,
+    OF_RIVALS,
     SHORT_CROPS,
     STREAMS,
     assert_tables_equal,
@@ -52,6 +53,7 @@ def test_table_equals_that_of_pytorch(joints, resized_to):
         AugmentConfig(crop_ratio_min=1.0, shear=0, jitter_joints=0, filter_sigma_min=0.7, filter_sigma_max=0.7),
         AugmentConfig(rotation_degrees=180.0, rotation_minor_degrees=90.0, flip_probability=1, noise_probability=0),
         AugmentConfig(filter_probability=1, axis_mask_probability=1, jitter_joints=100),
+        OF_RIVALS,
     ],
 )
 def test_table_of_other_settings(config):
