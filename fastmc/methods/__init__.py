@@ -15,6 +15,7 @@ METHODS = {
     "b1": "fastmc.methods.a2mc:B1",
     "b2": "fastmc.methods.a2mc:B2",
     "b3": "fastmc.methods.a2mc:B3",
+    "hico": "fastmc.methods.hico:HiCo",
 }
 OF_RELEASED = "b1"
 """What a checkpoint of another code of this family is read as: one query, and a bank first in, first out."""
