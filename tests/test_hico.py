@@ -9,17 +9,26 @@ from pathlib import Path
 import pytest
 import torch
 from golden import golden, near, needs_golden
+from tape import READS, SHAPED_BY_DATA, Tape, TapeRecorder
+from test_backbones import as_on_a_gpu as as_on_a_gpu  # fixtures
+from test_backbones import no_onednn as no_onednn
+from test_step import batch, same
 from test_train import advance, assert_same_state, command, errors, start, state_of
 from torch.nn import functional as F
 
 import fastmc
 from fastmc import checkpoint
+from fastmc.build import build_model
+from fastmc.data.placed.resident import ResidentStore
+from fastmc.data.store import PackedStore
 from fastmc.methods.base import Batch, Found
 from fastmc.methods.fifo import Fifo
 from fastmc.methods.hico import Features, HiCo, Projectors, hico_losses
 from fastmc.state import RunState
 from train import export, run
-from train.engine.loop import Pretraining
+from train.command.parse import parse
+from train.engine.graph import WARM_UP
+from train.engine.loop import Pretraining, build_step, graph_step
 from train.engine.step import NonFiniteError
 
 OWN = ("--method", "hico", "--backbone", "s2s", "--encoder", "8", "--levels", "2", "--heads", "2", "--head-width", "6")
@@ -200,6 +209,31 @@ def test_the_released_rule_leaves_rows_as_they_were_drawn(data_root, tmp_path):
     assert changed[:16].all() and not changed[16:].any()
 
 
+def replays(data_root: Path, own: tuple[str, ...], phase: str) -> None:
+    """A recorded step, replayed with other clips, counter and learning rate, is the step: it reads nothing, and no
+    shape is of data."""
+    config = parse(command(data_root, Path("nowhere"), *own, "--impl", "torch", "--view-impl", "torch"))
+    store = ResidentStore(PackedStore.open(data_root / "small"))
+    eager, ours = (build_step(config, build_model(config, store, store.device), "fp32") for _ in range(2))
+    recorder = TapeRecorder()
+    graph = graph_step(ours, store, recorder, phase)
+    for i in range(4):
+        with Tape() as tape:
+            eager.prepare(batch(i, 8), i, 0.01 / (1 + i))
+            eager.advance(store.select(eager.sample), phase=phase)
+        assert not {*READS, *SHAPED_BY_DATA} & set(tape.names())
+        ours.prepare(batch(i, 8), i, 0.01 / (1 + i))
+        graph()
+        same(eager, ours)
+    assert (graph.captures, recorder.warm_ups) == (1, WARM_UP)
+
+
+@slow
+@pytest.mark.usefixtures("as_on_a_gpu", "no_onednn")
+def test_a_replayed_step_is_the_step(data_root):
+    replays(data_root, OWN, "main")
+
+
 def resumes(data_root: Path, tmp_path: Path, settings: tuple[str, ...], steps: int) -> None:
     """A run that went on from a checkpoint after so many steps has the state of one that did not stop."""
     whole, parts = (start(data_root, tmp_path / name, *settings) for name in ("whole", "parts"))
@@ -248,5 +282,5 @@ def test_a_short_run(data_root, tmp_path):
 
 @slow
 def test_another_encoder_is_refused(data_root, tmp_path, capsys):
-    assert run.main(command(data_root, tmp_path / "run", "--method", "hico")) == 1
+    assert run.main(command(data_root, tmp_path / "run", "--method", "hico", "--backbone", "bigru")) == 1
     assert "method hico contrasts levels that BiGRU 1x8 has not; give --encoder s2s" in errors(capsys)
