@@ -35,8 +35,10 @@ STEPS, CLIPS, BANK = 40, 7, 128  # a small bank lets roundings grow fast
 """CLIPS: of a batch, which neither 2 nor 3 ranks divide. Steps count from the one on that has a full bank."""
 FEW, FEW_STEPS = ("--bank-size", str(3 * CLIPS)), 10
 """Of what has so small a bank, since ten steps are enough to show that it is the same."""
-CALM = (*FEW, "--method", "b3", "--optimizer", "sgd", "--lr", "0.001")
+SLOW = ("--optimizer", "sgd", "--lr", "0.001")
+CALM = (*FEW, "--method", "b3", *SLOW)
 """Of encoders whose roundings grow within forty steps until nothing is left to compare."""
+SMALL_STGCN = ("--encoder", "4x8", "--blocks", "1", "1", "1", "1")
 CASES: dict[str, tuple[str, ...]] = {
     **{method: ("--method", method) for method in ("b1", "b2", "b3", "a2mc")},
     "adamw": ("--optimizer", "adamw", "--lr", "0.002"),
@@ -54,7 +56,9 @@ CASES: dict[str, tuple[str, ...]] = {
     "hcn": (*CALM, "--backbone", "hcn", "--encoder", "4", "--frames", "16"),
     "lstm": (*CALM, "--backbone", "lstm", "--encoder", "1x8", "--bidirectional", "--input-norm"),
     "s2s": (*CALM, "--backbone", "s2s", "--encoder", "8", "--levels", "2", "--heads", "2"),
-    "stgcn": (*CALM, "--backbone", "stgcn", "--encoder", "4x8", "--blocks", "1", "1", "1", "1"),
+    "stgcn": (*CALM, "--backbone", "stgcn", *SMALL_STGCN),
+    "hico": (*FEW, "--method", "hico", "--backbone", "s2s", "--encoder", "8", "--levels", "2", "--heads", "2", *SLOW),
+    "cpm": (*FEW, "--method", "cpm", "--mined", "4", "--mining-from", "1", "--backbone", "stgcn", *SMALL_STGCN, *SLOW),
     "toy method": ("--method", "toy:ToyMethod", "--toy-queue", "24"),
     "toy encoder": ("--backbone", "toy:ToyEncoder", "--toy-width", "4"),
     "both toys": ("--method", "toy:ToyMethod", "--backbone", "toy:ToyEncoder", "--toy-queue", "24"),

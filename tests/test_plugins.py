@@ -121,7 +121,10 @@ def test_reading_a_hostile_run_folder_runs_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("a2mcc", "method = 'a2mcc' is unknown; choose from a2mc, b1, b2, b3, or name your own as MODULE:CLASS"),
+        (
+            "a2mcc",
+            "method = 'a2mcc' is unknown; choose from " + ", ".join(METHODS) + ", or name your own as MODULE:CLASS",
+        ),
         ("no_such_module:M", "cannot be imported: No module named 'no_such_module'; the folder of your module"),
         ("toy:Nothing", "cannot be imported: module 'toy' has no attribute 'Nothing'"),
         ("toy:ToyEncoder", r"is no subclass of fastmc\.methods\.base\.Method"),

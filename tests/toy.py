@@ -80,7 +80,7 @@ class ToyEncoder(Encoder):
         super().__init__(config, shape)
         self.convolution = nn.Conv2d(3, config.toy_width, (5, 1), padding=(2, 0))
         self.representation_dim = config.toy_width * shape.joints
-        self.head = mlp_head(self.representation_dim, config.feature_dim)
+        self.head = mlp_head(self.representation_dim, config.feature_dim, config.head_width)
 
     def body(self, x: Tensor, views: int) -> Tensor:
         n, _, t, v, m = x.shape

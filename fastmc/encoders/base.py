@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmc.arguments import working_dtype
-from fastmc.checks import Count, check_ranges
+from fastmc.checks import Count, Whole, check_ranges
 
 
 class ClipShape(NamedTuple):
@@ -38,6 +38,8 @@ class EncoderConfig:
 
     feature_dim: Count = 128
     """D, the size of the contrastive features."""
+    head_width: Whole = 0
+    """Numbers between the two layers of the projection head; 0: as many as the representation has."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -104,8 +106,7 @@ class Encoder(nn.Module):
 
     def after(self, h: Tensor) -> Tensor:
         """Representations (n, H) to unit features (n, D); lengths are taken in float32 at least."""
-        f = self.head(h)
-        return F.normalize(f.to(working_dtype(f)), dim=-1)
+        return unit(self.head(h))
 
     @contextmanager
     def fixed(self) -> Iterator[None]:
@@ -148,10 +149,12 @@ def size_of(text: str, form: str, example: str) -> tuple[int, ...]:
     return tuple(map(int, words))
 
 
-def mlp_head(representation_dim: int, feature_dim: int) -> nn.Sequential:
-    """The projection head of this family: H to H, ReLU, H to D."""
-    return nn.Sequential(
-        nn.Linear(representation_dim, representation_dim),
-        nn.ReLU(inplace=True),
-        nn.Linear(representation_dim, feature_dim),
-    )
+def mlp_head(representation_dim: int, feature_dim: int, width: int = 0) -> nn.Sequential:
+    """The projection head of this family: H to ``width``, ReLU, to D; a width of 0 is H."""
+    width = width or representation_dim
+    return nn.Sequential(nn.Linear(representation_dim, width), nn.ReLU(inplace=True), nn.Linear(width, feature_dim))
+
+
+def unit(f: Tensor) -> Tensor:
+    """Features (..., D) of unit length, in float32 at least."""
+    return F.normalize(f.to(working_dtype(f)), dim=-1)

@@ -61,7 +61,7 @@ class BiGRU(Encoder):
         recurrent = SequenceGRU if config.reading == "sequence" else StepwiseGRU
         self.recurrent = recurrent(shape.width, hidden, layers)
         self.representation_dim = 2 * hidden
-        self.head = mlp_head(self.representation_dim, config.feature_dim)
+        self.head = mlp_head(self.representation_dim, config.feature_dim, config.head_width)
 
     def body(self, x: Tensor, views: int) -> Tensor:
         """Representations (n, 2 * hidden): the final states of both directions."""

@@ -198,7 +198,7 @@ class DSTANet(Encoder):
             frames = -(-frames // stride)
         self.blocks = nn.ModuleList(blocks)
         self.representation_dim = config.layers[-1][1]
-        self.head = mlp_head(self.representation_dim, config.feature_dim)
+        self.head = mlp_head(self.representation_dim, config.feature_dim, config.head_width)
 
     def body(self, x: Tensor, views: int) -> Tensor:
         if self.config.over_time != "convolution" and x.shape[2] > self.shape.frames:

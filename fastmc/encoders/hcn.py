@@ -82,7 +82,7 @@ class HCN(Encoder):
         self.joined = nn.Conv2d(2 * width, 2 * width, 3, padding=1)
         self.last = nn.Conv2d(2 * width, 4 * width, 3, padding=1)
         self.representation_dim = 4 * width * side * side
-        self.head = mlp_head(self.representation_dim, config.feature_dim)
+        self.head = mlp_head(self.representation_dim, config.feature_dim, config.head_width)
 
     def body(self, x: Tensor, views: int) -> Tensor:
         if x.shape[2] != self.shape.frames:

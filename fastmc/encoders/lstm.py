@@ -160,7 +160,7 @@ class LSTM(Encoder):
         self.norm = ChannelNorm(shape.width) if config.input_norm else None
         self.recurrent = SequenceLSTM(shape.width, hidden, layers, batch_first=True, bidirectional=config.bidirectional)
         self.representation_dim = hidden * (2 if config.bidirectional else 1)
-        self.head = mlp_head(self.representation_dim, config.feature_dim)
+        self.head = mlp_head(self.representation_dim, config.feature_dim, config.head_width)
 
     def body(self, x: Tensor, views: int) -> Tensor:
         if self.norm is not None:

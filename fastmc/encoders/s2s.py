@@ -131,7 +131,7 @@ class S2S(Encoder):
             raise ValueError(f"levels = {config.levels} halve {tokens} tokens to none; give fewer, or more --frames")
         self.of_frames, self.of_joints = Branch(shape.width, config), Branch(3 * shape.frames, config)
         self.representation_dim = 2 * config.levels * config.width
-        self.head = mlp_head(self.representation_dim, config.feature_dim)
+        self.head = mlp_head(self.representation_dim, config.feature_dim, config.head_width)
 
     def body(self, x: Tensor, views: int) -> Tensor:
         if x.shape[2] != self.shape.frames:

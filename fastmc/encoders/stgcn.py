@@ -135,7 +135,7 @@ class STGCN(Encoder):
             GraphBlock(*layer, self.graph, first=i == 0, config=config) for i, layer in enumerate(config.layers)
         )
         self.representation_dim = config.size[1]
-        self.head = mlp_head(self.representation_dim, config.feature_dim)
+        self.head = mlp_head(self.representation_dim, config.feature_dim, config.head_width)
 
     def body(self, x: Tensor, views: int) -> Tensor:
         rows = rows_of(x, views, share=shares_rows(self, x, self.config.dropout))

@@ -15,6 +15,8 @@ METHODS = {
     "b1": "fastmc.methods.a2mc:B1",
     "b2": "fastmc.methods.a2mc:B2",
     "b3": "fastmc.methods.a2mc:B3",
+    "cpm": "fastmc.methods.cpm:CPM",
+    "hico": "fastmc.methods.hico:HiCo",
 }
 OF_RELEASED = "b1"
 """What a checkpoint of another code of this family is read as: one query, and a bank first in, first out."""

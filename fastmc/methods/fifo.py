@@ -1,0 +1,65 @@
+"""A bank of earlier features that a method's own loss reads, first in, first out, and the settings of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastmc.checks import Count
+from fastmc.methods.base import MethodConfig
+
+
+@dataclass(frozen=True)
+class BankConfig(MethodConfig):
+    """Settings of a method with a bank."""
+
+    bank_size: Count = 16384
+    """K, entries of the bank."""
+    fit_bank: bool = False
+    """K is no larger than the training set: the power of two below its size. So it is in presets small and tiny, unless
+    --bank-size is given."""
+
+    @property
+    def says(self) -> str:
+        return f"bank {self.bank_size}"
+
+    def fitted(self, clips: int) -> Self:
+        if not self.fit_bank or clips >= self.bank_size:
+            return self
+        return replace(self, bank_size=1 << max(0, clips.bit_length() - 1))
+
+
+class Fifo(nn.Module):
+    """Rows that are replaced in turn; `fastmc.objective.bank.MemoryBank` is one that learns.
+
+    Attributes:
+        entries: (R, D) float32; random unit rows at first.
+        cursor: int64 scalar, where the next write begins.
+    """
+
+    entries: Tensor
+    cursor: Tensor
+
+    def __init__(self, rows: int, dim: int, restart: int | None = None) -> None:
+        """``rows`` is R and ``dim`` D. ``restart``: a write begins below this row, though it may end behind it; by
+        default R, so that each row has its turn."""
+        super().__init__()
+        self.restart = restart or rows
+        self.register_buffer("entries", F.normalize(torch.randn(rows, dim), dim=1))
+        self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
+
+    def writes(self, new: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+        """For `Found.writes`: the buffers, and what they become once ``new`` (n, D) is written from the cursor on, in
+        its order; of more than R rows the last R stay. Nothing changes here, and nothing waits for the device."""
+        size, count = len(self.entries), len(new)
+        kept = new.detach()[-size:].to(self.entries.dtype)
+        rows = (self.cursor + (count - len(kept)) + torch.arange(len(kept), device=new.device)) % size
+        entries = self.entries.index_copy(0, rows, kept)
+        return (self.entries, entries), (self.cursor, (self.cursor + count) % self.restart)
+
+    def extra_repr(self) -> str:
+        return f"rows={len(self.entries)}, dim={self.entries.shape[1]}"
