@@ -6,7 +6,7 @@ Reference, PyTorch and Triton take the same table; docs/kernels.md says what the
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -24,6 +24,13 @@ class Row(NamedTuple):
     """The row whose softmax, a constant, is the target (eq. 11); None: one-hot at the key (eq. 3)."""
     weight: float = 1.0
     """Of this row's loss in the loss of the step."""
+    mined: int = 0
+    """Of a one-hot target: it is shared alike by the key and the bank's nearest entries, so many of each query in the
+    step, each entry once (the mined positives of AimCLR and HiCLR)."""
+
+
+MOST_MINED = 8
+"""Of each query."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,10 @@ class Table:
                 raise ValueError(f"row {i} and its target must meet the same entries, got {row}")
             if i not in queries and i not in {student.target for student in self.rows}:
                 raise ValueError(f"row {i} is nobody's target, got {row}")
+            if row.mined not in range(MOST_MINED + 1) or row.mined not in (0, self.mined):
+                raise ValueError(f"row {i} can mine 0 to {MOST_MINED} entries, as many as others that mine, got {row}")
+            if row.mined and (row.target is not None or row.mixed_with is not None or i not in queries):
+                raise ValueError(f"row {i} can mine if it has a loss, no target and no mixed entries, got {row}")
 
     @classmethod
     @cache
@@ -65,6 +76,10 @@ class Table:
         """The table of a ``code``."""
         rows, measured = json.loads(code)
         return cls(tuple(Row(*row) for row in rows), measured)
+
+    def mining(self, k: int = 1) -> Table:
+        """The same with mined positives in the first row, k of each query."""
+        return replace(self, rows=(self.rows[0]._replace(mined=k), *self.rows[1:]))
 
     @property
     def queries(self) -> int:
@@ -82,12 +97,24 @@ class Table:
         return self.rows[0].mixed_with is not None
 
     @property
+    def mined(self) -> int:
+        """How many entries each query mines; 0: no row wants them."""
+        return max(row.mined for row in self.rows)
+
+    @property
+    def miners(self) -> list[int]:
+        """The rows, and so the queries, that learn from mined entries."""
+        return [i for i, row in enumerate(self.rows) if row.mined]
+
+    @property
     def bank_order(self) -> range | None:
         """In which order the queries' gradients of the bank are summed up: first to last, or last to first.
 
         Of the targets met on the way only the last is kept, and each student must find its own. None: neither way will
-        do, and the table has no ascent.
+        do, or rows mine, and the table has no ascent.
         """
+        if self.mined:
+            return None
         targets = {row.target for row in self.rows}
         for order in (range(self.queries), range(self.queries)[::-1]):
             kept: list[int | None] = [None]

@@ -7,7 +7,8 @@ With E the expected entry of a row (its positive f0 and all plain and mixed entr
 
 where both rows share their entries, so that the target's expected logit is f.E_target / tau. Every part is a mean over
 the batch. The share of f0 in E is kept apart, E = E_bank + (1 - rest) f0 with rest the bank's share of the
-softmax: E - f0 = E_bank - rest f0 does not cancel where the positive has nearly all of it.
+softmax: E - f0 = E_bank - rest f0 does not cancel where the positive has nearly all of it. A one-hot target that is
+shared with c mined entries is an E_target too: these entries, each times 1 / (1 + c), and rest = c / (1 + c).
 
 The program that finishes last adds up the batch. Programs count themselves by a ticket, an atomic sum that is 0 at
 first: `kernels.prepare` has set it, two launches before, in memory of this call. So there is nothing to reset, and
@@ -22,8 +23,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.prepare import MIXED_WITH, QUERY, TARGET, entry, look_up, select_query, students, weighted
-from kernels.rows import load_rows, store_rows
+from kernels.prepare import (
+    MINED,
+    MIXED_WITH,
+    QUERY,
+    TARGET,
+    entry,
+    look_up,
+    most_mined,
+    select_query,
+    students,
+    weighted,
+)
+from kernels.rows import inverse_norms, load_rows, store_rows
 from kernels.sweep import BANK_PLAIN, BANK_SUM, LOSS_SHARE, LOSS_SUM, NOTHING, PLANES, TOP, TOP_PLAIN
 
 LN2 = tl.constexpr(0.6931471805599453)
@@ -90,6 +102,41 @@ def _softmax(
 
 
 @triton.constexpr_function
+def _all_mined(table):
+    """How many entries all queries mine, rounded up to a power of two."""
+    return triton.next_power_of_2(students(table) * most_mined(table))
+
+
+@triton.jit
+def _shared_target(
+    p_mined, p_bank, i_b, B, K, num_chunks, TABLE: tl.constexpr, D: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Of a sample's one-hot target that is shared with mined entries: E_bank (1, BLOCK_D) and the bank's share. Nearer
+    entries come first, of equals the first in the bank, and none twice."""
+    MOST: tl.constexpr = most_mined(TABLE)
+    N = len(TABLE) * B
+    o_rank = tl.arange(0, triton.next_power_of_2(MOST))[:, None]
+    o_c = tl.arange(0, BLOCK_C).to(tl.int64)[None, :]
+    mask = (o_rank < MOST) & (o_c < num_chunks)
+    o_mined = tl.arange(0, _all_mined(TABLE))
+    mined = o_mined * 0 + K
+    for i_query in range(students(TABLE)):
+        p_rank = p_mined + (o_c * MOST + o_rank) * 2 * N + i_query * B + i_b
+        nearest = tl.where(mask, tl.load(p_rank, mask=mask, other=0).to(tl.float32, bitcast=True), NOTHING)
+        entries = tl.load(p_rank + N, mask=mask, other=0)
+        for i_rank in range(MOST):
+            found = tl.min(tl.where(nearest == tl.max(nearest), entries, K))
+            nearest = tl.where(entries == found, float("-inf"), nearest)
+            mined = tl.where(o_mined == i_query * MOST + i_rank, found, mined)
+    again = (mined[:, None] == mined[None, :]) & (o_mined[:, None] > o_mined[None, :])
+    m_mined = (mined < K) & (tl.max(again.to(tl.int32), axis=1) == 0)
+    b_m = load_rows(p_bank, mined.to(tl.int64), m_mined, D, BLOCK_D)
+    count = tl.sum(m_mined.to(tl.float32), axis=0)
+    return tl.sum(b_m * inverse_norms(b_m)[:, None], axis=0)[None, :] / (1 + count), count / (1 + count)
+
+
+@triton.constexpr_function
 def _meet_themselves(table):
     """Whether each query meets the bank that is mixed with itself."""
     return all(row[MIXED_WITH] == i for i, row in enumerate(table[: students(table)]))
@@ -136,6 +183,8 @@ def _combine_kernel(
     p_f0,  # (B, D)
     p_queries,  # a tuple: (B, D) each
     p_sums,  # (chunks, PLANES, R B), from `kernels.sweep`
+    p_mined,  # (chunks, mined, 2, R B) and the bank (K, D), of a table that mines; None and None, and K too, of others
+    p_bank,
     p_entries,  # (chunks, R B, D); this and what follows, but for p_lse, is None unless LOSS
     # (queries + 2, B), as bits: the losses, whether the measured query's positive is on top, its probability over the
     # plain bank (eq. 2)
@@ -147,6 +196,7 @@ def _combine_kernel(
     p_gradients,  # (queries, B, D)
     p_lse,  # (R, B) to the base 2: at the bank's temperature under BANK, else at the loss's
     B,
+    K,
     num_chunks,
     scale,  # 1 / (temperature ln 2)
     bank_scale,
@@ -191,6 +241,9 @@ def _combine_kernel(
                     scale, bank_scale, N, num_chunks, OWN, LOSS, BANK, _is_first_to_use(TABLE, ROW), D,
                     BLOCK_C, BLOCK_N, BLOCK_D,
                 )  # fmt: skip
+        if entry(TABLE, ROW, MINED) > 0:
+            if i_query == ROW:
+                aim, aim_rest = _shared_target(p_mined, p_bank, i_b, B, K, num_chunks, TABLE, D, BLOCK_C, BLOCK_D)
     if LOSS:
         part = lse - (tl.sum(b_u * aim) + (1 - aim_rest) * positive) * scale
         _publish(p_samples + row, part * LN2)

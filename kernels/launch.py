@@ -32,9 +32,11 @@ class Table(Protocol):
     """`fastmc.contrast_table.Table`, which says what the rows are."""
 
     @property
-    def rows(self) -> tuple[tuple[int, int | None, int | None, float], ...]: ...
+    def rows(self) -> tuple[tuple[int, int | None, int | None, float, int], ...]: ...
     @property
     def measured(self) -> int: ...
+    @property
+    def mined(self) -> int: ...
     @property
     def bank_order(self) -> range | None: ...
 
@@ -59,6 +61,8 @@ class Partial:
     """(chunks, PLANES, R, B)"""
     entries: Tensor | None
     """(chunks, R, B, D), with a loss."""
+    mined: Tensor | None
+    """(chunks, mined, 2, R, B), as int32, of a table that mines."""
     loss: float | None
     """Temperature of the loss, if there is one."""
     bank: float | None
@@ -158,6 +162,8 @@ class Plan:
 
         sums = self.new(chunks, PLANES.value, count, batch)
         entries = None if loss is None else self.new(chunks, count, batch, dim)
+        most = self.table.mined
+        mined = self.new(chunks, most, 2, count, batch, dtype=torch.int32) if most else None
         _sweep_kernel[rows, chunks_of_steps, columns](
             p_split=prepared.split,
             p_c=prepared.c,
@@ -165,6 +171,7 @@ class Plan:
             p_mixing=self.mixing,
             p_sums=sums,
             p_entries=entries,
+            p_mined=mined,
             B=batch,
             K=size,
             period=period,
@@ -185,7 +192,7 @@ class Plan:
             STAGES=tile.sweep_stages,
             num_warps=tile.sweep_warps,
         )
-        return Partial(sums, entries, loss, bank)
+        return Partial(sums, entries, mined, loss, bank)
 
     def combine(
         self, prepared: Prepared, partial: Partial, lse: Tensor, dtype: torch.dtype = torch.float32
@@ -219,6 +226,8 @@ class Plan:
             p_f0=self.f0,
             p_queries=self.queries,
             p_sums=partial.sums,
+            p_mined=partial.mined,
+            p_bank=None if partial.mined is None else self.bank,
             p_entries=partial.entries,
             p_samples=samples,
             p_ticket=ticket,
@@ -226,6 +235,7 @@ class Plan:
             p_gradients=gradients,
             p_lse=lse,
             B=batch,
+            K=None if partial.mined is None else len(self.bank),
             num_chunks=chunks,
             scale=_scale(partial.loss),
             bank_scale=_scale(partial.bank),

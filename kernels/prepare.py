@@ -5,8 +5,9 @@ v is said by a table, see below. Under own mixing a sample has one c per row of 
 with the feature of sample i mod B, so c is a (B, B) matrix per row.
 
 TABLE, a constant of each kernel, is the tuple of rows of a `fastmc.contrast_table`: (query, the query that
-its bank is mixed with, the row that is its target, weight of its loss), None where there is nothing. The first of them,
-`students` in number, have the losses of the queries, each at its query's place; the others are targets only.
+its bank is mixed with, the row that is its target, weight of its loss, entries that are mined of each query for its
+one-hot target), None where there is nothing. The first of them, `students` in number, have the losses of the queries,
+each at its query's place; the others are targets only.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ QUERY = tl.constexpr(0)
 MIXED_WITH = tl.constexpr(1)
 TARGET = tl.constexpr(2)
 WEIGHT = tl.constexpr(3)
+MINED = tl.constexpr(4)
 
 
 @triton.constexpr_function
@@ -32,6 +34,12 @@ def entry(table, row, column):
 def students(table):
     """How many queries there are."""
     return 1 + max(row[0] for row in table)
+
+
+@triton.constexpr_function
+def most_mined(table):
+    """How many entries of each query are mined."""
+    return max(row[MINED] for row in table)
 
 
 @triton.jit

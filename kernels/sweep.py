@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.prepare import MIXED_WITH, QUERY, look_up
+from kernels.prepare import MIXED_WITH, QUERY, look_up, most_mined
 from kernels.products import parts, product, split
 from kernels.rows import inverse_norms, load, load_parted, load_split, row_mask, row_offsets, whole
 
@@ -47,6 +47,21 @@ def _added(sums, shrink, x):
     return sums * shrink[:, None] + tl.sum(folded, axis=1)
 
 
+@triton.jit
+def _inserted(nearest, mined, x, entry):
+    """The largest similarities so far and their entries, largest first, after one more, which lies behind them in the
+    bank: of equals the first stays."""
+    new_nearest = ()
+    new_mined = ()
+    for RANK in tl.static_range(len(nearest)):
+        larger = x > nearest[RANK]
+        new_nearest += (tl.where(larger, x, nearest[RANK]),)
+        new_mined += (tl.where(larger, entry, mined[RANK]),)
+        x = tl.where(larger, nearest[RANK], x)
+        entry = tl.where(larger, mined[RANK], entry)
+    return new_nearest, new_mined
+
+
 # A size that is a multiple of 16 on one batch and not on the next must not compile anew.
 @triton.jit(do_not_specialize=["period", "num_steps"])
 def _sweep_kernel(
@@ -56,6 +71,7 @@ def _sweep_kernel(
     p_mixing,  # (K,)
     p_sums,  # (chunks, PLANES, R B), see above
     p_entries,  # (chunks, R B, D): sum of exponential times entry; None unless LOSS
+    p_mined,  # (chunks, mined, 2, R B) of a table that mines, nearest first: the similarity as bits, the entry; or None
     B,
     K,
     period,  # rows of the bank from tile to tile; under tiled mixing a multiple of B, so that a column keeps its v
@@ -107,6 +123,9 @@ def _sweep_kernel(
     bank_plain = tl.zeros([BLOCK_R, FOLD], tl.float32)
     bank_mixed = tl.zeros([BLOCK_R, FOLD], tl.float32)
     entries = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
+    MOST: tl.constexpr = most_mined(TABLE)
+    nearest = (tl.full([BLOCK_R], NOTHING, tl.float32),) * MOST
+    mined = (tl.zeros([BLOCK_R], tl.int32),) * MOST
 
     start = i_part.to(tl.int64) * period
     for _ in tl.range(i_part, num_steps, num_parts, num_stages=STAGES):
@@ -125,6 +144,12 @@ def _sweep_kernel(
 
         largest = tl.max(s, axis=1)
         top_plain = tl.maximum(top_plain, largest)
+        rest = s
+        for _rank in tl.static_range(MOST):
+            x = tl.max(rest, axis=1)
+            column = tl.min(tl.where(rest == x[:, None], o_k[None, :], period), axis=1)
+            rest = tl.where(o_k[None, :] == column[:, None], float("-inf"), rest)
+            nearest, mined = _inserted(nearest, mined, x, start.to(tl.int32) + column)
         if BANK:
             plain_top, shrink = _raised(plain_top, largest * bank_scale)
             bank_plain = _added(bank_plain, shrink, tl.exp2(s * bank_scale - plain_top[:, None]))
@@ -154,6 +179,10 @@ def _sweep_kernel(
     p_row = p_sums + i_chunk * (PLANES * N) + o_row
     tl.store(p_row + TOP * N, top, mask=m_row)
     tl.store(p_row + TOP_PLAIN * N, top_plain, mask=m_row)
+    for RANK in tl.static_range(MOST):
+        p_rank = p_mined + (i_chunk * MOST + RANK) * 2 * N + o_row
+        tl.store(p_rank, nearest[RANK].to(tl.int32, bitcast=True), mask=m_row)
+        tl.store(p_rank + N, mined[RANK], mask=m_row)
     if BANK:
         plain = tl.sum(bank_plain, axis=1)
         both_top = tl.maximum(plain_top, mixed_top)

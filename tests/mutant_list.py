@@ -42,6 +42,20 @@ KERNELS = (
         "test_kernels.py",
     ),
     _mutant(
+        "sweep: of equal rows the last one of a chunk is mined",
+        "kernels/sweep.py",
+        "larger = x > nearest[RANK]",
+        "larger = x >= nearest[RANK]",
+        "test_mining.py",
+    ),
+    _mutant(
+        "combine: rows that two queries have mined count twice",
+        "kernels/combine.py",
+        "m_mined = (mined < K) & (tl.max(again.to(tl.int32), axis=1) == 0)",
+        "m_mined = (mined < K) & (tl.max(again.to(tl.int32), axis=1) <= 1)",
+        "test_mining.py",
+    ),
+    _mutant(
         "prepare: the ticket is not reset",
         "kernels/prepare.py",
         "if (i_block == 0) & (i_row == 0) & (i_column == 0):",
@@ -148,6 +162,20 @@ OBJECTIVE = (
         "if self.tiled:  # every chunk",
         "if self.tiled and self.bank.is_cuda:  # every chunk",
         "test_chunked.py",
+    ),
+    _mutant(
+        "chunked: rows that are mined count from the beginning of their chunk",
+        "fastmc/objective/attention.py",
+        "torch.cat([self._entries, places + start])",
+        "torch.cat([self._entries, places])",
+        "test_mining.py",
+    ),
+    _mutant(
+        "cpp: of equal rows the last one is mined",
+        "kernels/cpu/contrast.cpp",
+        "place > 0 && logit > x[place - 1]",
+        "place > 0 && logit >= x[place - 1]",
+        "test_mining.py",
     ),
     _mutant(
         "ops: all losses have the first one's upstream gradient",

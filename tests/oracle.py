@@ -23,6 +23,12 @@ target."""
 TABLES = {
     "mc": A2MC, "unmixed": B3, "one-hot": B2, "alone": B1, "aimclr": AIMCLR, "hiclr": HICLR, "crossed": CROSSED,
 }  # fmt: skip
+MINING = {
+    "mining": AIMCLR.mining(),
+    "mining three": HICLR.mining(3),
+    "two mine": Table((Row(0, target=1), Row(1, weight=0.5, mined=2), Row(2, mined=2)), measured=1),
+}
+"""Tables without an ascent, so only :func:`step_of` takes them."""
 WEIGHTS = torch.tensor([0.5, -2.0, 3.0, -0.7])
 """Upstream gradients of the losses."""
 HYPER = {"lr": 2.0, "momentum_factor": 0.9, "weight_decay": 0.01}
@@ -31,7 +37,7 @@ HYPER = {"lr": 2.0, "momentum_factor": 0.9, "weight_decay": 0.01}
 @dataclass(frozen=True)
 class Case:
     """One call. ``kind``: "mc", "unmixed" (no mixed entries), "one-hot" (InfoNCE of each view), "alone" (of f3), or
-    another of TABLES."""
+    another of TABLES or MINING."""
 
     f0: Tensor
     f1: Tensor
@@ -65,7 +71,7 @@ class Case:
 
     @property
     def table(self) -> Table:
-        return TABLES[self.kind]
+        return (TABLES | MINING)[self.kind]
 
     @property
     def queries(self) -> list[Tensor]:

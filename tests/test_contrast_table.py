@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import CROSSED, TABLES, Case
+from oracle import CROSSED, MINING, TABLES, Case
 from torch import Tensor
 
 from fastmc.contrast_table import A2MC, AIMCLR, B1, B2, B3, HICLR, Row, Table
@@ -12,7 +12,7 @@ from fastmc.objective.contrast_step import contrast_step_
 from fastmc.reference import contrast as reference
 
 
-@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+@pytest.mark.parametrize("table", (TABLES | MINING).values(), ids=TABLES | MINING)
 def test_a_table_is_its_code(table):
     assert Table.parse(table.code) == table
     assert hash(Table.parse(table.code)) == hash(table)
@@ -31,6 +31,12 @@ def test_a_table_is_its_code(table):
         ((Row(0, target=1), Row(0, target=0)), 0, "row 1 can have no target"),
         ((Row(0, 0), Row(1, 1, target=0)), 0, "row 1 and its target must meet the same entries"),
         ((Row(0), Row(0)), 0, "row 1 is nobody's target"),
+        ((Row(0, mined=9),), 0, "row 0 can mine 0 to 8 entries"),
+        ((Row(0, mined=-1),), 0, "row 0 can mine 0 to 8 entries"),
+        ((Row(0, mined=2), Row(1, mined=1)), 0, "row 1 can mine 0 to 8 entries, as many as others that mine"),
+        ((Row(0), Row(1, target=0, mined=1)), 0, "row 1 can mine if it has a loss, no target"),
+        ((Row(0, 0, mined=1),), 0, "row 0 can mine if it has a loss, no target and no mixed entries"),
+        ((Row(0, target=1), Row(0, mined=1)), 0, "row 1 can mine if it has a loss"),
     ],
 )
 def test_what_is_no_table_says_so(rows, measured, message):
@@ -43,6 +49,14 @@ def test_the_order_in_which_each_student_finds_its_target():
     assert all(table.bank_order == range(table.queries) for table in forwards)
     assert [list(table.bank_order) for table in (A2MC, B3)] == [[2, 1, 0]] * 2
     assert Table((Row(0, target=1), Row(1, target=0))).bank_order is None
+    assert AIMCLR.mining().bank_order is None
+
+
+def test_a_table_can_be_told_to_mine():
+    assert (AIMCLR.mined, AIMCLR.miners) == (0, [])
+    table = AIMCLR.mining(3)
+    assert (table.mined, table.miners) == (3, [0])
+    assert table.rows == (Row(0, mined=3), *AIMCLR.rows[1:]) and table.mining(0) == AIMCLR
 
 
 @pytest.mark.parametrize("mix", ["own", "tiled"])
@@ -113,14 +127,17 @@ def test_two_rows_may_be_each_others_targets(impl):
         (AIMCLR, 3, {"mixing": 0.3}, "mixing must be None"),
         (MUTUAL, 2, {"update": "ascent"}, "table must not have targets that interleave for update 'ascent'"),
         (AIMCLR, 3, {"update": "fifo", "cursor": None}, "cursor must be an int64 scalar"),
+        (AIMCLR.mining(), 3, {"update": "ascent"}, "table must not mine for update 'ascent'"),
+        (AIMCLR.mining(8), 3, {"bank": 7}, "table mines 8 rows of bank for each query, and bank has 7"),
         ("A2MC", 3, {}, "table must be a Table, got 'A2MC'"),
     ],
 )
 def test_a_call_that_does_not_fit_its_table_says_so(table, count, settings, message):
     case = Case.draw(3, 20, 5)
     settings = {"update": "none", **settings}
+    bank = case.bank[: settings.pop("bank", 20)]
     with pytest.raises(ValueError, match=message):
-        contrast_step_(case.bank, torch.zeros_like(case.bank), case.f0, case.queries[:count], table, **settings)
+        contrast_step_(bank, torch.zeros_like(bank), case.f0, case.queries[:count], table, **settings)
 
 
 def test_a_query_is_named_by_its_number():

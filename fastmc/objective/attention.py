@@ -224,6 +224,7 @@ class Block:
 
     def pull_queries(self, scale: Tensor, weights: Tensor | None, temperature: float) -> Tensor:
         """(q n, D) features for :meth:`pull_`; ``scale`` (r, n) turns its weights into softmaxes."""
+        assert not self.contrast.table.mined, "a table that mines has no ascent"
         factor = scale[: self.q] / (temperature * self.contrast.batch)
         for student, _ in self.soft:
             factor[student] = 1 / (temperature * self.contrast.batch)  # pull_ scales these weights itself
@@ -264,6 +265,26 @@ class Metrics:
     def lse(self) -> Tensor:
         """(n,) log-sum-exps of the plain logits."""
         return self._total.log() if self._shift is None else self._lse + self._shift * BIT
+
+
+class Mined:
+    """The bank's entries that are nearest to each query of a block, ``k`` of each; of equals the first."""
+
+    def __init__(self, block: Block, k: int) -> None:
+        self._q, self._k = block.q, k
+        self._logits = block.u.new_empty(0, block.q, block.n)
+        self._entries = torch.empty(0, block.q, block.n, dtype=torch.int64, device=block.u.device)
+
+    def add(self, logits: Tensor, start: int) -> None:
+        """Take in the logits (k, columns, n) of a chunk, which begins at this entry."""
+        found, places = _largest(logits[:, : self._q], self._k)
+        entries = torch.cat([self._entries, places + start])
+        self._logits, places = _largest(torch.cat([self._logits, found]), self._k)
+        self._entries = entries.gather(0, places)
+
+    def entries(self) -> Tensor:
+        """(n, q k), int64: query after query, each one's nearest first."""
+        return self._entries.permute(2, 1, 0).flatten(1)
 
 
 class Softmax:
@@ -333,3 +354,17 @@ def _fold_(total: Tensor, x: Tensor) -> None:
         total += x[: len(x) - rest].unflatten(0, (-1, len(total))).sum(dim=0)
     if rest:
         total[:rest] += x[-rest:]
+
+
+def _largest(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of x (entries, ...), or all if there are no more, and their places; of equals the first, which
+    torch.topk does not promise."""
+    values: list[Tensor] = []
+    places: list[Tensor] = []
+    for _ in range(min(k, len(x))):
+        if places:
+            x = x.scatter(0, places[-1], -math.inf)
+        value, place = x.max(dim=0, keepdim=True)
+        values.append(value)
+        places.append(place)
+    return torch.cat(values), torch.cat(places)

@@ -16,10 +16,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fastmc.backends import may_look
-from fastmc.contrast_table import Table
-from fastmc.objective.attention import BIT, Block, Contrast
+from fastmc.contrast_table import Row, Table
+from fastmc.objective.attention import BIT, EPS, Block, Contrast
 from fastmc.objective.passes import Ascending, OfOthers, Passes, Swept
 from kernels.ranges import part
 
@@ -147,6 +148,21 @@ def contrast_step_(
     return results.stats(bank_temperature), results.gradients
 
 
+def mined_rows(queries: Sequence[Tensor], bank: Tensor, k: int, passes: type[Passes] = Passes) -> Tensor:
+    """The k rows of the bank (K, D) that are nearest to each query (B, D): (B, q k), int64, query after query.
+
+    Each query's nearest row comes first, of equal ones the lower. They are the mined positives of a table with these
+    queries, which counts a row once where several queries have it.
+    """
+    table = Table(tuple(Row(i) for i in range(len(queries)))).mining(k)
+    contrast = Contrast(torch.stack(list(queries)), bank, None, table, False)
+    over, found = passes(contrast), []
+    for samples in contrast.blocks():
+        block = Block(contrast, samples, 1.0, shifted=False)
+        found.append(over.sweep(block, 1.0, keys=False, metrics=False, kept=None).mined)
+    return torch.cat([entries for entries in found if entries is not None])
+
+
 def enqueue_(bank: Tensor, momentum: Tensor, f0: Tensor, cursor: Tensor, allowed: Tensor) -> None:
     """Write f0 (B, D) over the rows from ``cursor`` mod K on, round the end; of more than K features the last K stay.
 
@@ -218,6 +234,11 @@ class Results:
             p, p_t = e_positive[i] / total[i], e_positive[t] / total[t]
             excess = torch.where(p < 0.5, p - p_t, others[t] / total[t] - others[i] / total[i])
             pulls[i] = keys[i] - keys[t] + excess.unsqueeze(1) * f0
+        if found.mined is not None:
+            aim, share = _spread(found.mined, contrast.bank)
+            for i in contrast.table.miners:
+                losses[i] -= ((block.u[i] * aim).sum(dim=1) - share * positive[i]) / tau
+                pulls[i] += share.unsqueeze(1) * f0 - aim
         self.losses += losses[: block.q].sum(dim=1) / contrast.batch
         for i, weight in contrast.table.weights:
             pulls[i] *= weight
@@ -269,6 +290,16 @@ class Ascent:
         scale = 1 / (sums.others() + sums.exponential(positive))
         queries = block.pull_queries(scale, None, self._temperature)
         self._passes.ascend_(block, self.kept, scale, queries, self._gradient, self._ascending, allowed)
+
+
+def _spread(mined: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a target that is shared alike by f0 and the rows ``mined`` (n, entries) of the bank, each once: the sum (n, D)
+    of these rows, at unit length, times their probability; and the probability (n,) of all of them."""
+    mined, _ = mined.sort(dim=1)
+    new = mined.diff(dim=1, prepend=mined.new_full((len(mined), 1), -1)) != 0
+    weight = new / (1 + new.sum(dim=1, keepdim=True)).to(bank)
+    rows = F.normalize(bank[mined], dim=2, eps=EPS)
+    return (weight.unsqueeze(2) * rows).sum(dim=1), weight.sum(dim=1)
 
 
 def _logits_are_bounded(f0: Tensor, contrast: Contrast, temperature: float) -> bool:

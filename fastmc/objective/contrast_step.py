@@ -233,6 +233,10 @@ def _check_table(
         raise ValueError("mixing must be given: the rows of table are mixed")
     if mixing is not None and not table.mixed:
         raise ValueError("mixing must be None: no row of table is mixed")
+    if table.mined > len(bank):
+        raise ValueError(f"table mines {table.mined} rows of bank for each query, and bank has {len(bank)}")
+    if update == "ascent" and table.mined:
+        raise ValueError("table must not mine for update 'ascent'")
     if update == "ascent" and table.bank_order is None:
         raise ValueError("table must not have targets that interleave for update 'ascent', see Table.bank_order")
     if update == "fifo" and not _is_cursor(cursor, bank):

@@ -76,6 +76,7 @@ class FusedPasses(Passes):
             FusedKeys(block, found),
             FusedSums(block, second_temperature, found.second),
             FusedMetrics(block, second_temperature, found),
+            found.mined.transpose(0, 1).flatten(1) if self.contrast.table.mined else None,
         )
 
     def ascend_(
@@ -127,6 +128,8 @@ class FusedPasses(Passes):
             block.p,
             block.n,
             table.measured,
+            block.q,
+            table.mined,
         )
 
 
@@ -134,3 +137,4 @@ contrast_forward = partial(chunked.contrast_forward, passes=FusedPasses)
 contrast_bank_gradient = partial(chunked.contrast_bank_gradient, passes=FusedPasses)
 bank_step_ = partial(chunked.bank_step_, passes=FusedPasses)
 contrast_step_ = partial(chunked.contrast_step_, passes=FusedPasses)
+mined_rows = partial(chunked.mined_rows, passes=FusedPasses)

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fastmc.objective.attention import BIT, Block, Contrast, Keys, Metrics, Scratch, Sums, shaped
+from fastmc.objective.attention import BIT, Block, Contrast, Keys, Metrics, Mined, Scratch, Sums, shaped
 
 
 class Ascending(NamedTuple):
@@ -49,11 +49,13 @@ class Measured(Protocol):
 
 
 class Swept(NamedTuple):
-    """``keys`` at the block's temperature; ``sums`` of the weights that were kept, and the metrics, at the second."""
+    """``keys`` at the block's temperature; ``sums`` of the weights that were kept, and the metrics, at the second;
+    ``mined`` as from `fastmc.objective.attention.Mined`, of a table that mines."""
 
     keys: KeysOfOthers
     sums: OfOthers
     metrics: Measured
+    mined: Tensor | None
 
 
 class Passes:
@@ -81,15 +83,15 @@ class Passes:
     ) -> Swept:
         """What the block finds in the bank: as far as ``keys`` and ``metrics`` say, and the rest only where its weights
         are to be ``kept``."""
-        found = Swept(
-            first := Keys(block, block.temperature),
-            second := Sums(block, second_temperature),
-            measured := Metrics(block, second_temperature),
-        )
+        first, second = Keys(block, block.temperature), Sums(block, second_temperature)
+        measured = Metrics(block, second_temperature)
+        mined = Mined(block, self.contrast.table.mined) if self.contrast.table.mined else None
         ratio, of = block.temperature / second_temperature, self.contrast.table.measured
         for chunk in self.contrast.chunks():
             m = self._scratch.unit_rows(chunk)
             logits = self._logits(block, m, chunk)
+            if mined is not None:
+                mined.add(logits, chunk.start)
             if keys:
                 e = self._exponentials(logits)
                 first.add(e)
@@ -101,7 +103,7 @@ class Passes:
                 measured.add(logits[:, of], e[:, of])
             elif metrics:
                 measured.add(logits[:, of].mul_(ratio))
-        return found
+        return Swept(first, second, measured, None if mined is None else mined.entries())
 
     def ascend_(
         self,

@@ -43,6 +43,22 @@ def one_hot(log_prediction: Tensor) -> Tensor:
     return target
 
 
+def nearest(queries: Sequence[Tensor], m0: Tensor, k: int) -> Tensor:
+    """P (B, K): whether an entry is among the k nearest to any of a sample's queries (B, D); of equals the first."""
+    mined = torch.zeros(len(queries[0]), len(m0), dtype=torch.bool, device=m0.device)
+    for f in queries:
+        order = (f @ m0.T).sort(dim=1, descending=True, stable=True).indices
+        mined.scatter_(1, order[:, :k], True)
+    return mined
+
+
+def spread(log_prediction: Tensor, mined: Tensor) -> Tensor:
+    """The distribution that is the same at the positive and at each mined entry (B, K), and 0 at every other."""
+    target = one_hot(log_prediction)
+    target[:, 1:] = mined
+    return target / target.sum(dim=1, keepdim=True)
+
+
 def info_nce(f3: Tensor, f0: Tensor, m: Tensor, temperature: float) -> Tensor:
     """L_in (eq. 1, in the form of eq. 3), averaged over the batch; f0 is a constant, m is used as it is."""
     log_psi = log_similarity_distribution(f3, f0.detach(), m, temperature)
@@ -134,6 +150,8 @@ def contrast_losses(
     losses = []
     for row, prediction in zip(table.rows, log_psi[: len(queries)], strict=False):
         target = one_hot(prediction) if row.target is None else log_psi[row.target].exp().detach()
+        if row.mined:
+            target = spread(prediction, nearest(queries, m0, row.mined))
         losses.append(cross_entropy(target, prediction))
     return torch.stack(losses)
 

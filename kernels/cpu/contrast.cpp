@@ -32,6 +32,8 @@ struct Block {
     int64_t bank_size, dim, samples, columns, rows;
     int64_t tile;      // period of `crossed` along the bank
     int64_t measured;  // a column
+    int64_t students;  // the first columns, which mine
+    int64_t mined;     // entries each
 
     int64_t chunk() const { return tile < ENTRIES ? ENTRIES / tile * tile : tile; }  // each begins with tile 0
     int64_t chunks() const { return (bank_size + chunk() - 1) / chunk(); }
@@ -215,6 +217,47 @@ struct Nearest {
     }
 };
 
+// The entries with the largest logits of each column that mines, and of each sample (students, n, mined): largest first,
+// of equals the first.
+template <class T>
+struct Mined {
+    int64_t size;
+    std::vector<T> logits;
+    std::vector<int64_t> entries;
+
+    explicit Mined(const Block<T>& block)
+        : size(block.mined),
+          logits(block.students * block.samples * size, -std::numeric_limits<T>::infinity()),
+          entries(logits.size()) {
+        for (size_t i = 0; i < entries.size(); ++i) entries[i] = i % size;  // these stay where logits are no numbers
+    }
+
+    void insert(int64_t list, T logit, int64_t entry) {
+        T* x = &logits[list * size];
+        int64_t *e = &entries[list * size], place = size - 1;
+        if (!(logit > x[place])) return;
+        for (; place > 0 && logit > x[place - 1]; --place) {
+            x[place] = x[place - 1];
+            e[place] = e[place - 1];
+        }
+        x[place] = logit;
+        e[place] = entry;
+    }
+
+    void add(const Block<T>& block, Chunk<T>& chunk, int64_t sample) {
+        for (int64_t c = 0; size > 0 && c < block.students; ++c) {
+            const int64_t list = c * block.samples + sample;
+            const T* x = chunk.logits_of(c, sample);
+            if (!(largest_of(x, chunk.size) > logits[list * size + size - 1])) continue;
+            for (int64_t j = 0; j < chunk.size; ++j) insert(list, x[j], chunk.start + j);
+        }
+    }
+
+    void add(const Mined& later) {
+        for (size_t i = 0; i < entries.size(); ++i) insert(i / size, later.logits[i], later.entries[i]);
+    }
+};
+
 // What a sweep gives, one after the other in one array: sums (r, n) of all exponentials, share (r, n, tile) of lambda
 // e_b, keys (r, n, D) of W m, each of the first temperature; sums (r, n) of the second; and Nearest's.
 template <class T>
@@ -239,12 +282,13 @@ struct Found {
 };
 
 // One pass. `kept`: where the weights W (r, n, size) at the second temperature go, chunk by chunk, or null; `factor`
-// makes logits those of the second temperature.
+// makes logits those of the second temperature; to `neighbours` go the entries that are mined.
 template <class T>
-void sweep(const Block<T>& block, bool first, T factor, T* kept, T* result, int threads) {
+void sweep(const Block<T>& block, bool first, T factor, T* kept, T* result, int64_t* neighbours, int threads) {
     const int64_t rows = block.all_rows(), n = block.samples, dim = block.dim;
     const int64_t size = Found<T>::size(block, first, kept), units = block.units(), share = block.chunks_per_unit();
     const std::unique_ptr<T[]> partial(new T[units * size]);
+    std::vector<Mined<T>> mined(units, Mined<T>(block));
     run(units, threads, [&](int64_t unit) {
         Found<T> found(block, first, kept, partial.get() + unit * size);
         std::fill(found.sums, found.sums + found.added, T(0));
@@ -256,6 +300,7 @@ void sweep(const Block<T>& block, bool first, T factor, T* kept, T* result, int 
             T* second = kept + chunk.start * rows;  // of the chunk
             for (int64_t sample = 0; sample < n; ++sample) {
                 found.nearest.add(block, chunk, sample, factor);
+                mined[unit].add(block, chunk, sample);
                 if (first) weigh(block, chunk, sample, T(1), chunk.weights, found.sums, found.share);
                 if (kept) weigh(block, chunk, sample, factor, second, found.second, unused.data());
             }
@@ -271,7 +316,9 @@ void sweep(const Block<T>& block, bool first, T factor, T* kept, T* result, int 
         for (int64_t i = 0; i < found.added; ++i) result[i] += found.sums[i];
         for (int64_t sample = 0; sample < n; ++sample)
             total.nearest.add(sample, found.nearest.logit[sample], found.nearest.sum[sample], factor);
+        mined[0].add(mined[unit]);
     }
+    std::copy(mined[0].entries.begin(), mined[0].entries.end(), neighbours);
 }
 
 // The exact maximum of all logits, (r, n).
@@ -379,8 +426,8 @@ void gradient(const Block<T>& block, const Pull<T>& how, int threads) {
 
 #define FASTMC_CONTRAST(T, name)                                                                                     \
     FASTMC_API void fastmc_sweep_##name(const fastmc::Block<T>* block, int first, T factor, T* kept, T* result,      \
-                                        int threads) {                                                               \
-        fastmc::sweep<T>(*block, first, factor, kept, result, threads);                                              \
+                                        int64_t* neighbours, int threads) {                                          \
+        fastmc::sweep<T>(*block, first, factor, kept, result, neighbours, threads);                                  \
     }                                                                                                                \
     FASTMC_API int64_t fastmc_sweep_size_##name(const fastmc::Block<T>* block, int first, int second) {              \
         return fastmc::Found<T>::size(*block, first, second);                                                        \

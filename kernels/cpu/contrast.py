@@ -24,8 +24,10 @@ _SCALARS = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 
 
 class _Block(ctypes.Structure):
-    _fields_ = [(name, _POINTER) for name in ("bank", "queries", "mixing", "crossed", "shift", "column")] + [
-        (name, _SIZE) for name in ("bank_size", "dim", "samples", "columns", "rows", "tile", "measured")
+    _fields_ = [
+        *((name, _POINTER) for name in ("bank", "queries", "mixing", "crossed", "shift", "column")),
+        *((name, _SIZE) for name in ("bank_size", "dim", "samples", "columns", "rows", "tile", "measured")),
+        *((name, _SIZE) for name in ("students", "mined")),
     ]
 
 
@@ -52,6 +54,7 @@ class Rows:
         bank: (K, D) raw rows. queries: (p n, D), divided by temperature and log 2. mixing: (K,), or None.
         crossed: (r, n, tile) logits of what the bank is mixed with, or None. shift: (r, n) bits, or None.
         column: each row's plain column. measured: the column whose nearest entries are looked for.
+        students: the first columns, of which ``mined`` nearest entries each are wanted.
     """
 
     bank: Tensor
@@ -63,6 +66,8 @@ class Rows:
     columns: int
     samples: int
     measured: int
+    students: int
+    mined: int
     _block: _Block = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -77,6 +82,8 @@ class Rows:
             len(self.column),
             1 if self.crossed is None else self.crossed.shape[2],
             self.measured,
+            self.students,
+            self.mined,
         )
 
     def call(self, name: str, *arguments: Any) -> int:
@@ -94,6 +101,7 @@ class Found(NamedTuple):
         second: (r, n) of the exponentials at the second temperature; empty where no weights were kept.
         nearest: (n,) the largest logits of the measured column, of the first temperature and less the shift.
         total: (n,) the sums of 2^(factor (logits - nearest)).
+        mined: (students, n, mined), int64, the nearest entries of each student, nearest first, of equals the first.
     """
 
     sums: Tensor
@@ -102,6 +110,7 @@ class Found(NamedTuple):
     second: Tensor
     nearest: Tensor
     total: Tensor
+    mined: Tensor
 
 
 def largest(rows: Rows) -> Tensor:
@@ -124,8 +133,10 @@ def sweep(rows: Rows, factor: float, *, first: bool, kept: Tensor | None) -> Fou
     sizes = [math.prod(shape) for shape in shapes]
     result = rows.bank.new_empty(sum(sizes))
     scalar = _SCALARS[rows.bank.dtype](factor)
-    rows.call("sweep", int(first), scalar, _pointer(kept), _pointer(result), threads())
-    return Found(*(part.view(shape) for part, shape in zip(result.split(sizes), shapes, strict=True)))
+    mined = torch.empty(rows.students, n, rows.mined, dtype=torch.int64)
+    rows.call("sweep", int(first), scalar, _pointer(kept), _pointer(result), _pointer(mined), threads())
+    parts = (part.view(shape) for part, shape in zip(result.split(sizes), shapes, strict=True))
+    return Found._make([*parts, mined])
 
 
 class Step(NamedTuple):

@@ -39,7 +39,10 @@ SHAPES = [
 # Neither the batch nor a tile divides the bank.
 TILED = [(1, 31, 8), (20, 1, 8), (40, 33, 8), (70, 65, 8)]
 CALLS = [("mc", "ascent"), ("unmixed", "fifo"), ("one-hot", "fifo"), ("alone", "fifo"), ("mc", "none")]
-OTHER_CALLS = [("aimclr", "fifo"), ("hiclr", "fifo"), ("aimclr", "ascent"), ("hiclr", "ascent"), ("crossed", "ascent")]
+OTHER_CALLS = [
+    ("aimclr", "fifo"), ("hiclr", "fifo"), ("aimclr", "ascent"), ("hiclr", "ascent"), ("crossed", "ascent"),
+    ("mining", "fifo"), ("mining three", "fifo"), ("two mine", "none"),
+]  # fmt: skip
 
 
 def checked_step(case: Case, update: str, precision: str = "bf16x3", cursor: int = 0) -> tuple[Results, list[str]]:
