@@ -2,13 +2,14 @@
 
 Presets for CPUs say how many steps they take, since on a small set sixty epochs are too few to learn anything: 431
 clips in batches of 32 are 13 steps an epoch. Their epochs are a shape, which is stretched: drops of the learning rate,
-warm-up, probes and checkpoints keep their share of the run.
+warm-up, probes, checkpoints and a method's own phases keep their share of the run.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from math import ceil
+from typing import Any
 
 from fastmc.config import Config
 
@@ -32,4 +33,5 @@ def fitted(config: Config, clips: int) -> Config:
         checkpoint_every=max(1, round(stretch * config.log.checkpoint_every)),
     )
     optim = replace(optim, epochs=epochs, milestones=milestones, warmup_epochs=stretch * optim.warmup_epochs)
-    return replace(config, optim=optim, log=log)
+    in_epochs: Any = {name: round(stretch * getattr(config.settings, name)) for name in config.settings.in_epochs}
+    return replace(config, optim=optim, log=log, settings=replace(config.settings, **in_epochs))

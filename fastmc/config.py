@@ -7,7 +7,7 @@ import json
 import types
 import typing
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +18,7 @@ from fastmc.encoders.base import EncoderConfig
 from fastmc.evaluation.config import EvalConfig
 from fastmc.files import read_text
 from fastmc.methods import find_method
-from fastmc.methods.base import Impl, MethodConfig, Precision
+from fastmc.methods.base import Impl, Method, MethodConfig, Precision
 from fastmc.reading import reading, shown
 from fastmc.registry import NotAllowed
 from fastmc.views.clips import Stream, ViewImpl
@@ -155,11 +155,12 @@ class Config:
     preset sets defaults, every other flag overrides it. By default paper; tiny for the synthetic dataset."""
     method: str = "a2mc"
     """a2mc, or the rows of the paper's table 6 that lead to it. b1: x0, x3, InfoNCE, FIFO bank; b2: + attack and views
-    x1, x2; b3: + MC loss; a2mc: + mixing and the learned bank. Or a class of your own, MODULE:CLASS, see
-    docs/methods.md. Its settings are flags of their own."""
+    x1, x2; b3: + MC loss; a2mc: + mixing and the learned bank. Or one of its rivals: skeletonclr, ascal, aimclr, hiclr,
+    cpm, hico (docs/methods.md). Or a class of your own, MODULE:CLASS. Its settings are flags of their own."""
     backbone: str = "bigru"
     """Kind of the encoder: bigru, agcn, dstanet, hcn, lstm, s2s, stgcn (docs/encoders.md), or a class of your own,
-    MODULE:CLASS. Its settings are flags of their own. --encoder stgcn:16x256 says kind and size at once."""
+    MODULE:CLASS; by default the method's own. Its settings are flags of their own. --encoder stgcn:16x256 says kind and
+    size at once."""
     stream: Stream = "joint"
     """Input stream: joint coordinates, their motion, or bones."""
     frames: Frames = 64
@@ -219,11 +220,27 @@ def preset_config(
     preset: Preset,
     dataset: str = "synthetic",
     method: str = "a2mc",
-    backbone: str = "bigru",
+    backbone: str | None = None,
     allow: Collection[str] = (),
 ) -> Config:
-    """The settings of a preset; PKU-MMD has a longer schedule in preset paper (section 4.2). ``allow`` and errors as of
-    `fastmc.registry.find`."""
+    """The settings of a preset for a method, with its own encoder unless ``backbone`` names one; PKU-MMD has a longer
+    schedule in preset paper (section 4.2). ``allow`` and errors as of `fastmc.registry.find`."""
+    kind = find_method(method, allow)
+    backbone = backbone or kind.backbone
+    return _of_method(_preset_config(preset, dataset, method, backbone, allow), kind)
+
+
+def _of_method(config: Config, kind: type[Method]) -> Config:
+    """The settings with those in their place that a method has for its preset."""
+    for group, values in kind.run.get(config.preset, {}).items():
+        if group == "root":
+            config = replace(config, **values)
+        elif group != "encoder" or config.backbone == kind.backbone:
+            config = replace(config, **{group: replace(getattr(config, group), **values)})
+    return config
+
+
+def _preset_config(preset: Preset, dataset: str, method: str, backbone: str, allow: Collection[str]) -> Config:
     kinds = find_encoder(backbone, allow), find_method(method, allow)
     encoder, settings = (kind.Config(**kind.presets.get(preset, {})) for kind in kinds)
     chosen: dict[str, Any] = {"preset": preset, "dataset": dataset, "method": method, "backbone": backbone}

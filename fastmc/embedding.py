@@ -362,8 +362,8 @@ class Embedder:
     @tensor_cores(False)
     def _represent(self, clips: PackedClips, crop: float) -> Tensor:
         share, middle = (torch.full((len(clips),), value, device=self.device) for value in (crop, 0.5))
-        size, stream = self.config.frames, self.config.stream
-        return self.encoder.represent(crops_of(clips, share, middle, self.skeleton, size, stream))
+        how = (self.skeleton, self.config.frames, self.config.stream, self.encoder.shape.centre_joint)
+        return self.encoder.represent(crops_of(clips, share, middle, *how))
 
 
 def joints_by_name(theirs: Skeleton, ours: Skeleton) -> list[int]:

@@ -70,7 +70,8 @@ def read_encoder(path: Path, allow: Collection[str] = ()) -> tuple[Config, Train
         check_values(tensors, path)
         config = config_of(json.loads(about["config"]), allow)
         data = TrainingData.of_plain(json.loads(about["data"]))
-        shape = ClipShape(data.skeleton.num_joints, data.max_bodies, config.frames, data.skeleton.parents)
+        bones, centre = data.skeleton.parents, config.augment.centre_joint
+        shape = ClipShape(data.skeleton.num_joints, data.max_bodies, config.frames, bones, centre)
         encoder = find_encoder(config.backbone, allow)(config.encoder, shape)
         encoder.load_state_dict(tensors)
     return config, data, encoder

@@ -32,7 +32,8 @@ class PortableEncoder(nn.Module):
         super().__init__()
         config, data = embedder.config, embedder.data
         self.frame = ToBodyFrame(data.skeleton) if embedder.moves("the clips") else None
-        self.crop = CropAndResize(config.frames, config.evaluation.test_crop)
+        centre = embedder.encoder.shape.centre_joint
+        self.crop = CropAndResize(config.frames, config.evaluation.test_crop, centre)
         self.stream = AsStream(config.stream, data.skeleton)
         self.encoder = portable(embedder.encoder)
 
@@ -81,11 +82,12 @@ class ToBodyFrame(nn.Module):
 
 
 class CropAndResize(nn.Module):
-    """`fastmc.views.make.crops_of` of the joint stream: the middle of a clip, resized linearly to ``size`` frames."""
+    """`fastmc.views.make.crops_of` of the joint stream: the middle of a clip, resized linearly to ``size`` frames,
+    and a ``centre`` joint subtracted where there is one."""
 
-    def __init__(self, size: int, ratio: float) -> None:
+    def __init__(self, size: int, ratio: float, centre: int | None = None) -> None:
         super().__init__()
-        self.size, self.ratio = size, ratio
+        self.size, self.ratio, self.centre = size, ratio, centre
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, M, V, 3) to (B, size, M, V, 3)."""
@@ -98,7 +100,8 @@ class CropAndResize(nn.Module):
         after = (before + 1).minimum(kept.double() - 1)
         share = (place - before).float()[:, None, None, None]
         index = (start.double() + before).long(), (start.double() + after).long()
-        return x.index_select(1, index[0]) * (1 - share) + x.index_select(1, index[1]) * share
+        x = x.index_select(1, index[0]) * (1 - share) + x.index_select(1, index[1]) * share
+        return x if self.centre is None else x - x[:, :, :, self.centre : self.centre + 1]
 
 
 class AsStream(nn.Module):

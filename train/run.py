@@ -271,11 +271,11 @@ LATE = 0.25
 
 
 def say_when_full(pretraining: Pretraining) -> None:
-    """From which epoch on the bank is full of features, before which a step is one of InfoNCE with a queue; a warning
-    where that is late or never. Of methods without a bank nothing is said."""
+    """From which epoch on the bank is full of features, of a method that waits for it; a warning where that is late or
+    never."""
     config, model = pretraining.config, pretraining.model
     size = getattr(config.settings, "bank_size", None)
-    if size is None:
+    if size is None or model.phase(0, 0) not in model.brief:
         return
     clips, batches, epochs = config.optim.batch_size, pretraining.batches, config.optim.epochs
     steps = range(epochs * batches)
@@ -287,7 +287,7 @@ def say_when_full(pretraining: Pretraining) -> None:
     never = f"never: {epochs} epochs are {seen} clips"
     when = never if first is None else f"from epoch {first // batches + 1} of {epochs} on"
     log.warning(
-        "the bank of %d is full %s; until then a step is InfoNCE with a queue, and not one of %s. "
+        "the bank of %d is full %s; until then a step is one that fills it, and not one of %s. "
         "--bank-size %d is full within a quarter of the run; or give more --epochs",
         *(size, when, config.method, 2 ** int(math.log2(max(1, LATE * seen)))),
     )

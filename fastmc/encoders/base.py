@@ -18,13 +18,15 @@ from fastmc.checks import Count, Whole, check_ranges
 class ClipShape(NamedTuple):
     """What an encoder is built for: clips of T frames of M bodies of V joints, and the joints that these hang on.
 
-    ``parents``: V indices, a root is its own parent; empty where the bones are unknown.
+    ``parents``: V indices, a root is its own parent; empty where the bones are unknown. ``centre_joint``: the joint
+    that has been subtracted from all of its body, which whoever makes clips does; None for none.
     """
 
     joints: int
     bodies: int
     frames: int = 64
     parents: tuple[int, ...] = ()
+    centre_joint: int | None = None
 
     @property
     def width(self) -> int:

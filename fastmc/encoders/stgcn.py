@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastmc.arguments import working_dtype
 from fastmc.checks import Count, Probability
 from fastmc.encoders.base import ClipShape, Encoder, EncoderConfig, mlp_head, size_of
 from fastmc.encoders.graphs import Partition, check_bones, neighbours
@@ -34,6 +35,7 @@ from fastmc.encoders.layers import (
     shortcut,
 )
 from fastmc.encoders.rows import Rows, rows_of
+from fastmc.ranks import ALONE, Alone
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,28 @@ class GraphBlock(nn.Module):
         return F.linear(over_joints(x, graph.permute(2, 0, 1).flatten(0, 1)), weight) + bias
 
 
+def attention_drop(h: Tensor, ranks: Alone = ALONE, keep: float = 0.7) -> Tensor:
+    """AimCLR's energy-based attention drop: what stands out is set to zero, first whole joints, then single numbers.
+
+    Per row and channel e = (h - mean h)^2 and a = sigmoid(e / (4 (sum e / (T V - 1) + 1e-4)) + 1/2). A joint of a row
+    stays if its mean a is below ``keep``, a number if its own is; what stays is divided by the share of the whole batch
+    that does. Nothing is drawn, and no gradient goes through a.
+
+    Args:
+        h: (R, T, V, C). ranks: who share the batch.
+    """
+    with torch.no_grad():
+        e = (h.to(working_dtype(h)) - h.mean((1, 2), keepdim=True, dtype=working_dtype(h))).square_()
+        scale = 4 * (e.sum((1, 2), keepdim=True) / (h.shape[1] * h.shape[2] - 1) + 1e-4)
+        attention = torch.sigmoid(e / scale + 0.5)
+        joints = (attention.mean((1, 3), keepdim=True) < keep).to(attention.dtype)
+        numbers = (attention < keep).to(attention.dtype)
+        left = [joints.sum(), numbers.sum(), joints.new_full((), joints.numel()), joints.new_full((), h.numel())]
+        of_joints, of_numbers, all_joints, all_numbers = ranks.sum(torch.stack(left)).unbind()
+        mask = joints * (all_joints / of_joints) * numbers * (all_numbers / of_numbers)
+    return h * mask.to(h.dtype)
+
+
 class STGCN(Encoder):
     """Clips (n, 3, T, V, M), whose bodies are rows of their own, to the mean over frames, joints and bodies, (n, H)."""
 
@@ -138,9 +162,24 @@ class STGCN(Encoder):
         self.head = mlp_head(self.representation_dim, config.feature_dim, config.head_width)
 
     def body(self, x: Tensor, views: int) -> Tensor:
+        x, rows = self.before_pooling(x, views)
+        return mean_of_bodies(x, rows, self.shape.bodies)
+
+    def represent_and_drop(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Representations of one view (n, T, V * M * 3), (n, H) each: as `represent` has them, and with what
+        `attention_drop` leaves of the last block's output."""
+        clips = x.unflatten(2, (self.shape.joints, self.shape.bodies, 3)).permute(0, 4, 1, 2, 3)
+        h, rows = self.before_pooling(clips, 1)
+        h = rows.give(h)  # the drop counts over all bodies
+        dropped_h = attention_drop(h, self.norm.ranks)
+        whole, dropped = (mean_of_bodies(each, Rows(1), self.shape.bodies) for each in (h, dropped_h))
+        return whole, dropped
+
+    def before_pooling(self, x: Tensor, views: int) -> tuple[Tensor, Rows]:
+        """The last block's output (R, T / 4, V, C), and which bodies its rows are."""
         rows = rows_of(x, views, share=shares_rows(self, x, self.config.dropout))
         x = rows.take(bodies(x))
         x = self.norm(x.flatten(2), rows).to(self.dtype).view_as(x)
         for block in self.blocks:
             x = block(x, self.graph, rows)
-        return mean_of_bodies(x, rows, self.shape.bodies)
+        return x, rows

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from fastmc.data.placed.resident import PlacedStore
 from fastmc.encoders.amp import tensor_cores
+from fastmc.encoders.base import ClipShape
 from fastmc.evaluation.config import EvalConfig
 from fastmc.progress import progress_bar
 from fastmc.ranks import ALONE, Alone, rows_of_all, shares
@@ -26,6 +27,7 @@ class Represents(Protocol):
     """An encoder, as far as evaluation needs one: a module that maps inputs (B, T, F) to representations (B, H)."""
 
     training: bool
+    shape: ClipShape
 
     def represent(self, x: Tensor) -> Tensor: ...
 
@@ -92,7 +94,8 @@ def _represented(
     crops = zip(ratio.split(batch_size), position.split(batch_size), strict=True)
     with closing(store.batches(ids, batch_size)) as batches:
         for (batch, clips), (share, place) in zip(batches, crops, strict=True):
-            found = encoder.represent(crops_of(clips, share, place, store.skeleton, frames, stream))
+            centre = encoder.shape.centre_joint
+            found = encoder.represent(crops_of(clips, share, place, store.skeleton, frames, stream, centre))
             if features is None:  # whole from the start: what stays between the batches' arrays would break up the heap
                 features = found.new_empty(len(ids), found.shape[1])
             features[done : done + len(batch)] = found

@@ -80,7 +80,7 @@ def finetune(
             crops = zip(ratio.split(size), u[1].split(size), strict=True)
             with closing(store.batches(order, size)) as batches:
                 for (ids, clips), (share, place) in zip(batches, crops, strict=True):
-                    x = crops_of(clips, share, place, store.skeleton, frames, stream)
+                    x = crops_of(clips, share, place, store.skeleton, frames, stream, encoder.shape.centre_joint)
                     loss = F.cross_entropy(classifier(encoder.represent(x)), store.label[ids])
                     optimizer.zero_grad()
                     loss.backward()

@@ -15,6 +15,10 @@ METHODS = {
     "b1": "fastmc.methods.a2mc:B1",
     "b2": "fastmc.methods.a2mc:B2",
     "b3": "fastmc.methods.a2mc:B3",
+    "skeletonclr": "fastmc.methods.skeletonclr:SkeletonCLR",
+    "ascal": "fastmc.methods.ascal:ASCAL",
+    "aimclr": "fastmc.methods.aimclr:AimCLR",
+    "hiclr": "fastmc.methods.hiclr:HiCLR",
     "cpm": "fastmc.methods.cpm:CPM",
     "hico": "fastmc.methods.hico:HiCo",
 }

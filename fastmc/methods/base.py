@@ -29,7 +29,14 @@ Precision = Literal["bf16x3", "ieee", "bf16"]
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """Settings of a method; each becomes a flag of train.run. A method has a subclass of it."""
+    """Settings of a method; each becomes a flag of train.run. A method has a subclass of it.
+
+    Attributes:
+        in_epochs: names of those that are epochs of pre-training: they keep their share of a run whose budget is in
+            steps.
+    """
+
+    in_epochs: ClassVar[tuple[str, ...]] = ()
 
     @property
     def says(self) -> str:
@@ -64,7 +71,8 @@ class Setup:
 
     @property
     def shape(self) -> ClipShape:
-        return ClipShape(self.skeleton.num_joints, self.max_bodies, self.frames, self.skeleton.parents)
+        bones, centre = self.skeleton.parents, self.augment.centre_joint
+        return ClipShape(self.skeleton.num_joints, self.max_bodies, self.frames, bones, centre)
 
     def new_encoder(self) -> Encoder:
         """An encoder of this kind with fresh weights."""
@@ -161,7 +169,8 @@ class Batch:
 
     def whole(self) -> Tensor:
         """The whole clips, resized to T frames: joint coordinates (B, T, V * M * 3)."""
-        return whole_clips(self.clips, self.setup.skeleton, self.setup.frames, impl=self.setup.view_impl)
+        how: dict[str, Any] = {"centre": self.setup.augment.centre_joint, "impl": self.setup.view_impl}
+        return whole_clips(self.clips, self.setup.skeleton, self.setup.frames, **how)
 
     def gather(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The rows of all ranks, (B of all, ...) each, in the order that one process would have them in: features, or
@@ -200,6 +209,7 @@ class Found(NamedTuple):
             from the loss itself.
         seen: what `Method.measure` makes the step's numbers of.
         writes: buffers, each with what it becomes after the backward pass, unless the step is undone.
+        learns: whether the networks are updated, those that follow too; not in a phase that only fills a bank.
     """
 
     loss: Tensor
@@ -207,6 +217,7 @@ class Found(NamedTuple):
     gradients: tuple[Tensor, ...] | None
     seen: Any
     writes: tuple[tuple[Tensor, Tensor], ...] = ()
+    learns: bool = True
 
 
 class Follow(NamedTuple):
@@ -244,6 +255,9 @@ class Method(nn.Module):
 
     Attributes:
         Config: class of its settings. presets: by preset, what of these differs from their defaults.
+        backbone: kind of its encoder, where --backbone does not say another one.
+        run: by preset, what differs in other settings of the run: by group ("augment", "optim", "encoder"), or by
+            "root" for those of no group. Those of the encoder are for its own kind.
         views: in the order in which they lie in memory.
         metrics: the loss first. `measure` gives them.
         evaluated: name of the encoder whose representation is evaluated, an attribute of the method.
@@ -253,6 +267,8 @@ class Method(nn.Module):
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    backbone: ClassVar[str] = "bigru"
+    run: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {}
     views: ClassVar[tuple[View, ...]] = ()
     metrics: ClassVar[tuple[Metric, ...]] = (LOSS,)
     evaluated: ClassVar[str] = "query"

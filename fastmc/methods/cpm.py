@@ -30,6 +30,7 @@ from fastmc.checks import Count, Positive, Whole, check_ranges
 from fastmc.encoders.base import mlp_head, unit
 from fastmc.methods.base import LOSS, SPREAD, Batch, Found, Method, Metric, Setup, View
 from fastmc.methods.fifo import BankConfig, Fifo
+from fastmc.methods.skeletonclr import CROP_AND_SHEAR, PUBLISHED
 from fastmc.views.draw import BASIC_KEY, BASIC_QUERY
 from kernels.ranges import part
 
@@ -37,6 +38,8 @@ from kernels.ranges import part
 @dataclass(frozen=True)
 class CPMConfig(BankConfig):
     """Queue, loss and mining. The defaults fit the family: none of the paper's could be verified."""
+
+    in_epochs = ("mining_from",)
 
     bank_size: Count = 65536
     """K, entries of the contextual queue."""
@@ -93,18 +96,11 @@ class CPM(Method):
     backbone: ClassVar[str] = "stgcn"
     run: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
         "paper": {
-            "root": {"frames": 50},
+            **PUBLISHED,
             "encoder": {"encoder": "64x256", "head_width": 512},
-            "augment": {"crop_ratio_min": 1.0, "crop_padding": 1 / 6, "jitter_probability": 0.0, "shear": 0.5},
-            "optim": {
-                "optimizer": "sgd",
-                "lr": 0.1,
-                "weight_decay": 1e-4,
-                "batch_size": 128,
-                "epochs": 300,
-                "milestones": (250,),
-            },
         },
+        "small": {"augment": CROP_AND_SHEAR},
+        "tiny": {"augment": CROP_AND_SHEAR},
     }
     views = (View(BASIC_KEY), View(BASIC_QUERY))
     metrics = (

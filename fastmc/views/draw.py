@@ -145,15 +145,16 @@ class ViewParams:
         return values.squeeze(2) if values.shape[2] == 1 and name != "jittered" else values
 
 
-def identity_params(start: Tensor, length: Tensor, num_joints: int) -> ViewParams:
-    """One view that only resizes frames [start, start + length) of each clip. start, length: (B,) int64."""
+def identity_params(start: Tensor, length: Tensor, num_joints: int, centre: int | None = None) -> ViewParams:
+    """One view that only resizes frames [start, start + length) of each clip, and subtracts a ``centre`` joint where
+    one is given. start, length: (B,) int64."""
     table = torch.zeros(1, len(start), COLUMNS["jittered"].start + num_joints, device=start.device)
     table[0, :, 0], table[0, :, 1] = start, length
-    table[..., COLUMNS["centre"]] = -1
+    table[..., COLUMNS["centre"]] = -1 if centre is None else centre
     table[..., COLUMNS["axis_scale"]] = 1
     for name in ("pose", "jitter"):
         table[..., COLUMNS[name]][..., ::4] = 1
-    return ViewParams(table, 0, 0, torch.zeros_like(start), (0,), centred=False)
+    return ViewParams(table, 0, 0, torch.zeros_like(start), (0,), centred=centre is not None)
 
 
 def draw_params(

@@ -91,9 +91,12 @@ def _check(source: PackedClips | DenseClips, params: ViewParams, skeleton: Skele
     params.check_crops(source.num_frames)
 
 
-def whole_clips(clips: PackedClips, skeleton: Skeleton, size: int, *, impl: str = "auto") -> Tensor:
-    """The clips resized to ``size`` frames and nothing else: x of eq. 5, (B, size, V * M * 3) float32."""
-    params = identity_params(torch.zeros_like(clips.num_frames), clips.num_frames, skeleton.num_joints)
+def whole_clips(
+    clips: PackedClips, skeleton: Skeleton, size: int, *, centre: int | None = None, impl: str = "auto"
+) -> Tensor:
+    """The clips resized to ``size`` frames, their ``centre`` joint subtracted, and nothing else: x of eq. 5, (B, size,
+    V * M * 3) float32."""
+    params = identity_params(torch.zeros_like(clips.num_frames), clips.num_frames, skeleton.num_joints, centre)
     return make_views(clips, params, skeleton, size=size, impl=impl)[0]
 
 
@@ -107,9 +110,15 @@ def crop_span(num_frames: Tensor, ratio: Tensor, position: Tensor) -> tuple[Tens
 
 
 def crops_of(
-    clips: PackedClips, ratio: Tensor, position: Tensor, skeleton: Skeleton, size: int, stream: Stream
+    clips: PackedClips,
+    ratio: Tensor,
+    position: Tensor,
+    skeleton: Skeleton,
+    size: int,
+    stream: Stream,
+    centre: int | None = None,
 ) -> Tensor:
-    """A temporal crop of each clip, as `crop_span` says, resized to ``size`` frames and not changed otherwise: what
-    evaluations encode, (B, size, V * M * 3)."""
-    params = identity_params(*crop_span(clips.num_frames, ratio, position), skeleton.num_joints)
+    """A temporal crop of each clip, as `crop_span` says, resized to ``size`` frames, its ``centre`` joint subtracted,
+    and not changed otherwise: what evaluations encode, (B, size, V * M * 3)."""
+    params = identity_params(*crop_span(clips.num_frames, ratio, position), skeleton.num_joints, centre)
     return make_views(clips, params, skeleton, size=size, stream=stream)[0]

@@ -128,13 +128,13 @@ class _Strength(NamedTuple):
 
     @staticmethod
     def of(config: AugmentConfig, joints: int, padding: int) -> _Strength:
-        derived = {
+        derived: dict[str, Any] = {
             "padding": padding,
             "centre": -1 if config.centre_joint is None else config.centre_joint,
             "jittered": config.jittered_of(joints),
             "both_ways": config.rotation == "both-ways",
         }
-        return _Strength(**{name: derived.get(name, getattr(config, name, None)) for name in _Strength._fields})
+        return _Strength(**{name: derived.get(name, getattr(config, name, 0)) for name in _Strength._fields})
 
 
 class _Key(NamedTuple):

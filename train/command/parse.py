@@ -68,21 +68,23 @@ def _as_said(default: Config, args: Sequence[str]) -> Config:
 
 def _defaults(first: First, file: Mapping[str, Any]) -> Config:
     """The settings of a preset, with those of the file in their place."""
-    said: Preset | None = file.get("preset", first.preset)
-    if first.preset not in (None, said):
-        raise ValueError(f"--config {first.config} is of preset {said}: leave out --preset {first.preset}, or it")
+    of_file: Preset | None = file.get("preset", first.preset)
+    if first.preset not in (None, of_file):
+        raise ValueError(f"--config {first.config} is of preset {of_file}: leave out --preset {first.preset}, or it")
     named = {"dataset": first.dataset, "method": first.method, "backbone": first.backbone}
     given = {name: value for name, value in named.items() if value is not None}
-    chosen = {name: given.get(name, file.get(name, getattr(Config, name))) for name in named}
+    default = {"dataset": Config.dataset, "method": Config.method, "backbone": None}  # the method's own
+    chosen = {name: given.get(name, file.get(name, default[name])) for name in named}
     allow = tuple(given[name] for name in OF_A_CLASS.values() if name in given)  # and not what the file names
     others = {part for part, name in OF_A_CLASS.items() if chosen[name] != file.get(name, chosen[name])}
     kept = {name: value for name, value in file.items() if name not in others}
-    preset: Preset = said or ("tiny" if chosen["dataset"] == "synthetic" else "paper")
+    preset: Preset = of_file or ("tiny" if chosen["dataset"] == "synthetic" else "paper")
     if not file:
         return preset_config(preset, **chosen, allow=allow)
     try:
         base = preset_config(preset, **chosen, allow=allow)
-        return config_of(_merged(to_plain(base), {**kept, **chosen}), allow)
+        said = {name: value for name, value in chosen.items() if value is not None}
+        return config_of(_merged(to_plain(base), {**kept, **said}), allow)
     except NotAllowed as error:
         raise ValueError(f"{error}. Here: name it on the command line, as --method or --backbone") from None
     except (ValueError, TypeError, AttributeError) as error:  # it may hold anything

@@ -192,10 +192,11 @@ class PretrainStep:
 
         with part("optimizer"):
             self._conclude(found, norm)
-            self.update.step()
+            if found.learns:
+                self.update.step()
             if self.scaling is not None:  # not before: the gradients of this step have the scale of before
                 self.scaling.update_(self._skip)
-        if self.followers:
+        if self.followers and found.learns:
             with part("ema"):
                 for follower in self.followers:
                     follower.step()
