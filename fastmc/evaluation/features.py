@@ -24,10 +24,10 @@ Advance = Callable[[int], object]
 
 
 class Represents(Protocol):
-    """An encoder, as far as evaluation needs one: a module that maps inputs (B, T, F) to representations (B, H)."""
+    """An encoder, as far as evaluation needs one: a module that maps inputs (B, T, F) to representations (B, H). Where
+    it has a ``shape`` with a joint to subtract, that is done before."""
 
     training: bool
-    shape: ClipShape
 
     def represent(self, x: Tensor) -> Tensor: ...
 
@@ -91,10 +91,11 @@ def _represented(
     training = encoder.training
     encoder.eval()
     features, done = None, 0
+    shape: ClipShape | None = getattr(encoder, "shape", None)
+    centre = None if shape is None else shape.centre_joint
     crops = zip(ratio.split(batch_size), position.split(batch_size), strict=True)
     with closing(store.batches(ids, batch_size)) as batches:
         for (batch, clips), (share, place) in zip(batches, crops, strict=True):
-            centre = encoder.shape.centre_joint
             found = encoder.represent(crops_of(clips, share, place, store.skeleton, frames, stream, centre))
             if features is None:  # whole from the start: what stays between the batches' arrays would break up the heap
                 features = found.new_empty(len(ids), found.shape[1])
