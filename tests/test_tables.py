@@ -75,6 +75,9 @@ def test_published_figures_are_the_paper_s(number):
         if row.variant is not None and row.variant.backbone is not None:  # of these the paper has words alone
             assert set(row.values) == {None} and any(row.label.removeprefix("A²MC, ") in line for line in lines)
             continue
+        if row.variant is not None and row.variant.is_rival and set(row.values) == {None}:
+            assert not any(line.startswith(row.label) and _ends_in(line.split("\t"), row.values) for line in lines)
+            continue
         cut_off = (number, row.label) == (4, "LongT GAN")  # its last dash is not in the text
         values = row.values[:-1] if cut_off else row.values
         name = row.label.replace("MS²L", "MS² L").replace("A²MC", "A² MC").replace("3s-A² MC", "3s-A²MC")
@@ -108,6 +111,25 @@ def test_rows_of_other_encoders_are_trained_where_they_are_asked_for(data_root, 
     cells = [cell for cell in asked.cells(TABLES[1], columns) if cell[0] is row]
     (job, *_) = asked.training_jobs(cells)
     assert parse(job.arguments).backbone == "stgcn"
+
+
+def test_rows_of_rivals_are_trained_where_they_are_asked_for(data_root, tmp_path):
+    """With their own encoders at their own sizes, or with one for all."""
+    asked = replace(plan(data_root, tmp_path), methods=("aimclr", "ascal"))
+    column = asked.columns(TABLES[1], ["small"], ["xsub"])[0]
+    rows = {row.label: row.variant for row, _, _ in asked.cells(TABLES[1], [column])}
+    assert set(rows) == {"A²MC", "AimCLR", "AS-CAL"}
+    configs = {label: asked.config(column, variant, "joint", 0) for label, variant in rows.items()}
+    assert [configs[label].backbone for label in ("A²MC", "AimCLR", "AS-CAL")] == ["bigru", "stgcn", "lstm"]
+    assert configs["AimCLR"].encoder.encoder == "16x64" and configs["AimCLR"].augment.crop_padding > 0
+    assert configs["AimCLR"].out.name == "small-xsub-aimclr-stgcn-joint-tiny-seed0"
+    on_one = replace(asked, flags=(*asked.flags, "--backbone", "bigru"))
+    assert on_one.config(column, rows["AimCLR"], "joint", 0).encoder == configs["A²MC"].encoder
+
+
+def test_a_rival_that_there_is_not_is_an_error():
+    with pytest.raises(ValueError, match="methods = simclr: choose from aimclr, ascal, cpm, hiclr, hico, skeletonclr,"):
+        tables.make_tables(tables.Settings(table=(1,), methods=("simclr",)))
 
 
 def test_columns_of_a_published_set_are_the_published_protocols(data_root, tmp_path):

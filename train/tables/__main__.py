@@ -54,6 +54,9 @@ class Settings:
     """Seeds of each cell; mean and standard deviation are shown."""
     also: tuple[str, ...] = ()
     """Encoders of further rows of table 1, at their presets' sizes: stgcn, dstanet."""
+    methods: tuple[str, ...] = ()
+    """Methods of further rows of tables 1 to 3, by their names, or all; each with its own encoder, unless --backbone
+    says one for all."""
     runs: Path = Path("runs")
     """Folder of the run folders."""
     out: Path = Path("runs/tables")
@@ -92,11 +95,16 @@ def make_tables(settings: Settings, flags: tuple[str, ...] = ()) -> list[Filled]
     for name, values in (("table", settings.table), ("dataset", settings.dataset), ("protocols", settings.protocols)):
         if len(set(values)) < len(values):
             raise ValueError(f"{name} = {', '.join(map(str, values))}: name each once")
-    known = {row.variant.backbone for table in TABLES.values() for row in table.rows if row.variant} - {None}
+    variants = [row.variant for table in TABLES.values() for row in table.rows if row.variant]
+    rivals = sorted({variant.method for variant in variants if variant.is_rival})
+    methods = tuple(rivals) if settings.methods == ("all",) else settings.methods
+    if not set(rivals).issuperset(methods):
+        raise ValueError(f"methods = {', '.join(settings.methods)}: choose from {', '.join(rivals)}, or all")
+    known = {variant.backbone for variant in variants} - {None}
     if not known.issuperset(settings.also):
         raise ValueError(f"also = {', '.join(settings.also)}: choose from {', '.join(sorted(known))}")  # type: ignore[arg-type]
     check_flags(flags)
-    plan = Plan(flags, settings.seeds, settings.runs, settings.target, settings.out / "logs", settings.also)
+    plan = Plan(flags, settings.seeds, settings.runs, settings.target, settings.out / "logs", settings.also, methods)
     tables = [TABLES[number] for number in settings.table]
     columns = {table.number: plan.columns(table, settings.dataset, settings.protocols) for table in tables}
     if any(table.number == 5 for table in tables):
@@ -148,11 +156,13 @@ def fill(plan: Plan, table: Table, columns: tuple[Column, ...]) -> Filled:
 
 def _fine_print(plan: Plan, table: Table, columns: tuple[Column, ...]) -> tuple[str, ...]:
     lines = [f"Paper: {table.fine_print} {PRETRAINING}"]
-    variant = next(row.variant for row in table.rows if row.variant is not None)
-    ours = {column.dataset: _our_settings(plan, column, variant) for column in columns}
-    for settings in dict.fromkeys(ours.values()):  # as many paragraphs as there are settings
-        names = ", ".join(name for name, of_it in ours.items() if of_it == settings)
-        lines.append(f"Ours ({names}): {settings}")
+    ours = [(row.label, row.variant) for row in table.rows if row.variant is not None and plan.wants(row)]
+    usual = next(variant for _, variant in ours if not variant.is_rival)
+    for whose, variant in [("Ours", usual), *((label, variant) for label, variant in ours if variant.is_rival)]:
+        found = {column.dataset: _our_settings(plan, column, variant) for column in columns}
+        for settings in dict.fromkeys(found.values()):  # as many paragraphs as there are settings
+            names = ", ".join(name for name, of_it in found.items() if of_it == settings)
+            lines.append(f"{whose} ({names}): {settings}")
     seeds = ", ".join(map(str, plan.seeds))
     lines.append(f"Seeds {seeds}; mean ± standard deviation.{_measured(plan, table, columns)}")
     foreign = [c.dataset for c in columns if c.dataset not in DATASETS]
@@ -172,7 +182,7 @@ def _fine_print(plan: Plan, table: Table, columns: tuple[Column, ...]) -> tuple[
 def _our_settings(plan: Plan, column: Column, variant: Variant) -> str:
     config = plan.config(column, variant, variant.streams[0], plan.seeds[0])
     optim = config.optim
-    paper = preset_config("paper", column.dataset)
+    paper = preset_config("paper", column.dataset, config.method)
     groups = ("frames", "augment", "settings", "encoder", "optim", "evaluation")
     changed = [name for name in differences(to_plain(paper), to_plain(config)) if name.split(".")[0] in groups]
     return (

@@ -49,7 +49,7 @@ class Plan:
         runs: folder of the run folders, named as train.run names them.
         target: data set that table 5 fine-tunes on; its first protocol.
         logs: folder of what the commands print.
-        also: encoders of other kinds whose rows are wanted too.
+        also: encoders of other kinds whose rows are wanted too. methods: rivals that are.
     """
 
     flags: tuple[str, ...]
@@ -58,6 +58,7 @@ class Plan:
     target: str
     logs: Path
     also: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
     _data: dict[tuple[str, str], str] = field(default_factory=dict, init=False, repr=False, compare=False)
     _training_clips: dict[tuple[str, str], int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -115,7 +116,9 @@ class Plan:
 
     def _flags_of(self, variant: Variant) -> tuple[str, ...]:
         """Those of all runs; for an encoder of another kind without the size and the reading of the usual one."""
-        if variant.backbone is None:
+        names = {word.partition("=")[0] for word in self.flags}
+        own = variant.is_rival and "--backbone" not in names
+        if variant.backbone is None and not own:
             return self.flags
         kept, flags = [], iter(self.flags)
         for word in flags:
@@ -125,7 +128,7 @@ class Plan:
                     next(flags, None)
             else:
                 kept.append(word)
-        return (*kept, "--backbone", variant.backbone)
+        return tuple(kept) if variant.backbone is None else (*kept, "--backbone", variant.backbone)
 
     def configs(self, column: Column, variant: Variant, seed: int) -> list[Config]:
         return [self.config(column, variant, stream, seed) for stream in variant.streams]
@@ -137,8 +140,11 @@ class Plan:
                 yield row, column, seed
 
     def wants(self, row: Row) -> bool:
-        """Whether a row is one of ours, and of an encoder that is wanted."""
-        return row.variant is not None and row.variant.backbone in (None, *self.also)
+        """Whether a row is one of ours, and of an encoder and a method that are wanted."""
+        variant = row.variant
+        if variant is None or variant.backbone not in (None, *self.also):
+            return False
+        return not variant.is_rival or variant.method in self.methods
 
     def training_jobs(self, cells: Sequence[Cell]) -> list[Job]:
         """The runs to train, each once, those of the first seed first.
