@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -19,6 +20,7 @@ from fastmc.data.store import PackedStore
 from fastmc.encoders.base import ClipShape
 from fastmc.encoders.stgcn import STGCN, STGCNConfig, attention_drop
 from fastmc.evaluation.features import represent
+from fastmc.methods.aimclr import AimCLRConfig
 from fastmc.methods.ascal import ascal_losses
 from fastmc.methods.fifo import Fifo
 from fastmc.methods.hiclr import JointMask, masked_joints
@@ -218,6 +220,11 @@ def test_settings_of_presets_are_the_methods_own():
     assert parse(["--method", "hico"]).backbone == "s2s" and parse([]).backbone == "bigru"
 
 
+def test_more_neighbours_than_rows_are_refused():
+    with pytest.raises(ValueError, match=r"mined = 5 is more than the 4 rows of the bank; give a smaller --mined"):
+        AimCLRConfig(bank_size=4, mined=5)
+
+
 def test_mining_begins_at_its_share_of_a_budget_in_steps():
     from fastmc.budget import fitted
 
@@ -245,3 +252,16 @@ def test_evaluation_subtracts_the_joint_too(data_root, tmp_path):
     moved = represent(encoder, store, ids, "joint", **whole)
     assert encoder.shape.centre_joint == 1
     near(moved, h, 1e-4)
+
+
+@slow
+@pytest.mark.program
+def test_steps_of_methods_are_timed_in_turns(capsys):
+    """Each in its last phase; a time of no use is not asserted on."""
+    from bench.methods import CompareMethods, main, race
+
+    turns = race(CompareMethods(rounds=3, methods=("skeletonclr", "cpm"), encoder_of_all="bigru"))
+    assert list(turns.found) == ["b1", "skeletonclr", "cpm"]
+    assert main(["--rounds", "3", "--methods", "skeletonclr", "--encoder-of-all", "bigru"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"skeletonclr over b1: [\d.]+x \[[\d.]+-[\d.]+\]", said) and "step of preset tiny" in said

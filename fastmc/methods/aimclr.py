@@ -41,6 +41,14 @@ class AimCLRConfig(SkeletonCLRConfig):
     mining_from: Whole = 150
     """Epochs before mining begins."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mined > self.bank_size:
+            raise ValueError(
+                f"mined = {self.mined} is more than the {self.bank_size} rows of the bank; give a smaller --mined, or "
+                "a larger --bank-size"
+            )
+
 
 class AimCLR(SkeletonCLR):
     """SkeletonCLR with an extreme view, attention drop where the encoder has it (ST-GCN), and mining."""
