@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NamedTuple, Self
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from fastmc.checks import Count, NotNegative, Positive, Probability, check_ranges
 from fastmc.encoders.base import Encoder
 from fastmc.methods.attack import AttackHead, attack
-from fastmc.methods.base import LOSS, SPREAD, Batch, Follow, Found, Method, MethodConfig, Metric, Setup, View
+from fastmc.methods.base import LOSS, SPREAD, Batch, Follow, Found, Method, Metric, Setup, View
+from fastmc.methods.fifo import FITTED, BankConfig
 from fastmc.objective.bank import MemoryBank, mixing_coefficients
 from fastmc.objective.contrast_step import MCStep
 from fastmc.random import keyed_generator
@@ -28,15 +29,11 @@ X1, X2 = (View(number, strong=number == STRONG, of="given") for number in OF_ATT
 
 
 @dataclass(frozen=True)
-class A2MCConfig(MethodConfig):
+class A2MCConfig(BankConfig):
     """Bank, loss and attack. The defaults are those of paper section 4.2."""
 
     bank_size: Count = 16384
     """K, entries of the bank."""
-    fit_bank: bool = False
-    """K is no larger than the training set: the power of two below its size. A larger bank would be filled by several
-    keys of each clip, the very one's that it is to tell apart among them. So it is in presets small and tiny, unless
-    --bank-size is given."""
     temperature: Positive = 0.07
     """tau of the loss."""
     bank_temperature: Positive = 0.03
@@ -69,15 +66,6 @@ class A2MCConfig(MethodConfig):
         except ValueError as error:
             raise ValueError(f"mixing: {error}") from None
 
-    @property
-    def says(self) -> str:
-        return f"bank {self.bank_size}"
-
-    def fitted(self, clips: int) -> Self:
-        if not self.fit_bank or clips >= self.bank_size:
-            return self
-        return replace(self, bank_size=1 << max(0, clips.bit_length() - 1))
-
 
 class Features(NamedTuple):
     """Unit features f0..f3, each (B, D), of the four views; f1 and f2 are None where the method has no such view."""
@@ -106,10 +94,7 @@ class A2MC(Method):
 
     Config = A2MCConfig
     # Found by trying on UTD-MHAD and MSR-Action3D: docs/results.md.
-    presets: ClassVar = {
-        "small": {"bank_size": 4096, "fit_bank": True, "ema": 0.99, "attack_norm": 2.0},
-        "tiny": {"bank_size": 1024, "fit_bank": True, "ema": 0.99, "attack_norm": 2.0},
-    }
+    presets: ClassVar = {preset: {**values, "attack_norm": 2.0} for preset, values in FITTED.items()}
     # Each launch writes two neighbours, and the queries are neighbours too.
     views = (X0, X3, X1, X2)
     metrics = (

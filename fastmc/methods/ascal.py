@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from fastmc.arguments import working_dtype
 from fastmc.checks import Count, Positive, Probability, check_ranges
 from fastmc.methods.base import LOSS, Batch, Follow, Found, Method, Metric, Setup, View
-from fastmc.methods.fifo import BankConfig, Fifo
+from fastmc.methods.fifo import FITTED, BankConfig, Fifo
 from fastmc.views.draw import BASIC_KEY, BASIC_QUERY
 from kernels.ranges import part
 
@@ -76,10 +76,7 @@ class ASCAL(Method):
     """
 
     Config = ASCALConfig
-    presets: ClassVar = {
-        "small": {"bank_size": 4096, "fit_bank": True, "ema": 0.99},
-        "tiny": {"bank_size": 1024, "fit_bank": True, "ema": 0.99},
-    }
+    presets = FITTED
     backbone = "lstm"
     run: ClassVar = {
         "paper": {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,12 @@ from torch.nn import functional as F
 
 from fastmc.checks import Count
 from fastmc.methods.base import MethodConfig
+
+FITTED: Mapping[str, Mapping[str, Any]] = {
+    "small": {"bank_size": 4096, "fit_bank": True, "ema": 0.99},
+    "tiny": {"bank_size": 1024, "fit_bank": True, "ema": 0.99},
+}
+"""Of presets whose sets and runs are small, for methods with a key encoder."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,8 @@ class BankConfig(MethodConfig):
     bank_size: Count = 16384
     """K, entries of the bank."""
     fit_bank: bool = False
-    """K is no larger than the training set: the power of two below its size. So it is in presets small and tiny, unless
+    """K is no larger than the training set: the power of two below its size. A larger bank would be filled by several
+    keys of each clip, the very one's that it is to tell apart among them. So it is in presets small and tiny, unless
     --bank-size is given."""
 
     @property

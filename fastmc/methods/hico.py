@@ -25,7 +25,7 @@ from fastmc.checks import Count, Positive, Probability, check_ranges
 from fastmc.encoders.base import Encoder, mlp_head, unit
 from fastmc.encoders.s2s import S2S
 from fastmc.methods.base import LOSS, SPREAD, Batch, Follow, Found, Method, Metric, Setup, View
-from fastmc.methods.fifo import BankConfig, Fifo
+from fastmc.methods.fifo import FITTED, BankConfig, Fifo
 from fastmc.views.draw import BASIC_KEY, BASIC_QUERY
 from kernels.ranges import part
 
@@ -113,10 +113,7 @@ class HiCo(Method):
     """
 
     Config = HiCoConfig
-    presets: ClassVar = {
-        "small": {"bank_size": 4096, "fit_bank": True, "ema": 0.99},
-        "tiny": {"bank_size": 1024, "fit_bank": True, "ema": 0.99},
-    }
+    presets = FITTED
     backbone: ClassVar[str] = "s2s"
     run: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
         "paper": {

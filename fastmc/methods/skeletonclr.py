@@ -21,7 +21,7 @@ from fastmc.checks import Count, Positive, Probability, check_ranges
 from fastmc.contrast_table import B1, Table
 from fastmc.encoders.base import Encoder
 from fastmc.methods.base import LOSS, SPREAD, Batch, Follow, Found, Method, Metric, Setup, View
-from fastmc.methods.fifo import BankConfig
+from fastmc.methods.fifo import FITTED, BankConfig
 from fastmc.objective.bank import MemoryBank
 from fastmc.objective.contrast_step import ContrastStep, contrast_step_
 from fastmc.views.draw import BASIC_KEY, BASIC_QUERY
@@ -83,10 +83,7 @@ class SkeletonCLR(Method):
     """
 
     Config = SkeletonCLRConfig
-    presets: ClassVar = {
-        "small": {"bank_size": 4096, "fit_bank": True, "ema": 0.99},
-        "tiny": {"bank_size": 1024, "fit_bank": True, "ema": 0.99},
-    }
+    presets = FITTED
     backbone = "stgcn"
     run: ClassVar = {"paper": PUBLISHED, "small": {"augment": CROP_AND_SHEAR}, "tiny": {"augment": CROP_AND_SHEAR}}
     views: ClassVar[tuple[View, ...]] = (View(BASIC_KEY), View(BASIC_QUERY))
