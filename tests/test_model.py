@@ -246,3 +246,24 @@ def test_mixing_policies():
     assert {float(m[0]) for m in of_steps} == {float(c) for c in torch.tensor([0.4, 0.3, 0.2, 0.1])}
     assert torch.equal(drawn(4), of_steps[4]), "a function of seed and step"
     assert "coefficients" not in drawing.state_dict()
+
+
+def test_mixing_may_begin_late(batch, monkeypatch):
+    """Until then the loss is over the bank alone, and the bank learns."""
+    clips, ids = batch
+    model = make(replace(SMALL, mixing_from=3))
+    seen = [model.phase(clips_seen, epoch) for clips_seen, epoch in ((19, 0), (20, 0), (99, 2), (99, 3))]
+    assert seen == ["fill", "unmixed", "unmixed", "main"]
+    assert make(replace(SMALL, mixing_from=3), "b3").phase(20, 0) == "main"
+    said = []
+    real = model.contrast_step_
+    monkeypatch.setattr(
+        model,
+        "contrast_step_",
+        lambda f, mixing, *, filling: said.append((mixing, filling)) or real(f, mixing, filling=filling),
+    )
+    before = model.bank.entries.clone()
+    model.step(batch_of(model, clips, ids, 0), {"query": model.query, "key": model.key}, "unmixed")
+    model.step(batch_of(model, clips, ids, 1), {"query": model.query, "key": model.key}, "main")
+    assert said[0] == (None, False) and torch.equal(said[1][0], model.coefficients)
+    assert (model.bank.entries != before).all(), "each entry of a bank that learns moves"

@@ -10,6 +10,8 @@ import torch
 from golden import fill, golden, near, needs_golden, part_of
 from test_backbones import as_on_a_gpu as as_on_a_gpu  # fixtures
 from test_backbones import no_onednn as no_onednn
+from test_cpm import OWN as OF_CPM
+from test_hico import OWN as OF_HICO
 from test_hico import SHORT, one_step, replays, resumes, runs_and_is_exported, write
 from test_train import advance, assert_same_state, command, start
 from torch.nn import functional as F
@@ -265,3 +267,18 @@ def test_steps_of_methods_are_timed_in_turns(capsys):
     assert main(["--rounds", "3", "--methods", "skeletonclr", "--encoder-of-all", "bigru"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"skeletonclr over b1: [\d.]+x \[[\d.]+-[\d.]+\]", said) and "step of preset tiny" in said
+
+
+@slow
+@pytest.mark.parametrize("stream", ["motion", "bone"])
+@pytest.mark.parametrize("name", [*OWN, "cpm", "hico"])
+def test_streams(name, stream, data_root, tmp_path):
+    """A step of each is finite, and of other numbers than that of the joints."""
+    own = OWN.get(name) or (OF_CPM if name == "cpm" else OF_HICO)
+    losses = []
+    for each_stream in ("joint", stream):
+        pretraining = start(data_root, tmp_path / each_stream, *own, "--stream", each_stream)
+        advance(pretraining, 3)
+        pretraining.stepper.check()
+        losses.append(float(pretraining.stepper.metrics[0]))
+    assert losses[0] != losses[1]

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastmc.checks import Count, NotNegative, Positive, Probability, check_ranges
+from fastmc.checks import Count, NotNegative, Positive, Probability, Whole, check_ranges
 from fastmc.encoders.base import Encoder
 from fastmc.methods.attack import AttackHead, attack
 from fastmc.methods.base import LOSS, SPREAD, Batch, Follow, Found, Method, Metric, Setup, View
@@ -32,6 +32,7 @@ X1, X2 = (View(number, strong=number == STRONG, of="given") for number in OF_ATT
 class A2MCConfig(BankConfig):
     """Bank, loss and attack. The defaults are those of paper section 4.2."""
 
+    in_epochs = ("mixing_from",)
     bank_size: Count = 16384
     """K, entries of the bank."""
     temperature: Positive = 0.07
@@ -47,6 +48,8 @@ class A2MCConfig(BankConfig):
     mixing: str = "cycle"
     """Mixing coefficients lambda of eq. 8. cycle: a quarter of the entries each at 0.4, 0.3, 0.2, 0.1; fixed:0.3, say;
     draw: one of the four for all entries, drawn anew at every step."""
+    mixing_from: Whole = 0
+    """Epochs before entries are mixed; until then the MC loss is over the bank alone, which learns."""
     mix: Literal["own", "tiled"] = "own"
     """own: each sample's bank is mixed with its own feature, as eq. 8 reads; tiled: entry i with that of sample
     i mod B, as released codes of this family do."""
@@ -128,8 +131,11 @@ class A2MC(Method):
         return {"key": (self.key, Follow("query", self.config.ema))}
 
     def phase(self, clips_seen: int, epoch: int) -> str:
-        """fill: the bank is not yet full of f0, so a step is plain InfoNCE that writes f0 to it."""
-        return "fill" if clips_seen < self.config.bank_size else "main"
+        """fill: the bank is not yet full of f0, so a step is plain InfoNCE that writes f0 to it. unmixed: entries are
+        not mixed yet."""
+        if clips_seen < self.config.bank_size:
+            return "fill"
+        return "unmixed" if self.mixes and epoch < self.config.mixing_from else "main"
 
     def prepare(self, step: int) -> None:
         """The coefficients, where they are drawn anew at every step."""
@@ -143,7 +149,7 @@ class A2MC(Method):
         f = self.features(batch, networks["query"], networks["key"], attacks=self.attacks and not filling)
         f = f.gathered(batch)
         f = f._replace(f0=batch.guard(f.f0))
-        found = self.contrast_step_(f, None if filling else self.mixing, filling=filling)
+        found = self.contrast_step_(f, self.mixing if phase == "main" else None, filling=filling)
         pairs = ((f.f1, found.df1), (f.f2, found.df2), (f.f3, found.df3))
         outputs, gradients = zip(*((x, g) for x, g in pairs if x is not None), strict=True)
         return Found(found.loss, outputs, gradients, (found, f.f3.detach()))
