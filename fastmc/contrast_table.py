@@ -31,6 +31,8 @@ class Row(NamedTuple):
 
 MOST_MINED = 8
 """Of each query."""
+MOST_POSITIVES = 8
+"""Of each sample."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,11 @@ class Table:
     def mixed(self) -> bool:
         """Whether the rows have mixed entries."""
         return self.rows[0].mixed_with is not None
+
+    @property
+    def plain(self) -> bool:
+        """Whether each row is one-hot at the key, over key and bank."""
+        return not self.mixed and not self.mined and all(row.target is None for row in self.rows)
 
     @property
     def mined(self) -> int:

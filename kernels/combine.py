@@ -10,6 +10,9 @@ the batch. The share of f0 in E is kept apart, E = E_bank + (1 - rest) f0 with r
 softmax: E - f0 = E_bank - rest f0 does not cancel where the positive has nearly all of it. A one-hot target that is
 shared with c mined entries is an E_target too: these entries, each times 1 / (1 + c), and rest = c / (1 + c).
 
+Several positives of a sample, whose exponentials are summed inside the log, are to a softmax like one: its exponential
+is their sum, and its entry their mean with these as weights.
+
 The program that finishes last adds up the batch. Programs count themselves by a ticket, an atomic sum that is 0 at
 first: `kernels.prepare` has set it, two launches before, in memory of this call. So there is nothing to reset, and
 nothing that two streams or two replays of a graph could share. Who comes last does not touch the sums, which have one
@@ -81,7 +84,7 @@ def _expected_entry(
 
 @triton.jit
 def _softmax(
-    p_sums, p_entries, p_lse, row, b_v, positive, scale, bank_scale, N, num_chunks,
+    p_sums, p_entries, p_lse, row, b_v, positive, bank_positive, scale, bank_scale, N, num_chunks,
     OWN: tl.constexpr, LOSS: tl.constexpr, BANK: tl.constexpr, STORE: tl.constexpr, D: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -96,9 +99,19 @@ def _softmax(
     if STORE:
         kept = lse
         if BANK:
-            kept, _rest = _log_sum_exp(p_sums, TOP, BANK_SUM, row, positive, bank_scale, N, num_chunks, BLOCK_C)
+            kept, _rest = _log_sum_exp(p_sums, TOP, BANK_SUM, row, bank_positive, bank_scale, N, num_chunks, BLOCK_C)
         tl.store(p_lse + row, kept)
     return lse, rest, expected
+
+
+@triton.jit
+def _of_several(similarities, b_keys, scale):
+    """What stands for several positives (places, BLOCK_D) in a softmax: the similarity whose exponential is the sum of
+    theirs, and their mean (1, BLOCK_D) with these exponentials as weights. Similarities of none are -inf."""
+    nearest = tl.max(similarities, axis=0)
+    weights = tl.exp2((similarities - nearest) * scale)
+    total = tl.sum(weights, axis=0)
+    return nearest + tl.log2(total) / scale, tl.sum(b_keys * (weights / total)[:, None], axis=0)[None, :]
 
 
 @triton.constexpr_function
@@ -180,7 +193,7 @@ def _sums_of_batch(
 
 @triton.jit(do_not_specialize=["num_chunks"])
 def _combine_kernel(
-    p_f0,  # (B, D)
+    p_f0,  # (B, D), or (B, POSITIVES, D)
     p_queries,  # a tuple: (B, D) each
     p_sums,  # (chunks, PLANES, R B), from `kernels.sweep`
     p_mined,  # (chunks, mined, 2, R B) and the bank (K, D), of a table that mines; None and None, and K too, of others
@@ -203,6 +216,7 @@ def _combine_kernel(
     margin,  # what the rounding of a similarity may be: it must not decide a tie
     TABLE: tl.constexpr,
     MEASURED: tl.constexpr,  # a query
+    POSITIVES: tl.constexpr,  # of a sample; several only under LOSS and BANK
     OWN: tl.constexpr,  # own mixing: v is of the sample itself
     LOSS: tl.constexpr,
     BANK: tl.constexpr,
@@ -219,14 +233,26 @@ def _combine_kernel(
     m_b = o_b < B
     N = len(TABLE) * B  # rows of all samples
     row = i_query * B + i_b
-    b_f0 = load_rows(p_f0, o_b, m_b, D, BLOCK_D)
+    if POSITIVES == 1:
+        b_f0 = load_rows(p_f0, o_b, m_b, D, BLOCK_D)
     b_u = load_rows(select_query(i_query, p_queries), o_b, m_b, D, BLOCK_D)
     b_v = b_u
     if OWN and not _meet_themselves(TABLE):
         b_v = load_rows(select_query(look_up(i_query, TABLE, MIXED_WITH), p_queries), o_b, m_b, D, BLOCK_D)
-    positive = tl.sum(b_u * b_f0)
+    if POSITIVES == 1:
+        positive = tl.sum(b_u * b_f0)
+        bank_positive = positive
+        nearest = positive
+    else:
+        o_key = tl.arange(0, triton.next_power_of_2(POSITIVES))
+        m_key = o_key < POSITIVES
+        b_keys = load_rows(p_f0, i_b * POSITIVES + o_key, m_key, D, BLOCK_D)
+        similarities = tl.where(m_key, tl.sum(b_keys * b_u, axis=1), float("-inf"))
+        nearest = tl.max(similarities, axis=0)
+        positive, b_f0 = _of_several(similarities, b_keys, scale)
+        bank_positive, _mean = _of_several(similarities, b_keys, bank_scale)
     lse, rest, expected = _softmax(
-        p_sums, p_entries, p_lse, row, b_v, positive, scale, bank_scale, N, num_chunks,
+        p_sums, p_entries, p_lse, row, b_v, positive, bank_positive, scale, bank_scale, N, num_chunks,
         OWN, LOSS, BANK, True, D, BLOCK_C, BLOCK_N, BLOCK_D,
     )  # fmt: skip
     aim = tl.zeros([1, BLOCK_D], tl.float32)  # the target's E_bank and bank share: none of a one-hot target
@@ -238,7 +264,7 @@ def _combine_kernel(
                 target_positive = tl.sum(load_rows(p_target, o_b, m_b, D, BLOCK_D) * b_f0)
                 _lse, aim_rest, aim = _softmax(
                     p_sums, p_entries, p_lse, entry(TABLE, ROW, TARGET) * B + i_b, b_v, target_positive,
-                    scale, bank_scale, N, num_chunks, OWN, LOSS, BANK, _is_first_to_use(TABLE, ROW), D,
+                    target_positive, scale, bank_scale, N, num_chunks, OWN, LOSS, BANK, _is_first_to_use(TABLE, ROW), D,
                     BLOCK_C, BLOCK_N, BLOCK_D,
                 )  # fmt: skip
         if entry(TABLE, ROW, MINED) > 0:
@@ -253,10 +279,12 @@ def _combine_kernel(
         if i_query == MEASURED:
             o_c = tl.arange(0, BLOCK_C).to(tl.int64)
             top_plain = tl.max(_load_plane(p_sums, TOP_PLAIN, row, o_c, N, num_chunks, NOTHING), axis=0)
-            on_top = tl.where(positive > top_plain + margin, 1.0, 0.0)
+            on_top = tl.where(nearest > top_plain + margin, 1.0, 0.0)
             _publish(p_samples + QUERIES * B + i_b, on_top)
-            lse, _rest = _log_sum_exp(p_sums, TOP_PLAIN, BANK_PLAIN, row, positive, bank_scale, N, num_chunks, BLOCK_C)
-            _publish(p_samples + (QUERIES + 1) * B + i_b, tl.exp2(positive * bank_scale - lse))
+            lse, _rest = _log_sum_exp(
+                p_sums, TOP_PLAIN, BANK_PLAIN, row, bank_positive, bank_scale, N, num_chunks, BLOCK_C
+            )
+            _publish(p_samples + (QUERIES + 1) * B + i_b, tl.exp2(bank_positive * bank_scale - lse))
     if LOSS:
         tl.debug_barrier()  # the ticket is one thread's, which vouches for the others
         if tl.atomic_add(p_ticket, 1, sem="acq_rel") == QUERIES * B - 1:

@@ -49,6 +49,7 @@ class Case:
     tiled: bool = False
     temperature: float = 0.07
     bank_temperature: float = 0.03
+    positives: int = 1
 
     @classmethod
     def draw(
@@ -80,6 +81,11 @@ class Case:
         return [self.f1, self.f2, self.f3, *([self.f1.flip(0)] if self.kind == "crossed" else [])]
 
     @property
+    def key(self) -> Tensor:
+        """f0, or (B, G, D) of so many positives."""
+        return self.f0 if self.positives == 1 else torch.stack([self.f0.roll(g, 1) for g in range(self.positives)], 1)
+
+    @property
     def coefficients(self) -> Tensor | None:
         return self.mixing if self.table.mixed else None
 
@@ -88,10 +94,10 @@ class Case:
         setting: dict[str, Any] = {"temperature": temperature, "mix": "tiled" if self.tiled else "own"}
         if self.kind in ("mc", "unmixed"):
             return torch.stack(reference.mc_loss_parts(self.f0, *queries, bank, self.coefficients, **setting))
-        if self.kind in ("one-hot", "alone"):
+        if self.kind in ("one-hot", "alone") and self.positives == 1:
             m0 = reference.normalise(bank)
             return torch.stack([reference.info_nce(f, self.f0, m0, temperature) for f in queries])
-        return reference.contrast_losses(self.f0, queries, bank, self.table, self.coefficients, **setting)
+        return reference.contrast_losses(self.key, queries, bank, self.table, self.coefficients, **setting)
 
 
 Results = dict[str, Tensor]
@@ -128,8 +134,10 @@ def step_truth(case: Case, update: str, momentum: Tensor, cursor: int = 0) -> Re
     m0, tau = reference.normalise(case.bank), case.bank_temperature
     measured = case.queries[case.table.measured]
     similarity = measured @ m0.T
-    psi = reference.similarity_distribution(measured, case.f0, m0, tau)[:, 0]
-    nearer = (measured * case.f0).sum(dim=1) > similarity.amax(dim=1) + 8 * torch.finfo(case.f0.dtype).eps
+    psi = reference.similarity_distribution(measured, case.key, m0, tau)[:, : case.positives].sum(dim=1)
+    keys = case.key.view(len(case.f0), -1, case.f0.shape[1])
+    nearest = (measured.unsqueeze(1) * keys).sum(dim=2).amax(dim=1)
+    nearer = nearest > similarity.amax(dim=1) + 8 * torch.finfo(case.f0.dtype).eps
     parts = found["parts"]
     loss = reference.contrast_loss(parts, case.table)
     stats = torch.stack([loss, *parts, nearer.sum().to(psi), psi.mean()])
@@ -142,7 +150,7 @@ def step_truth(case: Case, update: str, momentum: Tensor, cursor: int = 0) -> Re
 
         bank, momentum = reference_bank.ascend(bank, momentum, loss_of, **HYPER)
     if update == "fifo":
-        for feature in case.f0:
+        for feature in keys.flatten(0, 1):
             row = cursor % len(bank)
             bank[row], momentum[row] = feature, 0
             cursor += 1
@@ -160,7 +168,7 @@ def step_of(
     stats, gradients = module.contrast_step_(
         bank,
         momentum,
-        case.f0,
+        case.key,
         case.queries,
         case.coefficients,
         case.table,

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from fastmc.backends import may_look
 from fastmc.contrast_table import Row, Table
-from fastmc.objective.attention import BIT, EPS, Block, Contrast
+from fastmc.objective.attention import BIT, EPS, Block, Contrast, Positive
 from fastmc.objective.passes import Ascending, OfOthers, Passes, Swept
 from kernels.ranges import part
 
@@ -127,6 +127,8 @@ def contrast_step_(
 ) -> tuple[Tensor, Tensor]:
     """Losses, their gradients and metrics, all at the old bank; then the bank's update in place.
 
+    f0 is (B, D), or (B, G, D) with several positives of each sample, of a table of plain one-hot rows.
+
     ``update`` is "ascent" (:func:`bank_step_` on the loss at ``bank_temperature``), "fifo" (:func:`enqueue_` of f0 at
     ``cursor``) or "none". If the loss is not finite, bank, momentum and cursor stay as they are.
 
@@ -144,7 +146,7 @@ def contrast_step_(
     if update == "fifo":
         assert cursor is not None
         with part("bank"):
-            enqueue_(bank, momentum, f0, cursor, results.finite())
+            enqueue_(bank, momentum, f0.flatten(0, -2), cursor, results.finite())
     return results.stats(bank_temperature), results.gradients
 
 
@@ -190,16 +192,16 @@ def _sweep(
     bounded = _logits_are_bounded(f0, contrast, min(temperature, second_temperature))
     for samples in contrast.blocks():
         block = Block(contrast, samples, temperature, shifted=not bounded)
-        positive = block.positive(f0)
+        positive, second = (block.positive(f0, tau) for tau in (temperature, second_temperature))
         if not bounded:
-            block.shift = passes.largest_logit(block, positive)
+            block.shift = passes.largest_logit(block, positive.similarity)
         keys, metrics, kept = results is not None, bank_temperature is not None, None if ascent is None else ascent.kept
         found = passes.sweep(block, second_temperature, keys=keys, metrics=metrics, kept=kept)
         if results is not None:
-            results.collect(found, f0, positive)
+            results.collect(found, positive, second)
         if ascent is not None:
             with part("bank"):
-                ascent.pull_(found.sums, positive, None if results is None else results.finite())
+                ascent.pull_(found.sums, second.similarity, None if results is None else results.finite())
 
 
 class Results:
@@ -211,14 +213,15 @@ class Results:
         self.losses = bank.new_zeros(len(contrast.queries))
         self.gradients = torch.empty_like(contrast.queries)
         self.lse = bank.new_empty(contrast.rows_per_sample, batch)
-        self.positive = bank.new_empty(batch)  # similarity of the measured query and f0
-        self.nearest, self.plain_lse = bank.new_empty(batch), bank.new_empty(batch)  # of that, see Metrics
+        # Of the measured query: its positive, the nearest of several, and what Metrics has.
+        self.positive, self.nearest_positive = bank.new_empty(batch), bank.new_empty(batch)
+        self.nearest, self.plain_lse = bank.new_empty(batch), bank.new_empty(batch)
 
-    def collect(self, found: Swept, f0: Tensor, positive: Tensor) -> None:
-        """Take in a block that has met the whole bank; positive is its (q, n) similarities with f0."""
+    def collect(self, found: Swept, of_positive: Positive, second: Positive) -> None:
+        """Take in a block that has met the whole bank, with its positives at the first and second temperature."""
         sums, metrics = found.keys, found.metrics
         block, contrast, tau = sums.block, self.contrast, self.temperature
-        f0, keys = f0[block.samples], sums.keys_of_others()
+        (positive, f0, _), keys = of_positive, sums.keys_of_others()
         others, e_positive = sums.others(), sums.exponential(positive)
         total = others + e_positive
         lse = total.log() if sums.shift is None else total.log() + sums.shift * BIT
@@ -243,7 +246,8 @@ class Results:
         for i, weight in contrast.table.weights:
             pulls[i] *= weight
         self.gradients[:, block.samples] = pulls / (tau * contrast.batch)
-        self.positive[block.samples] = positive[contrast.table.measured]
+        self.positive[block.samples] = second.similarity[contrast.table.measured]
+        self.nearest_positive[block.samples] = second.nearest[contrast.table.measured]
         self.nearest[block.samples], self.plain_lse[block.samples] = metrics.nearest(), metrics.lse()
         self.lse[:, block.samples] = lse
 
@@ -261,7 +265,7 @@ class Results:
     def stats(self, bank_temperature: float) -> Tensor:
         """As :func:`contrast_step_` returns them."""
         rounding = 8 * torch.finfo(self.positive.dtype).eps  # of a similarity of unit rows: it must not decide a tie
-        top1 = self.positive > self.nearest * bank_temperature + rounding
+        top1 = self.nearest_positive > self.nearest * bank_temperature + rounding
         odds = self.plain_lse - self.positive / bank_temperature
         found = [self.loss, *self.losses, top1.sum(), torch.sigmoid(-odds).mean()]
         return torch.stack([*found, *[torch.zeros_like(self.loss)] * (6 - len(found))])

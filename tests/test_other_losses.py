@@ -1,0 +1,224 @@
+"""What else a step can say: several positives; their authors' own numbers, formulas, every implementation."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from every_pair import every_pair
+from golden import golden, near, needs_golden
+from gpu_less import kernels_on_cpu, needs_engine
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_budget import kernel_budget
+from oracle import Case, Results, assert_exact, budget, step_of, step_truth, velocity, within
+from torch.nn import functional as F
+
+from fastmc.contrast_table import A2MC, AIMCLR, B1, B2
+from fastmc.objective import attention, chunked, cpp_passes
+from fastmc.objective.contrast_step import contrast_step_
+
+IMPLS = ["reference", "torch", "cpp"]
+MODULES = [chunked, cpp_passes]
+SHAPES = [(1, 3, 1), (7, 130, 5), (65, 300, 16), (130, 33, 8), (64, 2100, 8), (3, 5001, 4)]
+
+
+def assert_step(module, case: Case, update: str, bound: float = 1e-12) -> None:
+    ours, truth = (f(case, update, velocity(case), 3) for f in (lambda *a: step_of(module, *a), step_truth))
+    assert_exact(ours, truth, bound)
+
+
+def kernels_step(case: Case, update: str, precision: str) -> Results:
+    from kernels import mc
+
+    with kernels_on_cpu():
+        return step_of(mc, case, update, velocity(case), 3, precision)
+
+
+def assert_kernels(case: Case, update: str, precision: str) -> dict[str, torch.Tensor]:
+    """What is allowed; the kernels keep it."""
+    truth, plain = (step_truth(c, update, velocity(c), 3) for c in (case.to(torch.float64), case))
+    allowed = kernel_budget(plain, truth, case, precision)
+    verdict = within(kernels_step(case, update, precision), truth, allowed)
+    assert all(verdict.values()), verdict
+    return allowed
+
+
+def step(case: Case, impl: str, **more):
+    settings = {"temperature": case.temperature, "bank_temperature": case.bank_temperature, "update": "none", **more}
+    momentum = torch.zeros_like(case.bank)
+    return contrast_step_(case.bank, momentum, case.key, case.queries, case.table, impl=impl, **settings)
+
+
+# --- Several positives
+
+
+@needs_golden
+@pytest.mark.parametrize("impl", IMPLS)
+def test_hicos_own_numbers(impl):
+    """Each term's loss, gradient and bank. They do not scale rows of the bank, which are of unit length in float32."""
+    theirs = golden("HiCo_loss")
+    tau, pointers, total = float(theirs["temperature"]), theirs["pointer_before"], 0.0
+    names = ["clip", "part", "temporal", "spatial", "instance"]
+    for n, (name, other) in enumerate(zip(names, ["clip", "part", "spatial", "temporal", "instance"], strict=True)):
+        raw = theirs[f"raw_query_{name}"]
+        query, key = F.normalize(raw, dim=-1), F.normalize(theirs[f"raw_key_{other}"], dim=-1)
+        several = key.dim() == 3
+        bank, cursor = theirs[f"bank_{other}"].clone(), pointers[n].long()
+        found = contrast_step_(
+            bank, torch.ones_like(bank), key, [query[:, 0] if several else query], B1, temperature=tau,
+            cursor=cursor, impl=impl,
+        )  # fmt: skip
+        near(found.losses[0], theirs[f"loss_{name}"], 1e-7)
+        total += found.loss
+        wanted = theirs[f"grad_unit_{name}"]
+        near(found.gradients[0], wanted[:, 0] if several else wanted, 1e-7)
+        if several:
+            near(bank, theirs[f"bank_after_{name}"], 1e-7)
+            assert cursor == theirs["pointer_after"][n] and cursor - pointers[n] == key.shape[:2].numel()
+    near(total, theirs["loss"], 1e-7)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("positives", [2, 3, 8])
+def test_several_positives_by_their_formula(positives, impl):
+    case = replace(Case.draw(9, 45, 11, kind="one-hot"), positives=positives)
+    queries = [f.clone().requires_grad_() for f in case.queries]
+    candidates = F.normalize(case.bank, dim=1)
+
+    def shares(f, tau):
+        own = torch.stack([(f * case.key[:, g]).sum(dim=1) for g in range(positives)], dim=1)
+        return own, (own / tau).exp().sum(dim=1), (f @ candidates.T / tau).exp().sum(dim=1)
+
+    losses = torch.stack([-(own / (own + rest)).log().mean() for _, own, rest in (shares(f, 0.07) for f in queries)])
+    losses.sum().backward()
+    found = step(case, impl)
+    torch.testing.assert_close(found.losses, losses.detach(), rtol=1e-13, atol=0)
+    for ours, f in zip(found.gradients, queries, strict=True):
+        torch.testing.assert_close(ours, f.grad, rtol=1e-11, atol=1e-15)
+    similar, own, rest = shares(case.f3, 0.03)
+    torch.testing.assert_close(found.positive_probability, (own / (own + rest)).mean(), rtol=1e-13, atol=0)
+    assert found.top1_count == (similar.amax(dim=1) > (case.f3 @ candidates.T).amax(dim=1)).sum()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_one_of_several_is_one(impl):
+    """And equal ones are one whose logit is larger by log G."""
+    case = Case.draw(7, 45, 6, kind="one-hot")
+    bank, momentum = case.bank, torch.zeros_like(case.bank)
+    for update in ("fifo", "none"):
+        found, banks = [], []
+        for f0 in (case.f0, case.f0.unsqueeze(1)):
+            banks.append(bank.clone())
+            cursor = torch.tensor(43)
+            found.append(contrast_step_(banks[-1], momentum, f0, case.queries, B2, update=update, cursor=cursor,
+                                        impl=impl))  # fmt: skip
+        assert torch.equal(*banks)
+        assert all(map(torch.equal, found[0].gradients, found[1].gradients))
+        assert torch.equal(found[0].losses, found[1].losses) and torch.equal(found[0][4], found[1][4])
+    many = contrast_step_(bank, momentum, case.f0.unsqueeze(1).expand(-1, 4, -1), case.queries, B2, update="none",
+                          impl=impl)  # fmt: skip
+    candidates = F.normalize(bank, dim=1)
+    for f, loss in zip(case.queries, many.losses, strict=True):
+        own, rest = ((f * case.f0).sum(dim=1) / 0.07).exp(), (f @ candidates.T / 0.07).exp().sum(dim=1)
+        torch.testing.assert_close(loss, -(4 * own / (4 * own + rest)).log().mean(), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "positives", "update", "looking"),
+    every_pair(MODULES, SHAPES, [2, 4, 7], ["fifo", "ascent", "none"], [True, False]),
+)
+def test_several_positives_equal_the_reference_in_float64(module, shape, positives, update, looking, monkeypatch):
+    """``looking``: whether values may decide, as on a CPU, or must not, as on a GPU."""
+    if not looking and module is cpp_passes:
+        update = "fifo"
+    if not looking:
+        monkeypatch.setattr(chunked, "may_look", lambda tensor: False)
+    kind = "alone" if positives == 7 else "one-hot"
+    assert_step(module, Case.draw(*shape, kind=kind, positives=positives), update)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    b=st.integers(1, 20),
+    k=st.integers(3, 40),
+    samples=st.integers(1, 9),
+    entries=st.integers(1, 20),
+    positives=st.integers(1, 8),
+    looking=st.booleans(),
+)
+def test_any_cut_into_blocks_and_chunks_gives_the_same(b, k, samples, entries, positives, looking):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "SAMPLES", samples)
+        patch.setattr(attention, "ENTRIES", entries)
+        patch.setattr(chunked, "may_look", lambda tensor: looking)
+        assert_step(chunked, Case.draw(b, k, 5, kind="one-hot", positives=positives), "fifo")
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize(("temperature", "length"), [(0.01, 1.0), (0.01, 30.0), (5.0, 1e-3)])
+def test_several_positives_with_large_and_small_logits(temperature, length, module):
+    case = Case.draw(7, 45, 6, kind="one-hot", temperature=temperature, positives=3)
+    case = replace(case, **{name: length * getattr(case, name) for name in ("f0", "f1", "f2", "f3")})
+    assert_step(module, case, "fifo", 1e-12 * max(1.0, length**2 / temperature / 100))  # as in oracle.check_lengths
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_several_positives_keep_the_error_budget(module):
+    case = Case.draw(65, 700, 128, kind="one-hot", dtype=torch.float32, positives=4)
+    truth, plain = (step_truth(c, "fifo", velocity(c)) for c in (case.to(torch.float64), case))
+    allowed = budget(plain, truth, case.bank_temperature)
+    assert all(within(step_of(module, case, "fifo", velocity(case)), truth, allowed).values())
+    other = within(step_of(module, replace(case, positives=3), "none", velocity(case)), truth, allowed)
+    assert not other["stats"] and not other["gradients"]
+
+
+@needs_engine
+@pytest.mark.compiler
+@pytest.mark.parametrize(
+    ("shape", "positives", "update", "precision"),
+    [
+        ((7, 70, 17), 4, "fifo", "bf16x3"),
+        ((33, 130, 40), 3, "ascent", "bf16x3"),
+        ((5, 3, 8), 8, "fifo", "ieee"),
+        ((20, 200, 24), 2, "none", "ieee"),
+    ],
+)
+def test_the_kernels_take_several_positives(shape, positives, update, precision):
+    case = Case.draw(*shape, kind="one-hot", dtype=torch.float32, positives=positives)
+    allowed = assert_kernels(case, update, precision)
+    truth = step_truth(case.to(torch.float64), update, velocity(case).double(), 3)
+    other = replace(case, positives=positives - 1).to(torch.float64)
+    assert not within(step_truth(other, "none", velocity(other), 3), truth, allowed)["gradients"]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_one_positive_that_is_not_finite_leaves_the_bank_alone(value, impl):
+    case = Case.draw(5, 30, 6, kind="one-hot", positives=3)
+    key = case.key.clone()
+    key[2, 1, 3] = value
+    bank, momentum, cursor = case.bank.clone(), velocity(case), torch.tensor(4)
+    found = contrast_step_(bank, momentum, key, case.queries, B2, cursor=cursor, impl=impl)
+    assert not found.loss.isfinite() and cursor == 4
+    assert torch.equal(bank, case.bank) and torch.equal(momentum, velocity(case))
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "message"),
+    [
+        (B2, (3, 9, 5), r"f0 must be \(B, D\), or \(B, G, D\) with G of 1 to 8, got \(3, 9, 5\)"),
+        (B2, (3, 0, 5), r"f0 must be \(B, D\), or \(B, G, D\)"),
+        (B2, (3, 2, 2, 5), r"f0 must be \(B, D\)"),
+        (B2, (2, 2, 5), r"f1 is \(3, 5\), f0 is \(2, 5\)"),
+        (AIMCLR, (3, 2, 5), r"f0 must be \(B, D\) for a table with mixed rows, targets or mined entries"),
+        (B2.mining(), (3, 2, 5), r"f0 must be \(B, D\) for a table with mixed"),
+        (A2MC, (3, 2, 5), r"f0 must be \(B, D\) for a table with mixed"),
+    ],
+)
+def test_positives_that_do_not_fit_say_so(table, key, message):
+    case = Case.draw(3, 20, 5)
+    mixing = 0.3 if table.mixed else None
+    with pytest.raises(ValueError, match=message):
+        contrast_step_(case.bank, velocity(case), torch.ones(key), case.queries, table, mixing, update="none")
