@@ -164,6 +164,15 @@ def test_several_positives_with_large_and_small_logits(temperature, length, modu
     assert_step(module, case, "fifo", 1e-12 * max(1.0, length**2 / temperature / 100))  # as in oracle.check_lengths
 
 
+def test_the_length_of_every_positive_counts():
+    """For whether logits are known to be bounded: of these, |q||k| / tau is 714, and the exponential overflows."""
+    f = torch.full((1, 128), 128**-0.5, dtype=torch.float64)
+    contrast = attention.Contrast(f.unsqueeze(0), f, None, B1, False)
+    key = torch.stack([f, 50 * f, f], dim=1)
+    assert chunked._logits_are_bounded(f, contrast, 0.07)
+    assert not chunked._logits_are_bounded(key, contrast, 0.07)
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_several_positives_keep_the_error_budget(module):
     case = Case.draw(65, 700, 128, kind="one-hot", dtype=torch.float32, positives=4)

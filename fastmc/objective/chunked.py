@@ -310,7 +310,7 @@ def _logits_are_bounded(f0: Tensor, contrast: Contrast, temperature: float) -> b
     """Whether exponentials of the logits are known to need no shift: neither they nor their sums overflow or vanish."""
     if not may_look(f0):
         return False
-    longest = torch.maximum(contrast.queries.norm(dim=2).max(), f0.norm(dim=1).max())
+    longest = torch.maximum(contrast.queries.norm(dim=2).max(), f0.norm(dim=-1).max())
     return bool(longest * longest.clamp(min=1) / temperature <= _largest_logit(f0.dtype))
 
 
