@@ -41,6 +41,7 @@ class Table:
 
     Attributes:
         measured: the query whose top-1 count and probability of the key are returned.
+        unit: whether the bank's rows are scaled to unit length; if not they enter as they are, as in AS-CAL.
         code: the table as text, which operators of torch.library can take.
 
     Raises:
@@ -49,10 +50,11 @@ class Table:
 
     rows: tuple[Row, ...]
     measured: int = 0
+    unit: bool = True
     code: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "code", json.dumps([self.rows, self.measured]))
+        object.__setattr__(self, "code", json.dumps([self.rows, self.measured, self.unit]))
         queries, rows = range(self.queries), range(len(self.rows))
         if self.measured not in queries:
             raise ValueError(f"measured must be one of {len(queries)} queries, got {self.measured}")
@@ -76,8 +78,8 @@ class Table:
     @cache
     def parse(cls, code: str) -> Table:
         """The table of a ``code``."""
-        rows, measured = json.loads(code)
-        return cls(tuple(Row(*row) for row in rows), measured)
+        rows, *rest = json.loads(code)
+        return cls(tuple(Row(*row) for row in rows), *rest)
 
     def mining(self, k: int = 1) -> Table:
         """The same with mined positives in the first row, k of each query."""

@@ -122,8 +122,8 @@ def _all_mined(table):
 
 @triton.jit
 def _shared_target(
-    p_mined, p_bank, i_b, B, K, num_chunks, TABLE: tl.constexpr, D: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    p_mined, p_bank, i_b, B, K, num_chunks, TABLE: tl.constexpr, UNIT: tl.constexpr, D: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Of a sample's one-hot target that is shared with mined entries: E_bank (1, BLOCK_D) and the bank's share. Nearer
     entries come first, of equals the first in the bank, and none twice."""
@@ -146,7 +146,9 @@ def _shared_target(
     m_mined = (mined < K) & (tl.max(again.to(tl.int32), axis=1) == 0)
     b_m = load_rows(p_bank, mined.to(tl.int64), m_mined, D, BLOCK_D)
     count = tl.sum(m_mined.to(tl.float32), axis=0)
-    return tl.sum(b_m * inverse_norms(b_m)[:, None], axis=0)[None, :] / (1 + count), count / (1 + count)
+    if UNIT:
+        b_m *= inverse_norms(b_m)[:, None]
+    return tl.sum(b_m, axis=0)[None, :] / (1 + count), count / (1 + count)
 
 
 @triton.constexpr_function
@@ -213,9 +215,10 @@ def _combine_kernel(
     num_chunks,
     scale,  # 1 / (temperature ln 2)
     bank_scale,
-    margin,  # what the rounding of a similarity may be: it must not decide a tie
+    margin,  # what the rounding of a similarity of unit rows may be: it must not decide a tie
     TABLE: tl.constexpr,
     MEASURED: tl.constexpr,  # a query
+    UNIT: tl.constexpr,  # the bank's rows are scaled to unit length
     POSITIVES: tl.constexpr,  # of a sample; several only under LOSS and BANK
     OWN: tl.constexpr,  # own mixing: v is of the sample itself
     LOSS: tl.constexpr,
@@ -269,7 +272,7 @@ def _combine_kernel(
                 )  # fmt: skip
         if entry(TABLE, ROW, MINED) > 0:
             if i_query == ROW:
-                aim, aim_rest = _shared_target(p_mined, p_bank, i_b, B, K, num_chunks, TABLE, D, BLOCK_C, BLOCK_D)
+                aim, aim_rest = _shared_target(p_mined, p_bank, i_b, B, K, num_chunks, TABLE, UNIT, D, BLOCK_C, BLOCK_D)
     if LOSS:
         part = lse - (tl.sum(b_u * aim) + (1 - aim_rest) * positive) * scale
         _publish(p_samples + row, part * LN2)
@@ -279,6 +282,9 @@ def _combine_kernel(
         if i_query == MEASURED:
             o_c = tl.arange(0, BLOCK_C).to(tl.int64)
             top_plain = tl.max(_load_plane(p_sums, TOP_PLAIN, row, o_c, N, num_chunks, NOTHING), axis=0)
+            if not UNIT:  # rows are as long as query and positive
+                keys = b_f0 if POSITIVES == 1 else b_keys
+                margin *= tl.sqrt(tl.sum(b_u * b_u) * tl.max(tl.sum(keys * keys, axis=1), axis=0))
             on_top = tl.where(nearest > top_plain + margin, 1.0, 0.0)
             _publish(p_samples + QUERIES * B + i_b, on_top)
             lse, _rest = _log_sum_exp(

@@ -36,6 +36,8 @@ class Table(Protocol):
     @property
     def measured(self) -> int: ...
     @property
+    def unit(self) -> bool: ...
+    @property
     def mined(self) -> int: ...
     @property
     def bank_order(self) -> range | None: ...
@@ -186,6 +188,7 @@ class Plan:
             bank_scale=_scale(bank),
             TABLE=self.table.rows,
             MIX=self.mix,
+            UNIT=self.table.unit,
             LOSS=loss is not None,
             BANK=bank is not None,
             PRECISION=self.precision,
@@ -248,6 +251,7 @@ class Plan:
             margin=MARGIN[self.precision],
             TABLE=self.table.rows,
             MEASURED=self.table.measured,
+            UNIT=self.table.unit,
             POSITIVES=1 if self.f0.dim() == 2 else self.f0.shape[1],
             OWN=self.mix == "own",
             LOSS=partial.loss is not None,
@@ -272,7 +276,7 @@ class Plan:
     ) -> None:
         """A step; or, to ``gradient`` (K, D), that of the losses weighted by ``weights`` (queries,)."""
         batch, size, tile, order = len(self.f0), len(self.bank), self.tiles, self.table.bank_order
-        assert order is not None, "the table has no ascent"
+        assert order is not None and self.table.unit, "the table has no ascent"
         block_b = min(tile.bank_samples, _block(batch))
         _bank_kernel[(triton.cdiv(size, tile.bank_entries),)](
             p_split=prepared.split,

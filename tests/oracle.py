@@ -29,6 +29,14 @@ MINING = {
     "two mine": Table((Row(0, target=1), Row(1, weight=0.5, mined=2), Row(2, mined=2)), measured=1),
 }
 """Tables without an ascent, so only :func:`step_of` takes them."""
+DOTS = {
+    "dots": replace(B2, unit=False),
+    "dots of one": replace(B1, unit=False),
+    "mixed dots": replace(A2MC, unit=False),
+    "dots of aimclr": replace(AIMCLR, unit=False),
+    "mining dots": replace(HICLR.mining(3), unit=False),
+}
+"""Of these too: the bank's rows enter as they are."""
 WEIGHTS = torch.tensor([0.5, -2.0, 3.0, -0.7])
 """Upstream gradients of the losses."""
 HYPER = {"lr": 2.0, "momentum_factor": 0.9, "weight_decay": 0.01}
@@ -37,7 +45,7 @@ HYPER = {"lr": 2.0, "momentum_factor": 0.9, "weight_decay": 0.01}
 @dataclass(frozen=True)
 class Case:
     """One call. ``kind``: "mc", "unmixed" (no mixed entries), "one-hot" (InfoNCE of each view), "alone" (of f3), or
-    another of TABLES or MINING."""
+    another of TABLES, MINING or DOTS."""
 
     f0: Tensor
     f1: Tensor
@@ -72,11 +80,11 @@ class Case:
 
     @property
     def table(self) -> Table:
-        return (TABLES | MINING)[self.kind]
+        return (TABLES | MINING | DOTS)[self.kind]
 
     @property
     def queries(self) -> list[Tensor]:
-        if self.kind == "alone":
+        if self.table.queries == 1:
             return [self.f3]
         return [self.f1, self.f2, self.f3, *([self.f1.flip(0)] if self.kind == "crossed" else [])]
 
@@ -131,13 +139,14 @@ def velocity(case: Case) -> Tensor:
 def step_truth(case: Case, update: str, momentum: Tensor, cursor: int = 0) -> Results:
     """Everything that contrast_step_ returns or changes."""
     found = forward_truth(case, torch.ones(4))
-    m0, tau = reference.normalise(case.bank), case.bank_temperature
+    m0, tau = reference.normalise(case.bank) if case.table.unit else case.bank, case.bank_temperature
     measured = case.queries[case.table.measured]
     similarity = measured @ m0.T
     psi = reference.similarity_distribution(measured, case.key, m0, tau)[:, : case.positives].sum(dim=1)
     keys = case.key.view(len(case.f0), -1, case.f0.shape[1])
     nearest = (measured.unsqueeze(1) * keys).sum(dim=2).amax(dim=1)
-    nearer = nearest > similarity.amax(dim=1) + 8 * torch.finfo(case.f0.dtype).eps
+    scale = 1 if case.table.unit else measured.norm(dim=1) * keys.norm(dim=2).amax(dim=1)
+    nearer = nearest > similarity.amax(dim=1) + 8 * torch.finfo(case.f0.dtype).eps * scale
     parts = found["parts"]
     loss = reference.contrast_loss(parts, case.table)
     stats = torch.stack([loss, *parts, nearer.sum().to(psi), psi.mean()])

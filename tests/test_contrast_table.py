@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from oracle import CROSSED, MINING, TABLES, Case
+from oracle import CROSSED, DOTS, MINING, TABLES, Case
 from torch import Tensor
 
 from fastmc.contrast_table import A2MC, AIMCLR, B1, B2, B3, HICLR, Row, Table
@@ -12,7 +14,7 @@ from fastmc.objective.contrast_step import contrast_step_
 from fastmc.reference import contrast as reference
 
 
-@pytest.mark.parametrize("table", (TABLES | MINING).values(), ids=TABLES | MINING)
+@pytest.mark.parametrize("table", (TABLES | MINING | DOTS).values(), ids=TABLES | MINING | DOTS)
 def test_a_table_is_its_code(table):
     assert Table.parse(table.code) == table
     assert hash(Table.parse(table.code)) == hash(table)
@@ -127,6 +129,7 @@ def test_two_rows_may_be_each_others_targets(impl):
         (AIMCLR, 3, {"mixing": 0.3}, "mixing must be None"),
         (MUTUAL, 2, {"update": "ascent"}, "table must not have targets that interleave for update 'ascent'"),
         (AIMCLR, 3, {"update": "fifo", "cursor": None}, "cursor must be an int64 scalar"),
+        (replace(B2, unit=False), 3, {"update": "ascent"}, "table must scale the rows of bank to unit length for upd"),
         (AIMCLR.mining(), 3, {"update": "ascent"}, "table must not mine for update 'ascent'"),
         (AIMCLR.mining(8), 3, {"bank": 7}, "table mines 8 rows of bank for each query, and bank has 7"),
         ("A2MC", 3, {}, "table must be a Table, got 'A2MC'"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -138,6 +139,7 @@ def entries(tiled: bool, precision: str, dim: int = 128) -> dict[str, Callable[[
         tables |= {"mining": AIMCLR.mining(), "mining eight": AIMCLR.mining(8)}
         calls |= {name: call(table) for name, table in tables.items()}
         calls["several"] = call(B1, f0=meta(64, 4, dim))
+        calls["dots"] = call(replace(B1, unit=False))
         calls["half precision"] = call(A2MC, "ascent", meta(64, dim, dtype=torch.bfloat16))
     return calls
 
@@ -195,13 +197,13 @@ IN_LOOP = {
 def test_loops(target, tiled):
     """Next to no local memory; on an H100 no product twice, few barriers and instructions, two programs at a time."""
     for name, call in entries(tiled, "bf16x3").items():
-        if target != "cuda:90" and name not in ("a2mc", "bank_step_", "mining", "several"):
+        if target != "cuda:90" and name not in ("a2mc", "bank_step_", "mining", "several", "dots"):
             continue
         with compile_launches(target) as launches:
             call()
         for one in launches:
             found, what = report(one), f"{name}: {one.name}"
-            none = name == "several" or (target == "cuda:90" and not tiled)
+            none = name in ("several", "dots") or (target == "cuda:90" and not tiled)
             assert found.spilled_bytes <= (0 if none else SPILLED[target]), what
             for loop in found.loops:
                 assert loop.counts["LDL"] + loop.counts["STL"] <= LOCAL_IN_LOOP, what

@@ -1,4 +1,5 @@
-"""What else a step can say: several positives; their authors' own numbers, formulas, every implementation."""
+"""What else a step can say: several positives, rows of any length; their authors' own numbers, formulas, every
+implementation."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from gpu_less import kernels_on_cpu, needs_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_budget import kernel_budget
-from oracle import Case, Results, assert_exact, budget, step_of, step_truth, velocity, within
+from oracle import DOTS, Case, Results, assert_exact, budget, step_of, step_truth, velocity, within
 from torch.nn import functional as F
 
 from fastmc.contrast_table import A2MC, AIMCLR, B1, B2
@@ -21,6 +22,7 @@ from fastmc.objective.contrast_step import contrast_step_
 
 IMPLS = ["reference", "torch", "cpp"]
 MODULES = [chunked, cpp_passes]
+DOT = replace(B1, unit=False)
 SHAPES = [(1, 3, 1), (7, 130, 5), (65, 300, 16), (130, 33, 8), (64, 2100, 8), (3, 5001, 4)]
 
 
@@ -57,7 +59,7 @@ def step(case: Case, impl: str, **more):
 @needs_golden
 @pytest.mark.parametrize("impl", IMPLS)
 def test_hicos_own_numbers(impl):
-    """Each term's loss, gradient and bank. They do not scale rows of the bank, which are of unit length in float32."""
+    """Each term's loss, gradient and bank, whose rows enter as they are."""
     theirs = golden("HiCo_loss")
     tau, pointers, total = float(theirs["temperature"]), theirs["pointer_before"], 0.0
     names = ["clip", "part", "temporal", "spatial", "instance"]
@@ -67,17 +69,17 @@ def test_hicos_own_numbers(impl):
         several = key.dim() == 3
         bank, cursor = theirs[f"bank_{other}"].clone(), pointers[n].long()
         found = contrast_step_(
-            bank, torch.ones_like(bank), key, [query[:, 0] if several else query], B1, temperature=tau,
+            bank, torch.ones_like(bank), key, [query[:, 0] if several else query], DOT, temperature=tau,
             cursor=cursor, impl=impl,
         )  # fmt: skip
-        near(found.losses[0], theirs[f"loss_{name}"], 1e-7)
+        near(found.losses[0], theirs[f"loss_{name}"], 1e-9)
         total += found.loss
         wanted = theirs[f"grad_unit_{name}"]
-        near(found.gradients[0], wanted[:, 0] if several else wanted, 1e-7)
+        near(found.gradients[0], wanted[:, 0] if several else wanted, 1e-9)
         if several:
-            near(bank, theirs[f"bank_after_{name}"], 1e-7)
+            near(bank, theirs[f"bank_after_{name}"], 1e-9)
             assert cursor == theirs["pointer_after"][n] and cursor - pointers[n] == key.shape[:2].numel()
-    near(total, theirs["loss"], 1e-7)
+    near(total, theirs["loss"], 1e-9)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -231,3 +233,119 @@ def test_positives_that_do_not_fit_say_so(table, key, message):
     mixing = 0.3 if table.mixed else None
     with pytest.raises(ValueError, match=message):
         contrast_step_(case.bank, velocity(case), torch.ones(key), case.queries, table, mixing, update="none")
+
+
+# --- Rows of any length
+
+
+def stretched(case: Case, most: float = 4.0) -> Case:
+    """The features with lengths from 1 / most to most, in their dtype."""
+    generator = torch.Generator().manual_seed(1)
+
+    def stretch(f: torch.Tensor) -> torch.Tensor:
+        return f * (most ** (2 * torch.rand(len(f), 1, generator=generator) - 1)).to(f)
+
+    return replace(case, **{name: stretch(getattr(case, name)) for name in ("f0", "f1", "f2", "f3")})
+
+
+@needs_golden
+@pytest.mark.parametrize("impl", IMPLS)
+def test_ascals_own_numbers(impl):
+    theirs = golden("AS-CAL_loss")
+    bank, cursor = theirs["bank"].clone(), theirs["index_before"].long()
+    found = contrast_step_(
+        bank, torch.ones_like(bank), theirs["f0"], [theirs["f1"]], DOT, temperature=float(theirs["temperature"]),
+        bank_temperature=float(theirs["temperature"]), cursor=cursor, impl=impl,
+    )  # fmt: skip
+    near(found.loss, theirs["loss"], 1e-9)
+    near(found.gradients[0], theirs["grad_f1"], 1e-9)
+    near(found.positive_probability, theirs["logits"].softmax(dim=1)[:, 0].mean(), 1e-9)
+    assert found.top1_count == (theirs["logits"].argmax(dim=1) == 0).sum()
+    near(bank, theirs["bank_after"], 1e-9)
+    assert cursor % len(bank) == theirs["index_after"]
+    scaled = contrast_step_(
+        theirs["bank"], bank, theirs["f0"], [theirs["f1"]], B1, temperature=float(theirs["temperature"]), update="none",
+        impl=impl,
+    )  # fmt: skip
+    assert abs(scaled.loss - theirs["loss"]) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "kind", "tiled", "positives", "looking"),
+    every_pair(MODULES, SHAPES, list(DOTS), [False, True], [1, 3], [True, False]),
+)
+def test_rows_of_any_length_equal_the_reference_in_float64(
+    module, shape, kind, tiled, positives, looking, monkeypatch
+):  # fmt: skip
+    if not looking:
+        monkeypatch.setattr(chunked, "may_look", lambda tensor: False)
+    case = Case.draw(*shape, kind=kind, tiled=tiled, positives=positives if DOTS[kind].plain else 1)
+    assert_step(module, case, "fifo")
+    assert_step(module, stretched(case), "fifo")
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("length", [1e-6, 30.0, 1e4])
+def test_long_and_short_rows_of_the_bank(length, module):
+    """Beyond any exponential too: logits are up to 1e6 and back."""
+    for kind in ("dots", "mining dots"):
+        case = Case.draw(7, 45, 6, kind=kind)
+        case = replace(case, bank=length * case.bank)
+        assert_step(module, case, "fifo", 1e-12 * max(1.0, 3 * length / case.bank_temperature / 100))
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("kind", DOTS)
+def test_rows_of_any_length_keep_the_error_budget(kind, module):
+    case = stretched(Case.draw(65, 700, 128, kind=kind, dtype=torch.float32), 2.0)
+    truth, plain = (step_truth(c, "fifo", velocity(c)) for c in (case.to(torch.float64), case))
+    largest = 2.0 * float(case.bank.norm(dim=1).max())  # of a similarity
+    allowed = budget(plain, truth, case.bank_temperature / largest)
+    assert all(within(step_of(module, case, "fifo", velocity(case)), truth, allowed).values())
+    scaled = replace(case, bank=F.normalize(case.bank, dim=1))
+    assert not within(step_of(module, scaled, "none", velocity(case)), truth, allowed)["gradients"]
+
+
+def collapsed() -> Case:
+    f = 37.3 * F.normalize(torch.randn(1, 24, generator=torch.Generator().manual_seed(0)), dim=1)
+    return Case(*(f.expand(9, -1),) * 4, f.expand(40, -1).clone(), torch.zeros(40), kind="dots of one",
+                temperature=1.0, bank_temperature=1.0)  # fmt: skip
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_equal_features_of_any_length_are_a_tie(impl):
+    """Of an encoder that has collapsed no positive is on top, whatever its length."""
+    case = collapsed()
+    assert step(case, impl).top1_count == 0
+    assert step(replace(case, f0=case.f0 * 1.001), impl).top1_count == 9
+
+
+@needs_engine
+@pytest.mark.compiler
+@pytest.mark.parametrize(("longer", "count"), [(1.0, 0), (1.00002, 0), (1.001, 9)])
+def test_to_the_kernels_too(longer, count):
+    case = collapsed()
+    case = replace(case, f0=case.f0 * longer).to(torch.float32)
+    assert kernels_step(case, "none", "bf16x3")["stats"][2] == count
+
+
+@needs_engine
+@pytest.mark.compiler
+@pytest.mark.parametrize(
+    ("shape", "kind", "positives", "precision"),
+    [
+        ((7, 70, 17), "dots", 1, "bf16x3"),
+        ((33, 130, 40), "mixed dots", 1, "bf16x3"),
+        ((5, 40, 8), "mining dots", 1, "ieee"),
+        ((20, 200, 24), "dots of one", 4, "ieee"),
+        ((20, 200, 24), "dots of aimclr", 1, "bf16x3"),
+    ],
+)
+def test_the_kernels_take_rows_of_any_length(shape, kind, positives, precision):
+    case = stretched(Case.draw(*shape, kind=kind, dtype=torch.float32, positives=positives), 2.0)
+    allowed = assert_kernels(case, "fifo", precision)
+    truth, scaled = (
+        step_truth(c.to(torch.float64), "fifo", velocity(case).double(), 3)
+        for c in (case, replace(case, bank=F.normalize(case.bank, dim=1)))
+    )
+    assert not within(scaled, truth, allowed)["gradients"]

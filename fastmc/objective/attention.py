@@ -91,6 +91,7 @@ class Scratch:
 
     def __init__(self, contrast: Contrast) -> None:
         self.bank = bank = contrast.bank
+        self._scaled = contrast.table.unit
         rows = contrast.rows_per_sample * contrast.block_size * contrast.chunk_size
         columns = rows if contrast.mixing is None else 2 * rows
         self._logits, self._exponentials = bank.new_empty(columns), bank.new_empty(columns)
@@ -106,9 +107,11 @@ class Scratch:
     def exponentials(self, *shape: int) -> Tensor:
         return shaped(self._exponentials, *shape)
 
-    def unit_rows(self, chunk: slice) -> Tensor:
-        """Normalised rows m (k, D) of the bank."""
+    def rows(self, chunk: slice) -> Tensor:
+        """Rows m (k, D) of the bank, normalised unless the table has them as they are."""
         raw = self.bank[chunk]
+        if not self._scaled:
+            return raw
         return torch.mul(raw, self.inverse[chunk], out=self._unit[: len(raw)])
 
     def along(self, gradient: Tensor, chunk: slice) -> Tensor:

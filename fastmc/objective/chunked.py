@@ -147,7 +147,7 @@ def contrast_step_(
         assert cursor is not None
         with part("bank"):
             enqueue_(bank, momentum, f0.flatten(0, -2), cursor, results.finite())
-    return results.stats(bank_temperature), results.gradients
+    return results.stats(f0, bank_temperature), results.gradients
 
 
 def mined_rows(queries: Sequence[Tensor], bank: Tensor, k: int, passes: type[Passes] = Passes) -> Tensor:
@@ -238,7 +238,7 @@ class Results:
             excess = torch.where(p < 0.5, p - p_t, others[t] / total[t] - others[i] / total[i])
             pulls[i] = keys[i] - keys[t] + excess.unsqueeze(1) * f0
         if found.mined is not None:
-            aim, share = _spread(found.mined, contrast.bank)
+            aim, share = _spread(found.mined, contrast.bank, contrast.table.unit)
             for i in contrast.table.miners:
                 losses[i] -= ((block.u[i] * aim).sum(dim=1) - share * positive[i]) / tau
                 pulls[i] += share.unsqueeze(1) * f0 - aim
@@ -262,9 +262,13 @@ class Results:
         """Whether the loss is, a scalar on the device."""
         return torch.isfinite(self.loss)
 
-    def stats(self, bank_temperature: float) -> Tensor:
+    def stats(self, f0: Tensor, bank_temperature: float) -> Tensor:
         """As :func:`contrast_step_` returns them."""
-        rounding = 8 * torch.finfo(self.positive.dtype).eps  # of a similarity of unit rows: it must not decide a tie
+        # Of a similarity of unit rows, or of rows as long as query and positive: it must not decide a tie.
+        rounding: float | Tensor = 8 * torch.finfo(self.positive.dtype).eps
+        if not self.contrast.table.unit:
+            measured = self.contrast.queries[self.contrast.table.measured]
+            rounding = rounding * measured.norm(dim=1) * f0.norm(dim=-1).view(len(f0), -1).amax(dim=1)
         top1 = self.nearest_positive > self.nearest * bank_temperature + rounding
         odds = self.plain_lse - self.positive / bank_temperature
         found = [self.loss, *self.losses, top1.sum(), torch.sigmoid(-odds).mean()]
@@ -296,13 +300,13 @@ class Ascent:
         self._passes.ascend_(block, self.kept, scale, queries, self._gradient, self._ascending, allowed)
 
 
-def _spread(mined: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+def _spread(mined: Tensor, bank: Tensor, unit: bool = True) -> tuple[Tensor, Tensor]:
     """Of a target that is shared alike by f0 and the rows ``mined`` (n, entries) of the bank, each once: the sum (n, D)
-    of these rows, at unit length, times their probability; and the probability (n,) of all of them."""
+    of these rows, at ``unit`` length or their own, times their probability; and the probability (n,) of all of them."""
     mined, _ = mined.sort(dim=1)
     new = mined.diff(dim=1, prepend=mined.new_full((len(mined), 1), -1)) != 0
     weight = new / (1 + new.sum(dim=1, keepdim=True)).to(bank)
-    rows = F.normalize(bank[mined], dim=2, eps=EPS)
+    rows = F.normalize(bank[mined], dim=2, eps=EPS) if unit else bank[mined]
     return (weight.unsqueeze(2) * rows).sum(dim=1), weight.sum(dim=1)
 
 
@@ -311,6 +315,8 @@ def _logits_are_bounded(f0: Tensor, contrast: Contrast, temperature: float) -> b
     if not may_look(f0):
         return False
     longest = torch.maximum(contrast.queries.norm(dim=2).max(), f0.norm(dim=-1).max())
+    if not contrast.table.unit:
+        longest = torch.maximum(longest, contrast.bank.norm(dim=1).max())
     return bool(longest * longest.clamp(min=1) / temperature <= _largest_logit(f0.dtype))
 
 

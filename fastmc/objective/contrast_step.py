@@ -153,6 +153,9 @@ def contrast_step_(
 ) -> ContrastStep:
     """One step of any table of rows: what :func:`mc_step_` is for the paper's methods.
 
+    A similarity is a dot product, of the bank's rows as they are where the table is not ``unit``. There rows and
+    features may have any length.
+
     Args:
         f0: (B, D) key features, unit rows, whose entry is the positive of every row. Or (B, G, D), 1 to 8 positives of
             each sample, for a table without mixed rows, targets and mined entries: the loss is -log of the share that
@@ -260,6 +263,8 @@ def _check_table(
         )
     if table.mined > len(bank):
         raise ValueError(f"table mines {table.mined} rows of bank for each query, and bank has {len(bank)}")
+    if update == "ascent" and not table.unit:
+        raise ValueError("table must scale the rows of bank to unit length for update 'ascent'")
     if update == "ascent" and table.mined:
         raise ValueError("table must not mine for update 'ascent'")
     if update == "ascent" and table.bank_order is None:
@@ -304,7 +309,7 @@ def _reference_step_(
         losses = losses_of(leaves, bank.detach(), temperature)
         loss = reference.contrast_loss(losses, table)
         gradients = torch.stack(torch.autograd.grad(loss, leaves))
-    metrics = _reference_metrics(queries[table.measured], f0, reference.normalise(bank), bank_temperature)
+    metrics = _reference_metrics(queries[table.measured], f0, bank, table.unit, bank_temperature)
     found = [loss.detach(), *losses.detach(), *metrics]
     allowed = torch.isfinite(found[0])
     if update == "fifo" and cursor is not None:
@@ -317,11 +322,15 @@ def _reference_step_(
     return torch.stack([*found, *[torch.zeros_like(allowed, dtype=bank.dtype)] * (6 - len(found))]), gradients
 
 
-def _reference_metrics(f: Tensor, f0: Tensor, m0: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Top-1 count and mean positive probability of f (B, D) against the unit bank m0 (K, D)."""
+def _reference_metrics(f: Tensor, f0: Tensor, bank: Tensor, unit: bool, temperature: float) -> tuple[Tensor, Tensor]:
+    """Top-1 count and mean positive probability of f (B, D) against the bank (K, D) at ``unit`` length or its own."""
+    m0 = reference.normalise(bank) if unit else bank
     psi = reference.similarity_distribution(f, f0, m0, temperature)
-    rounding = 8 * torch.finfo(f.dtype).eps  # of a similarity of unit rows: it must not decide a tie
     positives = f0.unsqueeze(1) if f0.dim() == 2 else f0
+    # Of a similarity of unit rows, or of rows as long as query and positive: it must not decide a tie.
+    rounding: float | Tensor = 8 * torch.finfo(f.dtype).eps
+    if not unit:
+        rounding = rounding * f.norm(dim=1) * positives.norm(dim=2).amax(dim=1)
     nearest = (f.unsqueeze(1) * positives).sum(dim=2).amax(dim=1)
     top1 = nearest > (f @ m0.T).amax(dim=1) + rounding
     return top1.sum().to(psi.dtype), psi[:, : positives.shape[1]].sum(dim=1).mean()

@@ -146,7 +146,7 @@ def contrast_losses(
     f0 and the queries are (B, D), bank (K, D) raw rows; of a table of plain one-hot rows f0 may be several positives
     (B, G, D). Constants are those of :func:`mc_loss_parts`, which is this of the table of A²MC.
     """
-    f0, m0 = f0.detach(), normalise(bank)
+    f0, m0 = f0.detach(), normalise(bank) if table.unit else bank
     if f0.dim() == 3:
         return torch.stack([several_positives(f, f0, m0, temperature) for f in queries])
     log_psi = []
