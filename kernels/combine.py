@@ -11,7 +11,8 @@ softmax: E - f0 = E_bank - rest f0 does not cancel where the positive has nearly
 shared with c mined entries is an E_target too: these entries, each times 1 / (1 + c), and rest = c / (1 + c).
 
 Several positives of a sample, whose exponentials are summed inside the log, are to a softmax like one: its exponential
-is their sum, and its entry their mean with these as weights.
+is their sum, and its entry their mean with these as weights. Where f0 is no entry, E = E_bank, and L = lse -
+f.E_target / tau as above.
 
 The program that finishes last adds up the batch. Programs count themselves by a ticket, an atomic sum that is 0 at
 first: `kernels.prepare` has set it, two launches before, in memory of this call. So there is nothing to reset, and
@@ -112,6 +113,12 @@ def _of_several(similarities, b_keys, scale):
     weights = tl.exp2((similarities - nearest) * scale)
     total = tl.sum(weights, axis=0)
     return nearest + tl.log2(total) / scale, tl.sum(b_keys * (weights / total)[:, None], axis=0)[None, :]
+
+
+@triton.jit
+def _none(positive):
+    """The similarity of no entry; what is not finite in f0 stays to be seen."""
+    return positive * 0.0 - float("inf")
 
 
 @triton.constexpr_function
@@ -219,6 +226,7 @@ def _combine_kernel(
     TABLE: tl.constexpr,
     MEASURED: tl.constexpr,  # a query
     UNIT: tl.constexpr,  # the bank's rows are scaled to unit length
+    KEY: tl.constexpr,  # f0 is an entry of the softmaxes
     POSITIVES: tl.constexpr,  # of a sample; several only under LOSS and BANK
     OWN: tl.constexpr,  # own mixing: v is of the sample itself
     LOSS: tl.constexpr,
@@ -254,8 +262,9 @@ def _combine_kernel(
         nearest = tl.max(similarities, axis=0)
         positive, b_f0 = _of_several(similarities, b_keys, scale)
         bank_positive, _mean = _of_several(similarities, b_keys, bank_scale)
+    candidate = positive if KEY else _none(positive)
     lse, rest, expected = _softmax(
-        p_sums, p_entries, p_lse, row, b_v, positive, bank_positive, scale, bank_scale, N, num_chunks,
+        p_sums, p_entries, p_lse, row, b_v, candidate, bank_positive, scale, bank_scale, N, num_chunks,
         OWN, LOSS, BANK, True, D, BLOCK_C, BLOCK_N, BLOCK_D,
     )  # fmt: skip
     aim = tl.zeros([1, BLOCK_D], tl.float32)  # the target's E_bank and bank share: none of a one-hot target
@@ -265,6 +274,7 @@ def _combine_kernel(
             if i_query == ROW:
                 p_target = p_queries[entry(TABLE, entry(TABLE, ROW, TARGET), QUERY)]
                 target_positive = tl.sum(load_rows(p_target, o_b, m_b, D, BLOCK_D) * b_f0)
+                target_positive = target_positive if KEY else _none(target_positive)
                 _lse, aim_rest, aim = _softmax(
                     p_sums, p_entries, p_lse, entry(TABLE, ROW, TARGET) * B + i_b, b_v, target_positive,
                     target_positive, scale, bank_scale, N, num_chunks, OWN, LOSS, BANK, _is_first_to_use(TABLE, ROW), D,
@@ -274,9 +284,13 @@ def _combine_kernel(
             if i_query == ROW:
                 aim, aim_rest = _shared_target(p_mined, p_bank, i_b, B, K, num_chunks, TABLE, UNIT, D, BLOCK_C, BLOCK_D)
     if LOSS:
-        part = lse - (tl.sum(b_u * aim) + (1 - aim_rest) * positive) * scale
+        if KEY:
+            part = lse - (tl.sum(b_u * aim) + (1 - aim_rest) * positive) * scale
+        else:
+            part = lse - tl.sum(b_u * aim) * scale
         _publish(p_samples + row, part * LN2)
-        gradient = (expected - aim - (rest - aim_rest) * b_f0) * weighted(scale * LN2 / B, i_query, TABLE)
+        pull = expected - aim - (rest - aim_rest) * b_f0 if KEY else expected - aim
+        gradient = pull * weighted(scale * LN2 / B, i_query, TABLE)
         store_rows(p_gradients, o_b + i_query * B, m_b, gradient, D, BLOCK_D)
     if LOSS and BANK:
         if i_query == MEASURED:

@@ -38,6 +38,8 @@ class Table(Protocol):
     @property
     def unit(self) -> bool: ...
     @property
+    def key(self) -> bool: ...
+    @property
     def mined(self) -> int: ...
     @property
     def bank_order(self) -> range | None: ...
@@ -252,6 +254,7 @@ class Plan:
             TABLE=self.table.rows,
             MEASURED=self.table.measured,
             UNIT=self.table.unit,
+            KEY=self.table.key,
             POSITIVES=1 if self.f0.dim() == 2 else self.f0.shape[1],
             OWN=self.mix == "own",
             LOSS=partial.loss is not None,
@@ -276,7 +279,7 @@ class Plan:
     ) -> None:
         """A step; or, to ``gradient`` (K, D), that of the losses weighted by ``weights`` (queries,)."""
         batch, size, tile, order = len(self.f0), len(self.bank), self.tiles, self.table.bank_order
-        assert order is not None and self.table.unit, "the table has no ascent"
+        assert order is not None and self.table.unit and self.table.key, "the table has no ascent"
         block_b = min(tile.bank_samples, _block(batch))
         _bank_kernel[(triton.cdiv(size, tile.bank_entries),)](
             p_split=prepared.split,

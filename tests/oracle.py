@@ -37,6 +37,12 @@ DOTS = {
     "mining dots": replace(HICLR.mining(3), unit=False),
 }
 """Of these too: the bank's rows enter as they are."""
+MATCHING = {
+    "matching": Table((Row(0, target=2), Row(1, target=2, weight=0.5), Row(2, target=2, weight=0.0)), 1, key=False),
+    "matching dots": Table((Row(0, target=1), Row(1, target=0), Row(2, target=2)), 2, unit=False, key=False),
+    "mixed matching": Table((Row(0, 0, 3), Row(1, 1, 1), Row(2, 2, 2, 2.0), Row(1, 0)), key=False),
+}
+"""Of these too: the key is no entry."""
 WEIGHTS = torch.tensor([0.5, -2.0, 3.0, -0.7])
 """Upstream gradients of the losses."""
 HYPER = {"lr": 2.0, "momentum_factor": 0.9, "weight_decay": 0.01}
@@ -45,7 +51,7 @@ HYPER = {"lr": 2.0, "momentum_factor": 0.9, "weight_decay": 0.01}
 @dataclass(frozen=True)
 class Case:
     """One call. ``kind``: "mc", "unmixed" (no mixed entries), "one-hot" (InfoNCE of each view), "alone" (of f3), or
-    another of TABLES, MINING or DOTS."""
+    another of TABLES, MINING, DOTS or MATCHING."""
 
     f0: Tensor
     f1: Tensor
@@ -80,7 +86,7 @@ class Case:
 
     @property
     def table(self) -> Table:
-        return (TABLES | MINING | DOTS)[self.kind]
+        return (TABLES | MINING | DOTS | MATCHING)[self.kind]
 
     @property
     def queries(self) -> list[Tensor]:

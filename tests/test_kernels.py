@@ -22,7 +22,7 @@ import kernels
 from bench.aot import Launch, compile_launches, report
 from bench.counting import count_operators
 from bench.resources import Report
-from fastmc.contrast_table import A2MC, AIMCLR, B1, B2, B3, HICLR
+from fastmc.contrast_table import A2MC, AIMCLR, B1, B2, B3, CPM, HICLR
 from fastmc.objective import chunked
 from fastmc.objective import contrast_step as step
 from fastmc.objective.bank import MemoryBank
@@ -139,6 +139,7 @@ def entries(tiled: bool, precision: str, dim: int = 128) -> dict[str, Callable[[
         tables |= {"mining": AIMCLR.mining(), "mining eight": AIMCLR.mining(8)}
         calls |= {name: call(table) for name, table in tables.items()}
         calls["several"] = call(B1, f0=meta(64, 4, dim))
+        calls["no key"] = call(CPM)
         calls["dots"] = call(replace(B1, unit=False))
         calls["half precision"] = call(A2MC, "ascent", meta(64, dim, dtype=torch.bfloat16))
     return calls
@@ -197,13 +198,13 @@ IN_LOOP = {
 def test_loops(target, tiled):
     """Next to no local memory; on an H100 no product twice, few barriers and instructions, two programs at a time."""
     for name, call in entries(tiled, "bf16x3").items():
-        if target != "cuda:90" and name not in ("a2mc", "bank_step_", "mining", "several", "dots"):
+        if target != "cuda:90" and name not in ("a2mc", "bank_step_", "mining", "several", "dots", "no key"):
             continue
         with compile_launches(target) as launches:
             call()
         for one in launches:
             found, what = report(one), f"{name}: {one.name}"
-            none = name in ("several", "dots") or (target == "cuda:90" and not tiled)
+            none = name in ("several", "dots", "no key") or (target == "cuda:90" and not tiled)
             assert found.spilled_bytes <= (0 if none else SPILLED[target]), what
             for loop in found.loops:
                 assert loop.counts["LDL"] + loop.counts["STL"] <= LOCAL_IN_LOOP, what

@@ -1,4 +1,4 @@
-"""What else a step can say: several positives, rows of any length; their authors' own numbers, formulas, every
+"""What else a step can say: several positives, rows of any length, no key; their authors' own numbers, formulas, every
 implementation."""
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from gpu_less import kernels_on_cpu, needs_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_budget import kernel_budget
-from oracle import DOTS, Case, Results, assert_exact, budget, step_of, step_truth, velocity, within
+from oracle import DOTS, MATCHING, Case, Results, assert_exact, budget, step_of, step_truth, velocity, within
 from torch.nn import functional as F
 
-from fastmc.contrast_table import A2MC, AIMCLR, B1, B2
+from fastmc.contrast_table import A2MC, AIMCLR, B1, B2, CPM, Row, Table
+from fastmc.methods.cpm import matching_losses
 from fastmc.objective import attention, chunked, cpp_passes
 from fastmc.objective.contrast_step import contrast_step_
 
@@ -349,3 +350,103 @@ def test_the_kernels_take_rows_of_any_length(shape, kind, positives, precision):
         for c in (case, replace(case, bank=F.normalize(case.bank, dim=1)))
     )
     assert not within(scaled, truth, allowed)["gradients"]
+
+
+# --- No key
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_a_target_of_another_temperature_by_its_formula(impl):
+    """That of the method cpm: unit rows, the student at 0.1, the target at 0.05; and the other order of the views."""
+    case = Case.draw(9, 45, 6)
+    bank, f0 = F.normalize(case.bank, dim=1), case.f0
+    f1 = F.normalize(f0 + 0.3 * case.f1, dim=1).requires_grad_()
+    losses, entropies = matching_losses(f1, f0, bank, temperature=0.1, target_temperature=0.05)
+    losses.mean().backward()
+    cursor, changed = torch.tensor(43), bank.clone()
+    found = contrast_step_(
+        changed, torch.zeros_like(bank), f0, [f1, f0 * (0.1 / 0.05)], CPM, temperature=0.1, cursor=cursor, impl=impl
+    )
+    torch.testing.assert_close(found.loss, losses.mean().detach(), rtol=1e-13, atol=0)
+    torch.testing.assert_close(
+        found.losses, torch.stack([losses.mean(), entropies.mean()]).detach(), rtol=1e-12, atol=0
+    )
+    torch.testing.assert_close(found.gradients[0], f1.grad, rtol=1e-11, atol=1e-15)
+    assert not found.gradients[1].any()
+    assert torch.equal(changed[(43 + torch.arange(9)) % 45], f0) and cursor == 52
+    both = Table((Row(0, target=2), Row(1, target=3), Row(2, target=2, weight=0.0), Row(3, target=3, weight=0.0)),
+                 key=False)  # fmt: skip
+    f2, other = F.normalize(f0 - case.f2, dim=1), F.normalize(case.f3 + f0, dim=1)
+    swapped, _ = matching_losses(f2, other, bank, temperature=0.1, target_temperature=0.05)
+    found = contrast_step_(
+        bank, torch.zeros_like(bank), f0, [f1, f2, 2 * f0, 2 * other], both, temperature=0.1, update="none", impl=impl
+    )
+    torch.testing.assert_close(found.losses[:2], torch.stack([losses.mean(), swapped.mean()]).detach(), rtol=1e-13,
+                               atol=0)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "kind", "tiled", "looking"),
+    every_pair(MODULES, SHAPES, list(MATCHING), [False, True], [True, False]),
+)
+def test_without_a_key_a_step_equals_the_reference_in_float64(module, shape, kind, tiled, looking, monkeypatch):
+    if not looking:
+        monkeypatch.setattr(chunked, "may_look", lambda tensor: False)
+    case = Case.draw(*shape, kind=kind, tiled=tiled)
+    assert_step(module, case, "fifo")
+    assert_step(module, stretched(case), "fifo")
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("kind", MATCHING)
+@pytest.mark.parametrize("far", [-1000.0, 1000.0])
+def test_a_far_key_is_no_entry(far, kind, module):
+    """Beyond any exponential, so that the sums vanish where they refer to it."""
+    case = Case.draw(7, 45, 6, kind=kind)
+    assert_step(module, replace(case, f0=far * case.f0), "fifo", 1e-11)
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("kind", MATCHING)
+def test_without_a_key_a_step_keeps_the_error_budget(kind, module):
+    case = Case.draw(65, 700, 128, kind=kind, dtype=torch.float32)
+    truth, plain = (step_truth(c, "fifo", velocity(c)) for c in (case.to(torch.float64), case))
+    longest = 1.0 if case.table.unit else float(case.bank.norm(dim=1).max())
+    allowed = budget(plain, truth, case.bank_temperature / longest)
+    assert all(within(step_of(module, case, "fifo", velocity(case)), truth, allowed).values())
+    other = replace(case, temperature=0.071)
+    assert not within(step_of(module, other, "none", velocity(case)), truth, allowed)["gradients"]
+
+
+@needs_engine
+@pytest.mark.compiler
+@pytest.mark.parametrize(
+    ("shape", "kind", "tiled", "precision"),
+    [
+        ((7, 70, 17), "matching", False, "bf16x3"),
+        ((33, 130, 40), "mixed matching", True, "bf16x3"),
+        ((5, 40, 8), "matching dots", False, "ieee"),
+        ((20, 200, 24), "mixed matching", False, "ieee"),
+    ],
+)
+def test_the_kernels_do_without_a_key(shape, kind, tiled, precision):
+    case = Case.draw(*shape, kind=kind, tiled=tiled, dtype=torch.float32)
+    assert_kernels(case, "fifo", precision)
+    assert_kernels(replace(case, f0=100 * case.f0), "none", "ieee")
+
+
+@pytest.mark.parametrize("impl", [*IMPLS, pytest.param("kernels", marks=[needs_engine, pytest.mark.compiler])])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("name", ["f0", "f1", "f3"])
+def test_what_is_not_finite_stays_out_of_the_bank(name, value, impl):
+    case = Case.draw(5, 30, 6, kind="matching", dtype=torch.float32)
+    spoiled = getattr(case, name).clone()
+    spoiled[2, 1] = value
+    case = replace(case, **{name: spoiled})
+    if impl == "kernels":
+        found = kernels_step(case, "fifo", "bf16x3")
+        loss, bank, cursor = found["stats"][0], found["bank"], found["cursor"] + 1
+    else:
+        bank, cursor = case.bank.clone(), torch.tensor(4)
+        loss = contrast_step_(bank, velocity(case), case.f0, case.queries, case.table, cursor=cursor, impl=impl).loss
+    assert not loss.isfinite() and cursor == 4 and torch.equal(bank, case.bank)

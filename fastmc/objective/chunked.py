@@ -193,6 +193,8 @@ def _sweep(
     for samples in contrast.blocks():
         block = Block(contrast, samples, temperature, shifted=not bounded)
         positive, second = (block.positive(f0, tau) for tau in (temperature, second_temperature))
+        if not contrast.table.key:  # is no candidate; what is not finite in f0 stays to be seen
+            positive = positive._replace(similarity=0 * positive.similarity - math.inf)
         if not bounded:
             block.shift = passes.largest_logit(block, positive.similarity)
         keys, metrics, kept = results is not None, bank_temperature is not None, None if ascent is None else ascent.kept
@@ -225,11 +227,14 @@ class Results:
         others, e_positive = sums.others(), sums.exponential(positive)
         total = others + e_positive
         lse = total.log() if sums.shift is None else total.log() + sums.shift * BIT
-        # Without the cancellation of lse - positive and of (expected key) - f0 where the positive has won.
-        odds = others / e_positive
-        losses = torch.where(odds.isfinite(), odds.log1p(), lse - block.per_row(positive) / tau)
         keys = keys / total.unsqueeze(2)
-        pull = keys - (others / total).unsqueeze(2) * f0
+        if contrast.table.key:
+            # Without the cancellation of lse - positive and of (expected key) - f0 where the positive has won.
+            odds = others / e_positive
+            losses = torch.where(odds.isfinite(), odds.log1p(), lse - block.per_row(positive) / tau)
+            pull = keys - (others / total).unsqueeze(2) * f0
+        else:
+            losses, pull = lse.clone(), keys
         pulls = pull[: block.q].clone()  # a student may be a target too
         for i, t in block.soft:
             losses[i] -= (block.u[i] * pull[t]).sum(dim=1) / tau

@@ -157,9 +157,10 @@ def contrast_step_(
     features may have any length.
 
     Args:
-        f0: (B, D) key features, unit rows, whose entry is the positive of every row. Or (B, G, D), 1 to 8 positives of
-            each sample, for a table without mixed rows, targets and mined entries: the loss is -log of the share that
-            all G have of the softmax together, as in HiCo; the probability is theirs, and the nearest is on top.
+        f0: (B, D) key features, unit rows, whose entry is the positive of every row; in a table without a key it is no
+            entry, but what "fifo" writes and the metrics are of. Or (B, G, D), 1 to 8 positives of each sample, for a
+            table without mixed rows, targets and mined entries: the loss is -log of the share that all G have of the
+            softmax together, as in HiCo; the probability is theirs, and the nearest is on top.
         queries: (B, D) each, unit rows, constants as f0; messages call them f1, f2 and so on.
         table: which softmaxes there are and what they learn, such as :data:`fastmc.contrast_table.AIMCLR`.
         mixing: lambda of eq. 8, for a table whose rows are mixed, and only for one.
@@ -265,6 +266,8 @@ def _check_table(
         raise ValueError(f"table mines {table.mined} rows of bank for each query, and bank has {len(bank)}")
     if update == "ascent" and not table.unit:
         raise ValueError("table must scale the rows of bank to unit length for update 'ascent'")
+    if update == "ascent" and not table.key:
+        raise ValueError("table must have the key for update 'ascent'")
     if update == "ascent" and table.mined:
         raise ValueError("table must not mine for update 'ascent'")
     if update == "ascent" and table.bank_order is None:

@@ -27,6 +27,11 @@ def log_similarity_distribution(u: Tensor, v: Tensor, m: Tensor, temperature: fl
     return torch.log_softmax(torch.cat([positive, negatives], dim=1) / temperature, dim=1)
 
 
+def log_distribution_over_bank(u: Tensor, m: Tensor, temperature: float) -> Tensor:
+    """The same without a positive: (B, K), the softmax of u over the bank m alone."""
+    return torch.log_softmax((m @ u.unsqueeze(2)).squeeze(2) / temperature, dim=1)
+
+
 def similarity_distribution(u: Tensor, v: Tensor, m: Tensor, temperature: float) -> Tensor:
     """psi (eq. 2): (B, 1 + K); each row sums to 1."""
     return log_similarity_distribution(u, v, m, temperature).exp()
@@ -154,13 +159,18 @@ def contrast_losses(
         m = m0
         if row.mixed_with is not None and mixing is not None:
             m = union(m0, mixed_bank(queries[row.mixed_with], m0, mixing, mix))
-        log_psi.append(log_similarity_distribution(queries[row.query], f0, m, temperature))
+        if table.key:
+            log_psi.append(log_similarity_distribution(queries[row.query], f0, m, temperature))
+        else:
+            log_psi.append(log_distribution_over_bank(queries[row.query], m, temperature))
     losses = []
     for row, prediction in zip(table.rows, log_psi[: len(queries)], strict=False):
         target = one_hot(prediction) if row.target is None else log_psi[row.target].exp().detach()
         if row.mined:
             target = spread(prediction, nearest(queries, m0, row.mined))
         losses.append(cross_entropy(target, prediction))
+        if not table.key:  # what is not finite in f0 must not reach the bank, so the loss shows it
+            losses[-1] = losses[-1] + 0 * f0.sum()
     return torch.stack(losses)
 
 
