@@ -54,8 +54,8 @@ class Rows:
         bank: (K, D) raw rows. queries: (p n, D), divided by temperature and log 2. mixing: (K,), or None.
         crossed: (r, n, tile) logits of what the bank is mixed with, or None. shift: (r, n) bits, or None.
         column: each row's plain column. measured: the column whose nearest entries are looked for.
-        students: the first columns, of which ``mined`` nearest entries each are wanted. unit: whether rows of the bank
-        are scaled to unit length.
+        students: the first columns, of which ``mined`` nearest entries each are wanted.
+        unit: whether rows of the bank are scaled to unit length.
     """
 
     bank: Tensor
