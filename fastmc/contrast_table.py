@@ -21,7 +21,8 @@ class Row(NamedTuple):
     mixed_with: int | None = None
     """The query whose feature the bank is mixed with (eq. 8), a constant; None: there are no mixed entries."""
     target: int | None = None
-    """The row whose softmax, a constant, is the target (eq. 11); None: one-hot at the key (eq. 3)."""
+    """The row whose softmax, a constant, is the target (eq. 11); None: one-hot at the key (eq. 3). Without a key there
+    is a target, which may be the row itself: then its loss is its entropy and has no gradient."""
     weight: float = 1.0
     """Of this row's loss in the loss of the step."""
     mined: int = 0
@@ -31,6 +32,8 @@ class Row(NamedTuple):
 
 MOST_MINED = 8
 """Of each query."""
+MOST_POSITIVES = 8
+"""Of each sample."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Table:
 
     Attributes:
         measured: the query whose top-1 count and probability of the key are returned.
+        unit: whether the bank's rows are scaled to unit length; if not they enter as they are, as in AS-CAL.
+        key: whether f0 is an entry of the softmaxes; if not they are over the bank alone, as in CPM.
         code: the table as text, which operators of torch.library can take.
 
     Raises:
@@ -47,10 +52,12 @@ class Table:
 
     rows: tuple[Row, ...]
     measured: int = 0
+    unit: bool = True
+    key: bool = True
     code: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "code", json.dumps([self.rows, self.measured]))
+        object.__setattr__(self, "code", json.dumps([self.rows, self.measured, self.unit, self.key]))
         queries, rows = range(self.queries), range(len(self.rows))
         if self.measured not in queries:
             raise ValueError(f"measured must be one of {len(queries)} queries, got {self.measured}")
@@ -59,8 +66,12 @@ class Table:
                 raise ValueError(f"row {i} must have the loss of query {i}, got {row}: targets alone come last")
             if row.mixed_with not in (None, *queries) or (row.mixed_with is None) != (self.rows[0].mixed_with is None):
                 raise ValueError(f"row {i} must be mixed with one of the queries, as all rows or none, got {row}")
-            if row.target is not None and (row.target not in rows or i not in queries or row.target == i):
+            if row.target is not None and (
+                row.target not in rows or i not in queries or (row.target == i and self.key)
+            ):
                 raise ValueError(f"row {i} can have no target or another row, got {row}")
+            if row.target is None and i in queries and not self.key:
+                raise ValueError(f"row {i} must have a target where the key is no entry, got {row}")
             if row.target is not None and row.mixed_with != self.rows[row.target].mixed_with:
                 raise ValueError(f"row {i} and its target must meet the same entries, got {row}")
             if i not in queries and i not in {student.target for student in self.rows}:
@@ -74,8 +85,8 @@ class Table:
     @cache
     def parse(cls, code: str) -> Table:
         """The table of a ``code``."""
-        rows, measured = json.loads(code)
-        return cls(tuple(Row(*row) for row in rows), measured)
+        rows, *rest = json.loads(code)
+        return cls(tuple(Row(*row) for row in rows), *rest)
 
     def mining(self, k: int = 1) -> Table:
         """The same with mined positives in the first row, k of each query."""
@@ -95,6 +106,11 @@ class Table:
     def mixed(self) -> bool:
         """Whether the rows have mixed entries."""
         return self.rows[0].mixed_with is not None
+
+    @property
+    def plain(self) -> bool:
+        """Whether each row is one-hot at the key, over key and bank."""
+        return not self.mixed and not self.mined and all(row.target is None for row in self.rows)
 
     @property
     def mined(self) -> int:
@@ -140,3 +156,6 @@ AIMCLR = Table((Row(0), Row(1, target=0, weight=0.5), Row(2, target=0, weight=0.
 first."""
 HICLR = Table((Row(0), Row(1, target=0, weight=0.5), Row(2, target=1, weight=0.5)))
 """HiCLR likewise: each level of augmentation learns from the one below it."""
+CPM = Table((Row(0, target=1), Row(1, target=1, weight=0.0)), key=False)
+"""CPM before it mines: the student's view and the target's, over the bank alone. The target is at another temperature
+if its query is as many times longer; its own loss is its entropy, which the other's cannot be below."""

@@ -149,7 +149,7 @@ def _bank_kernel(
 
 @triton.jit
 def _enqueue_kernel(
-    p_f0,  # (B, D)
+    p_f0,  # (B, D); several positives of a sample are rows that follow one another
     p_bank,  # (K, D)
     p_momentum,  # (K, D)
     p_cursor,  # int64 scalar: features written so far, so that the oldest row is this mod K

@@ -10,6 +10,10 @@ the batch. The share of f0 in E is kept apart, E = E_bank + (1 - rest) f0 with r
 softmax: E - f0 = E_bank - rest f0 does not cancel where the positive has nearly all of it. A one-hot target that is
 shared with c mined entries is an E_target too: these entries, each times 1 / (1 + c), and rest = c / (1 + c).
 
+Several positives of a sample, whose exponentials are summed inside the log, are to a softmax like one: its exponential
+is their sum, and its entry their mean with these as weights. Where f0 is no entry, E = E_bank, and L = lse -
+f.E_target / tau as above.
+
 The program that finishes last adds up the batch. Programs count themselves by a ticket, an atomic sum that is 0 at
 first: `kernels.prepare` has set it, two launches before, in memory of this call. So there is nothing to reset, and
 nothing that two streams or two replays of a graph could share. Who comes last does not touch the sums, which have one
@@ -81,7 +85,7 @@ def _expected_entry(
 
 @triton.jit
 def _softmax(
-    p_sums, p_entries, p_lse, row, b_v, positive, scale, bank_scale, N, num_chunks,
+    p_sums, p_entries, p_lse, row, b_v, positive, bank_positive, scale, bank_scale, N, num_chunks,
     OWN: tl.constexpr, LOSS: tl.constexpr, BANK: tl.constexpr, STORE: tl.constexpr, D: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -96,9 +100,25 @@ def _softmax(
     if STORE:
         kept = lse
         if BANK:
-            kept, _rest = _log_sum_exp(p_sums, TOP, BANK_SUM, row, positive, bank_scale, N, num_chunks, BLOCK_C)
+            kept, _rest = _log_sum_exp(p_sums, TOP, BANK_SUM, row, bank_positive, bank_scale, N, num_chunks, BLOCK_C)
         tl.store(p_lse + row, kept)
     return lse, rest, expected
+
+
+@triton.jit
+def _of_several(similarities, b_keys, scale):
+    """What stands for several positives (places, BLOCK_D) in a softmax: the similarity whose exponential is the sum of
+    theirs, and their mean (1, BLOCK_D) with these exponentials as weights. Similarities of none are -inf."""
+    nearest = tl.max(similarities, axis=0)
+    weights = tl.exp2((similarities - nearest) * scale)
+    total = tl.sum(weights, axis=0)
+    return nearest + tl.log2(total) / scale, tl.sum(b_keys * (weights / total)[:, None], axis=0)[None, :]
+
+
+@triton.jit
+def _none(positive):
+    """The similarity of no entry; what is not finite in f0 stays to be seen."""
+    return positive * 0.0 - float("inf")
 
 
 @triton.constexpr_function
@@ -109,8 +129,8 @@ def _all_mined(table):
 
 @triton.jit
 def _shared_target(
-    p_mined, p_bank, i_b, B, K, num_chunks, TABLE: tl.constexpr, D: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    p_mined, p_bank, i_b, B, K, num_chunks, TABLE: tl.constexpr, UNIT: tl.constexpr, D: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Of a sample's one-hot target that is shared with mined entries: E_bank (1, BLOCK_D) and the bank's share. Nearer
     entries come first, of equals the first in the bank, and none twice."""
@@ -133,7 +153,9 @@ def _shared_target(
     m_mined = (mined < K) & (tl.max(again.to(tl.int32), axis=1) == 0)
     b_m = load_rows(p_bank, mined.to(tl.int64), m_mined, D, BLOCK_D)
     count = tl.sum(m_mined.to(tl.float32), axis=0)
-    return tl.sum(b_m * inverse_norms(b_m)[:, None], axis=0)[None, :] / (1 + count), count / (1 + count)
+    if UNIT:
+        b_m *= inverse_norms(b_m)[:, None]
+    return tl.sum(b_m, axis=0)[None, :] / (1 + count), count / (1 + count)
 
 
 @triton.constexpr_function
@@ -180,7 +202,7 @@ def _sums_of_batch(
 
 @triton.jit(do_not_specialize=["num_chunks"])
 def _combine_kernel(
-    p_f0,  # (B, D)
+    p_f0,  # (B, D), or (B, POSITIVES, D)
     p_queries,  # a tuple: (B, D) each
     p_sums,  # (chunks, PLANES, R B), from `kernels.sweep`
     p_mined,  # (chunks, mined, 2, R B) and the bank (K, D), of a table that mines; None and None, and K too, of others
@@ -200,9 +222,12 @@ def _combine_kernel(
     num_chunks,
     scale,  # 1 / (temperature ln 2)
     bank_scale,
-    margin,  # what the rounding of a similarity may be: it must not decide a tie
+    margin,  # what the rounding of a similarity of unit rows may be: it must not decide a tie
     TABLE: tl.constexpr,
     MEASURED: tl.constexpr,  # a query
+    UNIT: tl.constexpr,  # the bank's rows are scaled to unit length
+    KEY: tl.constexpr,  # f0 is an entry of the softmaxes
+    POSITIVES: tl.constexpr,  # of a sample; several only under LOSS and BANK
     OWN: tl.constexpr,  # own mixing: v is of the sample itself
     LOSS: tl.constexpr,
     BANK: tl.constexpr,
@@ -219,14 +244,27 @@ def _combine_kernel(
     m_b = o_b < B
     N = len(TABLE) * B  # rows of all samples
     row = i_query * B + i_b
-    b_f0 = load_rows(p_f0, o_b, m_b, D, BLOCK_D)
+    if POSITIVES == 1:
+        b_f0 = load_rows(p_f0, o_b, m_b, D, BLOCK_D)
     b_u = load_rows(select_query(i_query, p_queries), o_b, m_b, D, BLOCK_D)
     b_v = b_u
     if OWN and not _meet_themselves(TABLE):
         b_v = load_rows(select_query(look_up(i_query, TABLE, MIXED_WITH), p_queries), o_b, m_b, D, BLOCK_D)
-    positive = tl.sum(b_u * b_f0)
+    if POSITIVES == 1:
+        positive = tl.sum(b_u * b_f0)
+        bank_positive = positive
+        nearest = positive
+    else:
+        o_key = tl.arange(0, triton.next_power_of_2(POSITIVES))
+        m_key = o_key < POSITIVES
+        b_keys = load_rows(p_f0, i_b * POSITIVES + o_key, m_key, D, BLOCK_D)
+        similarities = tl.where(m_key, tl.sum(b_keys * b_u, axis=1), float("-inf"))
+        nearest = tl.max(similarities, axis=0)
+        positive, b_f0 = _of_several(similarities, b_keys, scale)
+        bank_positive, _mean = _of_several(similarities, b_keys, bank_scale)
+    candidate = positive if KEY else _none(positive)
     lse, rest, expected = _softmax(
-        p_sums, p_entries, p_lse, row, b_v, positive, scale, bank_scale, N, num_chunks,
+        p_sums, p_entries, p_lse, row, b_v, candidate, bank_positive, scale, bank_scale, N, num_chunks,
         OWN, LOSS, BANK, True, D, BLOCK_C, BLOCK_N, BLOCK_D,
     )  # fmt: skip
     aim = tl.zeros([1, BLOCK_D], tl.float32)  # the target's E_bank and bank share: none of a one-hot target
@@ -236,27 +274,37 @@ def _combine_kernel(
             if i_query == ROW:
                 p_target = p_queries[entry(TABLE, entry(TABLE, ROW, TARGET), QUERY)]
                 target_positive = tl.sum(load_rows(p_target, o_b, m_b, D, BLOCK_D) * b_f0)
+                target_positive = target_positive if KEY else _none(target_positive)
                 _lse, aim_rest, aim = _softmax(
                     p_sums, p_entries, p_lse, entry(TABLE, ROW, TARGET) * B + i_b, b_v, target_positive,
-                    scale, bank_scale, N, num_chunks, OWN, LOSS, BANK, _is_first_to_use(TABLE, ROW), D,
+                    target_positive, scale, bank_scale, N, num_chunks, OWN, LOSS, BANK, _is_first_to_use(TABLE, ROW), D,
                     BLOCK_C, BLOCK_N, BLOCK_D,
                 )  # fmt: skip
         if entry(TABLE, ROW, MINED) > 0:
             if i_query == ROW:
-                aim, aim_rest = _shared_target(p_mined, p_bank, i_b, B, K, num_chunks, TABLE, D, BLOCK_C, BLOCK_D)
+                aim, aim_rest = _shared_target(p_mined, p_bank, i_b, B, K, num_chunks, TABLE, UNIT, D, BLOCK_C, BLOCK_D)
     if LOSS:
-        part = lse - (tl.sum(b_u * aim) + (1 - aim_rest) * positive) * scale
+        if KEY:
+            part = lse - (tl.sum(b_u * aim) + (1 - aim_rest) * positive) * scale
+        else:
+            part = lse - tl.sum(b_u * aim) * scale
         _publish(p_samples + row, part * LN2)
-        gradient = (expected - aim - (rest - aim_rest) * b_f0) * weighted(scale * LN2 / B, i_query, TABLE)
+        pull = expected - aim - (rest - aim_rest) * b_f0 if KEY else expected - aim
+        gradient = pull * weighted(scale * LN2 / B, i_query, TABLE)
         store_rows(p_gradients, o_b + i_query * B, m_b, gradient, D, BLOCK_D)
     if LOSS and BANK:
         if i_query == MEASURED:
             o_c = tl.arange(0, BLOCK_C).to(tl.int64)
             top_plain = tl.max(_load_plane(p_sums, TOP_PLAIN, row, o_c, N, num_chunks, NOTHING), axis=0)
-            on_top = tl.where(positive > top_plain + margin, 1.0, 0.0)
+            if not UNIT:  # rows are as long as query and positive
+                keys = b_f0 if POSITIVES == 1 else b_keys
+                margin *= tl.sqrt(tl.sum(b_u * b_u) * tl.max(tl.sum(keys * keys, axis=1), axis=0))
+            on_top = tl.where(nearest > top_plain + margin, 1.0, 0.0)
             _publish(p_samples + QUERIES * B + i_b, on_top)
-            lse, _rest = _log_sum_exp(p_sums, TOP_PLAIN, BANK_PLAIN, row, positive, bank_scale, N, num_chunks, BLOCK_C)
-            _publish(p_samples + (QUERIES + 1) * B + i_b, tl.exp2(positive * bank_scale - lse))
+            lse, _rest = _log_sum_exp(
+                p_sums, TOP_PLAIN, BANK_PLAIN, row, bank_positive, bank_scale, N, num_chunks, BLOCK_C
+            )
+            _publish(p_samples + (QUERIES + 1) * B + i_b, tl.exp2(bank_positive * bank_scale - lse))
     if LOSS:
         tl.debug_barrier()  # the ticket is one thread's, which vouches for the others
         if tl.atomic_add(p_ticket, 1, sem="acq_rel") == QUERIES * B - 1:

@@ -36,6 +36,10 @@ class Table(Protocol):
     @property
     def measured(self) -> int: ...
     @property
+    def unit(self) -> bool: ...
+    @property
+    def key(self) -> bool: ...
+    @property
     def mined(self) -> int: ...
     @property
     def bank_order(self) -> range | None: ...
@@ -106,7 +110,7 @@ class Plan:
         tiled: bool,
         precision: str,
     ) -> Plan:
-        block_d = _block(f0.shape[1])
+        block_d = _block(f0.shape[-1])
         mix = "none" if mixing is None else "tiled" if tiled else "own"
         return Plan(
             f0=f0.contiguous(),
@@ -120,11 +124,17 @@ class Plan:
             tiles=tiles(current_target(), block_d, precision, mix),
         )
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, D)"""
+        batch, dim = self.queries[0].shape
+        return batch, dim
+
     def new(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=self.bank.device)
 
     def prepare(self) -> Prepared:
-        (batch, dim), count = self.f0.shape, len(self.table.rows)
+        (batch, dim), count = self.shape, len(self.table.rows)
         dtype = torch.float32 if self.precision == "ieee" else torch.bfloat16
         split = self.new(len(self.queries), parts(self.precision), batch, dim, dtype=dtype)
         shape = {"none": None, "own": (count, batch), "tiled": (count, batch, batch)}[self.mix]
@@ -148,7 +158,7 @@ class Plan:
 
     def sweep(self, prepared: Prepared, *, loss: float | None = None, bank: float | None = None) -> Partial:
         """At the temperatures of loss and bank."""
-        (batch, dim), size, tile, count = self.f0.shape, len(self.bank), self.tiles, len(self.table.rows)
+        (batch, dim), size, tile, count = self.shape, len(self.bank), self.tiles, len(self.table.rows)
         block_r = min(tile.sweep_rows, _block(count * batch))
         rows, period = triton.cdiv(count * batch, block_r), tile.sweep_entries
         if self.mix == "tiled":
@@ -180,6 +190,7 @@ class Plan:
             bank_scale=_scale(bank),
             TABLE=self.table.rows,
             MIX=self.mix,
+            UNIT=self.table.unit,
             LOSS=loss is not None,
             BANK=bank is not None,
             PRECISION=self.precision,
@@ -199,7 +210,7 @@ class Plan:
     ) -> tuple[Tensor, Tensor]:
         """Of a sweep with a loss: losses (queries,), or stats if it was the bank's too; gradients (queries, B, D)."""
         count = len(self.queries)
-        gradients = self.new(count, *self.f0.shape, dtype=dtype)
+        gradients = self.new(count, *self.shape, dtype=dtype)
         stats = self.new(count if partial.bank is None else max(6, count + 3))
         samples = self.new(count + 2, len(self.f0), dtype=torch.int32)
         self._combine(partial, lse, samples, prepared.ticket, stats, gradients)
@@ -220,7 +231,7 @@ class Plan:
         stats: Tensor | None = None,
         gradients: Tensor | None = None,
     ) -> None:
-        (batch, dim), chunks, count = self.f0.shape, len(partial.sums), len(self.queries)
+        (batch, dim), chunks, count = self.shape, len(partial.sums), len(self.queries)
         block_c = triton.next_power_of_2(chunks)
         _combine_kernel[batch, count](
             p_f0=self.f0,
@@ -242,6 +253,9 @@ class Plan:
             margin=MARGIN[self.precision],
             TABLE=self.table.rows,
             MEASURED=self.table.measured,
+            UNIT=self.table.unit,
+            KEY=self.table.key,
+            POSITIVES=1 if self.f0.dim() == 2 else self.f0.shape[1],
             OWN=self.mix == "own",
             LOSS=partial.loss is not None,
             BANK=partial.bank is not None,
@@ -265,7 +279,7 @@ class Plan:
     ) -> None:
         """A step; or, to ``gradient`` (K, D), that of the losses weighted by ``weights`` (queries,)."""
         batch, size, tile, order = len(self.f0), len(self.bank), self.tiles, self.table.bank_order
-        assert order is not None, "the table has no ascent"
+        assert order is not None and self.table.unit and self.table.key, "the table has no ascent"
         block_b = min(tile.bank_samples, _block(batch))
         _bank_kernel[(triton.cdiv(size, tile.bank_entries),)](
             p_split=prepared.split,
@@ -288,7 +302,7 @@ class Plan:
             BACKWARDS=order.step < 0,
             MIX=self.mix,
             PRECISION=self.precision,
-            D=self.f0.shape[1],
+            D=self.shape[1],
             BLOCK_B=block_b,
             BLOCK_K=tile.bank_entries,
             BLOCK_D=self.block_d,
@@ -299,8 +313,9 @@ class Plan:
         )
 
     def enqueue_(self, bank: Tensor, momentum: Tensor, cursor: Tensor, guard: Tensor) -> None:
-        """f0 over the oldest rows."""
-        batch, dim = self.f0.shape
+        """f0 over the oldest rows, all positives of a sample before the next sample's."""
+        dim = self.f0.shape[-1]
+        batch = self.f0.numel() // dim
         _enqueue_kernel[(1,)](
             p_f0=self.f0,
             p_bank=bank,

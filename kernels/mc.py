@@ -96,7 +96,9 @@ def contrast_step_(
     cursor: Tensor | None,
     precision: str,
 ) -> tuple[Tensor, Tensor]:
-    """stats (max(6, queries + 3),) = loss, those of the queries, top-1 count, mean probability of the positive, zeros;
+    """Of f0 (B, D), or (B, G, D) with several positives of each sample.
+
+    stats (max(6, queries + 3),) = loss, those of the queries, top-1 count, mean probability of the positive, zeros;
     gradients (queries, B, D). The bank steps ("ascent"), takes f0 ("fifo") or stays ("none"); it stays in any case
     where the loss is not finite."""
     plan = Plan.of(f0, queries, bank, mixing, table, tiled, precision)

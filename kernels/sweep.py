@@ -80,6 +80,7 @@ def _sweep_kernel(
     bank_scale,
     TABLE: tl.constexpr,
     MIX: tl.constexpr,
+    UNIT: tl.constexpr,  # the bank's rows are scaled to unit length
     LOSS: tl.constexpr,  # sums and expected entries at the loss's temperature
     BANK: tl.constexpr,  # sums at the bank's temperature
     PRECISION: tl.constexpr,
@@ -131,7 +132,9 @@ def _sweep_kernel(
     for _ in tl.range(i_part, num_steps, num_parts, num_stages=STAGES):
         m_k = None if EVEN else m_period & (start + o_k < K)
         b_w = whole(load_parted(p_bank + start * D, o_k, m_k, D, BLOCK_D, AGAIN=False))
-        m_hi, m_lo = split(b_w * inverse_norms(b_w)[:, None], PRECISION)
+        if UNIT:
+            b_w *= inverse_norms(b_w)[:, None]
+        m_hi, m_lo = split(b_w, PRECISION)
         zero = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
         s = product(u_hi, u_lo, tl.trans(m_hi), tl.trans(m_lo), zero, PRECISION)
         if MIX != "none":

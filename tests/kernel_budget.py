@@ -16,9 +16,11 @@ def kernel_budget(plain: Results, truth: Results, case: Case, precision: str) ->
     probability. A gradient is a difference of two mean entries over tau B, and has at least their scale."""
     temperature = min(case.temperature, case.bank_temperature)
     norm = max(float(f.norm(dim=1).max()) for f in (case.f0, case.f1, case.f2, case.f3))
-    logit = max(1.0, norm * max(norm, 1.0) / temperature)
+    longest = 1.0 if case.table.unit else float(case.bank.norm(dim=1).max())
+    logit = max(1.0, norm * max(norm, longest) / temperature)
     eps = logit * (SIMILARITY_ERROR[precision] + 4 * torch.finfo(torch.float32).eps)
     scale = {name: value.abs().max() for name, value in truth.items()}
-    entry = case.f0.abs().max() / (case.temperature * len(case.f0))
+    largest = case.f0.abs().max() if case.table.unit else torch.maximum(case.f0.abs().max(), case.bank.abs().max())
+    entry = largest / (case.temperature * len(case.f0))
     scale["gradients"] = torch.maximum(scale["gradients"], entry)
     return {n: 2 * (plain[n] - truth[n]).abs().max() + eps * scale[n] for n in truth}

@@ -29,6 +29,20 @@ MINING = {
     "two mine": Table((Row(0, target=1), Row(1, weight=0.5, mined=2), Row(2, mined=2)), measured=1),
 }
 """Tables without an ascent, so only :func:`step_of` takes them."""
+DOTS = {
+    "dots": replace(B2, unit=False),
+    "dots of one": replace(B1, unit=False),
+    "mixed dots": replace(A2MC, unit=False),
+    "dots of aimclr": replace(AIMCLR, unit=False),
+    "mining dots": replace(HICLR.mining(3), unit=False),
+}
+"""Of these too: the bank's rows enter as they are."""
+MATCHING = {
+    "matching": Table((Row(0, target=2), Row(1, target=2, weight=0.5), Row(2, target=2, weight=0.0)), 1, key=False),
+    "matching dots": Table((Row(0, target=1), Row(1, target=0), Row(2, target=2)), 2, unit=False, key=False),
+    "mixed matching": Table((Row(0, 0, 3), Row(1, 1, 1), Row(2, 2, 2, 2.0), Row(1, 0)), key=False),
+}
+"""Of these too: the key is no entry."""
 WEIGHTS = torch.tensor([0.5, -2.0, 3.0, -0.7])
 """Upstream gradients of the losses."""
 HYPER = {"lr": 2.0, "momentum_factor": 0.9, "weight_decay": 0.01}
@@ -37,7 +51,7 @@ HYPER = {"lr": 2.0, "momentum_factor": 0.9, "weight_decay": 0.01}
 @dataclass(frozen=True)
 class Case:
     """One call. ``kind``: "mc", "unmixed" (no mixed entries), "one-hot" (InfoNCE of each view), "alone" (of f3), or
-    another of TABLES or MINING."""
+    another of TABLES, MINING, DOTS or MATCHING."""
 
     f0: Tensor
     f1: Tensor
@@ -49,6 +63,7 @@ class Case:
     tiled: bool = False
     temperature: float = 0.07
     bank_temperature: float = 0.03
+    positives: int = 1
 
     @classmethod
     def draw(
@@ -71,13 +86,18 @@ class Case:
 
     @property
     def table(self) -> Table:
-        return (TABLES | MINING)[self.kind]
+        return (TABLES | MINING | DOTS | MATCHING)[self.kind]
 
     @property
     def queries(self) -> list[Tensor]:
-        if self.kind == "alone":
+        if self.table.queries == 1:
             return [self.f3]
         return [self.f1, self.f2, self.f3, *([self.f1.flip(0)] if self.kind == "crossed" else [])]
+
+    @property
+    def key(self) -> Tensor:
+        """f0, or (B, G, D) of so many positives."""
+        return self.f0 if self.positives == 1 else torch.stack([self.f0.roll(g, 1) for g in range(self.positives)], 1)
 
     @property
     def coefficients(self) -> Tensor | None:
@@ -88,10 +108,10 @@ class Case:
         setting: dict[str, Any] = {"temperature": temperature, "mix": "tiled" if self.tiled else "own"}
         if self.kind in ("mc", "unmixed"):
             return torch.stack(reference.mc_loss_parts(self.f0, *queries, bank, self.coefficients, **setting))
-        if self.kind in ("one-hot", "alone"):
+        if self.kind in ("one-hot", "alone") and self.positives == 1:
             m0 = reference.normalise(bank)
             return torch.stack([reference.info_nce(f, self.f0, m0, temperature) for f in queries])
-        return reference.contrast_losses(self.f0, queries, bank, self.table, self.coefficients, **setting)
+        return reference.contrast_losses(self.key, queries, bank, self.table, self.coefficients, **setting)
 
 
 Results = dict[str, Tensor]
@@ -125,11 +145,14 @@ def velocity(case: Case) -> Tensor:
 def step_truth(case: Case, update: str, momentum: Tensor, cursor: int = 0) -> Results:
     """Everything that contrast_step_ returns or changes."""
     found = forward_truth(case, torch.ones(4))
-    m0, tau = reference.normalise(case.bank), case.bank_temperature
+    m0, tau = reference.normalise(case.bank) if case.table.unit else case.bank, case.bank_temperature
     measured = case.queries[case.table.measured]
     similarity = measured @ m0.T
-    psi = reference.similarity_distribution(measured, case.f0, m0, tau)[:, 0]
-    nearer = (measured * case.f0).sum(dim=1) > similarity.amax(dim=1) + 8 * torch.finfo(case.f0.dtype).eps
+    psi = reference.similarity_distribution(measured, case.key, m0, tau)[:, : case.positives].sum(dim=1)
+    keys = case.key.view(len(case.f0), -1, case.f0.shape[1])
+    nearest = (measured.unsqueeze(1) * keys).sum(dim=2).amax(dim=1)
+    scale = 1 if case.table.unit else measured.norm(dim=1) * keys.norm(dim=2).amax(dim=1)
+    nearer = nearest > similarity.amax(dim=1) + 8 * torch.finfo(case.f0.dtype).eps * scale
     parts = found["parts"]
     loss = reference.contrast_loss(parts, case.table)
     stats = torch.stack([loss, *parts, nearer.sum().to(psi), psi.mean()])
@@ -142,7 +165,7 @@ def step_truth(case: Case, update: str, momentum: Tensor, cursor: int = 0) -> Re
 
         bank, momentum = reference_bank.ascend(bank, momentum, loss_of, **HYPER)
     if update == "fifo":
-        for feature in case.f0:
+        for feature in keys.flatten(0, 1):
             row = cursor % len(bank)
             bank[row], momentum[row] = feature, 0
             cursor += 1
@@ -160,7 +183,7 @@ def step_of(
     stats, gradients = module.contrast_step_(
         bank,
         momentum,
-        case.f0,
+        case.key,
         case.queries,
         case.coefficients,
         case.table,

@@ -164,6 +164,5 @@ def test_the_largest_logit_is_exact():
     mixed = case.mixing * ((case.f3 * case.f2).sum(dim=1, keepdim=True) / 0.07) + (1 - case.mixing) * plain
     positive = (case.f3 * case.f0).sum(dim=1, keepdim=True) / 0.07
     want = torch.cat([positive, plain, mixed], dim=1).amax(dim=1)
-    torch.testing.assert_close(
-        BIT * Passes(contrast).largest_logit(block, block.positive(case.f0))[3], want, rtol=1e-13, atol=0
-    )
+    similarity = block.positive(case.f0, 0.07).similarity
+    torch.testing.assert_close(BIT * Passes(contrast).largest_logit(block, similarity)[3], want, rtol=1e-13, atol=0)

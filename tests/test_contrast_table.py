@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from oracle import CROSSED, MINING, TABLES, Case
+from oracle import CROSSED, DOTS, MATCHING, MINING, TABLES, Case
 from torch import Tensor
 
-from fastmc.contrast_table import A2MC, AIMCLR, B1, B2, B3, HICLR, Row, Table
+from fastmc.contrast_table import A2MC, AIMCLR, B1, B2, B3, CPM, HICLR, Row, Table
 from fastmc.objective.contrast_step import contrast_step_
 from fastmc.reference import contrast as reference
 
+ALL = TABLES | MINING | DOTS | MATCHING
 
-@pytest.mark.parametrize("table", (TABLES | MINING).values(), ids=TABLES | MINING)
+
+@pytest.mark.parametrize("table", ALL.values(), ids=ALL)
 def test_a_table_is_its_code(table):
     assert Table.parse(table.code) == table
     assert hash(Table.parse(table.code)) == hash(table)
@@ -42,6 +46,21 @@ def test_a_table_is_its_code(table):
 def test_what_is_no_table_says_so(rows, measured, message):
     with pytest.raises(ValueError, match=message):
         Table(rows, measured)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ((Row(0),), "row 0 must have a target where the key is no entry"),
+        ((Row(0, target=1), Row(1)), "row 1 must have a target where the key is no entry"),
+        ((Row(0, mined=1),), "row 0 must have a target where the key is no entry"),
+        ((Row(0, target=0, mined=1),), "row 0 can mine if it has a loss, no target"),
+        ((Row(0, target=2), Row(0, target=1)), "row 0 can have no target or another row"),
+    ],
+)
+def test_what_is_no_table_without_a_key_says_so(rows, message):
+    with pytest.raises(ValueError, match=message):
+        Table(rows, key=False)
 
 
 def test_the_order_in_which_each_student_finds_its_target():
@@ -127,6 +146,9 @@ def test_two_rows_may_be_each_others_targets(impl):
         (AIMCLR, 3, {"mixing": 0.3}, "mixing must be None"),
         (MUTUAL, 2, {"update": "ascent"}, "table must not have targets that interleave for update 'ascent'"),
         (AIMCLR, 3, {"update": "fifo", "cursor": None}, "cursor must be an int64 scalar"),
+        (replace(B2, unit=False), 3, {"update": "ascent"}, "table must scale the rows of bank to unit length for upd"),
+        (CPM, 2, {"update": "ascent"}, "table must have the key for update 'ascent'"),
+        (CPM, 2, {"f0": (3, 2, 5)}, r"f0 must be \(B, D\) for a table with mixed rows, targets or mined entries"),
         (AIMCLR.mining(), 3, {"update": "ascent"}, "table must not mine for update 'ascent'"),
         (AIMCLR.mining(8), 3, {"bank": 7}, "table mines 8 rows of bank for each query, and bank has 7"),
         ("A2MC", 3, {}, "table must be a Table, got 'A2MC'"),
@@ -135,9 +157,9 @@ def test_two_rows_may_be_each_others_targets(impl):
 def test_a_call_that_does_not_fit_its_table_says_so(table, count, settings, message):
     case = Case.draw(3, 20, 5)
     settings = {"update": "none", **settings}
-    bank = case.bank[: settings.pop("bank", 20)]
+    bank, f0 = case.bank[: settings.pop("bank", 20)], torch.ones(settings.pop("f0", (3, 5)))
     with pytest.raises(ValueError, match=message):
-        contrast_step_(bank, torch.zeros_like(bank), case.f0, case.queries[:count], table, **settings)
+        contrast_step_(bank, torch.zeros_like(bank), f0, case.queries[:count], table, **settings)
 
 
 def test_a_query_is_named_by_its_number():

@@ -24,7 +24,10 @@ PROCESSES = {
     "traffic": ("interpreted/test_traffic.py", "interpreted/test_views_kernel.py", "test_gpu_less.py"),
     "interpreter": ("interpreted/test_interpreter.py", "interpreted/test_watch.py"),
 }
-WITHOUT_TTSEM = ("test_views.py", "test_attack.py", "test_attack_kernel.py", "test_update_kernel.py", "test_mining.py")
+WITHOUT_TTSEM = (
+    "test_views.py", "test_attack.py", "test_attack_kernel.py", "test_update_kernel.py", "test_mining.py",
+    "test_other_losses.py",
+)  # fmt: skip
 if needs_ttsem.args[0]:
     PROCESSES["values"] = WITHOUT_TTSEM
 

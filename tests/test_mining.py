@@ -193,16 +193,18 @@ def unit(mined: Tensor, bank: Tensor) -> Tensor:
 
 
 MISTAKES = {
-    "entries count as often as they are found": lambda mined, bank: (
+    "entries count as often as they are found": lambda mined, bank, _: (
         unit(mined, bank).sum(dim=1) / (1 + mined.shape[1]),
         torch.full((len(mined),), mined.shape[1] / (1 + mined.shape[1])).to(bank),
     ),
-    "only the first query mines": lambda mined, bank: SPREAD(mined[:, :3], bank),
-    "rows have their own length": lambda mined, bank: (
+    "only the first query mines": lambda mined, bank, _: SPREAD(mined[:, :3], bank),
+    "rows have their own length": lambda mined, bank, _: (
         SPREAD(mined, bank)[0] * bank[mined].norm(dim=2).mean(dim=1, keepdim=True), SPREAD(mined, bank)[1]
     ),
-    "the next row": lambda mined, bank: SPREAD((mined + 1) % len(bank), bank),
-    "the key has no share": lambda mined, bank: tuple(x / SPREAD(mined, bank)[1].mean() for x in SPREAD(mined, bank)),
+    "the next row": lambda mined, bank, _: SPREAD((mined + 1) % len(bank), bank),
+    "the key has no share": lambda mined, bank, _: tuple(
+        x / SPREAD(mined, bank)[1].mean() for x in SPREAD(mined, bank)
+    ),
 }  # fmt: skip
 SPREAD = chunked._spread
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -66,6 +67,9 @@ def test_opcheck_of_the_steps() -> None:
         other = drawn(kind)
         batch = (case.bank, momentum, other.f0, other.queries, other.coefficients, other.table.code)
         torch.library.opcheck(torch.ops.fastmc.contrast_step_.default, (*batch, *settings))
+    other = replace(drawn("alone"), positives=3)
+    batch = (case.bank, momentum, other.key, other.queries, None, other.table.code)
+    torch.library.opcheck(torch.ops.fastmc.contrast_step_.default, (*batch, *settings))
 
 
 def test_an_operator_is_differentiable_in_its_losses_alone() -> None:

@@ -12,7 +12,7 @@ from test_backbones import as_on_a_gpu as as_on_a_gpu  # fixtures
 from test_backbones import no_onednn as no_onednn
 from test_cpm import OWN as OF_CPM
 from test_hico import OWN as OF_HICO
-from test_hico import SHORT, one_step, replays, resumes, runs_and_is_exported, write
+from test_hico import SHORT, one_step, replays, resumes, runs_and_is_exported
 from test_train import advance, assert_same_state, command, start
 from torch.nn import functional as F
 
@@ -23,8 +23,7 @@ from fastmc.encoders.base import ClipShape
 from fastmc.encoders.stgcn import STGCN, STGCNConfig, attention_drop
 from fastmc.evaluation.features import represent
 from fastmc.methods.aimclr import AimCLRConfig
-from fastmc.methods.ascal import ascal_losses
-from fastmc.methods.fifo import Fifo
+from fastmc.methods.ascal import ANY_LENGTH
 from fastmc.methods.hiclr import JointMask, masked_joints
 from fastmc.objective.contrast_step import contrast_step_
 from fastmc.skeleton import NTU25
@@ -73,19 +72,17 @@ def test_losses_gradients_and_bank(name, table, impl):
 
 
 @needs_golden
-def test_loss_of_features_of_any_length():
+@pytest.mark.parametrize("impl", ["reference", "torch", "cpp"])
+def test_loss_of_features_of_any_length(impl):
     found = golden("AS-CAL_loss")
-    f1 = found["f1"].requires_grad_()
-    loss = ascal_losses(f1, found["f0"], found["bank"], float(found["temperature"])).mean()
-    near(loss, found["loss"], 1e-9)
-    loss.backward()
-    near(f1.grad, found["grad_f1"], 1e-6)
-    bank = Fifo(*found["bank"].shape).double()
-    bank.entries.copy_(found["bank"])
-    bank.cursor.fill_(int(found["index_before"]))
-    write(bank, found["f0"])
-    near(bank.entries, found["bank_after"], 1e-9)
-    assert int(bank.cursor) == int(found["index_after"])
+    bank, cursor = found["bank"].clone(), torch.tensor(int(found["index_before"]))
+    tau = float(found["temperature"])
+    settings = {"temperature": tau, "bank_temperature": tau, "cursor": cursor, "impl": impl}
+    step = contrast_step_(bank, torch.zeros_like(bank), found["f0"], [found["f1"]], ANY_LENGTH, **settings)
+    near(step.loss, found["loss"], 1e-9)
+    near(step.gradients[0], found["grad_f1"], 1e-6)
+    near(bank, found["bank_after"], 1e-9)
+    assert int(cursor) % len(bank) == int(found["index_after"])
 
 
 # --- Attention drop and joint mask

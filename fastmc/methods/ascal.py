@@ -12,23 +12,20 @@ methods.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from math import sqrt
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from fastmc.arguments import working_dtype
-from fastmc.checks import Count, Positive, Probability, check_ranges
-from fastmc.methods.base import LOSS, Batch, Follow, Found, Method, Metric, Setup, View
-from fastmc.methods.fifo import FITTED, BankConfig, Fifo
-from fastmc.views.draw import BASIC_KEY, BASIC_QUERY
-from kernels.ranges import part
+from fastmc.checks import Count, Positive
+from fastmc.contrast_table import Row, Table
+from fastmc.encoders.base import Encoder
+from fastmc.methods.base import Batch, Found, Metric, Setup
+from fastmc.methods.skeletonclr import SkeletonCLR, SkeletonCLRConfig, metrics_of
 
 RECIPE = {
     "crop_ratio_min": 1.0,
@@ -37,46 +34,27 @@ RECIPE = {
     "reverse_probability": 0.5,
     "centre_joint": 1,
 }
+ANY_LENGTH = Table((Row(0),), unit=False)
+"""SkeletonCLR's, of features and rows that are not scaled."""
 
 
 @dataclass(frozen=True)
-class ASCALConfig(BankConfig):
+class ASCALConfig(SkeletonCLRConfig):
     """Bank and loss. The defaults are those of the released script."""
 
     bank_size: Count = 16384
     """K, entries of the bank."""
     temperature: Positive = 0.06
     """tau of the loss."""
-    ema: Probability = 0.999
-    """The key encoder follows the query encoder."""
     first_epoch: Literal["trains", "fills"] = "trains"
     """fills: the first epoch only fills the bank, as in the released code."""
 
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
-
-def ascal_losses(f1: Tensor, f0: Tensor, bank: Tensor, temperature: float) -> Tensor:
-    """The loss of each clip (B,): plain dot products of f1 with f0, a constant, and the rows of the bank.
-
-    Plain PyTorch: (B, K) is 2 MB at the published sizes.
-
-    Args:
-        f1, f0: (B, H). bank: (K, H).
-    """
-    positive = (f1 * f0).sum(1, keepdim=True)
-    logits = torch.cat((positive, f1 @ bank.T), dim=1) / temperature
-    return F.cross_entropy(logits, torch.zeros(len(f1), dtype=torch.int64, device=f1.device), reduction="none")
-
-
-class ASCAL(Method):
-    """Query and key encoder without a head, and a bank first in, first out.
-
-    The encoder's head is not used; it stays as it was drawn, but for weight decay.
-    """
+class ASCAL(SkeletonCLR):
+    """SkeletonCLR's contrast of representations, whose head is not used: it stays as it was drawn, but for weight
+    decay."""
 
     Config = ASCALConfig
-    presets = FITTED
     backbone = "lstm"
     run: ClassVar = {
         "paper": {
@@ -94,47 +72,30 @@ class ASCAL(Method):
         "small": {"augment": RECIPE},
         "tiny": {"augment": RECIPE},
     }
-    views = (View(BASIC_KEY), View(BASIC_QUERY))
-    metrics = (
-        LOSS,
-        Metric("top1", "contrastive top-1 of f₁", "top1", "share", ".0%"),
-        Metric("positive_probability", "probability of the positive", "p+", "share"),
-        # No length is fixed: this is no spread that 1/sqrt(D) could be held against.
-        Metric("deviation", "std of representation elements", "std", "share", ".4f"),
-    )
-    brief = frozenset({"fill"})
+    # No length is fixed: there is no spread that 1/sqrt(D) could be held against.
+    metrics = (*metrics_of()[:-1], Metric("deviation", "std of representation elements", "std", "share", ".4f"))
     config: ASCALConfig
 
     def __init__(self, config: ASCALConfig, setup: Setup) -> None:
         super().__init__(config, setup)
-        self.query = setup.new_encoder()
-        self.key = copy.deepcopy(self.query).requires_grad_(False)
-        width = self.query.representation_dim
-        self.bank = Fifo(config.bank_size, width)
-        bound = sqrt(3 / width)
-        self.bank.entries.uniform_(-bound, bound)
+        bound = sqrt(3 / self.feature_dim)
+        generator = torch.Generator().manual_seed(setup.seed)
+        self.bank.entries.uniform_(-bound, bound, generator=generator)
 
-    def followers(self) -> dict[str, tuple[nn.Module, Follow]]:
-        return {"key": (self.key, Follow("query", self.config.ema))}
+    @property
+    def feature_dim(self) -> int:
+        return self.query.representation_dim
 
     def phase(self, clips_seen: int, epoch: int) -> str:
         """fill: the bank takes keys in, and nothing learns."""
         return "fill" if self.config.first_epoch == "fills" and epoch == 0 else "main"
 
+    def table(self, phase: str) -> Table:
+        return ANY_LENGTH
+
+    def features(self, encoder: Encoder, x: Tensor) -> Tensor:
+        h = encoder.represent(x)
+        return h.to(working_dtype(h))
+
     def step(self, batch: Batch, networks: Mapping[str, Any], phase: str) -> Found:
-        with part("augment"):
-            x = batch.make(*self.views)
-        with part("key"), torch.no_grad():
-            f0 = networks["key"].represent(x[0])
-        with part("query"):
-            f1 = networks["query"].represent(x[1])
-        f0, f1 = (f.to(working_dtype(f)) for f in (f0, f1))
-        # Clips do not see each other: each rank has the losses of its own, and the keys of all go to the bank.
-        losses = ascal_losses(f1, f0, self.bank.entries, self.config.temperature)
-        nearest = (f1.detach() @ self.bank.entries.T).amax(1)
-        is_first = (f1.detach() * f0).sum(1) > nearest
-        losses, is_first, f0, f1 = batch.gather(losses, is_first.to(losses.dtype), f0, f1.detach())
-        loss = losses.mean()
-        seen = {"loss": loss.detach(), "top1": is_first.mean()}
-        seen |= {"positive_probability": (-losses.detach()).exp().mean(), "deviation": f1.std(0, correction=0).mean()}
-        return Found(loss, (), None, seen, tuple(chain(self.bank.writes(f0))), learns=phase != "fill")
+        return super().step(batch, networks, phase)._replace(learns=phase != "fill")

@@ -22,10 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from fastmc.checks import Count, Positive, Probability, check_ranges
+from fastmc.contrast_table import Row, Table
 from fastmc.encoders.base import Encoder, mlp_head, unit
 from fastmc.encoders.s2s import S2S
 from fastmc.methods.base import LOSS, SPREAD, Batch, Follow, Found, Method, Metric, Setup, View
 from fastmc.methods.fifo import FITTED, BankConfig, Fifo
+from fastmc.objective.contrast_step import contrast_step_
 from fastmc.views.draw import BASIC_KEY, BASIC_QUERY
 from kernels.ranges import part
 
@@ -81,29 +83,35 @@ class Projectors(nn.Module):
         }
 
 
-def info_nce(query: Tensor, positives: Tensor, bank: Tensor, temperature: float) -> Tensor:
-    """-log of the share that the positives have of the softmax over them and the bank, each clip's: (B,).
-
-    Args:
-        query: (B, D). positives: (B, P, D). bank: (R, D). All of unit length and one dtype.
-    """
-    own = torch.einsum("bd,bpd->bp", query, positives) / temperature
-    return torch.cat((own, query @ bank.T / temperature), dim=1).logsumexp(1) - own.logsumexp(1)
+AGAINST = {"clip": "clip", "part": "part", "temporal": "spatial", "spatial": "temporal", "instance": "instance"}
+"""Of the query, in the order of `Features`: whose key and bank it meets."""
+NCE = Table((Row(0),), unit=False)
+"""The rows of the banks enter as they are, at unit length."""
 
 
-def hico_losses(query: Features, key: Features, bank: Mapping[str, Tensor], temperature: float) -> Tensor:
-    """The five terms of each clip, (B, 5), in the order of `Features`. ``bank``: rows by the names of `Features`.
-
-    Plain PyTorch: the largest array is (B, G + G * K), 2 MB at the published sizes, so that no kernel is missed.
-    """
-    terms = (
-        info_nce(query.clip, key.clip, bank["clip"], temperature),
-        info_nce(query.part, key.part, bank["part"], temperature),
-        info_nce(query.temporal, key.spatial[:, None], bank["spatial"], temperature),
-        info_nce(query.spatial, key.temporal[:, None], bank["temporal"], temperature),
-        info_nce(query.instance, key.instance[:, None], bank["instance"], temperature),
-    )
-    return torch.stack(terms, dim=1)
+def hico_losses(
+    query: Features, key: Features, bank: Mapping[str, Tensor], temperature: float, **how: Any
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The five terms (5,), averaged over the clips, in the order of `Features`, and the gradients of their sum to the
+    query's features. ``bank``: rows by the names of `Features`; ``how``: implementation and precision of each step."""
+    losses: list[Tensor] = []
+    gradients: list[Tensor] = []
+    for name, other in AGAINST.items():
+        rows = bank[other]
+        found = contrast_step_(
+            rows,
+            rows,  # a momentum: nothing is updated
+            getattr(key, other),
+            [getattr(query, name)],
+            NCE,
+            temperature=temperature,
+            bank_temperature=temperature,
+            update="none",
+            **how,
+        )
+        losses.append(found.loss)
+        gradients += found.gradients
+    return torch.stack(losses), tuple(gradients)
 
 
 class HiCo(Method):
@@ -174,13 +182,14 @@ class HiCo(Method):
             query = features(networks["query"], networks["projectors"], of_query, 1)
         query = query._replace(clip=query.clip[:, 0], part=query.part[:, 0])
         bank = {name: bank.entries for name, bank in self.bank.items()}
-        # Clips do not see each other: each rank has the losses of its own, and the keys of all go to the banks.
-        losses = hico_losses(query, key, bank, self.config.temperature)
-        losses, instance, *keys = batch.gather(losses, query.instance.detach(), *key)
-        terms = losses.mean(0)
+        features_of_all = batch.gather(*query, *key)
+        query, key = Features(*features_of_all[:5]), Features(*features_of_all[5:])
+        with part("mc"):
+            how = {"impl": self.setup.impl, "precision": self.setup.precision}
+            terms, gradients = hico_losses(query, key, bank, self.config.temperature, **how)
         loss = terms.sum()
-        writes = [self.bank[name].writes(k.flatten(0, -2)) for name, k in zip(Features._fields, keys, strict=True)]
-        return Found(loss, (), None, (loss.detach(), terms.detach(), instance), tuple(chain(*writes)))
+        writes = [self.bank[name].writes(k.flatten(0, -2)) for name, k in zip(Features._fields, key, strict=True)]
+        return Found(loss, tuple(query), gradients, (loss, terms, query.instance.detach()), tuple(chain(*writes)))
 
     def measure(self, seen: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         loss, terms, instance = seen

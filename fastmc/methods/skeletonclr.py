@@ -76,7 +76,8 @@ def metrics_of(terms: int = 0) -> tuple[Metric, ...]:
 class SkeletonCLR(Method):
     """Query and key encoder, and a bank first in, first out.
 
-    A subclass says which further views there are, what their features are (`queries`), and what these learn (`table`).
+    A subclass says which further views there are, what their features are (`queries`, `features`), and what these learn
+    (`table`).
 
     Attributes:
         query, key: the encoders. bank: M.
@@ -96,7 +97,12 @@ class SkeletonCLR(Method):
         key = copy.deepcopy(self.query) if config.key_init == "copied" else setup.new_encoder()
         self.key = key.requires_grad_(False)
         generator = torch.Generator().manual_seed(setup.seed)
-        self.bank = MemoryBank(config.bank_size, setup.encoder.feature_dim, generator=generator)
+        self.bank = MemoryBank(config.bank_size, self.feature_dim, generator=generator)
+
+    @property
+    def feature_dim(self) -> int:
+        """D of the features that are contrasted."""
+        return self.setup.encoder.feature_dim
 
     def followers(self) -> dict[str, tuple[nn.Module, Follow]]:
         return {"key": (self.key, Follow("query", self.config.ema))}
@@ -106,15 +112,18 @@ class SkeletonCLR(Method):
         return B1
 
     def queries(self, networks: Mapping[str, Any], x: Tensor, step: Tensor | int) -> list[Tensor]:
-        """Unit features (B, D) of the views behind the key's, x (views - 1, B, T, V * M * 3)."""
-        encoder: Encoder = networks["query"]
-        return [encoder(x[0])]
+        """Features (B, D) of the views behind the key's, x (views - 1, B, T, V * M * 3)."""
+        return [self.features(networks["query"], x[0])]
+
+    def features(self, encoder: Encoder, x: Tensor) -> Tensor:
+        """Features (B, D) of clips (B, T, V * M * 3), of unit length."""
+        return encoder(x)
 
     def step(self, batch: Batch, networks: Mapping[str, Any], phase: str) -> Found:
         with part("augment"):
             x = batch.make(*self.views)
         with part("key"), torch.no_grad():
-            f0 = networks["key"](x[0])
+            f0 = self.features(networks["key"], x[0])
         with part("query"):
             queries = self.queries(networks, x[1:], batch.step)
         f0, *queries = batch.gather(f0, *queries)

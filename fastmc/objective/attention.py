@@ -17,6 +17,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -90,6 +91,7 @@ class Scratch:
 
     def __init__(self, contrast: Contrast) -> None:
         self.bank = bank = contrast.bank
+        self._scaled = contrast.table.unit
         rows = contrast.rows_per_sample * contrast.block_size * contrast.chunk_size
         columns = rows if contrast.mixing is None else 2 * rows
         self._logits, self._exponentials = bank.new_empty(columns), bank.new_empty(columns)
@@ -105,9 +107,11 @@ class Scratch:
     def exponentials(self, *shape: int) -> Tensor:
         return shaped(self._exponentials, *shape)
 
-    def unit_rows(self, chunk: slice) -> Tensor:
-        """Normalised rows m (k, D) of the bank."""
+    def rows(self, chunk: slice) -> Tensor:
+        """Rows m (k, D) of the bank, normalised unless the table has them as they are."""
         raw = self.bank[chunk]
+        if not self._scaled:
+            return raw
         return torch.mul(raw, self.inverse[chunk], out=self._unit[: len(raw)])
 
     def along(self, gradient: Tensor, chunk: slice) -> Tensor:
@@ -119,6 +123,19 @@ class Scratch:
         """From dL/dm (k, D) to dL/dw, in place."""
         along = self.along(gradient, chunk)
         gradient.mul_(self.inverse[chunk]).addcmul_(self.bank[chunk], along, value=-1)
+
+
+class Positive(NamedTuple):
+    """What a softmax has of the positives of a block: the one, or what stands for several.
+
+    Attributes:
+        similarity: (q, n), such that its exponential is that of the one, or the sum of all; key: the one (n, D), or
+        their mean (q, n, D) with these exponentials as weights. nearest: (q, n), the largest similarity.
+    """
+
+    similarity: Tensor
+    key: Tensor
+    nearest: Tensor
 
 
 def shaped(buffer: Tensor, *shape: int) -> Tensor:
@@ -169,9 +186,16 @@ class Block:
     def is_last(self) -> bool:
         return self.samples.stop == self.contrast.batch
 
-    def positive(self, f0: Tensor) -> Tensor:
-        """(q, n) similarities with the rows of f0 (B, D)."""
-        return (self.u * f0[self.samples]).sum(dim=2)
+    def positive(self, f0: Tensor, temperature: float) -> Positive:
+        """Of f0 (B, D), or several (B, G, D) of each sample, in a softmax at this temperature."""
+        f0 = f0[self.samples]
+        if f0.dim() == 2:
+            similarity = (self.u * f0).sum(dim=2)
+            return Positive(similarity, f0, similarity)
+        similarities = (f0 @ self.u.permute(1, 2, 0)).permute(2, 0, 1)
+        logits = similarities / temperature
+        key = (logits.softmax(dim=2).transpose(0, 1) @ f0).transpose(0, 1)
+        return Positive(logits.logsumexp(dim=2) * temperature, key, similarities.amax(dim=2))
 
     def per_row(self, x: Tensor) -> Tensor:
         """(q, ...) of the queries or (p, ...) of the plain columns as (r, ...) of the rows."""

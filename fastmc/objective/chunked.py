@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from fastmc.backends import may_look
 from fastmc.contrast_table import Row, Table
-from fastmc.objective.attention import BIT, EPS, Block, Contrast
+from fastmc.objective.attention import BIT, EPS, Block, Contrast, Positive
 from fastmc.objective.passes import Ascending, OfOthers, Passes, Swept
 from kernels.ranges import part
 
@@ -127,6 +127,8 @@ def contrast_step_(
 ) -> tuple[Tensor, Tensor]:
     """Losses, their gradients and metrics, all at the old bank; then the bank's update in place.
 
+    f0 is (B, D), or (B, G, D) with several positives of each sample, of a table of plain one-hot rows.
+
     ``update`` is "ascent" (:func:`bank_step_` on the loss at ``bank_temperature``), "fifo" (:func:`enqueue_` of f0 at
     ``cursor``) or "none". If the loss is not finite, bank, momentum and cursor stay as they are.
 
@@ -144,8 +146,8 @@ def contrast_step_(
     if update == "fifo":
         assert cursor is not None
         with part("bank"):
-            enqueue_(bank, momentum, f0, cursor, results.finite())
-    return results.stats(bank_temperature), results.gradients
+            enqueue_(bank, momentum, f0.flatten(0, -2), cursor, results.finite())
+    return results.stats(f0, bank_temperature), results.gradients
 
 
 def mined_rows(queries: Sequence[Tensor], bank: Tensor, k: int, passes: type[Passes] = Passes) -> Tensor:
@@ -190,16 +192,18 @@ def _sweep(
     bounded = _logits_are_bounded(f0, contrast, min(temperature, second_temperature))
     for samples in contrast.blocks():
         block = Block(contrast, samples, temperature, shifted=not bounded)
-        positive = block.positive(f0)
+        positive, second = (block.positive(f0, tau) for tau in (temperature, second_temperature))
+        if not contrast.table.key:  # is no candidate; what is not finite in f0 stays to be seen
+            positive = positive._replace(similarity=0 * positive.similarity - math.inf)
         if not bounded:
-            block.shift = passes.largest_logit(block, positive)
+            block.shift = passes.largest_logit(block, positive.similarity)
         keys, metrics, kept = results is not None, bank_temperature is not None, None if ascent is None else ascent.kept
         found = passes.sweep(block, second_temperature, keys=keys, metrics=metrics, kept=kept)
         if results is not None:
-            results.collect(found, f0, positive)
+            results.collect(found, positive, second)
         if ascent is not None:
             with part("bank"):
-                ascent.pull_(found.sums, positive, None if results is None else results.finite())
+                ascent.pull_(found.sums, second.similarity, None if results is None else results.finite())
 
 
 class Results:
@@ -211,22 +215,26 @@ class Results:
         self.losses = bank.new_zeros(len(contrast.queries))
         self.gradients = torch.empty_like(contrast.queries)
         self.lse = bank.new_empty(contrast.rows_per_sample, batch)
-        self.positive = bank.new_empty(batch)  # similarity of the measured query and f0
-        self.nearest, self.plain_lse = bank.new_empty(batch), bank.new_empty(batch)  # of that, see Metrics
+        # Of the measured query: its positive, the nearest of several, and what Metrics has.
+        self.positive, self.nearest_positive = bank.new_empty(batch), bank.new_empty(batch)
+        self.nearest, self.plain_lse = bank.new_empty(batch), bank.new_empty(batch)
 
-    def collect(self, found: Swept, f0: Tensor, positive: Tensor) -> None:
-        """Take in a block that has met the whole bank; positive is its (q, n) similarities with f0."""
+    def collect(self, found: Swept, of_positive: Positive, second: Positive) -> None:
+        """Take in a block that has met the whole bank, with its positives at the first and second temperature."""
         sums, metrics = found.keys, found.metrics
         block, contrast, tau = sums.block, self.contrast, self.temperature
-        f0, keys = f0[block.samples], sums.keys_of_others()
+        (positive, f0, _), keys = of_positive, sums.keys_of_others()
         others, e_positive = sums.others(), sums.exponential(positive)
         total = others + e_positive
         lse = total.log() if sums.shift is None else total.log() + sums.shift * BIT
-        # Without the cancellation of lse - positive and of (expected key) - f0 where the positive has won.
-        odds = others / e_positive
-        losses = torch.where(odds.isfinite(), odds.log1p(), lse - block.per_row(positive) / tau)
         keys = keys / total.unsqueeze(2)
-        pull = keys - (others / total).unsqueeze(2) * f0
+        if contrast.table.key:
+            # Without the cancellation of lse - positive and of (expected key) - f0 where the positive has won.
+            odds = others / e_positive
+            losses = torch.where(odds.isfinite(), odds.log1p(), lse - block.per_row(positive) / tau)
+            pull = keys - (others / total).unsqueeze(2) * f0
+        else:
+            losses, pull = lse.clone(), keys
         pulls = pull[: block.q].clone()  # a student may be a target too
         for i, t in block.soft:
             losses[i] -= (block.u[i] * pull[t]).sum(dim=1) / tau
@@ -235,7 +243,7 @@ class Results:
             excess = torch.where(p < 0.5, p - p_t, others[t] / total[t] - others[i] / total[i])
             pulls[i] = keys[i] - keys[t] + excess.unsqueeze(1) * f0
         if found.mined is not None:
-            aim, share = _spread(found.mined, contrast.bank)
+            aim, share = _spread(found.mined, contrast.bank, contrast.table.unit)
             for i in contrast.table.miners:
                 losses[i] -= ((block.u[i] * aim).sum(dim=1) - share * positive[i]) / tau
                 pulls[i] += share.unsqueeze(1) * f0 - aim
@@ -243,7 +251,8 @@ class Results:
         for i, weight in contrast.table.weights:
             pulls[i] *= weight
         self.gradients[:, block.samples] = pulls / (tau * contrast.batch)
-        self.positive[block.samples] = positive[contrast.table.measured]
+        self.positive[block.samples] = second.similarity[contrast.table.measured]
+        self.nearest_positive[block.samples] = second.nearest[contrast.table.measured]
         self.nearest[block.samples], self.plain_lse[block.samples] = metrics.nearest(), metrics.lse()
         self.lse[:, block.samples] = lse
 
@@ -258,10 +267,14 @@ class Results:
         """Whether the loss is, a scalar on the device."""
         return torch.isfinite(self.loss)
 
-    def stats(self, bank_temperature: float) -> Tensor:
+    def stats(self, f0: Tensor, bank_temperature: float) -> Tensor:
         """As :func:`contrast_step_` returns them."""
-        rounding = 8 * torch.finfo(self.positive.dtype).eps  # of a similarity of unit rows: it must not decide a tie
-        top1 = self.positive > self.nearest * bank_temperature + rounding
+        # Of a similarity of unit rows, or of rows as long as query and positive: it must not decide a tie.
+        rounding: float | Tensor = 8 * torch.finfo(self.positive.dtype).eps
+        if not self.contrast.table.unit:
+            measured = self.contrast.queries[self.contrast.table.measured]
+            rounding = rounding * measured.norm(dim=1) * f0.norm(dim=-1).view(len(f0), -1).amax(dim=1)
+        top1 = self.nearest_positive > self.nearest * bank_temperature + rounding
         odds = self.plain_lse - self.positive / bank_temperature
         found = [self.loss, *self.losses, top1.sum(), torch.sigmoid(-odds).mean()]
         return torch.stack([*found, *[torch.zeros_like(self.loss)] * (6 - len(found))])
@@ -292,13 +305,13 @@ class Ascent:
         self._passes.ascend_(block, self.kept, scale, queries, self._gradient, self._ascending, allowed)
 
 
-def _spread(mined: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+def _spread(mined: Tensor, bank: Tensor, unit: bool = True) -> tuple[Tensor, Tensor]:
     """Of a target that is shared alike by f0 and the rows ``mined`` (n, entries) of the bank, each once: the sum (n, D)
-    of these rows, at unit length, times their probability; and the probability (n,) of all of them."""
+    of these rows, at ``unit`` length or their own, times their probability; and the probability (n,) of all of them."""
     mined, _ = mined.sort(dim=1)
     new = mined.diff(dim=1, prepend=mined.new_full((len(mined), 1), -1)) != 0
     weight = new / (1 + new.sum(dim=1, keepdim=True)).to(bank)
-    rows = F.normalize(bank[mined], dim=2, eps=EPS)
+    rows = F.normalize(bank[mined], dim=2, eps=EPS) if unit else bank[mined]
     return (weight.unsqueeze(2) * rows).sum(dim=1), weight.sum(dim=1)
 
 
@@ -306,7 +319,9 @@ def _logits_are_bounded(f0: Tensor, contrast: Contrast, temperature: float) -> b
     """Whether exponentials of the logits are known to need no shift: neither they nor their sums overflow or vanish."""
     if not may_look(f0):
         return False
-    longest = torch.maximum(contrast.queries.norm(dim=2).max(), f0.norm(dim=1).max())
+    longest = torch.maximum(contrast.queries.norm(dim=2).max(), f0.norm(dim=-1).max())
+    if not contrast.table.unit:
+        longest = torch.maximum(longest, contrast.bank.norm(dim=1).max())
     return bool(longest * longest.clamp(min=1) / temperature <= _largest_logit(f0.dtype))
 
 

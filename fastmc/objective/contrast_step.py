@@ -19,7 +19,7 @@ from fastmc.arguments import (
 )
 from fastmc.backends import CONTRAST, Need
 from fastmc.checks import check_number
-from fastmc.contrast_table import B1, B2, Table
+from fastmc.contrast_table import B1, B2, MOST_POSITIVES, Table
 from fastmc.objective.chunked import enqueue_
 from fastmc.objective.loss import mc_table
 from fastmc.objective.ops import update_
@@ -153,12 +153,19 @@ def contrast_step_(
 ) -> ContrastStep:
     """One step of any table of rows: what :func:`mc_step_` is for the paper's methods.
 
+    A similarity is a dot product, of the bank's rows as they are where the table is not ``unit``. There rows and
+    features may have any length.
+
     Args:
-        f0: (B, D) key features, unit rows, whose entry is the positive of every row.
+        f0: (B, D) key features, unit rows, whose entry is the positive of every row; in a table without a key it is no
+            entry, but what "fifo" writes and the metrics are of. Or (B, G, D), 1 to 8 positives of each sample, for a
+            table without mixed rows, targets and mined entries: the loss is -log of the share that all G have of the
+            softmax together, as in HiCo; the probability is theirs, and the nearest is on top.
         queries: (B, D) each, unit rows, constants as f0; messages call them f1, f2 and so on.
         table: which softmaxes there are and what they learn, such as :data:`fastmc.contrast_table.AIMCLR`.
         mixing: lambda of eq. 8, for a table whose rows are mixed, and only for one.
-        update: ``"ascent"`` climbs the loss, weighted as the table says, at ``bank_temperature``.
+        update: ``"ascent"`` climbs the loss, weighted as the table says, at ``bank_temperature``; ``"fifo"`` writes B G
+            rows, all those of a sample before the next sample's.
 
     The bank, its momentum and the rest are as for :func:`mc_step_`.
 
@@ -189,15 +196,17 @@ def _step_(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Stats as from the fused functions, and the gradient of each query in its dtype; ``features`` begin with f0."""
     temperature, bank_temperature, *ascent = hyper
-    check_contrast(features, bank, temperature)
+    check_contrast(_with_one_key(features), bank, temperature)
     check_number("bank_temperature", bank_temperature, above=0)
     check_mixing(mixing, bank, mix)
     check_update(bank, momentum, *ascent)
     check_choice("precision", precision, PRECISIONS)
-    _check_table(table, len(features) - 1, mixing, update, cursor, bank)
+    _check_table(table, features["f0"], len(features) - 1, mixing, update, cursor, bank)
     impl = CONTRAST.choose(impl, Need(bank.device, bank.dtype, bank.shape[1]))
 
     f0, *queries = convert_features(impl, [f.detach() for f in features.values()], bank.dtype)
+    if f0.dim() == 3 and f0.shape[1] == 1:
+        f0 = f0.squeeze(1)
     coefficients = mixing_vector(mixing, bank, bank.dtype)
     if impl == "reference":
         with torch.autocast(bank.device.type, enabled=False):
@@ -221,8 +230,24 @@ def _check_objective(objective: str, update: str, views: int, mixing: Tensor | f
         raise ValueError("update 'ascent' is that of the MC loss (eq. 7): it needs objective 'mc'")
 
 
+def _with_one_key(features: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The features, but of several positives f0 (B, G, D) the first, (B, D)."""
+    f0 = features["f0"]
+    if not isinstance(f0, Tensor) or f0.dim() != 3:
+        return features
+    if f0.shape[1] not in range(1, MOST_POSITIVES + 1):
+        raise ValueError(f"f0 must be (B, D), or (B, G, D) with G of 1 to {MOST_POSITIVES}, got {tuple(f0.shape)}")
+    return {**features, "f0": f0[:, 0]}
+
+
 def _check_table(
-    table: Table, queries: int, mixing: Tensor | float | None, update: str, cursor: Tensor | None, bank: Tensor
+    table: Table,
+    f0: Tensor,
+    queries: int,
+    mixing: Tensor | float | None,
+    update: str,
+    cursor: Tensor | None,
+    bank: Tensor,
 ) -> None:
     check_choice("update", update, UPDATES)
     if not isinstance(table, Table):
@@ -233,8 +258,16 @@ def _check_table(
         raise ValueError("mixing must be given: the rows of table are mixed")
     if mixing is not None and not table.mixed:
         raise ValueError("mixing must be None: no row of table is mixed")
+    if f0.dim() == 3 and not table.plain:
+        raise ValueError(
+            f"f0 must be (B, D) for a table with mixed rows, targets or mined entries, got {tuple(f0.shape)}"
+        )
     if table.mined > len(bank):
         raise ValueError(f"table mines {table.mined} rows of bank for each query, and bank has {len(bank)}")
+    if update == "ascent" and not table.unit:
+        raise ValueError("table must scale the rows of bank to unit length for update 'ascent'")
+    if update == "ascent" and not table.key:
+        raise ValueError("table must have the key for update 'ascent'")
     if update == "ascent" and table.mined:
         raise ValueError("table must not mine for update 'ascent'")
     if update == "ascent" and table.bank_order is None:
@@ -279,11 +312,11 @@ def _reference_step_(
         losses = losses_of(leaves, bank.detach(), temperature)
         loss = reference.contrast_loss(losses, table)
         gradients = torch.stack(torch.autograd.grad(loss, leaves))
-    metrics = _reference_metrics(queries[table.measured], f0, reference.normalise(bank), bank_temperature)
+    metrics = _reference_metrics(queries[table.measured], f0, bank, table.unit, bank_temperature)
     found = [loss.detach(), *losses.detach(), *metrics]
     allowed = torch.isfinite(found[0])
     if update == "fifo" and cursor is not None:
-        enqueue_(bank, momentum, f0, cursor, allowed)
+        enqueue_(bank, momentum, f0.flatten(0, -2), cursor, allowed)
     if update == "ascent":
         settings = {"lr": lr, "momentum_factor": momentum_factor, "weight_decay": weight_decay}
         new_bank, new_momentum = reference_bank.ascend(bank, momentum, loss_of_bank, **settings)
@@ -292,9 +325,15 @@ def _reference_step_(
     return torch.stack([*found, *[torch.zeros_like(allowed, dtype=bank.dtype)] * (6 - len(found))]), gradients
 
 
-def _reference_metrics(f: Tensor, f0: Tensor, m0: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Top-1 count and mean positive probability of f (B, D) against the unit bank m0 (K, D)."""
+def _reference_metrics(f: Tensor, f0: Tensor, bank: Tensor, unit: bool, temperature: float) -> tuple[Tensor, Tensor]:
+    """Top-1 count and mean positive probability of f (B, D) against the bank (K, D) at ``unit`` length or its own."""
+    m0 = reference.normalise(bank) if unit else bank
     psi = reference.similarity_distribution(f, f0, m0, temperature)
-    rounding = 8 * torch.finfo(f.dtype).eps  # of a similarity of unit rows: it must not decide a tie
-    top1 = (f * f0).sum(dim=1) > (f @ m0.T).amax(dim=1) + rounding
-    return top1.sum().to(psi.dtype), psi[:, 0].mean()
+    positives = f0.unsqueeze(1) if f0.dim() == 2 else f0
+    # Of a similarity of unit rows, or of rows as long as query and positive: it must not decide a tie.
+    rounding: float | Tensor = 8 * torch.finfo(f.dtype).eps
+    if not unit:
+        rounding = rounding * f.norm(dim=1) * positives.norm(dim=2).amax(dim=1)
+    nearest = (f.unsqueeze(1) * positives).sum(dim=2).amax(dim=1)
+    top1 = nearest > (f @ m0.T).amax(dim=1) + rounding
+    return top1.sum().to(psi.dtype), psi[:, : positives.shape[1]].sum(dim=1).mean()

@@ -130,6 +130,7 @@ class FusedPasses(Passes):
             table.measured,
             block.q,
             table.mined,
+            table.unit,
         )
 
 

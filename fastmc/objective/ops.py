@@ -147,7 +147,7 @@ def _(*arguments: Any) -> None:
 
 @contrast_step_.register_fake
 def _(bank: Tensor, momentum: Tensor, f0: Tensor, queries: Sequence[Tensor], *settings: Any) -> tuple[Tensor, Tensor]:
-    return bank.new_empty(max(6, len(queries) + 3)), queries[0].new_empty(len(queries), *f0.shape)
+    return bank.new_empty(max(6, len(queries) + 3)), queries[0].new_empty(len(queries), *queries[0].shape)
 
 
 # Gradients, once for the operator and once for the eager call. Those of the queries came with the losses; that of the

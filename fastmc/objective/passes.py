@@ -74,7 +74,7 @@ class Passes:
         """(r, n) exact maximum over all candidates, for a shift."""
         largest = block.per_row(positive) / (block.temperature * BIT)
         for chunk in self.contrast.chunks():
-            logits = self._logits(block, self._scratch.unit_rows(chunk), chunk)
+            logits = self._logits(block, self._scratch.rows(chunk), chunk)
             torch.maximum(largest, logits.view(-1, block.r, block.n).amax(dim=0), out=largest)
         return largest
 
@@ -88,7 +88,7 @@ class Passes:
         mined = Mined(block, self.contrast.table.mined) if self.contrast.table.mined else None
         ratio, of = block.temperature / second_temperature, self.contrast.table.measured
         for chunk in self.contrast.chunks():
-            m = self._scratch.unit_rows(chunk)
+            m = self._scratch.rows(chunk)
             logits = self._logits(block, m, chunk)
             if mined is not None:
                 mined.add(logits, chunk.start)
@@ -133,7 +133,7 @@ class Passes:
     def bank_gradient_(self, block: Block, scale: Tensor, queries: Tensor, gradient: Tensor) -> None:
         """The block's part of the bank's gradient (K, D), of weights at its own temperature."""
         for chunk in self.contrast.chunks():
-            e = self._exponentials(self._logits(block, self._scratch.unit_rows(chunk), chunk))
+            e = self._exponentials(self._logits(block, self._scratch.rows(chunk), chunk))
             block.pull_(gradient[chunk], block.weights(e, chunk), scale, queries, add=not block.is_first)
             if block.is_last:
                 self._scratch.through_normalisation_(gradient[chunk], chunk)

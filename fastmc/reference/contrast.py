@@ -19,11 +19,17 @@ def normalise(bank: Tensor) -> Tensor:
 def log_similarity_distribution(u: Tensor, v: Tensor, m: Tensor, temperature: float) -> Tensor:
     """log psi (eq. 2): (B, 1 + K), column 0 is psi(u, v), column i is psi(u, m_i).
 
-    u and v are (B, D); the bank m is (K, D), shared by all samples, or (B, K, D), one per sample.
+    u and v are (B, D); the bank m is (K, D), shared by all samples, or (B, K, D), one per sample. Of several positives
+    v (B, G, D) each has a column, and they come first: (B, G + K).
     """
-    positive = (u * v).sum(dim=1, keepdim=True)
+    positive = (u * v).sum(dim=1, keepdim=True) if v.dim() == 2 else (v @ u.unsqueeze(2)).squeeze(2)
     negatives = (m @ u.unsqueeze(2)).squeeze(2)
     return torch.log_softmax(torch.cat([positive, negatives], dim=1) / temperature, dim=1)
+
+
+def log_distribution_over_bank(u: Tensor, m: Tensor, temperature: float) -> Tensor:
+    """The same without a positive: (B, K), the softmax of u over the bank m alone."""
+    return torch.log_softmax((m @ u.unsqueeze(2)).squeeze(2) / temperature, dim=1)
 
 
 def similarity_distribution(u: Tensor, v: Tensor, m: Tensor, temperature: float) -> Tensor:
@@ -34,6 +40,11 @@ def similarity_distribution(u: Tensor, v: Tensor, m: Tensor, temperature: float)
 def cross_entropy(target: Tensor, log_prediction: Tensor) -> Tensor:
     """-sum_i target_i log prediction_i, averaged over the batch: the form that eq. 3, 10 and 11 share."""
     return -(target * log_prediction).sum(dim=1).mean()
+
+
+def several_positives(u: Tensor, v: Tensor, m: Tensor, temperature: float) -> Tensor:
+    """-log of the sum of psi over all positives v (B, G, D) of u (B, D), averaged over the batch; m is (K, D)."""
+    return -log_similarity_distribution(u, v, m, temperature)[:, : v.shape[1]].logsumexp(dim=1).mean()
 
 
 def one_hot(log_prediction: Tensor) -> Tensor:
@@ -137,22 +148,29 @@ def contrast_losses(
 ) -> Tensor:
     """The losses (q,) of a table's students, each averaged over the batch and not yet weighted.
 
-    f0 and the queries are (B, D), bank (K, D) raw rows. Constants are those of :func:`mc_loss_parts`, which is this of
-    the table of A²MC.
+    f0 and the queries are (B, D), bank (K, D) raw rows; of a table of plain one-hot rows f0 may be several positives
+    (B, G, D). Constants are those of :func:`mc_loss_parts`, which is this of the table of A²MC.
     """
-    f0, m0 = f0.detach(), normalise(bank)
+    f0, m0 = f0.detach(), normalise(bank) if table.unit else bank
+    if f0.dim() == 3:
+        return torch.stack([several_positives(f, f0, m0, temperature) for f in queries])
     log_psi = []
     for row in table.rows:
         m = m0
         if row.mixed_with is not None and mixing is not None:
             m = union(m0, mixed_bank(queries[row.mixed_with], m0, mixing, mix))
-        log_psi.append(log_similarity_distribution(queries[row.query], f0, m, temperature))
+        if table.key:
+            log_psi.append(log_similarity_distribution(queries[row.query], f0, m, temperature))
+        else:
+            log_psi.append(log_distribution_over_bank(queries[row.query], m, temperature))
     losses = []
     for row, prediction in zip(table.rows, log_psi[: len(queries)], strict=False):
         target = one_hot(prediction) if row.target is None else log_psi[row.target].exp().detach()
         if row.mined:
             target = spread(prediction, nearest(queries, m0, row.mined))
         losses.append(cross_entropy(target, prediction))
+        if not table.key:  # what is not finite in f0 must not reach the bank, so the loss shows it
+            losses[-1] = losses[-1] + 0 * f0.sum()
     return torch.stack(losses)
 
 

@@ -34,6 +34,7 @@ struct Block {
     int64_t measured;  // a column
     int64_t students;  // the first columns, which mine
     int64_t mined;     // entries each
+    int64_t unit;      // whether rows of the bank are scaled to unit length
 
     int64_t chunk() const { return tile < ENTRIES ? ENTRIES / tile * tile : tile; }  // each begins with tile 0
     int64_t chunks() const { return (bank_size + chunk() - 1) / chunk(); }
@@ -81,11 +82,11 @@ class Chunk {
         column_sums = exponentials + block.columns * size;
     }
 
-    // Normalised rows m (size, D), and logits (p, n, size), not yet less the shift.
+    // Rows m (size, D), normalised or as they are, and logits (p, n, size), not yet less the shift.
     void make_logits() {
         for (int64_t i = 0; i < size; ++i) {
             const T* raw = block_.bank + (start + i) * block_.dim;
-            const T inverse = 1 / larger(length(raw, block_.dim), T(1e-12));
+            const T inverse = block_.unit ? 1 / larger(length(raw, block_.dim), T(1e-12)) : T(1);
             for (int64_t d = 0; d < block_.dim; ++d) unit_rows[i * block_.dim + d] = raw[d] * inverse;
         }
         product<T>(1, {block_.queries, block_.dim}, {unit_rows, block_.dim, true}, 0, logits, size,

@@ -27,7 +27,7 @@ class _Block(ctypes.Structure):
     _fields_ = [
         *((name, _POINTER) for name in ("bank", "queries", "mixing", "crossed", "shift", "column")),
         *((name, _SIZE) for name in ("bank_size", "dim", "samples", "columns", "rows", "tile", "measured")),
-        *((name, _SIZE) for name in ("students", "mined")),
+        *((name, _SIZE) for name in ("students", "mined", "unit")),
     ]
 
 
@@ -55,6 +55,7 @@ class Rows:
         crossed: (r, n, tile) logits of what the bank is mixed with, or None. shift: (r, n) bits, or None.
         column: each row's plain column. measured: the column whose nearest entries are looked for.
         students: the first columns, of which ``mined`` nearest entries each are wanted.
+        unit: whether rows of the bank are scaled to unit length.
     """
 
     bank: Tensor
@@ -68,6 +69,7 @@ class Rows:
     measured: int
     students: int
     mined: int
+    unit: bool
     _block: _Block = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -84,6 +86,7 @@ class Rows:
             self.measured,
             self.students,
             self.mined,
+            self.unit,
         )
 
     def call(self, name: str, *arguments: Any) -> int:

@@ -78,6 +78,12 @@ def test_every_call_of_the_trainer_in_every_precision(call, precision, tiled):
     assert_step(case, update, precision, cursor=67)
 
 
+@pytest.mark.parametrize(("positives", "update"), [(3, "fifo"), (8, "ascent")])
+def test_several_positives(positives, update):
+    case = Case.draw(7, 70, 17, kind="one-hot", positives=positives, dtype=torch.float32)
+    assert_step(case, update, cursor=67)
+
+
 @pytest.mark.parametrize(
     ("temperatures", "tiled"),
     [((0.01, 0.01), False), ((0.07, 0.01), True), ((1.0, 0.03), False), ((0.03, 1.0), True)],
