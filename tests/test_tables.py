@@ -127,6 +127,17 @@ def test_rows_of_rivals_are_trained_where_they_are_asked_for(data_root, tmp_path
     assert on_one.config(column, rows["AimCLR"], "joint", 0).encoder == configs["A²MC"].encoder
 
 
+def test_rows_that_nobody_asked_for_show_what_was_published(data_root, tmp_path):
+    """And are left out where that is nothing."""
+    p = plan(data_root, tmp_path)
+    columns = p.columns(TABLES[1], ["small"], ["xsub"])
+    for asked, (there, absent) in {("aimclr",): ("AimCLR", "CPM"), ("cpm", "hico"): ("CPM", "AimCLR")}.items():
+        text = to_markdown(tables.fill(replace(p, methods=asked), TABLES[1], columns))
+        cells = {row.split("|")[1].strip(): row.split("|")[-2].strip() for row in text.splitlines() if "|" in row}
+        assert (cells[there], cells[absent], cells["ISC"], cells["A²MC"]) == ("not run", "", "", "not run")
+        assert ("HiCo" in cells) == ("hico" in asked) and "A²MC, ST-GCN" not in cells and "SkeletonCLR" not in cells
+
+
 def test_a_rival_that_there_is_not_is_an_error():
     with pytest.raises(ValueError, match="methods = simclr: choose from aimclr, ascal, cpm, hiclr, hico, skeletonclr,"):
         tables.make_tables(tables.Settings(table=(1,), methods=("simclr",)))

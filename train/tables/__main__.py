@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -146,7 +146,9 @@ def _run_missing(settings: Settings, plan: Plan, cells: Sequence[Cell]) -> bool:
 
 
 def fill(plan: Plan, table: Table, columns: tuple[Column, ...]) -> Filled:
-    """The table with our figures, as far as they are there."""
+    """The table with our figures, as far as they are there. Of rows that nobody asked for, the published figures."""
+    rows = (row if plan.wants(row) else replace(row, variant=None) for row in table.rows)
+    table = replace(table, rows=tuple(row for row in rows if row.variant or any(row.values)))
     own = [(row, column) for row in table.rows if plan.wants(row) for column in columns]
     values = {(row, column): found for row, column in own if (found := plan.values(row, column))}
     missing = len(own) * len(plan.seeds) - sum(map(len, values.values()))
