@@ -277,8 +277,8 @@ ATTACK = (
     _mutant(
         "a2mc: a full bank is filled once more",
         "fastmc/methods/a2mc.py",
-        "if clips_seen < self.config.bank_size else",
-        "if clips_seen <= self.config.bank_size else",
+        "if clips_seen < self.config.bank_size:",
+        "if clips_seen <= self.config.bank_size:",
         "test_model.py",
         "test_step.py",
         "test_train.py",
