@@ -12,7 +12,7 @@ import itertools
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -46,7 +46,7 @@ class CompareMethods(Timing):
     """Beside b1."""
     encoder_of_all: str | None = None
     """Kind of encoder that all methods have; by default each its own. hico has s2s alone."""
-    threads: int = field(default=1)
+    threads: int = 1
     """Threads of torch, the same for all."""
 
     def __post_init__(self) -> None:

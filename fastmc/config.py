@@ -227,7 +227,10 @@ def preset_config(
     schedule in preset paper (section 4.2). ``allow`` and errors as of `fastmc.registry.find`."""
     kind = find_method(method, allow)
     backbone = backbone or kind.backbone
-    return _of_method(_preset_config(preset, dataset, method, backbone, allow), kind)
+    chosen: dict[str, Any] = {"preset": preset, "dataset": dataset, "method": method, "backbone": backbone}
+    for name, owner in (("encoder", find_encoder(backbone, allow)), ("settings", kind)):
+        chosen[name] = owner.Config(**owner.presets.get(preset, {}))
+    return _of_method(_of_preset(chosen), kind)
 
 
 def _of_method(config: Config, kind: type[Method]) -> Config:
@@ -240,13 +243,11 @@ def _of_method(config: Config, kind: type[Method]) -> Config:
     return config
 
 
-def _preset_config(preset: Preset, dataset: str, method: str, backbone: str, allow: Collection[str]) -> Config:
-    kinds = find_encoder(backbone, allow), find_method(method, allow)
-    encoder, settings = (kind.Config(**kind.presets.get(preset, {})) for kind in kinds)
-    chosen: dict[str, Any] = {"preset": preset, "dataset": dataset, "method": method, "backbone": backbone}
-    chosen |= {"encoder": encoder, "settings": settings}
+def _of_preset(chosen: Mapping[str, Any]) -> Config:
+    """These settings, and the preset's of the groups that no method or encoder has."""
+    preset: Preset = chosen["preset"]
     if preset == "paper":
-        pku = dataset.startswith("pku")
+        pku = chosen["dataset"].startswith("pku")
         return Config(**chosen, optim=OptimConfig(epochs=1000, milestones=(800,)) if pku else OptimConfig())
     return Config(
         **chosen,

@@ -20,9 +20,10 @@ from typing import Annotated, Any, ClassVar
 from torch import Tensor
 
 from fastmc.checks import Range, Whole
-from fastmc.contrast_table import AIMCLR, Row, Table
+from fastmc.contrast_table import AIMCLR, MOST_MINED, Row, Table
 from fastmc.encoders.stgcn import STGCN
-from fastmc.methods.base import Setup, View
+from fastmc.methods.base import View
+from fastmc.methods.fifo import check_mined
 from fastmc.methods.skeletonclr import CROP_AND_SHEAR, PUBLISHED, SkeletonCLR, SkeletonCLRConfig, metrics_of
 from fastmc.views.draw import BASIC_KEY, BASIC_QUERY, STRONG
 
@@ -36,18 +37,14 @@ class AimCLRConfig(SkeletonCLRConfig):
     """Bank, loss and mining. The defaults are those of the released configurations."""
 
     in_epochs = ("mining_from",)
-    mined: Annotated[int, Range(at_least=1, at_most=8)] = 1
+    mined: Annotated[int, Range(at_least=1, at_most=MOST_MINED)] = 1
     """k, rows of the bank that each query takes for further positives."""
     mining_from: Whole = 150
     """Epochs before mining begins."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.mined > self.bank_size:
-            raise ValueError(
-                f"mined = {self.mined} is more than the {self.bank_size} rows of the bank; give a smaller --mined, or "
-                "a larger --bank-size"
-            )
+        check_mined(self)
 
 
 class AimCLR(SkeletonCLR):
@@ -64,9 +61,10 @@ class AimCLR(SkeletonCLR):
     metrics = metrics_of(3)
     config: AimCLRConfig
 
-    def __init__(self, config: AimCLRConfig, setup: Setup) -> None:
-        super().__init__(config, setup)
-        self.drops = isinstance(self.query, STGCN)
+    @property
+    def drops(self) -> bool:
+        """Whether the encoder has attention drop."""
+        return isinstance(self.query, STGCN)
 
     def phase(self, clips_seen: int, epoch: int) -> str:
         return "mined" if epoch >= self.config.mining_from else "main"

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from fastmc.checks import Count, Positive, Whole, check_ranges
 from fastmc.encoders.base import mlp_head, unit
 from fastmc.methods.base import LOSS, SPREAD, Batch, Found, Method, Metric, Setup, View
-from fastmc.methods.fifo import BankConfig, Fifo
+from fastmc.methods.fifo import BankConfig, Fifo, check_mined
 from fastmc.methods.skeletonclr import CROP_AND_SHEAR, PUBLISHED
 from fastmc.views.draw import BASIC_KEY, BASIC_QUERY
 from kernels.ranges import part
@@ -56,11 +56,7 @@ class CPMConfig(BankConfig):
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.mined > self.bank_size:
-            raise ValueError(
-                f"mined = {self.mined} is more than the {self.bank_size} rows of the bank; give a smaller --mined, or "
-                "a larger --bank-size"
-            )
+        check_mined(self)
 
 
 def matching_losses(

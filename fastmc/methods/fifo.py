@@ -41,6 +41,15 @@ class BankConfig(MethodConfig):
         return replace(self, bank_size=1 << max(0, clips.bit_length() - 1))
 
 
+def check_mined(config: Any) -> None:
+    """ValueError where a method would mine more rows of its bank than there are. ``config`` has mined and bank_size."""
+    if config.mined > config.bank_size:
+        raise ValueError(
+            f"mined = {config.mined} is more than the {config.bank_size} rows of the bank; give a smaller --mined, or "
+            "a larger --bank-size"
+        )
+
+
 class Fifo(nn.Module):
     """Rows that are replaced in turn; `fastmc.objective.bank.MemoryBank` is one that learns.
 

@@ -195,7 +195,7 @@ def draw_params(
         raise ValueError(f"size must be given, the frames of a view: crop_padding {config.crop_padding:g} is a share")
     if config.centre_joint is not None and config.centre_joint >= num_joints:
         raise ValueError(f"centre_joint must be below the {num_joints} joints, got {config.centre_joint}")
-    padding = 0 if size is None else int(size * config.crop_padding + 1e-9)  # 54/6 is 9, and so is 54 times 0.16667
+    padding = 0 if size is None else int(size * config.crop_padding)
     impl = DRAW.choose(impl, Need(frames.device))
     what = (config, frames, num_joints, views, strong, seed, step, sample, padding, resized_to)
     table = DRAW.call(impl, "draw", frames.device, *what)
