@@ -137,8 +137,8 @@ OBJECTIVE = (
     _mutant(
         "queue: of more features than it holds they begin in the wrong row",
         "fastmc/objective/chunked.py",
-        "rows = (cursor + (batch - len(kept)) + torch.arange",
-        "rows = (cursor + torch.arange",
+        "return (cursor + (count - kept) + torch.arange",
+        "return (cursor + torch.arange",
         "test_bank.py",
     ),
     _mutant(

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fastmc.checks import Count
 from fastmc.methods.base import MethodConfig
+from fastmc.objective.chunked import next_rows
 
 FITTED: Mapping[str, Mapping[str, Any]] = {
     "small": {"bank_size": 4096, "fit_bank": True, "ema": 0.99},
@@ -74,8 +75,7 @@ class Fifo(nn.Module):
         its order; of more than R rows the last R stay. Nothing changes here, and nothing waits for the device."""
         size, count = len(self.entries), len(new)
         kept = new.detach()[-size:].to(self.entries.dtype)
-        rows = (self.cursor + (count - len(kept)) + torch.arange(len(kept), device=new.device)) % size
-        entries = self.entries.index_copy(0, rows, kept)
+        entries = self.entries.index_copy(0, next_rows(self.cursor, count, size), kept)
         return (self.entries, entries), (self.cursor, (self.cursor + count) % self.restart)
 
     def extra_repr(self) -> str:

@@ -171,12 +171,18 @@ def enqueue_(bank: Tensor, momentum: Tensor, f0: Tensor, cursor: Tensor, allowed
     A replaced row starts at rest: its velocity is zeroed. ``cursor`` (int64 scalar) moves on by B. Nothing changes
     where the scalar ``allowed`` is False.
     """
-    size, batch = len(bank), len(f0)
-    kept = f0[-size:].to(bank.dtype)
-    rows = (cursor + (batch - len(kept)) + torch.arange(len(kept), device=bank.device)) % size
+    kept = f0[-len(bank) :].to(bank.dtype)
+    rows = next_rows(cursor, len(f0), len(bank))
     bank.index_copy_(0, rows, torch.where(allowed, kept, bank[rows]))
     momentum.index_copy_(0, rows, torch.where(allowed, 0, momentum[rows]))
-    cursor.add_(batch * allowed)
+    cursor.add_(len(f0) * allowed)
+
+
+def next_rows(cursor: Tensor, count: int, size: int) -> Tensor:
+    """int64: the rows of a bank of this size that ``count`` features go to from ``cursor`` on, round the end; of more
+    than there are rows, those of the last."""
+    kept = min(count, size)
+    return (cursor + (count - kept) + torch.arange(kept, device=cursor.device)) % size
 
 
 def _sweep(
