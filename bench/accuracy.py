@@ -26,12 +26,12 @@ from fastmc.data.placed.placement import place_store
 from fastmc.data.store import PackedStore
 from fastmc.evaluation import frozen_features, knn_evaluate, linear_evaluate
 from train.command.datasets import open_dataset
-from train.command.errors import USER_ERRORS
+from train.command.errors import run_command
 from train.command.jobs import Job
 from train.command.launch import Launch, Launched
 from train.command.parse import parse
 from train.command.work import work_of
-from train.engine.record import log, start_logging
+from train.engine.record import log
 from train.runs.folder import is_finished
 from train.runs.report import ACCURACIES
 from train.tables.markdown import markdown
@@ -69,16 +69,13 @@ class Accuracy:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    settings, flags = tyro.cli(Accuracy, prog="python -m bench.accuracy", args=args, return_unknown_args=True)
-    start_logging()
-    try:
-        return _measure(settings, flags)
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    def command(args: Sequence[str]) -> None:
+        _measure(*tyro.cli(Accuracy, prog="python -m bench.accuracy", args=args, return_unknown_args=True))
+
+    return run_command(command, args, stopped="stopped; the same command goes on from the runs that are there")
 
 
-def _measure(settings: Accuracy, flags: Sequence[str]) -> int:
+def _measure(settings: Accuracy, flags: Sequence[str]) -> None:
     instead = {f"--{name}": f"--{name}s" for name in ("method", "seed", "dataset", "preset", "device")}
     if taken := instead.keys() & set(flags):
         raise ValueError(
@@ -92,12 +89,11 @@ def _measure(settings: Accuracy, flags: Sequence[str]) -> int:
     else:
         jobs = [run.job for run in sorted(runs, key=lambda run: settings.seeds.index(run.seed))]
         if not settings.launch.make([jobs], settings.out, small=set(settings.presets) == {"tiny"}):
-            return 0
+            return
     page = "\n\n".join(_section(settings, flags, data[name], rows) for name, rows in tables.items())
     settings.out.mkdir(parents=True, exist_ok=True)
     (settings.out / "accuracy.md").write_text(page + "\n", encoding="utf-8")
     print(page)
-    return 0
 
 
 class Data(NamedTuple):
