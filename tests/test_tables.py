@@ -37,9 +37,9 @@ from train.command.jobs import Job, JobFailed, run_jobs, to_do
 from train.command.parse import parse
 from train.engine.signals import stopped_by_signals
 from train.runs.folder import ACCURACIES
+from train.runs.published import TABLES, Column
 from train.tables import __main__ as tables
 from train.tables.plan import Plan
-from train.tables.published import TABLES, Column
 from train.tables.render import Filled, draw, to_markdown, write_csv
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -41,7 +41,7 @@ from train.engine.wandb import check_wandb
 from train.engine.world import World
 from train.runs.folder import NOT_EVALUATED, RunFolder, default_folder, is_finished
 from train.runs.load import Run
-from train.runs.report import commit, environment, evaluate_encoder, plot_curves, report_table
+from train.runs.report import Evaluated, commit, environment, evaluate_encoder, plot_curves, report_table
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -186,6 +186,7 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     if pretraining.world.writes:
         metrics, dim = pretraining.model.metrics, config.encoder.feature_dim
         plot_curves(folder / "metrics.csv", folder / "curves.png", metrics, dim, title=folder.name)
+    accuracies, _ = _evaluated(config, store, pretraining)
     report = {
         "dataset": config.dataset,
         "dataset_checksum": store.checksum,
@@ -199,7 +200,7 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
         "epochs": config.optim.epochs,
         "steps": pretraining.step,
         "evaluation": to_plain(config.evaluation),
-        **_accuracies(config, store, pretraining),
+        **accuracies,
     }
     report["wall_seconds"] = round(pretraining.wall_seconds, 1)
     if pretraining.world.writes:
@@ -209,24 +210,24 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     return report
 
 
-def _accuracies(config: Config, store: PackedStore, pretraining: Pretraining) -> dict[str, Any]:
-    """What report.json says of the frozen encoder, or why it says nothing."""
+def _evaluated(
+    config: Config, store: PackedStore, pretraining: Pretraining
+) -> tuple[dict[str, Any], Evaluated | None]:
+    """What report.json says of the frozen encoder, and what was found of it; or why it says nothing, and None."""
     assert config.protocol is not None
     reason = why_not_evaluated(store, config.protocol)
     if reason is not None:
         log.warning("not evaluated: %s", reason)
-        return {NOT_EVALUATED: reason}
+        return {NOT_EVALUATED: reason}, None
     notes = label_notes(store, config.protocol)
     for note in notes:
         log.warning("%s", note)
     log.info("evaluating the frozen encoder, pre-trained and untrained: kNN and linear")
     data, world = pretraining.data, pretraining.world
     folder, shows = (pretraining.folder, sys.stderr.isatty()) if world.writes else (None, False)
-    return {
-        **({"notes": notes} if notes else {}),
-        **evaluate_encoder(pretraining.model, store, data, config, run_folder=folder, progress=shows, ranks=world),
-        "random_init": untrained_accuracy(config, store, data, world),
-    }
+    found = evaluate_encoder(pretraining.model, store, data, config, run_folder=folder, progress=shows, ranks=world)
+    said = {"notes": notes} if notes else {}
+    return {**said, **found.accuracies, "random_init": untrained_accuracy(config, store, data, world)}, found
 
 
 def untrained_accuracy(
@@ -234,7 +235,7 @@ def untrained_accuracy(
 ) -> dict[str, float]:
     """The same evaluation of the encoder as it was before training."""
     model = build_model(config, store, placed.device, allow=(config.method, config.backbone))
-    return evaluate_encoder(model, store, placed, config, ranks=ranks)
+    return evaluate_encoder(model, store, placed, config, ranks=ranks).accuracies
 
 
 def choose_device(name: str) -> torch.device:

@@ -42,8 +42,8 @@ X1, X2 = (View(number, strong=number == STRONG, of="given") for number in OF_ATT
 TERMS = (
     "InfoNCE of the attacked, weakly augmented view: its feature is to find the key of the same clip among the bank. "
     "0 while the bank fills, and without the attack.",
-    "Of the attacked, strongly augmented view: it is to be as similar to everything in the bank as the basic view is (MC "
-    "loss), or to find the key itself (b2). 0 while the bank fills, and without the attack.",
+    "Of the attacked, strongly augmented view: it is to be as similar to everything in the bank as the basic view is "
+    "(MC loss), or to find the key itself (b2). 0 while the bank fills, and without the attack.",
     "InfoNCE of the basic view: its feature is to find the key of the same clip among the bank.",
 )
 """The parts of the loss, in plain words."""

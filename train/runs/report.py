@@ -5,17 +5,20 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastmc import package_folder
 from fastmc.config import Config
 from fastmc.data.placed.resident import PlacedStore
 from fastmc.data.store import PackedStore
 from fastmc.doctor import package_versions
+from fastmc.evaluation import Predictions
 from fastmc.files import whole_file
 from fastmc.methods.base import Method, Metric
 from fastmc.ranks import ALONE, Alone
@@ -52,6 +55,22 @@ def commit() -> str | None:
     return head.strip() + ("-dirty" if changes else "")
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation of a frozen encoder found, for whoever needs it next.
+
+    Attributes:
+        accuracies: percent: knn_top1, linear_top1 and linear_top5, as far as they were asked for.
+        train, test: (N, H), its features of the centre crops of the labelled clips.
+        predictions: of the linear classifier; None where it was not asked for.
+    """
+
+    accuracies: dict[str, float]
+    train: Tensor
+    test: Tensor
+    predictions: Predictions | None
+
+
 def evaluate_encoder(
     model: Method,
     store: PackedStore,
@@ -62,24 +81,24 @@ def evaluate_encoder(
     run_folder: Path | None = None,
     progress: bool = False,
     ranks: Alone = ALONE,
-) -> dict[str, float]:
-    """Accuracies in percent of the encoder, frozen, under the config's protocol: knn_top1, linear_top1 and
-    linear_top5. ``run_folder`` keeps the linear classifier as classifier.pt, and the features for further evaluations
-    unless the config says otherwise. ``ranks`` share the clips out, and each gets the accuracies. StoreError if the
-    data were changed since they were opened."""
+) -> Evaluated:
+    """The encoder, frozen, evaluated under the config's protocol. ``run_folder`` keeps the linear classifier as
+    classifier.pt, and the features for further evaluations unless the config says otherwise. ``ranks`` share the clips
+    out, and each gets all that was found. StoreError if the data were changed since they were opened."""
     store.check_unchanged()
     cache_in = run_folder if config.log.keep_features else None
     frozen = Frozen.of(model, store, placed, config, cache_in=cache_in, progress=progress, ranks=ranks)
     features = frozen.features(config.evaluation.train_crops if "linear" in classifiers else 0)
-    result: dict[str, float] = {}
+    found: dict[str, float] = {}
+    predictions = None
     if "knn" in classifiers:
-        result["knn_top1"] = frozen.knn(features).top1
+        found["knn_top1"] = frozen.knn(features).top1
     if "linear" in classifiers:
-        found, classifier = frozen.linear(features)
-        result |= {"linear_top1": found.top(1), "linear_top5": found.top(5)}
+        predictions, classifier = frozen.linear(features)
+        found |= {"linear_top1": predictions.top(1), "linear_top5": predictions.top(5)}
         if run_folder is not None:
-            frozen.save_classifier(run_folder, classifier, found.top1)
-    return result
+            frozen.save_classifier(run_folder, classifier, predictions.top1)
+    return Evaluated(found, features.train, features.test, predictions)
 
 
 def report_table(report: dict[str, Any]) -> str:

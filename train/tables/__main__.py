@@ -19,8 +19,8 @@ from train.command.evaluation_settings import Semi
 from train.command.launch import Launch, Launched
 from train.command.parse import parse
 from train.engine.record import duration, log
+from train.runs.published import DATASETS, OURS, PRETRAINING, TABLES, Column, Table, Variant
 from train.tables.plan import VARYING, Cell, Plan
-from train.tables.published import DATASETS, OURS, PRETRAINING, TABLES, Column, Table, Variant
 from train.tables.render import Filled, draw, to_markdown, write_csv
 
 

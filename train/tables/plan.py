@@ -19,7 +19,7 @@ from train.command.jobs import Job
 from train.command.parse import parse
 from train.command.work import work_of
 from train.runs.folder import NOT_EVALUATED, RunFolder, default_folder, is_finished, read_json
-from train.tables.published import DATASETS, OURS, Column, Row, Table, Variant
+from train.runs.published import DATASETS, OURS, Column, Row, Table, Variant
 
 # Flags of train.run that differ from run to run, with what says them here.
 VARYING = {

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from train.runs.published import MEASURES, Column, Row, Table
 from train.tables.markdown import markdown
-from train.tables.published import MEASURES, Column, Row, Table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
