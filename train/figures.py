@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ import tyro
 from fastmc.checks import Count, Range, Seed, Whole, check_ranges
 from fastmc.config import load_config
 from fastmc.data.placed.placement import Placement
+from fastmc.figures.history import History
 from fastmc.methods import find_method
 from train.command.errors import run_command
 from train.engine.record import log
@@ -31,9 +32,6 @@ from train.runs.figure_runs import (
     run_labels,
     some_of,
 )
-
-if TYPE_CHECKING:
-    from fastmc.figures.curves import History  # matplotlib is imported where it draws
 
 Name = Literal["attack", "tsne", "curves", "neighbours"]
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -154,8 +152,6 @@ def draw_curves_of(folders: Sequence[Path], out: Path, dpi: int, allow: Sequence
 
 
 def _history(folder: Path, allow: Sequence[str]) -> History:
-    from fastmc.figures.curves import History
-
     config = load_config(folder, allow)
     return History(read_rows(folder), find_method(config.method, allow).metrics, config.encoder.feature_dim)
 

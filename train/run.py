@@ -210,9 +210,7 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     return report
 
 
-def _evaluated(
-    config: Config, store: PackedStore, pretraining: Pretraining
-) -> tuple[dict[str, Any], Evaluated | None]:
+def _evaluated(config: Config, store: PackedStore, pretraining: Pretraining) -> tuple[dict[str, Any], Evaluated | None]:
     """What report.json says of the frozen encoder, and what was found of it; or why it says nothing, and None."""
     assert config.protocol is not None
     reason = why_not_evaluated(store, config.protocol)

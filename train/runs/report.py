@@ -19,6 +19,7 @@ from fastmc.data.placed.resident import PlacedStore
 from fastmc.data.store import PackedStore
 from fastmc.doctor import package_versions
 from fastmc.evaluation import Predictions
+from fastmc.figures.history import History
 from fastmc.files import whole_file
 from fastmc.methods.base import Method, Metric
 from fastmc.ranks import ALONE, Alone
@@ -114,7 +115,7 @@ def report_table(report: dict[str, Any]) -> str:
 
 def plot_curves(metrics_csv: Path, out: Path, metrics: Sequence[Metric], feature_dim: int, title: str = "") -> None:
     """Draw the training curves of metrics.csv; ``metrics`` are those of the run's method."""
-    from fastmc.figures.curves import History, draw_curves  # here, so that nothing else waits for matplotlib
+    from fastmc.figures.curves import draw_curves  # here, so that nothing else waits for matplotlib
 
     rows = read_metrics(metrics_csv)
     if not rows:
