@@ -26,14 +26,16 @@ from fastmc.figures.attack import (
     TOP,
     AttackStates,
     attack_states,
+    attack_strengths,
     describe_view,
     entropy,
     entropy_change,
     top_classes,
     visible_draw,
 )
-from fastmc.figures.curves import History, curve, draw_curves
+from fastmc.figures.curves import draw_curves
 from fastmc.figures.draw_attack import animate_attack, draw_attack, frame_seconds
+from fastmc.figures.history import History, curve
 from fastmc.figures.neighbours import Strip, draw_neighbours, nearest
 from fastmc.figures.skeletons import Front, front_of, side_by_side
 from fastmc.figures.style import SMALL
@@ -90,6 +92,25 @@ def pictures(folders, tmp_path_factory) -> Path:
 def states_of(loaded: DrawnRun, clip: int, draw: int | None = None) -> AttackStates:
     ids = torch.tensor([clip])
     return attack_states(loaded.model, loaded.placed.select(ids), ids, draw=draw)
+
+
+def test_a_perturbation_is_scaled_along_the_direction_of_the_attack(loaded):
+    """At 0 and at its own length it is what training sees; rho is of one metre, and its clips are apart."""
+    ids = torch.tensor([4, 7])
+    found = attack_strengths(loaded.model, loaded.placed, ids, (0.0, 0.5, 1.0))
+    np.testing.assert_allclose(found.norms, [0, ETA / 2, ETA])
+    assert np.linalg.norm(found.rho.reshape(2, -1), axis=1) == pytest.approx(1, abs=1e-5)
+    assert 0 < found.own.min() <= found.own.max() <= ETA * (1 + 1e-5)
+    for n, clip in enumerate(ids.tolist()):
+        states = states_of(loaded, clip)
+        np.testing.assert_array_equal(found.x[n], states.joints[0])
+        moved = found.x[n] + found.own[n] * found.rho[n]
+        np.testing.assert_allclose(moved, states.joints[1], atol=1e-6)
+        assert found.own[n] == pytest.approx(states.rho_norm)
+        assert found.entropy[n, 0] == pytest.approx(entropy(states.distribution[0]), rel=1e-6)
+        if found.own[n] == pytest.approx(ETA):
+            assert found.entropy[n, 2] == pytest.approx(entropy(states.distribution[1]), rel=1e-5)
+    assert found.own == pytest.approx(ETA), "else nothing was compared at its length"
 
 
 def fake_states(bodies: int = 1, classes: int = 20) -> AttackStates:
