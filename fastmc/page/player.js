@@ -4,9 +4,9 @@
 //   new Player(skeleton, options)  options: camera; size "large" | "small"; controls: a bar to play, pause and scrub;
 //                                  empty: what it says while it has nothing to play
 //     element                      put it into the page; its size is that of the style (.player)
-//     show(clip, {seconds, index, label, ghost})   plays from the start, in real time, and again. index becomes
-//                                  data-playing of the canvas while it plays; label is for those who hear the page;
-//                                  ghost is a clip of the same frames, drawn paler behind
+//     show(clip, {seconds, index, label, ghost, still})   plays from the start, in real time, and again, or stands still.
+//                                  index becomes data-playing of the canvas while it plays; label is for those who hear
+//                                  the page; ghost is a clip of the same frames, drawn paler behind
 //     swap(clip)                   another clip of the same frames goes on from the same moment (a slider moves)
 //     clear(words), play(), pause(), toggle(), destroy()
 //   Drag or arrow keys turn it, Space pauses. Left, right and middle have the colours --left, --right, --middle; a
@@ -137,12 +137,13 @@ class Player {
     return make("div", { class: "player-controls" }, this.toggleButton, this.slider, this.clock, front);
   }
 
-  show(clip, { seconds = 1, index = "", label = "", ghost = null } = {}) {
+  show(clip, { seconds = 1, index = "", label = "", ghost = null, still = false } = {}) {
     Object.assign(this, { clip, index, ghost, seconds: Math.max(seconds, 0.1), time: 0, started: null });
     this.room = roomOf(clip, this.camera);
     this.words.textContent = "";
     this.canvas.setAttribute("aria-label", `${label} plays as a moving skeleton. Arrow keys turn it, Space pauses.`);
-    this.play();
+    if (still) this.pause();
+    else this.play();
     this.draw();
   }
 
