@@ -38,7 +38,7 @@ class AttackSection {
     const strength = make("label", { class: "strength" }, make("span", { class: "hint" }, "none"), this.slider, make("span", { class: "hint" }, "full"));
     const controls = make("div", {}, make("h3", {}, "Strength"), strength, this.words, make("div", { class: "row" }, make("span", { class: "hint" }, "Show the shift"), times));
     const chart = make("div", {}, make("h3", {}, "Entropy of the attacked distribution (nats)"), this.host);
-    const left = make("div", { class: "card" }, this.player.element, this.title);
+    const left = make("div", { class: "card tall" }, this.player.element, this.title);
     body.append(
       picker ? make("div", { class: "row toolbar" }, picker) : "",
       make("div", { class: "columns" }, left, make("div", { class: "card stack" }, controls, chart, run.attack.says ? make("p", { class: "hint" }, run.attack.says) : null)),

@@ -27,11 +27,10 @@ class ConfusionSection {
     this.by = make("p", { class: "hint" });
     this.host = make("div", { class: "chart confusion" });
     const picker = runs.length > 1 ? page.segments("Run", runs.map(({ label }) => label), 0, (n) => this.use(n)) : null;
-    const matrix = make("div", { class: "card" }, make("h3", {}, "True class across, from left; what it was taken for, up"), this.host, this.by);
-    fill(matrix, make("h3", {}, "Who is taken for whom"), this.host, this.by);
-    const list = make("div", { class: "card" }, make("h3", {}, "Classes, the least recognised first"), this.list);
+    const matrix = make("div", { class: "card" }, make("h3", {}, "Which class is taken for which"), this.host, this.by);
+    const list = make("div", { class: "card class-list" }, make("h3", {}, "Classes, the least recognised first"), this.list);
     const found = make("div", { class: "card found", "data-part": "confused" }, this.title, this.words, this.shelf.element);
-    body.append(picker ? make("div", { class: "row toolbar" }, picker) : "", make("div", { class: "columns matrix" }, matrix, list), found);
+    body.append(picker ? make("div", { class: "row toolbar" }, picker) : "", make("div", { class: "columns matrix" }, matrix, found), list);
     this.cursor = [0, 0];
     this.load(0);
     this.drawn = page.chart(this.host, "confusions", () => this.option(), "Heat map of confusions. Arrow keys go from cell to cell, Enter plays its clips.");
@@ -64,9 +63,9 @@ class ConfusionSection {
 
   option() {
     const { classes } = this;
-    const { ink, card, accent, scale } = colours();
+    const { card, accent, scale } = colours();
     const data = [];
-    this.counts.forEach((row, r) => row.forEach((count, c) => data.push([c, r, this.totals[r] ? Math.sqrt(this.share(r, c)) : -1])));
+    this.counts.forEach((row, r) => row.forEach((count, c) => data.push(this.item(r, c))));
     const names = classes.length <= MOST_NAMES ? { interval: 0 } : {};
     const numbers = classes.length <= MOST_NUMBERS;
     return {
@@ -85,12 +84,18 @@ class ConfusionSection {
             show: numbers,
             fontSize: 11,
             formatter: ({ value: [c, r] }) => (this.counts[r][c] ? this.share(r, c).toFixed(0) : ""),
-            color: ink,
           },
         },
         { type: "scatter", silent: true, symbol: "rect", symbolSize: () => this.cellSize(), z: 3, itemStyle: { color: "transparent", borderColor: colours().right, borderWidth: 2.5 }, data: this.open ? [[this.open[1], this.open[0]]] : [] },
       ],
     };
+  }
+
+  // A cell's colour goes by the square root of its share, so that a confusion of a few percent is seen.
+  item(r, c) {
+    const share = this.share(r, c);
+    const { ink, card } = colours();
+    return { value: [c, r, share === null ? -1 : Math.sqrt(share)], label: { color: share > 25 ? card : ink } };
   }
 
   cellSize() {
@@ -182,7 +187,7 @@ function confusions(content, clips) {
   return {
     id: "confusions",
     title: "Confusions",
-    words: "What is taken for what. Click a cell, or a class, and the clips that were confused play below.",
+    words: "Which actions look alike to the encoder. Click a cell, or a class of the list, and the clips that were confused play beside it.",
     build: (body) => {
       if (runs.length) new ConfusionSection(body, runs, clips, content.classes);
       else body.append(make("p", { class: "empty" }, "Nothing here yet: a classifier's predictions come with the linear evaluation of a run."));

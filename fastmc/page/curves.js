@@ -8,7 +8,7 @@ const POINT_AT = "Point at a name to read what it is; press it to hide its line.
 function markLine(panel, full) {
   const { faint, soft } = colours();
   const label = (text, position) => ({ formatter: () => text, color: soft, fontSize: 11, position });
-  const data = full.map((epoch) => ({ xAxis: epoch, label: label("bank full", "insideEndTop") }));
+  const data = full.map((epoch) => ({ xAxis: epoch, label: label("bank full", "end") }));
   if (panel.mark) data.push({ yAxis: panel.mark.y, label: label(panel.mark.text, "insideStartTop") });
   return { symbol: "none", silent: true, lineStyle: { color: faint, type: "dotted", width: 1.5 }, data };
 }
@@ -54,7 +54,7 @@ function draw(host, panel, runs, names, hidden) {
       dataZoom: [{ type: "inside", xAxisIndex: 0, zoomOnMouseWheel: "ctrl", moveOnMouseMove: false, moveOnMouseWheel: false }],
       toolbox: { show: true, top: -60, feature: { dataZoom: { yAxisIndex: "none", brushStyle: { color: colours().accent, opacity: 0.15 } } } },
       tooltip: page.tooltip(
-        (params) => [`epoch ${number(params[0].axisValue)}`, ...params.map(({ seriesName, value }) => `${seriesName}: ${number(value[1], 4)}`)],
+        (params) => !params.length ? [] : [`epoch ${number(params[0].axisValue)}`, ...params.map(({ seriesName, value }) => `${seriesName}: ${number(value[1], 4)}`)],
         { trigger: "axis", axisPointer: { lineStyle: { color: colours().faint } } },
       ),
       series,
@@ -145,13 +145,17 @@ function build(body, content) {
   const hiddenRuns = new Set();
   const panels = [...titles.values()].map((panel) => panelCard(panel, runs, hiddenRuns));
   let charts = [];
-  const all = button("Show all epochs", () => charts.forEach(({ chart }) => zoom(chart, 0, 100)));
+  const all = button("Show all epochs", () => charts.forEach(({ chart }) => zoom(chart, 0, 100)), { hidden: true });
   const help = make("p", { class: "help" });
   const entries = runs.map(({ label }, n) => ({ key: `run ${n}`, name: label, colour: `var(--series-${n % 8})`, dash: "solid" }));
   const runLegend = runs.length > 1 ? legend(entries, hiddenRuns, () => charts.forEach(({ redraw }) => redraw()), help) : null;
   body.append(make("div", { class: "row toolbar" }, runLegend, all));
   body.append(make("div", { class: "columns curves" }, panels.map(({ card }) => card)));
   charts = panels.map(({ start }) => start());
+  charts[0].chart.on("datazoom", () => {
+    const { start, end } = charts[0].chart.getOption().dataZoom[0];
+    all.hidden = start < 0.1 && end > 99.9;
+  });
   echarts.connect("curves");
 }
 

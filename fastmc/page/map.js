@@ -243,7 +243,7 @@ class MapSection {
     const label = colouring ? make("span", { class: "hint" }, "Colour by") : null;
     this.hosts = this.runs.map(() => make("div", { class: this.runs.length > 1 ? "map half" : "map" }));
     const cards = this.runs.map((run, n) => this.card(run, n));
-    const side = make("aside", { class: "card side" }, this.player.element, this.caption, sides());
+    const side = make("aside", { class: "card side" }, this.player.element, this.caption);
     const maps = make("div", { class: this.runs.length > 1 ? "maps several" : "maps" }, cards);
     body.append(
       make("div", { class: "row toolbar" }, label, colouring, search, this.count),
@@ -263,7 +263,10 @@ class MapSection {
   // The page begins with a clip that plays, so that one sees what a dot is.
   begin() {
     const first = this.maps[0]?.dots[0];
-    if (first) this.play(first.i, page.calm);
+    if (!first) return;
+    this.choice.hovered = first.i;
+    this.maps.forEach((each) => each.mark());
+    this.play(first.i, page.calm);
   }
 
   play(i, still = false) {
@@ -395,20 +398,18 @@ class MapSection {
 
 const plainCount = (count) => page.plural(Math.round(count), "clip");
 
-const sides = () => make("div", { class: "sides", "aria-hidden": true }, make("span", { class: "left" }, "left"), make("span", { class: "right" }, "right"));
-
 function map(content, clips) {
   const runs = content.runs.filter((run) => run.map);
   if (!runs.length || !clips) return null;
   const several = runs.length > 1 ? " What you point at in one map is marked in all of them." : "";
   return {
     id: "map",
-    title: "Map of the clips",
+    title: "Map",
     words:
       "Each dot is a clip of the test part, and clips that the encoder finds alike lie close together. Point at a dot to play its clip. " +
-      `Click it to see the five clips of the training part that are most like it.${several} Drag moves the map; + and − zoom.`,
+      `Click it to see the five clips of the training part that are most like it.${several} Drag to move about.`,
     build: (body) => new MapSection(body, content, clips),
   };
 }
 
-Object.assign(page, { map, predictedBy, sides });
+Object.assign(page, { map, predictedBy });
