@@ -39,9 +39,10 @@ from train.engine.ranks import GRACE, Place, opened
 from train.engine.record import duration, log, start_logging
 from train.engine.wandb import check_wandb
 from train.engine.world import World
+from train.runs.evaluations import Evaluated
 from train.runs.folder import NOT_EVALUATED, RunFolder, default_folder, is_finished
 from train.runs.load import Run
-from train.runs.report import Evaluated, commit, environment, evaluate_encoder, plot_curves, report_table
+from train.runs.report import commit, environment, evaluate_encoder, plot_curves, report_table
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -278,7 +279,7 @@ def say_when_full(pretraining: Pretraining) -> None:
         return
     clips, batches, epochs = config.optim.batch_size, pretraining.batches, config.optim.epochs
     steps = range(epochs * batches)
-    first = next((n for n in steps if model.phase(n * clips, n // batches) not in model.brief), None)
+    first = model.first_step_after_filling(clips, batches, len(steps))
     if first is not None and first <= LATE * len(steps):
         log.info("the bank is full from epoch %d on", first // batches + 1)
         return

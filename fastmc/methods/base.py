@@ -314,6 +314,11 @@ class Method(nn.Module):
         """The phase of a step, before which this run has seen so many clips and completed so many epochs."""
         return "main"
 
+    def first_step_after_filling(self, clips: int, batches: int, steps: int) -> int | None:
+        """The first of ``steps`` steps, from 0, that is of no brief phase, where a step has so many clips and an epoch so
+        many batches; None if all are."""
+        return next((n for n in range(steps) if self.phase(n * clips, n // batches) not in self.brief), None)
+
     def prepare(self, step: int) -> None:
         """Before a step, on the host: write what changes from step to step and no device can know, without waiting."""
 

@@ -5,26 +5,23 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from subprocess import DEVNULL
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastmc import package_folder
 from fastmc.config import Config
 from fastmc.data.placed.resident import PlacedStore
 from fastmc.data.store import PackedStore
 from fastmc.doctor import package_versions
-from fastmc.evaluation import Predictions
 from fastmc.figures.history import History
 from fastmc.files import whole_file
 from fastmc.methods.base import Method, Metric
 from fastmc.ranks import ALONE, Alone
 from train.engine.record import log, read_metrics
-from train.runs.evaluations import Frozen
+from train.runs.evaluations import Evaluated, Frozen
 from train.runs.folder import ACCURACIES, NOT_EVALUATED
 
 
@@ -54,22 +51,6 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):  # there is no git, or it does not trust the folder
         return None
     return head.strip() + ("-dirty" if changes else "")
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """What an evaluation of a frozen encoder found, for whoever needs it next.
-
-    Attributes:
-        accuracies: percent: knn_top1, linear_top1 and linear_top5, as far as they were asked for.
-        train, test: (N, H), its features of the centre crops of the labelled clips.
-        predictions: of the linear classifier; None where it was not asked for.
-    """
-
-    accuracies: dict[str, float]
-    train: Tensor
-    test: Tensor
-    predictions: Predictions | None
 
 
 def evaluate_encoder(
