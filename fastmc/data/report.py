@@ -40,7 +40,7 @@ def size_in_words(store: PackedStore) -> str:
 
 
 def remarks(store: PackedStore) -> list[Remark]:
-    """What is odd about a store: its protocols, its bodies and sides, its labels, and what its preparation warned of."""
+    """What is odd about a store: its protocols, bodies, sides and labels, and what its preparation warned of."""
     of_protocols = [remark for protocol in store.protocols for remark in _of_protocol(store, protocol)]
     return [*of_protocols, *_of_store(store), *(Remark("warning", text) for text in store.meta.get("warnings", []))]
 
