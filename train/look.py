@@ -152,7 +152,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
 
     def command(given: list[str]) -> None:
-        look(parse(given), shlex.join(["python", "-m", "train.look", *given]))
+        look(parse(given), f"python -m train.look {shlex.join(given)}")
 
     return run_command(command, args, stopped="stopped; no page was written")
 

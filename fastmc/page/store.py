@@ -68,7 +68,7 @@ def store_content(
     Raises:
         StoreError: a clip holds coordinates that are not finite.
     """
-    test = store.split(store.protocols[0])[1]
+    test = store.split(store.protocols[0])[1] if store.protocols else np.zeros(0, np.int64)
     ids = spread([store.label, _is_in(store, test), store.subject, store.camera], clips, seed)
     sanity = Sanity(store.skeleton)
     motion = pack(_read(store, ids, sanity, advance), most_bytes=MOTION_BYTES)
@@ -85,7 +85,7 @@ def store_content(
             "protocols": [_protocol(store, name, ids) for name in store.protocols],
             "lengths": _lengths(store),
             "bodies": [list(pair) for pair in bodies_of(store)],
-            "by": {"class": _by_class(store), **{name: _by(store, name) for name in known_fields(store)}},
+            "by": {name: _by(store, name) for name in ("class", *known_fields(store))},
             "skipped": skipped,
             "sanity": [found] if (found := sanity.finding()) else [],
             "warnings": [remark.text for remark in remarks(store) if remark.kind == "warning"],
@@ -128,7 +128,7 @@ def _sampled(store: PackedStore, ids: np.ndarray, seed: int, motion: dict[str, A
 
 def _facts(store: PackedStore) -> list[list[str]]:
     known = {"folder": str(store.path), "size": size_in_words(store), "frames a clip": lengths_in_words(store)}
-    return [[name, value] for name, value in (known | facts(store)).items()]
+    return [[name, value] for name, value in (known | facts(store)).items() if value != "unknown"]
 
 
 def _protocol(store: PackedStore, name: str, ids: np.ndarray) -> dict[str, Any]:
@@ -142,14 +142,21 @@ def _lengths(store: PackedStore) -> dict[str, Any]:
     return {"edges": edges, "counts": counts, "fps": store.fps}
 
 
-def _by_class(store: PackedStore) -> list[list[Any]]:
-    counts = dict(counts_of(store.label))
-    unknown = [["no label", counts[UNKNOWN]]] if UNKNOWN in counts else []
-    return [[name, counts.get(n, 0)] for n, name in enumerate(store.class_names)] + unknown
-
-
 def _by(store: PackedStore, name: str) -> list[list[Any]]:
-    return [["unknown" if value == UNKNOWN else str(value), count] for value, count in counts_of(getattr(store, name))]
+    """For each class, or value of a field: what it is called, its number, its clips, and under each protocol how many
+    of them test."""
+    values = store.label if name == "class" else getattr(store, name)
+    every = range(store.num_classes) if name == "class" else values[values != UNKNOWN].tolist()
+    numbers = sorted({*every, *values[values == UNKNOWN].tolist()}, key=lambda n: (n == UNKNOWN, n))
+    tests = [dict(counts_of(values[store.split(protocol)[1]])) for protocol in store.protocols]
+    every_clip = dict(counts_of(values))
+    return [[_called(store, name, n), n, every_clip.get(n, 0), [test.get(n, 0) for test in tests]] for n in numbers]
+
+
+def _called(store: PackedStore, name: str, value: int) -> str:
+    if value == UNKNOWN:
+        return f"{name} unknown"
+    return store.class_names[value] if name == "class" else f"{name} {value}"
 
 
 def _skipped(store: PackedStore) -> tuple[list[dict[str, Any]], list[str]]:
@@ -174,7 +181,7 @@ def _views(store: PackedStore, ids: np.ndarray, augmentation: Augmentation) -> d
     placed = ResidentStore(store)
     return {
         "views": [_views_of(placed, int(ids[n]), int(n), augmentation) for n in chosen],
-        "explained": explained(config, frames),
+        "explained": [list(each) for each in explained(config, frames)],
         "augment": [[name, str(value)] for name, value in vars(config).items()],
     }
 

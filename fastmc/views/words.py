@@ -16,6 +16,9 @@ SINGULAR = 1e-3
 """A shear whose determinant is smaller flattens a body so far that rounding hides how it was turned."""
 
 
+STRONG_ONLY = ("rotation", "flip", "noise", "smoothing", "axis mask")
+
+
 class Change(NamedTuple):
     """A transform of a view: its name, as a caption has it, and with its numbers."""
 
@@ -110,8 +113,9 @@ class ViewOfClip:
         return self.joints[joint] if self.joints else f"joint {joint + 1}"
 
 
-def explained(config: AugmentConfig, size: int) -> dict[str, str]:
-    """A sentence for each transform that views with these settings may have, by name: what it is and how strong."""
+def explained(config: AugmentConfig, size: int) -> list[tuple[str, str, bool]]:
+    """The transforms that views with these settings may have: name, a sentence on what it is and how strong, and
+    whether only strong views have it."""
     c = config
     every = {
         "crop": (
@@ -152,7 +156,7 @@ def explained(config: AugmentConfig, size: int) -> dict[str, str]:
         "smoothing": c.filter_probability > 0,
         "axis mask": c.axis_mask_probability > 0,
     }
-    return {name: sentence for name, sentence in every.items() if possible.get(name, True)}
+    return [(name, says, name in STRONG_ONLY) for name, says in every.items() if possible.get(name, True)]
 
 
 def angles_of(rotation: Tensor) -> tuple[float, float, float]:
