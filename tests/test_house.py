@@ -63,6 +63,7 @@ ROOMS = {
         {"data.formats", "data.placed", "encoders", "state"},
         {"evaluation", "methods"},
         {"config", "figures"},
+        {"page"},
         {"budget", "build", "doctor", "encoder_file"},
         {"embedding"},
         {"portable"},
