@@ -67,7 +67,7 @@ class ViewOfClip:
     def _in_time(self) -> Iterator[Change]:
         first, length = self.crop
         span = f"frames {first}-{first + length - 1} of {self.frames}"
-        yield Change("crop", span, f"{span}: {length}, resized to {self.size}")
+        yield Change("crop", span, f"{span}: {length} become {self.size}")
         if shift := int(self.number("shift")):
             yield Change("window", "window", f"{abs(shift)} frames {'later' if shift > 0 else 'earlier'}")
         if self.number("reverse"):
