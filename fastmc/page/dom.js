@@ -48,7 +48,7 @@ function segments(label, names, chosen, choose) {
     buttons.forEach((each, k) => each.setAttribute("aria-pressed", k === n));
     choose(n);
   };
-  const buttons = names.map((name, n) => button(name, () => press(n), { "aria-pressed": n === chosen }));
+  const buttons = names.map((name, n) => button(name, () => press(n), { "aria-pressed": String(n === chosen) }));
   return make("div", { class: "segments", role: "group", "aria-label": label }, buttons);
 }
 

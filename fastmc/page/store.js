@@ -67,7 +67,7 @@ class Gallery {
     return {
       id: "clips",
       title: "Clips",
-      words: "Hover, or move the focus there, to play; click to enlarge; drag to turn them all. Left is blue, right is orange.",
+      words: "Hover, or move the focus there, to play; click to enlarge; drag to turn all of them.",
       build: (body) => this.build(body),
     };
   }
@@ -82,7 +82,7 @@ class Gallery {
     this.on = button("More →", () => this.turnTo(this.at + SHOWN));
     const all = button("Play all", () => this.setPlayAll(!this.playAll), { "aria-pressed": "false" });
     this.allButton = all;
-    body.append(this.filters, make("div", { class: "row" }, this.said, all), this.grid);
+    body.append(this.filters, make("div", { class: "row" }, this.said, sides(this.clips.skeleton), all), this.grid);
     body.append(make("div", { class: "row pager" }, this.back, this.on));
     this.enlarged = new Enlarged(this);
     this.drawFilters();
@@ -182,6 +182,12 @@ class Gallery {
   }
 }
 
+// What the colours of a body mean, where its joints have sides.
+function sides({ sides: of }) {
+  const named = ["left", "right"].filter((side) => of.includes(side));
+  return named.length ? make("span", { class: "sides" }, named.map((side) => make("span", { class: side }, side))) : null;
+}
+
 // One clip of every class, then another one of every class: names often begin with the class, and would bring one alone.
 function mixed(found, clips) {
   const seen = new Map();
@@ -223,7 +229,7 @@ class Card {
     if (clip === null) return this.player.clear();
     const { clips } = this.gallery;
     this.player.show(clips.motion(clip), { seconds: clips.seconds(clip), index: clip, label: clips.describe(clip) });
-    const words = [`${clips.seconds(clip).toFixed(1)} s`, ...this.gallery.content.fields.map((field) => clips.field(field, clip))];
+    const words = [`${clips.seconds(clip).toFixed(1)} s`, ...this.gallery.content.fields.slice(0, 2).map((field) => clips.field(field, clip))];
     fill(this.about, make("strong", {}, clips.className(clip)), make("span", { class: "name" }, clips.name(clip)), make("br"), words.join(" · "));
     return this.rest();
   }
@@ -307,7 +313,7 @@ function counts(store, gallery) {
           redraws.forEach((redraw) => redraw());
         })));
       }
-      const grid = body.appendChild(make("div", { class: "columns counts" }));
+      const grid = body.appendChild(make("div", { class: "counts" }));
       for (const [name, entries] of columns) {
         const host = make("div", { class: "chart" });
         const card = make("div", { class: "card" }, make("h3", {}, `By ${name}`), make("p", { class: "hint" }, balance(entries)), make("div", { class: "scroll tall" }, host));
@@ -496,8 +502,8 @@ class Views {
 
 const TITLES = {
   original: ["The clip", "as it is stored"],
-  basic: ["Basic view", "what queries and keys are mostly made of"],
-  strong: ["Strong view", "basic, and then more"],
+  basic: ["Basic view", "cropped, then sheared or jittered"],
+  strong: ["Strong view", "all that, and more"],
 };
 
 class Panel {
@@ -510,7 +516,8 @@ class Panel {
     this.element = make(
       "div",
       { class: "card view", "data-view": name },
-      make("h3", {}, title, " ", make("span", { class: "hint" }, words)),
+      make("h3", {}, title),
+      make("p", { class: "hint" }, words),
       this.player.element,
       make("div", { class: "crop", role: "img", "aria-label": "The part of the clip that is seen" }, this.crop),
       this.changes,

@@ -80,10 +80,10 @@ class ViewOfClip:
         if not chosen:
             return Change("shear", "shear", shear_in_words(self._basic("pose")))
         matrix = self._basic("jitter")
-        which = f"{len(chosen)} of {self.params.num_joints} joints"
-        how = f"through the matrix {matrix_in_words(matrix)}" if matrix.any() else "to the origin"
         names = ", ".join(map(self._name, chosen))
-        return Change("jitter", f"{len(chosen)} joints jittered", f"{which} {how}: {names}")
+        how = f"through the matrix ({matrix_in_words(matrix)})" if matrix.any() else "to the origin"
+        text = f"{len(chosen)} of {self.params.num_joints} joints {how}: {names}"
+        return Change("jitter", f"{len(chosen)} joints jittered", text)
 
     def _turned(self) -> Iterator[Change]:
         shear = self._basic("pose")
@@ -126,8 +126,8 @@ def explained(config: AugmentConfig, size: int) -> list[tuple[str, str, bool]]:
         "reverse": f"The frames run backwards, with probability {c.reverse_probability:g}.",
         "centre": "One joint becomes the origin of each frame, so that a walking body walks on the spot.",
         "shear": (
-            f"The space is made oblique: each coordinate takes up to ±{c.shear:g} times the two others. A body leans, "
-            "grows or shrinks."
+            f"Each coordinate takes up to ±{c.shear:g} times the two others: the body leans, grows or shrinks, as if "
+            "space were oblique."
         ),
         "jitter": (
             f"In place of the shear, with probability {c.jitter_probability:g}: some joints go to the origin, or all "
