@@ -17,8 +17,11 @@ ASSETS = Path(__file__).parent
 ECHARTS = "vendor/echarts-6.1.0.min.js"
 ECHARTS_SHA256 = "b66b25aeb4df84e33199dc21694014d336d222cbd9deb0e5a7c14bd6aa0d0fd0"
 """Of dist/echarts.min.js of npm's echarts@6.1.0, which lies here byte for byte, with its licence."""
-SCRIPTS = (ECHARTS, "dom.js", "motion.js", "player.js", "charts.js")
-OF_KIND = {"report": "report.js", "store": "store.js"}
+SCRIPTS = (ECHARTS, "dom.js", "motion.js", "player.js", "shelf.js", "charts.js")
+OF_KIND = {
+    "report": ("accuracies.js", "map.js", "confusions.js", "curves.js", "attack.js", "settings.js", "report.js"),
+    "store": ("remarks.js", "gallery.js", "counts.js", "views.js", "store.js"),
+}
 
 PAGE = """\
 <!DOCTYPE html>
@@ -57,7 +60,7 @@ def write_page(path: Path, content: Mapping[str, Any], motion: Mapping[str, Any]
     """
     if motion is not None:
         content = {**content, "motion": motion}
-    programs = [read_text(ASSETS / name) for name in (*SCRIPTS, OF_KIND[content["kind"]], "page.js")]
+    programs = [read_text(ASSETS / name) for name in (*SCRIPTS, *OF_KIND[content["kind"]], "page.js")]
     page = PAGE.format(
         policy=policy(programs),
         title=html.escape(str(content["title"])),

@@ -19,7 +19,9 @@ async function unpack(packed, joints) {
     const bodies = packed.bodies[n];
     const quantum = Array.isArray(packed.quantum) ? packed.quantum[n] : packed.quantum;
     const size = frames * bodies * joints * 3;
-    const xyz = addUp(planes.subarray(at, at + size), planes.subarray(half + at, half + at + size), size / frames, quantum);
+    const steps = unfold(planes.subarray(at, at + size), planes.subarray(half + at, half + at + size));
+    addParents(steps, packed.tree, joints);
+    const xyz = addUp(steps, size / frames, quantum);
     clips.push({ frames, bodies, joints, xyz, there: new Uint8Array(frames * bodies).fill(1) });
     at += size;
   });
@@ -38,17 +40,29 @@ async function inflate(base64) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-// Differences along time, `row` values a frame, summed up again; 16 bits wrap around, as they did when they were taken.
-function addUp(low, high, row, quantum) {
-  const whole = new Int16Array(low.length);
-  const xyz = new Float32Array(low.length);
+// 0, 1, 2, 3, ... are 0, -1, 1, -2, ...
+function unfold(low, high) {
+  const steps = new Int16Array(low.length);
   for (let n = 0; n < low.length; n += 1) {
     const folded = low[n] | (high[n] << 8);
-    const step = (folded >> 1) ^ -(folded & 1);
-    whole[n] = step + (n < row ? 0 : whole[n - row]);
-    xyz[n] = whole[n] * quantum;
+    steps[n] = (folded >> 1) ^ -(folded & 1);
   }
-  return xyz;
+  return steps;
+}
+
+// A joint's steps are those beyond its parent's. 16 bits wrap around, as they did when the steps were taken.
+function addParents(steps, tree, joints) {
+  for (let pose = 0; pose < steps.length; pose += joints * 3) {
+    for (const [child, parent] of tree) {
+      for (let n = 0; n < 3; n += 1) steps[pose + child * 3 + n] += steps[pose + parent * 3 + n];
+    }
+  }
+}
+
+// Steps along time, `row` values a frame, summed up, in metres.
+function addUp(steps, row, quantum) {
+  for (let n = row; n < steps.length; n += 1) steps[n] += steps[n - row];
+  return Float32Array.from(steps, (whole) => whole * quantum);
 }
 
 function moved(clip, by, times) {

@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from fastmc.figures.skeletons import bodies_there, pick_frames
+from fastmc.skeleton import Skeleton
 
 FRAMES = 32
 QUANTUM = 0.004
@@ -24,6 +24,7 @@ LARGEST = 32767
 
 def pack(
     clips: Iterable[np.ndarray],
+    skeleton: Skeleton,
     *,
     frames: int = FRAMES,
     quantum: float | Sequence[float] = QUANTUM,
@@ -42,14 +43,13 @@ def pack(
         most_bytes: where ``data`` would be longer, there are fewer frames, and then coarser quanta.
 
     Raises:
-        ValueError: clips of several numbers of joints, or not of this shape.
+        ValueError: a clip is not of this shape, with the joints of ``skeleton``.
     """
-    kept = [_few_frames(np.asarray(clip), frames) for clip in clips]
-    if len({clip.shape[2] for clip in kept}) > 1:
-        raise ValueError(f"clips have {sorted({clip.shape[2] for clip in kept})} joints; a page has one layout")
+    kept = [_few_frames(_checked(clip, skeleton), frames) for clip in clips]
+    tree = _outwards(skeleton)
     quanta = np.broadcast_to(np.asarray(quantum, np.float64), len(kept))
     moved = [_centre(clip) if of else clip for clip, of in zip(kept, np.broadcast_to(centred, len(kept)), strict=True)]
-    packed = _pack(moved, quanta)
+    packed = _pack(moved, quanta, tree)
     if most_bytes is None or len(packed["data"]) <= most_bytes:
         return packed
     for fewer, coarser in LADDER:
@@ -57,9 +57,9 @@ def pack(
             continue
         some = slice(None, None, -(-len(moved) // SAMPLE))
         few = [_few_frames(clip, fewer) for clip in moved[some]]
-        if len(_pack(few, coarser * quanta[some])["data"]) * (len(moved) / len(few)) > 1.1 * most_bytes:
+        if len(_pack(few, coarser * quanta[some], tree)["data"]) * (len(moved) / len(few)) > 1.1 * most_bytes:
             continue
-        packed = _pack([_few_frames(clip, fewer) for clip in moved], coarser * quanta)
+        packed = _pack([_few_frames(clip, fewer) for clip in moved], coarser * quanta, tree)
         if len(packed["data"]) <= most_bytes:
             break
     return packed
@@ -76,17 +76,32 @@ def unpack(packed: dict[str, Any], joints: int) -> list[np.ndarray]:
     quanta = np.broadcast_to(packed["quantum"], len(shapes))
     clips = []
     for part, shape, quantum in zip(np.split(steps, ends[:-1]), shapes, quanta, strict=True):
-        wrapped = part.reshape(shape).cumsum(axis=0).astype(np.int16)
-        clips.append(wrapped * quantum)
+        whole = part.reshape(shape)
+        for child, parent in packed["tree"]:
+            whole[:, :, child] += whole[:, :, parent]
+        clips.append(whole.cumsum(axis=0).astype(np.int16) * quantum)
     for clip, body, first, end in packed["absent"]:
         clips[clip][first:end, body] = 0
     return clips
 
 
+def _checked(clip: np.ndarray, skeleton: Skeleton) -> np.ndarray:
+    if clip.ndim != 4 or clip.shape[2:] != (skeleton.num_joints, 3) or not clip.shape[0]:
+        raise ValueError(f"a clip of {skeleton.name} must be (T, M, {skeleton.num_joints}, 3), got {clip.shape}")
+    return clip
+
+
 def _few_frames(clip: np.ndarray, frames: int) -> np.ndarray:
-    if clip.ndim != 4 or clip.shape[3] != 3 or not clip.shape[0]:
-        raise ValueError(f"a clip must be (T, M, V, 3), got {clip.shape}")
     return clip[pick_frames(len(clip), frames)]
+
+
+def _outwards(skeleton: Skeleton) -> list[list[int]]:
+    """[joint, its parent] of all that have one, each after its parent."""
+    left, tree = dict(skeleton.bones), list[list[int]]()
+    while left:
+        free = [child for child, parent in left.items() if parent not in left]
+        tree += [[child, left.pop(child)] for child in free]
+    return tree
 
 
 def _centre(clip: np.ndarray) -> np.ndarray:
@@ -100,12 +115,10 @@ def _centre(clip: np.ndarray) -> np.ndarray:
     return np.where(there[..., None, None], clip - middle, 0)
 
 
-def _pack(clips: Sequence[np.ndarray], quanta: np.ndarray) -> dict[str, Any]:
-    fitted = [
-        max(float(q), float(np.abs(clip).max(initial=0)) / LARGEST) for clip, q in zip(clips, quanta, strict=True)
-    ]
+def _pack(clips: Sequence[np.ndarray], quanta: np.ndarray, tree: list[list[int]]) -> dict[str, Any]:
+    fitted = [max(float(q), float(np.abs(clip).max(initial=0)) / LARGEST) for clip, q in zip(clips, quanta, strict=True)]
     absent = [[number, *run] for number, clip in enumerate(clips) for run in _absences(clip)]
-    steps = [_steps(clip, quantum) for clip, quantum in zip(clips, fitted, strict=True)]
+    steps = [_steps(clip, quantum, tree) for clip, quantum in zip(clips, fitted, strict=True)]
     folded = np.concatenate([np.zeros(0, np.uint16), *steps])
     planes = np.concatenate([folded & 0xFF, folded >> 8]).astype(np.uint8)
     deflate = zlib.compressobj(level=6, wbits=-15)
@@ -115,6 +128,7 @@ def _pack(clips: Sequence[np.ndarray], quanta: np.ndarray) -> dict[str, Any]:
         "bodies": [clip.shape[1] for clip in clips],
         "quantum": fitted[0] if len(set(fitted)) == 1 else fitted,
         "absent": absent,
+        "tree": tree,
         "data": base64.b64encode(data).decode("ascii"),
     }
 
@@ -128,12 +142,17 @@ def _absences(clip: np.ndarray) -> list[list[int]]:
     return runs
 
 
-def _steps(clip: np.ndarray, quantum: float) -> np.ndarray:
-    """Differences along time of a clip in whole quanta, flat, uint16: 0, -1, 1, -2, ... are 0, 1, 2, 3, ..., so that
-    small ones of either sign have a high byte of zero. A body that is absent stands where it was."""
+def _steps(clip: np.ndarray, quantum: float, tree: list[list[int]]) -> np.ndarray:
+    """How far each joint moves from frame to frame beyond its parent, in whole quanta, flat, uint16: a fifth shorter
+    when deflated than without the parent. 0, -1, 1, -2, ... are 0, 1, 2, 3, ..., so that small steps either way have a
+    high byte of zero. A body that is absent stands where it was."""
     whole = np.rint(np.nan_to_num(clip) / quantum).astype(np.int32)
     there = bodies_there(clip)
-    for frame, (before, now) in enumerate(pairwise(range(len(clip))), start=1):
-        whole[now][~there[frame]] = whole[before][~there[frame]]
-    steps = np.diff(whole, axis=0, prepend=np.zeros_like(whole[:1])).astype(np.int16)
+    for frame in range(1, len(clip)) if not there.all() else ():
+        whole[frame][~there[frame]] = whole[frame - 1][~there[frame]]
+    moves = np.diff(whole, axis=0, prepend=np.zeros_like(whole[:1]))
+    steps = moves.copy()
+    for child, parent in tree:
+        steps[:, :, child] -= moves[:, :, parent]
+    steps = steps.astype(np.int16)  # wraps around, and back when it is unpacked
     return ((steps << 1) ^ (steps >> 15)).view(np.uint16).ravel()

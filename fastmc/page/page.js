@@ -1,7 +1,8 @@
 // Starts the page: reads its content, unpacks its clips, and puts up what a kind of page (report.js, store.js) consists of.
 //
-//   fastmcPage.kinds.NAME = (content, clips) => ({lead, facts, sections})
-//     lead       one sentence under the title; facts: [[name, value], ...] beside it
+//   fastmcPage.kinds.NAME = (content, clips) => ({lead, facts, first, sections})
+//     lead       one sentence under the title; facts: [[name, value], ...] beneath it
+//     first      clips that play under the title, so that one sees at once what all of it is about
 //     sections   [{id, title, words, build(body)}, ...] in order, null where there is none. words: a sentence or two that
 //                say what is to be seen and done; build fills the element body, which is in the page by then
 //   fastmcPage.ready                   a promise, kept when all of it stands
@@ -57,7 +58,7 @@ function navigation(title, sections) {
   return { bar, watch: (section) => inView.observe(section) };
 }
 
-function header(content, { lead, facts }) {
+function header(content, clips, { lead, facts, first }) {
   const list = (facts ?? []).map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)));
   const notes = (content.notes ?? []).map((note) => make("li", {}, note));
   return make(
@@ -65,9 +66,16 @@ function header(content, { lead, facts }) {
     { class: "head", "data-section": "header" },
     make("h1", {}, content.title),
     lead ? make("p", { class: "lead" }, lead) : null,
+    first?.length ? strip(clips, first) : null,
     list.length ? make("dl", { class: "facts" }, list) : null,
     notes.length ? make("ul", { class: "notes", "aria-label": "Notes" }, notes) : null,
   );
+}
+
+function strip(clips, indices) {
+  const camera = new page.Camera(clips.skeleton);
+  const cards = indices.map((i) => page.clipCard(clips, camera, i, { lines: [], still: page.calm }).element);
+  return make("div", { class: "strip", "aria-label": "Some of the clips" }, cards);
 }
 
 function frame({ id, title, words }) {
@@ -88,7 +96,7 @@ async function start() {
   const main = document.getElementById("page");
   const foot = make("footer", {}, [content.made, content.by].filter(Boolean).join(" · "));
   main.before(bar);
-  main.append(header(content, shown));
+  main.append(header(content, clips, shown));
   main.after(foot);
   for (const part of sections) {
     const { section, body } = frame(part);
@@ -101,6 +109,7 @@ async function start() {
 
 page.ready = start();
 page.ready.catch((error) => {
+  console.error(error);
   const sorry = `This page could not be drawn: ${error.message}. It needs a browser of 2024 or later.`;
   document.getElementById("page").append(make("p", { class: "sorry", role: "alert" }, sorry));
 });

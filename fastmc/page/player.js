@@ -4,9 +4,9 @@
 //   new Player(skeleton, options)  options: camera; size "large" | "small"; controls: a bar to play, pause and scrub;
 //                                  empty: what it says while it has nothing to play
 //     element                      put it into the page; its size is that of the style (.player)
-//     show(clip, {seconds, index, label, ghost})   plays from the start, in real time, and again. index becomes
-//                                  data-playing of the canvas while it plays; label is for those who hear the page;
-//                                  ghost is a clip of the same frames, drawn paler behind
+//     show(clip, {seconds, index, label, ghost, still})   plays from the start, in real time, and again, or stands still.
+//                                  index becomes data-playing of the canvas while it plays; label is for those who hear
+//                                  the page; ghost is a clip of the same frames, drawn paler behind
 //     swap(clip)                   another clip of the same frames goes on from the same moment (a slider moves)
 //     clear(words), play(), pause(), toggle(), destroy()
 //   Drag or arrow keys turn it, Space pauses. Left, right and middle have the colours --left, --right, --middle; a
@@ -20,6 +20,7 @@ const TURN = 0.01; // radians a pixel
 const KEY_TURN = 0.15;
 const BODY_ALPHA = [1, 0.45];
 const FLOOR_LINES = 0.5; // metres
+const MARGIN = 0.2; // metres about a clip
 
 const running = new Set();
 const onScreen = new IntersectionObserver((entries) => {
@@ -79,7 +80,7 @@ const axis = (which, sign) => [0, 1, 2].map((n) => (n === which ? sign : 0));
 const cross = (a, b) => [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]];
 const dot = (a, x, y, z) => a[0] * x + a[1] * y + a[2] * z;
 
-// The room a clip takes: its middle and reach across, in depth and in height, so that it can be turned and stays inside.
+// The room a clip takes across, up and in depth, metres: its middle and its size.
 function roomOf(clip, camera) {
   const low = [Infinity, Infinity, Infinity];
   const high = [-Infinity, -Infinity, -Infinity];
@@ -90,10 +91,15 @@ function roomOf(clip, camera) {
       high[n] = Math.max(high[n], value);
     });
   });
-  if (low[0] > high[0]) return { middle: [0, 0, 0], radius: 1, height: 1, low: 0, flat: true };
-  const middle = low.map((value, n) => (value + high[n]) / 2);
-  const radius = Math.hypot(high[0] - low[0], high[2] - low[2]) / 2;
-  return { middle, radius, height: high[1] - low[1], low: low[1], flat: high[2] - low[2] < 1e-6 };
+  if (low[0] > high[0]) return { middle: [0, 0, 0], size: [1, 1, 1], low: 0, flat: true };
+  const size = low.map((value, n) => high[n] - value);
+  return { middle: low.map((value, n) => value + size[n] / 2), size, low: low[1], flat: size[2] < 1e-6 };
+}
+
+function multiplesWithin(low, high) {
+  const first = Math.ceil(low / FLOOR_LINES);
+  const count = Math.floor(high / FLOOR_LINES) - first + 1;
+  return Array.from({ length: Math.max(count, 0) }, (_, n) => (first + n) * FLOOR_LINES);
 }
 
 function eachThere(clip, use) {
@@ -133,16 +139,24 @@ class Player {
       this.draw();
     });
     this.clock = make("span", { class: "clock" });
-    const front = button("Front", () => this.camera.reset(), { class: "quiet", title: "Look from the front again" });
-    return make("div", { class: "player-controls" }, this.toggleButton, this.slider, this.clock, front);
+    const front = button("Front view", () => this.camera.reset(), { class: "quiet", title: "Look from the front again" });
+    const colours = ["left", "right"].map((side) => make("span", { class: side }, side));
+    const hasSides = this.skeleton.sides.includes("left");
+    return make(
+      "div",
+      {},
+      make("div", { class: "player-controls" }, this.toggleButton, this.slider, this.clock),
+      make("div", { class: "player-controls below" }, make("div", { class: "sides" }, hasSides ? colours : "drag to turn"), front),
+    );
   }
 
-  show(clip, { seconds = 1, index = "", label = "", ghost = null } = {}) {
+  show(clip, { seconds = 1, index = "", label = "", ghost = null, still = false } = {}) {
     Object.assign(this, { clip, index, ghost, seconds: Math.max(seconds, 0.1), time: 0, started: null });
     this.room = roomOf(clip, this.camera);
     this.words.textContent = "";
     this.canvas.setAttribute("aria-label", `${label} plays as a moving skeleton. Arrow keys turn it, Space pauses.`);
-    this.play();
+    if (still) this.pause();
+    else this.play();
     this.draw();
   }
 
@@ -257,10 +271,10 @@ class Player {
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, width, height);
     if (this.clip) {
-      const room = this.room;
-      this.scale = Math.min((0.92 * width) / (2 * room.radius + 0.2), (0.86 * height) / (room.height + 0.3));
+      const [across, upwards] = this.extent();
+      this.scale = Math.min(width / across, height / upwards);
       const look = this.camera.view();
-      const [mx, my] = look(...this.inData(room.middle));
+      const [mx, my] = look(...this.inData(this.room.middle));
       this.project = (x, y, z) => {
         const [a, u, n] = look(x, y, z);
         return [width / 2 + (a - mx) * this.scale, height * 0.5 - (u - my) * this.scale, n];
@@ -270,6 +284,14 @@ class Player {
     return pen;
   }
 
+  // How wide and high the clip with its floor is as the camera sees it, metres.
+  extent() {
+    const [across, upwards, depth] = this.room.size.map((size) => size + 2 * MARGIN);
+    const { yaw, pitch } = this.camera;
+    const [c, s] = [Math.abs(Math.cos(yaw)), Math.abs(Math.sin(yaw))];
+    return [across * c + depth * s, upwards * Math.cos(pitch) + (across * s + depth * c) * Math.abs(Math.sin(pitch))];
+  }
+
   // A point given across, up and in depth in the coordinates of the data.
   inData([across, up, depth]) {
     const { right, up: upward, near } = this.camera;
@@ -277,21 +299,27 @@ class Player {
   }
 
   drawFloor(pen) {
-    const { middle, radius, low, flat } = this.room;
+    const { middle, size, low, flat } = this.room;
     if (flat) return;
-    const reach = Math.ceil((radius + 0.15) / FLOOR_LINES) * FLOOR_LINES;
-    const [a0, d0] = [middle[0], middle[2]].map((value) => Math.round(value / FLOOR_LINES) * FLOOR_LINES);
-    pen.strokeStyle = this.colours.floor;
+    const [left, right] = [middle[0] - size[0] / 2 - MARGIN, middle[0] + size[0] / 2 + MARGIN];
+    const [far, near] = [middle[2] - size[2] / 2 - MARGIN, middle[2] + size[2] / 2 + MARGIN];
+    const go = (how, across, depth) => pen[how](...this.project(...this.inData([across, low, depth])).slice(0, 2));
+    pen.fillStyle = pen.strokeStyle = this.colours.floor;
     pen.lineWidth = 1;
     pen.beginPath();
-    for (let step = -reach; step <= reach + 1e-6; step += FLOOR_LINES) {
-      for (const [from, to] of [
-        [[a0 + step, low, d0 - reach], [a0 + step, low, d0 + reach]],
-        [[a0 - reach, low, d0 + step], [a0 + reach, low, d0 + step]],
-      ]) {
-        pen.moveTo(...this.project(...this.inData(from)).slice(0, 2));
-        pen.lineTo(...this.project(...this.inData(to)).slice(0, 2));
-      }
+    go("moveTo", left, far);
+    for (const corner of [[right, far], [right, near], [left, near]]) go("lineTo", ...corner);
+    pen.globalAlpha = 0.35;
+    pen.fill();
+    pen.globalAlpha = 1;
+    pen.beginPath();
+    for (const across of multiplesWithin(left, right)) {
+      go("moveTo", across, far);
+      go("lineTo", across, near);
+    }
+    for (const depth of multiplesWithin(far, near)) {
+      go("moveTo", left, depth);
+      go("lineTo", right, depth);
     }
     pen.stroke();
   }
