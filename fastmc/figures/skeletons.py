@@ -160,5 +160,5 @@ def _extent(values: np.ndarray) -> tuple[float, float]:
 
 
 def side_of(joint_name: str) -> str:
-    """left, right or middle, by its name."""
+    """left or right, as its name says, else middle."""
     return next((side for side in ("left", "right") if side in joint_name.lower()), "middle")
