@@ -24,6 +24,7 @@ from train.run import choose_device
 from train.runs.figure_runs import (
     DrawnRun,
     candidates,
+    check_runs,
     check_same_data,
     clips_of_classes,
     load_runs,
@@ -224,15 +225,9 @@ def check_settings(settings: Settings) -> Path:
     Raises:
         ValueError: a number is out of range, no picture or no run is named, or one twice, or ``out`` is a file.
     """
-    if not settings.run:
-        raise ValueError("--run is missing: name a run folder, as made by python -m train.run")
     if not settings.only:
         raise ValueError(f"--only names no picture; choose from {', '.join(NAMES)}, or leave it out for all")
-    folders = [folder.resolve() for folder in settings.run]
-    again = next((folder for folder in settings.run if folders.count(folder.resolve()) > 1), None)
-    if again is not None:
-        raise ValueError(f"--run {again} is named twice; name each run once")
-    run_labels(settings.run, settings.allow)
+    check_runs(settings.run, settings.allow)
     out = settings.out or settings.run[0] / "figures"
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; name a folder")

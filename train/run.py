@@ -40,8 +40,10 @@ from train.engine.record import duration, log, start_logging
 from train.engine.wandb import check_wandb
 from train.engine.world import World
 from train.runs.evaluations import Evaluated
-from train.runs.folder import NOT_EVALUATED, RunFolder, default_folder, is_finished
+from train.runs.folder import NOT_EVALUATED, PAGE, RunFolder, default_folder, is_finished
 from train.runs.load import Run
+from train.runs.page import write_run_page
+from train.runs.page_runs import measure_and_keep, read_run
 from train.runs.report import commit, environment, evaluate_encoder, plot_curves, report_table
 
 
@@ -187,13 +189,14 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     if pretraining.world.writes:
         metrics, dim = pretraining.model.metrics, config.encoder.feature_dim
         plot_curves(folder / "metrics.csv", folder / "curves.png", metrics, dim, title=folder.name)
-    accuracies, _ = _evaluated(config, store, pretraining)
+    trained = Run(folder, config, pretraining.model, pretraining.data, store)
+    accuracies, evaluated = _evaluated(config, store, pretraining)
     report = {
         "dataset": config.dataset,
         "dataset_checksum": store.checksum,
         "data": store.split_digest(config.protocol),
         "protocol": config.protocol,
-        "pretraining": Run(folder, config, pretraining.model, pretraining.data, store).pretraining(),
+        "pretraining": trained.pretraining(),
         "method": config.method,
         "stream": config.stream,
         "preset": config.preset,
@@ -205,8 +208,13 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     }
     report["wall_seconds"] = round(pretraining.wall_seconds, 1)
     if pretraining.world.writes:
+        (folder / PAGE).unlink(missing_ok=True)  # that of other results, should this process end before its own
         write_json(folder / "report.json", report)
     log.info("%s", report_table(report))
+    if pretraining.world.writes:
+        measured = measure_and_keep(trained, evaluated)
+        allow = (config.method, config.backbone)
+        write_run_page(read_run(folder, folder.resolve().name, allow, store, measured), "python -m train.run")
     log.info("report, curves, metrics and checkpoints are in %s (%s)", folder, duration(pretraining.wall_seconds))
     return report
 

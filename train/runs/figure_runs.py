@@ -67,6 +67,17 @@ def progress(unit: str, what: str, total: int) -> Iterator[Callable[[int], objec
         yield bar.update
 
 
+def check_runs(folders: Sequence[Path], allow: Sequence[str] = ()) -> None:
+    """Of folders that --run names: ValueError unless there are some, each named once and a run."""
+    if not folders:
+        raise ValueError("--run is missing: name a run folder, as made by python -m train.run")
+    resolved = [folder.resolve() for folder in folders]
+    again = next((folder for folder in folders if resolved.count(folder.resolve()) > 1), None)
+    if again is not None:
+        raise ValueError(f"--run {again} is named twice; name each run once")
+    run_labels(folders, allow)
+
+
 def run_labels(folders: Sequence[Path], allow: Sequence[str] = ()) -> list[str]:
     """What tells the runs apart: the settings in which they differ, or else the folders' names. ``allow`` as of
     `load_config`.
