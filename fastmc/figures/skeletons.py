@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MultipleLocator
 
 from fastmc.skeleton import Skeleton
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Of Okabe and Ito's palette, whose colours the colour-blind tell apart.
 COLOURS = {"left": "#0072B2", "right": "#D55E00", "middle": "0.35"}
@@ -56,6 +58,9 @@ def draw_clip(clip: np.ndarray, skeleton: Skeleton, *, fps: float, title: str = 
     Distances are to scale along both axes; each pose is centred above its time. Bodies that are zero throughout a
     frame are absent from it.
     """
+    from matplotlib.figure import Figure  # here, so that nothing else waits for matplotlib
+    from matplotlib.ticker import MultipleLocator
+
     front = front_of(clip, skeleton)
     frames = pick_frames(len(clip), poses)
     poses_3d = clip[frames]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from subprocess import DEVNULL
 from typing import Any
@@ -35,6 +36,7 @@ def environment(device: torch.device, ranks: int = 1) -> dict[str, Any]:
         "commit": commit(),
         "device": str(device),
         "gpu": gpu,
+        "began": datetime.now().strftime("%Y-%m-%d %H:%M"),
         "cpu_threads": torch.get_num_threads(),
         "ranks": ranks,
     }
