@@ -231,7 +231,7 @@ def _facts(run: PageRun) -> list[list[str]]:
         ("seed", config.seed),
         ("began", begun.get("began")),
         ("took", duration(report["wall_seconds"]) if "wall_seconds" in report else None),
-        ("commit", begun.get("commit")),
+        ("commit", str(begun.get("commit") or "")[:12]),
         ("device", begun.get("gpu") or begun.get("device")),
         ("versions", ", ".join(f"{name} {packages[name]}" for name in ("fastmc", "torch") if packages.get(name))),
     ]
