@@ -19,6 +19,7 @@ from PIL import Image
 from scipy.stats import entropy as scipy_entropy
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
+from tiny_runs import ETA, tiny_runs
 
 from fastmc.build import build_model
 from fastmc.evaluation import represent
@@ -44,31 +45,20 @@ from fastmc.methods.a2mc import A2MC, X1, X2
 from fastmc.methods.base import Batch
 from fastmc.skeleton import NTU25
 from fastmc.views.draw import STRONG, WEAK, AugmentConfig, ViewParams, identity_params
-from train import figures, run
+from train import figures
 from train.command.datasets import open_dataset
 from train.runs.figure_runs import DrawnRun, candidates, check_same_data, clips_of_classes, load_runs, run_labels
 
 pytestmark = pytest.mark.slow
 
-T, CLIPS, ETA = 4, 48, 0.75  # ETA in metres
-TINY = (
-    *("--dataset", "small", "--preset", "tiny", "--frames", "4", "--encoder", "1x8", "--batch-size", "8"),
-    *("--bank-size", "16", "--epochs", "2", "--milestones", "2", "--warmup-epochs", "1", "--probe-every", "1"),
-    *("--linear-epochs", "1", "--train-crops", "1", "--device", "cpu", "--attack-norm", str(ETA)),
-)
+T, CLIPS = 4, 48
 
 
 @pytest.fixture(scope="session")
 def folders(data_root, tmp_path_factory) -> dict[str, Path]:
     """Two finished runs that differ in their method."""
-
-    def train(root: Path) -> None:
-        for method in ("a2mc", "b1"):
-            arguments = ("--data-root", str(data_root), "--out", str(root / f"run_{method}"), "--method", method)
-            assert run.main([*TINY, *arguments]) == 0
-
-    root = made_once(tmp_path_factory, "drawn-runs", train)
-    return {method: root / f"run_{method}" for method in ("a2mc", "b1")}
+    found = tiny_runs(tmp_path_factory, data_root)
+    return {method: found[method] for method in ("a2mc", "b1")}
 
 
 @pytest.fixture(scope="session")
