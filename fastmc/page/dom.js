@@ -101,5 +101,18 @@ function colours() {
 const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
 const touch = matchMedia("(pointer: coarse)").matches;
 
-Object.assign(page, { make, fill, button, choice, segments, number, percent, seconds, plural, isThere, onTheme, theme });
+Object.assign(page, {
+  make,
+  fill,
+  button,
+  choice,
+  segments,
+  number,
+  percent,
+  seconds,
+  plural,
+  isThere,
+  onTheme,
+  theme,
+});
 Object.assign(page, { setTheme, colours, calm, touch });

@@ -18,7 +18,13 @@ function colourings(content, clips) {
     say: (value) => (value === -1 ? `${field} unknown` : `${field} ${value}`),
   }));
   const rightness = content.runs.some((run) => run.predictions)
-    ? [{ name: "right or wrong", of: (i, run) => rightOf(run, i, clips), say: (value) => ["right", "wrong", "not predicted"][value] }]
+    ? [
+        {
+          name: "right or wrong",
+          of: (i, run) => rightOf(run, i, clips),
+          say: (value) => ["right", "wrong", "not predicted"][value],
+        },
+      ]
     : [];
   return [byClass, ...rightness, ...fields];
 }
@@ -79,7 +85,13 @@ class EmbeddingMap {
     const hidden = this.shown.length < dots.length ? dots.filter(({ i }) => !choice.shows(i, run)) : [];
     const { line, card } = colours();
     const space = { type: "value", show: false, min: low, max: high };
-    const inside = { type: "inside", filterMode: "none", zoomOnMouseWheel: "ctrl", moveOnMouseWheel: false, moveOnMouseMove: !page.touch };
+    const inside = {
+      type: "inside",
+      filterMode: "none",
+      zoomOnMouseWheel: "ctrl",
+      moveOnMouseWheel: false,
+      moveOnMouseMove: !page.touch,
+    };
     const dot = (each, style) => ({ value: [each.x, each.y], ...style });
     const styleOf = ({ i }) => {
       const rank = choice.rank(choice.colouring.of(i, run));
@@ -89,9 +101,19 @@ class EmbeddingMap {
       grid: { left: 6, right: 6, top: 6, bottom: 6 },
       xAxis: space,
       yAxis: space,
-      dataZoom: [{ ...inside, xAxisIndex: 0 }, { ...inside, yAxisIndex: 0 }],
+      dataZoom: [
+        { ...inside, xAxisIndex: 0 },
+        { ...inside, yAxisIndex: 0 },
+      ],
       series: [
-        { id: "hidden", type: "scatter", silent: true, symbolSize: 4, itemStyle: { color: line }, data: hidden.map((each) => dot(each)) },
+        {
+          id: "hidden",
+          type: "scatter",
+          silent: true,
+          symbolSize: 4,
+          itemStyle: { color: line },
+          data: hidden.map((each) => dot(each)),
+        },
         {
           id: "shown",
           type: "scatter",
@@ -112,17 +134,40 @@ class EmbeddingMap {
     const { ink, accent, card } = colours();
     const ring = (i, color, width, size, words) => {
       const dot = dotOf.get(i);
-      return dot && {
-        value: [dot.x, dot.y],
-        symbolSize: size,
-        itemStyle: { color: "transparent", borderColor: color, borderWidth: width },
-        label: { show: Boolean(words), formatter: () => page.shorten(words, 40), position: dot.x > this.middle ? "left" : "right", distance: 7, color: ink, fontSize: 12, fontWeight: 600, textBorderColor: card, textBorderWidth: 3 },
-      };
+      return (
+        dot && {
+          value: [dot.x, dot.y],
+          symbolSize: size,
+          itemStyle: { color: "transparent", borderColor: color, borderWidth: width },
+          label: {
+            show: Boolean(words),
+            formatter: () => page.shorten(words, 40),
+            position: dot.x > this.middle ? "left" : "right",
+            distance: 7,
+            color: ink,
+            fontSize: 12,
+            fontWeight: 600,
+            textBorderColor: card,
+            textBorderWidth: 3,
+          },
+        }
+      );
     };
-    const near = choice.chosen === null ? [] : this.neighbours(choice.chosen).map(({ i }) => ring(i, accent, 1.5, this.size + 6));
+    const near =
+      choice.chosen === null ? [] : this.neighbours(choice.chosen).map(({ i }) => ring(i, accent, 1.5, this.size + 6));
     const chosen = choice.chosen === null ? null : ring(choice.chosen, accent, 3, this.size + 9);
-    const hovered = choice.hovered === null ? null : ring(choice.hovered, ink, 2, this.size + 7, choice.clips.className(choice.hovered));
-    return { id: "marks", type: "scatter", silent: true, zlevel: 1, symbol: "circle", data: [...near, chosen, hovered].filter(Boolean) };
+    const hovered =
+      choice.hovered === null
+        ? null
+        : ring(choice.hovered, ink, 2, this.size + 7, choice.clips.className(choice.hovered));
+    return {
+      id: "marks",
+      type: "scatter",
+      silent: true,
+      zlevel: 1,
+      symbol: "circle",
+      data: [...near, chosen, hovered].filter(Boolean),
+    };
   }
 
   mark() {
@@ -221,7 +266,12 @@ class MapSection {
     this.runs = content.runs.filter((run) => run.map);
     this.choice = new Choice(content, clips);
     this.camera = new page.Camera(clips.skeleton);
-    this.player = new page.Player(clips.skeleton, { camera: this.camera, size: "large", controls: true, empty: "Point at a dot to play its clip." });
+    this.player = new page.Player(clips.skeleton, {
+      camera: this.camera,
+      size: "large",
+      controls: true,
+      empty: "Point at a dot to play its clip.",
+    });
     this.caption = make("div", { class: "caption", "aria-live": "polite" });
     this.count = make("span", { class: "hint", "aria-live": "polite" });
     this.legend = make("div", { class: "legend values" });
@@ -235,7 +285,11 @@ class MapSection {
   }
 
   lay(body) {
-    const search = make("input", { type: "search", placeholder: "Search a class or a clip", "aria-label": "Search clips by class or name" });
+    const search = make("input", {
+      type: "search",
+      placeholder: "Search a class or a clip",
+      "aria-label": "Search clips by class or name",
+    });
     search.addEventListener("input", () => this.search(search.value));
     search.addEventListener("keydown", (event) => event.key === "Enter" && this.playFirst());
     const names = this.choice.colourings.map(({ name }) => name);
@@ -254,10 +308,23 @@ class MapSection {
   }
 
   card(run, n) {
-    const zoom = (words, factor, text) => button(text, () => this.maps[n].zoom(factor), { class: "quiet", "aria-label": words, title: words });
-    const zooms = make("div", { class: "zooms" }, zoom("Zoom in", 0.6, "+"), zoom("Zoom out", 1 / 0.6, "−"), zoom("Show all of the map", 100, "⤢"));
+    const zoom = (words, factor, text) =>
+      button(text, () => this.maps[n].zoom(factor), { class: "quiet", "aria-label": words, title: words });
+    const zooms = make(
+      "div",
+      { class: "zooms" },
+      zoom("Zoom in", 0.6, "+"),
+      zoom("Zoom out", 1 / 0.6, "−"),
+      zoom("Show all of the map", 100, "⤢"),
+    );
     const title = this.runs.length > 1 ? make("h3", {}, run.label) : null;
-    return make("div", { class: "card map-card" }, title, make("div", { class: "map-holder" }, this.hosts[n], zooms), make("p", { class: "hint" }, run.map.words ?? ""));
+    return make(
+      "div",
+      { class: "card map-card" },
+      title,
+      make("div", { class: "map-holder" }, this.hosts[n], zooms),
+      make("p", { class: "hint" }, run.map.words ?? ""),
+    );
   }
 
   // The page begins with a clip that plays, so that one sees what a dot is.
@@ -311,12 +378,23 @@ class MapSection {
     this.shelves.forEach((shelf) => shelf.clear());
     this.shelves = [];
     if (i === null) {
-      fill(this.near, make("p", { class: "hint" }, "Click a dot, and its five nearest neighbours of the training clips play here, side by side."));
+      fill(
+        this.near,
+        make(
+          "p",
+          { class: "hint" },
+          "Click a dot, and its five nearest neighbours of the training clips play here, side by side.",
+        ),
+      );
       return;
     }
     const close = button("Close", () => this.choose(null), { class: "quiet" });
     const title = make("h3", {}, `Nearest to “${this.clips.describe(i)}”`);
-    fill(this.near, make("div", { class: "row" }, title, close), this.maps.map((map) => this.neighboursOf(map, i)));
+    fill(
+      this.near,
+      make("div", { class: "row" }, title, close),
+      this.maps.map((map) => this.neighboursOf(map, i)),
+    );
   }
 
   neighboursOf(map, i) {
@@ -329,14 +407,25 @@ class MapSection {
     const cosine = new Map(near.map((each) => [each.i, each.cosine]));
     shelf.show([i, ...near.map((each) => each.i)], (other) => this.cardOf(other, i, cosine));
     shelf.cards[0]?.element.classList.add("this");
-    return make("div", { class: "neighbours" }, make("p", { class: "hint" }, `${who}${same} of ${near.length} are of its class.`), shelf.element);
+    return make(
+      "div",
+      { class: "neighbours" },
+      make("p", { class: "hint" }, `${who}${same} of ${near.length} are of its class.`),
+      shelf.element,
+    );
   }
 
   cardOf(other, i, cosine) {
     const { clips } = this;
     if (other === i) return { lines: [clips.name(i), "this clip"] };
     const same = clips.classOf(other) === clips.classOf(i);
-    return { lines: [clips.name(other), `cosine ${number(cosine.get(other))}`, page.verdict(same, same ? "same class" : "another class")] };
+    return {
+      lines: [
+        clips.name(other),
+        `cosine ${number(cosine.get(other))}`,
+        page.verdict(same, same ? "same class" : "another class"),
+      ],
+    };
   }
 
   recolour(n) {
@@ -366,7 +455,10 @@ class MapSection {
         chip.setAttribute("aria-pressed", only.has(value));
         this.refresh();
       };
-      const chip = button(page.shorten(colouring.say(value), 60), press, { "aria-pressed": false, title: `${colouring.say(value)}: ${plainCount(counts.get(value))}` });
+      const chip = button(page.shorten(colouring.say(value), 60), press, {
+        "aria-pressed": false,
+        title: `${colouring.say(value)}: ${plainCount(counts.get(value))}`,
+      });
       chip.prepend(page.swatch(rank));
       return chip;
     });
@@ -386,7 +478,10 @@ class MapSection {
     if (this.all) this.all.hidden = !only.size;
     const total = this.runs[0].map.clip.length;
     const shown = this.runs[0].map.clip.filter((i) => this.choice.shows(i, this.runs[0])).length;
-    fill(this.count, only.size || words ? `${number(shown)} of ${page.plural(total, "clip")}` : page.plural(total, "clip"));
+    fill(
+      this.count,
+      only.size || words ? `${number(shown)} of ${page.plural(total, "clip")}` : page.plural(total, "clip"),
+    );
     if (!this.shelves.length) this.showNeighbours(null);
   }
 

@@ -106,7 +106,7 @@ class Clips {
   }
 
   nameOfClass(number) {
-    return number < 0 ? "class unknown" : this.classes[number] ?? `class ${number}`;
+    return number < 0 ? "class unknown" : (this.classes[number] ?? `class ${number}`);
   }
 
   field(name, i) {

@@ -116,7 +116,9 @@ def _centre(clip: np.ndarray) -> np.ndarray:
 
 
 def _pack(clips: Sequence[np.ndarray], quanta: np.ndarray, tree: list[list[int]]) -> dict[str, Any]:
-    fitted = [max(float(q), float(np.abs(clip).max(initial=0)) / LARGEST) for clip, q in zip(clips, quanta, strict=True)]
+    fitted = [
+        max(float(q), float(np.abs(clip).max(initial=0)) / LARGEST) for clip, q in zip(clips, quanta, strict=True)
+    ]
     absent = [[number, *run] for number, clip in enumerate(clips) for run in _absences(clip)]
     steps = [_steps(clip, quantum, tree) for clip, quantum in zip(clips, fitted, strict=True)]
     folded = np.concatenate([np.zeros(0, np.uint16), *steps])

@@ -54,7 +54,12 @@ function navigation(title, sections) {
     },
     { rootMargin: "-20% 0px -70% 0px" },
   );
-  const bar = make("nav", { class: "bar", "aria-label": "Sections" }, make("div", { class: "links" }, links), themeSwitch());
+  const bar = make(
+    "nav",
+    { class: "bar", "aria-label": "Sections" },
+    make("div", { class: "links" }, links),
+    themeSwitch(),
+  );
   return { bar, watch: (section) => inView.observe(section) };
 }
 

@@ -132,21 +132,36 @@ class Player {
 
   makeControls() {
     this.toggleButton = button("▶", () => this.toggle(), { class: "quiet", "aria-label": "Play" });
-    this.slider = make("input", { type: "range", min: 0, max: 1, step: "any", value: 0, "aria-label": "Moment of the clip" });
+    this.slider = make("input", {
+      type: "range",
+      min: 0,
+      max: 1,
+      step: "any",
+      value: 0,
+      "aria-label": "Moment of the clip",
+    });
     this.slider.addEventListener("input", () => {
       this.pause();
       this.time = this.slider.value * this.seconds;
       this.draw();
     });
     this.clock = make("span", { class: "clock" });
-    const front = button("Front view", () => this.camera.reset(), { class: "quiet", title: "Look from the front again" });
+    const front = button("Front view", () => this.camera.reset(), {
+      class: "quiet",
+      title: "Look from the front again",
+    });
     const colours = ["left", "right"].map((side) => make("span", { class: side }, side));
     const hasSides = this.skeleton.sides.includes("left");
     return make(
       "div",
       {},
       make("div", { class: "player-controls" }, this.toggleButton, this.slider, this.clock),
-      make("div", { class: "player-controls below" }, make("div", { class: "sides" }, hasSides ? colours : "drag to turn"), front),
+      make(
+        "div",
+        { class: "player-controls below" },
+        make("div", { class: "sides" }, hasSides ? colours : "drag to turn"),
+        front,
+      ),
     );
   }
 
@@ -308,7 +323,12 @@ class Player {
     pen.lineWidth = 1;
     pen.beginPath();
     go("moveTo", left, far);
-    for (const corner of [[right, far], [right, near], [left, near]]) go("lineTo", ...corner);
+    for (const corner of [
+      [right, far],
+      [right, near],
+      [left, near],
+    ])
+      go("lineTo", ...corner);
     pen.globalAlpha = 0.35;
     pen.fill();
     pen.globalAlpha = 1;
@@ -353,7 +373,7 @@ class Player {
   drawBody(pen, points, alpha, ghost) {
     const { sides, bones } = this.skeleton;
     const width = Math.min(Math.max(0.042 * this.scale, 1.6), 7);
-    const colour = (joint) => (ghost ? this.colours.middle : this.colours[sides[joint]] ?? this.colours.middle);
+    const colour = (joint) => (ghost ? this.colours.middle : (this.colours[sides[joint]] ?? this.colours.middle));
     const order = [...bones].sort((a, b) => points[a[0]][2] + points[a[1]][2] - points[b[0]][2] - points[b[1]][2]);
     pen.globalAlpha = alpha;
     pen.lineCap = "round";
