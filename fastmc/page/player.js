@@ -96,6 +96,13 @@ function roomOf(clip, camera) {
   return { middle: low.map((value, n) => value + size[n] / 2), size, low: low[1], flat: size[2] < 1e-6 };
 }
 
+// Between a and b, whose neighbours in time are p and q: Catmull and Rom's curve, which goes through all frames and has
+// no kink in them. Few frames of a clip are kept.
+function smooth(p, a, b, q, share) {
+  const [bent, straight] = [2 * p - 5 * a + 4 * b - q, b - p];
+  return a + 0.5 * share * (straight + share * (bent + share * (3 * (a - b) + q - p)));
+}
+
 function multiplesWithin(low, high) {
   const first = Math.ceil(low / FLOOR_LINES);
   const count = Math.floor(high / FLOOR_LINES) - first + 1;
@@ -361,11 +368,11 @@ class Player {
     if (!nearer) return null;
     const share = thereBefore && thereAfter ? at - before : Number(!thereBefore);
     const [from, to] = [before, after].map((frame) => (frame * clip.bodies + body) * clip.joints * 3);
+    const row = to - from;
+    const isThere = (frame) => frame >= 0 && frame < clip.frames && clip.there[frame * clip.bodies + body];
+    const [first, last] = [isThere(before - 1) ? from - row : from, isThere(after + 1) ? to + row : to];
     return Array.from({ length: clip.joints }, (_, joint) => {
-      const mix = (n) => {
-        const [a, b] = [clip.xyz[from + joint * 3 + n], clip.xyz[to + joint * 3 + n]];
-        return a + share * (b - a);
-      };
+      const mix = (n) => smooth(...[first, from, to, last].map((start) => clip.xyz[start + joint * 3 + n]), share);
       return this.project(mix(0), mix(1), mix(2));
     });
   }
