@@ -71,7 +71,7 @@ def store_content(
     test = store.split(store.protocols[0])[1] if store.protocols else np.zeros(0, np.int64)
     ids = spread([store.label, _is_in(store, test), store.subject, store.camera], clips, seed)
     sanity = Sanity(store.skeleton)
-    motion = pack(_read(store, ids, sanity, advance), most_bytes=MOTION_BYTES)
+    motion = pack(_read(store, ids, sanity, advance), store.skeleton, most_bytes=MOTION_BYTES)
     skipped, cut = _skipped(store)
     return {
         "notes": [*_sampled(store, ids, seed, motion), *cut],
@@ -218,5 +218,5 @@ def _views_of(placed: ResidentStore, clip: int, place: int, augmentation: Augmen
         "clip": place,
         "frames": frames,
         "draws": draws,
-        "motion": pack(motions, most_bytes=VIEWS_BYTES // augmentation.clips),
+        "motion": pack(motions, skeleton, most_bytes=VIEWS_BYTES // augmentation.clips),
     }
