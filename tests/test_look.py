@@ -20,7 +20,8 @@ from fastmc.data.store import PackedStore, StoreError, StoreWriter
 from fastmc.page import store as of_store
 from fastmc.page.clips import clip_columns, known_fields, spread
 from fastmc.page.motion import unpack
-from fastmc.page.store import VIEWS, Augmentation, store_content
+from fastmc.page.store import store_content
+from fastmc.page.views import VIEWS, Augmentation
 from fastmc.skeleton import NTU25
 from fastmc.views.draw import STRONG, AugmentConfig, draw_params, rotation_matrix
 from fastmc.views.make import make_views
