@@ -36,7 +36,7 @@ function lookOf(contender) {
 }
 
 const said = ({ mean: middle, deviation, values }) =>
-  values.length > 1 ? `${middle.toFixed(1)} ± ${deviation.toFixed(1)} %` : percent(middle);
+  values.some((value) => value !== values[0]) ? `${middle.toFixed(1)} ± ${deviation.toFixed(1)} %` : percent(middle);
 
 function barsOf(contender) {
   const { ink, soft } = colours();
@@ -48,6 +48,7 @@ function barsOf(contender) {
     barGap: "18%",
     data: contender.of.map((found) => (found ? found.mean : null)),
     itemStyle: { ...lookOf(contender), borderRadius: [4, 4, 0, 0] },
+    labelLayout: { hideOverlap: true },
     label: { show: !several, position: "top", color: soft, fontSize: 11, formatter: ({ value }) => (isThere(value) ? value.toFixed(1) : "") },
   };
   if (several) bar.markPoint = seedMarks(contender, ink);
@@ -80,7 +81,7 @@ function build(body, content) {
   body.append(make("div", { class: "columns" }, make("div", { class: "card" }, host), make("div", { class: "card" }, table(rows, compared, source))));
   const option = () => ({
     grid: page.room({ top: 44 }),
-    legend: { top: 0, left: 0, itemWidth: 12, itemHeight: 12, textStyle: { color: colours().soft }, formatter: (name) => page.shorten(name, 40) },
+    legend: { type: "scroll", top: 0, right: 0, left: 0, itemWidth: 12, itemHeight: 12, textStyle: { color: colours().soft }, formatter: (name) => page.shorten(name, 40) },
     xAxis: page.categoryAxis(rows),
     yAxis: page.valueAxis("", { max: 100, axisLabel: { color: colours().soft, formatter: (value) => `${value} %` } }),
     tooltip: page.tooltip(({ seriesName, dataIndex }) => {

@@ -64,7 +64,7 @@ function draw(host, panel, runs, names, hidden) {
   const drawn = page.chart(host, name, option, `${panel.title} by epoch, as lines`);
   const { chart } = drawn;
   const select = () =>
-    chart.dispatchAction({ type: "takeGlobalCursor", key: "dataZoomSelect", dataZoomSelectActive: true });
+    page.touch || chart.dispatchAction({ type: "takeGlobalCursor", key: "dataZoomSelect", dataZoomSelectActive: true });
   const redraw = () => {
     drawn.redraw();
     select();

@@ -13,7 +13,8 @@
 //   colours()                            those of page.css in this theme: {ink, soft, faint, line, ground, card, accent, left,
 //                                        right, middle, floor, good, bad, series: [8 that the colour-blind can tell apart],
 //                                        scale: [from none to much]}
-//   calm                                 whether the reader has asked for less motion
+//   calm, touch                          whether the reader has asked for less motion; has a finger and no mouse, which
+//                                        drags the page and not what is in it
 
 const page = (window.fastmcPage = { charts: {}, kinds: {} });
 
@@ -99,6 +100,7 @@ function colours() {
 }
 
 const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+const touch = matchMedia("(pointer: coarse)").matches;
 
 Object.assign(page, { make, fill, button, choice, segments, number, percent, seconds, plural, isThere, onTheme, theme });
-Object.assign(page, { setTheme, colours, calm });
+Object.assign(page, { setTheme, colours, calm, touch });

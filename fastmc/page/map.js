@@ -63,6 +63,7 @@ class EmbeddingMap {
     const { clip, x, y } = run.map;
     Object.assign(this, { host, run, choice, events });
     this.dots = clip.map((i, n) => ({ i, n, x: x[n], y: y[n] }));
+    this.middle = (Math.min(...x) + Math.max(...x)) / 2;
     this.dotOf = new Map(this.dots.map((dot) => [dot.i, dot]));
     this.size = this.dots.length > 2500 ? 6 : this.dots.length > 600 ? 8 : 10;
     const label = `Map of the embedding of ${run.label}: ${this.dots.length} clips. Arrow keys go from clip to clip, Enter shows neighbours.`;
@@ -78,7 +79,7 @@ class EmbeddingMap {
     const hidden = this.shown.length < dots.length ? dots.filter(({ i }) => !choice.shows(i, run)) : [];
     const { line, card } = colours();
     const space = { type: "value", show: false, min: low, max: high };
-    const inside = { type: "inside", filterMode: "none", zoomOnMouseWheel: "ctrl", moveOnMouseWheel: false, moveOnMouseMove: true };
+    const inside = { type: "inside", filterMode: "none", zoomOnMouseWheel: "ctrl", moveOnMouseWheel: false, moveOnMouseMove: !page.touch };
     const dot = (each, style) => ({ value: [each.x, each.y], ...style });
     const styleOf = ({ i }) => {
       const rank = choice.rank(choice.colouring.of(i, run));
@@ -115,18 +116,13 @@ class EmbeddingMap {
         value: [dot.x, dot.y],
         symbolSize: size,
         itemStyle: { color: "transparent", borderColor: color, borderWidth: width },
-        label: { show: Boolean(words), formatter: () => page.shorten(words, 40), position: dot.x > this.middle() ? "left" : "right", distance: 7, color: ink, fontSize: 12, fontWeight: 600, textBorderColor: card, textBorderWidth: 3 },
+        label: { show: Boolean(words), formatter: () => page.shorten(words, 40), position: dot.x > this.middle ? "left" : "right", distance: 7, color: ink, fontSize: 12, fontWeight: 600, textBorderColor: card, textBorderWidth: 3 },
       };
     };
     const near = choice.chosen === null ? [] : this.neighbours(choice.chosen).map(({ i }) => ring(i, accent, 1.5, this.size + 6));
     const chosen = choice.chosen === null ? null : ring(choice.chosen, accent, 3, this.size + 9);
     const hovered = choice.hovered === null ? null : ring(choice.hovered, ink, 2, this.size + 7, choice.clips.className(choice.hovered));
     return { id: "marks", type: "scatter", silent: true, zlevel: 1, symbol: "circle", data: [...near, chosen, hovered].filter(Boolean) };
-  }
-
-  middle() {
-    const [start, end] = [0, this.host.clientWidth];
-    return this.chart ? this.chart.convertFromPixel({ seriesIndex: 1 }, [(start + end) / 2, 1])?.[0] ?? 0 : 0;
   }
 
   mark() {
@@ -141,15 +137,18 @@ class EmbeddingMap {
     return neighbours[dot.n].map((other, k) => ({ i: other, cosine: cosines?.[dot.n]?.[k] }));
   }
 
-  place(dot) {
-    return this.chart.convertToPixel({ seriesIndex: 1 }, [dot.x, dot.y]);
+  // A function of a dot that gives its pixel. ECharts is asked for two places only: there may be thousands of dots.
+  places() {
+    const [[x0, y0], [x1, y1]] = [0, 1].map((n) => this.chart.convertToPixel({ seriesIndex: 1 }, [n, n]));
+    return ({ x, y }) => [x0 + x * (x1 - x0), y0 + y * (y1 - y0)];
   }
 
   dotAt(x, y) {
+    const place = this.places();
     let best = null;
     let least = REACH;
     for (const dot of this.shown) {
-      const [a, b] = this.place(dot);
+      const [a, b] = place(dot);
       const away = Math.hypot(a - x, b - y);
       if (away < least) [best, least] = [dot, away];
     }
@@ -158,11 +157,12 @@ class EmbeddingMap {
 
   // The dot that lies next in a direction; sideways counts twice.
   dotTowards(from, [right, down]) {
-    const [x, y] = this.place(from);
+    const place = this.places();
+    const [x, y] = place(from);
     let best = null;
     let least = Infinity;
     for (const dot of this.shown) {
-      const [a, b] = this.place(dot);
+      const [a, b] = place(dot);
       const along = (a - x) * right + (b - y) * down;
       const aside = Math.abs((a - x) * down) + Math.abs((b - y) * right);
       if (dot !== from && along > 0.5 && along + 2 * aside < least) [best, least] = [dot, along + 2 * aside];
