@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmc.figures.skeletons import _side, front_of
+from fastmc.figures.skeletons import front_of, side_of
 from fastmc.page.motion import pack
 from fastmc.skeleton import NTU25, Skeleton
 
@@ -106,7 +106,7 @@ def skeleton_content(skeleton: Skeleton, clip: np.ndarray) -> dict[str, Any]:
         "name": skeleton.name,
         "joints": list(skeleton.joint_names),
         "bones": [list(bone) for bone in skeleton.bones],
-        "sides": [_side(name) for name in skeleton.joint_names],
+        "sides": [side_of(name) for name in skeleton.joint_names],
         "front": {"across": front.across, "up": front.up, "signs": list(front.signs)},
     }
 

@@ -73,7 +73,7 @@ ROOMS = {
         {"command"},
         {"runs"},
         {"prepare", "run"},
-        {"convert", "embed", "evaluate", "export", "figures", "tables"},
+        {"convert", "embed", "evaluate", "export", "figures", "look", "tables"},
     ),
 }
 """Floors of a package, from the ground up; a room is a folder or a file beside the folders. None imports upward, and on

@@ -15,6 +15,7 @@ from fastmc.methods.base import Batch, Method
 from fastmc.views.clips import PackedClips
 from fastmc.views.draw import ViewParams
 from fastmc.views.layout import to_stream
+from fastmc.views.words import ViewOfClip
 
 STATES = ("before", "after attack", "weak att-aug", "strong att-aug")
 TOP = 5
@@ -136,17 +137,6 @@ def visible_draw(model: A2MC, clips: PackedClips, sample: Tensor) -> int:
 
 def describe_view(params: ViewParams, row: int, frames: int) -> str:
     """What a view does to the first clip, in words: its crop of ``frames`` frames, and its transforms."""
-
-    def of(name: str) -> Tensor:
-        return params.column(name)[row, 0].cpu()
-
-    start, length = int(of("crop_start")), int(of("crop_length"))
-    jittered = int(of("jittered").sum())
-    words = [f"{jittered} joints jittered" if jittered else "shear"]
-    if params.views[row] == X2.number:
-        words += ["rotation"]
-        words += ["left-right flip"] if of("flip") else []
-        words += ["noise"] if of("noise_std") else []
-        words += ["smoothing"] if of("filter_sigma") else []
-        words += [f"{axis} masked" for axis, kept in zip("xyz", of("axis_scale"), strict=True) if not kept]
-    return f"frames {start}-{start + length - 1} of {frames}; " + ", ".join(words)
+    strong = params.views[row] == X2.number
+    crop, *others = ViewOfClip(params, row, frames, frames, strong).changes()
+    return f"{crop.short}; " + ", ".join(change.short for change in others)

@@ -127,7 +127,7 @@ class Body:
         """``body``: its number, from 0; the later ones are paler."""
         alpha = BODY_ALPHA[min(body, 1)]
         self._bones = skeleton.bones
-        sides = [COLOURS[_side(name)] for name in skeleton.joint_names]
+        sides = [COLOURS[side_of(name)] for name in skeleton.joint_names]
         self._lines = [
             axes.plot([], [], color=sides[child], alpha=alpha, lw=line, solid_capstyle="round")[0]
             for child, _ in self._bones
@@ -148,7 +148,7 @@ class Body:
 
 def add_legend_entries(axes: Axes, skeleton: Skeleton, *, second_body: bool) -> Sequence[object]:
     """Empty lines that name the colours of a skeleton; returns them, none where the joints' names know no sides."""
-    sides = {_side(name) for name in skeleton.joint_names}
+    sides = {side_of(name) for name in skeleton.joint_names}
     entries: list[tuple[str, str, float]] = [(side, COLOURS[side], 1.0) for side in ("left", "right") if side in sides]
     entries += [("body 2", COLOURS["middle"], BODY_ALPHA[1])] if second_body else []
     return [axes.plot([], [], color=colour, alpha=alpha, label=label)[0] for label, colour, alpha in entries]
@@ -159,5 +159,6 @@ def _extent(values: np.ndarray) -> tuple[float, float]:
     return (float(values.max() + values.min()) / 2, float(np.ptp(values))) if values.size else (0.0, 0.0)
 
 
-def _side(joint_name: str) -> str:
+def side_of(joint_name: str) -> str:
+    """left or right, as its name says, else middle."""
     return next((side for side in ("left", "right") if side in joint_name.lower()), "middle")

@@ -20,7 +20,7 @@ ECHARTS_SHA256 = "b66b25aeb4df84e33199dc21694014d336d222cbd9deb0e5a7c14bd6aa0d0f
 SCRIPTS = (ECHARTS, "dom.js", "motion.js", "player.js", "shelf.js", "charts.js")
 OF_KIND = {
     "report": ("accuracies.js", "map.js", "confusions.js", "curves.js", "attack.js", "settings.js", "report.js"),
-    "store": ("store.js",),
+    "store": ("remarks.js", "gallery.js", "counts.js", "views.js", "store.js"),
 }
 A_CLIP = 40
 """Bytes that a clip takes beside its ``data``, at most: its frames, bodies, quantum and an absence."""

@@ -7,7 +7,8 @@
 //   button(text, press, attributes)      a button
 //   choice(label, names, chosen, choose) a drop-down list; choose(number)
 //   segments(label, names, chosen, choose)  a row of buttons of which one is pressed; choose(number)
-//   number(x), percent(x), seconds(x), plural(n, "clip")   as text; a dash for what is not there
+//   number(x), percent(x), seconds(x), plural(n, "clip"), plural(n, "class", "classes")   as text; a
+//                                        dash for what is not there
 //   onTheme(f), theme(), setTheme("light" | "dark")        f is called at every change of the theme
 //   colours()                            those of page.css in this theme: {ink, soft, faint, line, ground, card, accent, left,
 //                                        right, middle, floor, good, bad, series: [8 that the colour-blind can tell apart],
@@ -47,7 +48,7 @@ function segments(label, names, chosen, choose) {
     buttons.forEach((each, k) => each.setAttribute("aria-pressed", k === n));
     choose(n);
   };
-  const buttons = names.map((name, n) => button(name, () => press(n), { "aria-pressed": n === chosen }));
+  const buttons = names.map((name, n) => button(name, () => press(n), { "aria-pressed": String(n === chosen) }));
   return make("div", { class: "segments", role: "group", "aria-label": label }, buttons);
 }
 
@@ -62,7 +63,7 @@ function number(x, digits = 3) {
 
 const percent = (x, digits = 1) => (isThere(x) ? `${x.toFixed(digits)} %` : DASH);
 const seconds = (x) => (isThere(x) ? `${x.toFixed(1)} s` : DASH);
-const plural = (n, word) => `${number(n)} ${word}${n === 1 ? "" : "s"}`;
+const plural = (n, word, words = `${word}s`) => `${number(n)} ${n === 1 ? word : words}`;
 
 const listeners = [];
 const onTheme = (listen) => listeners.push(listen);

@@ -1,0 +1,174 @@
+// How many clips a store has of what; a bar that is pressed shows its clips in the gallery.
+
+const page = window.fastmcPage;
+const { make, segments, number, plural } = page;
+
+function counts(store, gallery) {
+  const columns = Object.entries(store.by).filter(([, entries]) => entries.length);
+  return {
+    id: "counts",
+    title: "How many of what",
+    words: "Clips of each class and of each value of what else is known. Click a bar to see its clips.",
+    build: (body) => {
+      body.append(protocolTable(store));
+      let of = 0;
+      const redraws = [];
+      if (store.protocols.length > 1) {
+        const names = store.protocols.map(({ name }) => name);
+        body.append(
+          make(
+            "div",
+            { class: "row" },
+            make("span", { class: "hint" }, "parts of"),
+            segments("Protocol", names, 0, (n) => {
+              of = n;
+              redraws.forEach((redraw) => redraw());
+            }),
+          ),
+        );
+      }
+      const grid = body.appendChild(make("div", { class: "counts" }));
+      for (const [name, entries] of columns) {
+        const host = make("div", { class: "chart" });
+        const card = make(
+          "div",
+          { class: "card" },
+          make("h3", {}, `By ${name}`),
+          make("p", { class: "hint" }, balance(entries)),
+          make("div", { class: "scroll bounded" }, host),
+        );
+        grid.append(card);
+        redraws.push(countChart(host, name, entries, store, () => of, gallery));
+      }
+    },
+  };
+}
+
+function protocolTable({ protocols }) {
+  const head = make(
+    "tr",
+    {},
+    ["protocol", "training clips", "test clips"].map((text, n) =>
+      make("th", { class: n ? "figure" : null, scope: "col" }, text),
+    ),
+  );
+  const rows = protocols.map(({ name, train, test }) =>
+    make(
+      "tr",
+      {},
+      make("td", {}, name),
+      make("td", { class: "figure" }, number(train)),
+      make("td", { class: "figure" }, number(test)),
+    ),
+  );
+  return make(
+    "div",
+    { class: "scroll protocols" },
+    make("table", {}, make("thead", {}, head), make("tbody", {}, rows)),
+  );
+}
+
+function balance(entries) {
+  const known = entries.filter(([, value]) => value >= 0);
+  if (known.length < 2) return `${plural(known.length, "value")}`;
+  const [most, fewest] = [known.reduce((a, b) => (b[2] > a[2] ? b : a)), known.reduce((a, b) => (b[2] < a[2] ? b : a))];
+  if (most[2] === fewest[2]) return `Balanced: ${plural(most[2], "clip")} each.`;
+  const times = fewest[2] ? `, ${number(most[2] / fewest[2], 2)} times as many` : "";
+  return `From ${number(fewest[2])} (${fewest[0]}) to ${number(most[2])} (${most[0]})${times}.`;
+}
+
+function countChart(host, name, entries, store, protocol, gallery) {
+  host.style.height = `${Math.max(entries.length * 24 + 72, 120)}px`;
+  const label = `Bars: clips by ${name}. ${balance(entries)}`;
+  const option = () => {
+    const part = store.protocols[protocol()];
+    const tests = entries.map((entry) => entry[3][protocol()] ?? 0);
+    const { series, soft } = page.colours();
+    const bar = (words, data, colour, more) => ({
+      type: "bar",
+      name: words,
+      stack: "clips",
+      data,
+      barMaxWidth: 14,
+      itemStyle: { color: colour },
+      ...more,
+    });
+    const total = {
+      show: true,
+      position: "right",
+      color: soft,
+      formatter: ({ dataIndex: n }) => number(entries[n][2]),
+    };
+    return {
+      grid: page.room({ right: 56, top: 32 }),
+      legend: {
+        top: 0,
+        right: 0,
+        itemWidth: 12,
+        itemHeight: 12,
+        textStyle: { color: soft },
+        selectedMode: false,
+        formatter: page.plain,
+      },
+      xAxis: page.valueAxis("", { minInterval: 1, splitNumber: 4 }),
+      yAxis: page.categoryAxis(
+        entries.map((entry) => entry[0]),
+        { inverse: true, axisLabel: { interval: 0 } },
+      ),
+      tooltip: page.tooltip(({ dataIndex: n }) => [
+        entries[n][0],
+        `${plural(entries[n][2], "clip")}`,
+        ...(part ? [`${part.name}: ${number(entries[n][2] - tests[n])} train, ${number(tests[n])} test`] : []),
+      ]),
+      series: [
+        bar(
+          "training",
+          entries.map((entry, n) => entry[2] - tests[n]),
+          series[0],
+        ),
+        bar("test", tests, series[5], { label: total }),
+      ],
+    };
+  };
+  const { chart, redraw } = page.chart(host, `by-${name}`, option, label);
+  chart.on("click", ({ dataIndex: n }) =>
+    gallery.only((wanted) => {
+      if (name === "class") wanted.class = entries[n][1];
+      else wanted.fields[name] = entries[n][1];
+    }),
+  );
+  return redraw;
+}
+
+function lengths({ lengths: { edges, counts: clips, fps }, bodies }, gallery) {
+  return {
+    id: "lengths",
+    title: "Lengths and bodies",
+    words:
+      `At ${number(fps)} frames a second. Views are of one length, whatever that of a clip: long ones are seen quickly, ` +
+      "short ones slowly. Click a bar to see its clips.",
+    build: (body) => {
+      const [long, people] = [make("div", { class: "chart" }), make("div", { class: "chart" })];
+      const card = (title, host) => make("div", { class: "card" }, make("h3", {}, title), host);
+      const one = bodies.length === 1 ? plural(bodies[0][0], "body", "bodies") : null;
+      const second = one ? make("p", { class: "hint" }, `All clips have ${one}.`) : card("Bodies a clip", people);
+      body.append(make("div", { class: one ? null : "columns" }, card("Frames a clip", long), second));
+      const told = {
+        edges,
+        counts: clips,
+        across: "frames",
+        label: `Histogram of lengths, ${number(edges[0])} to ${number(edges.at(-1) - 1)} frames`,
+      };
+      page
+        .histogram(long, "lengths", told)
+        .chart.on("click", ({ dataIndex: n }) => gallery.only((wanted) => (wanted.length = [edges[n], edges[n + 1]])));
+      if (one) return;
+      const words = { names: bodies.map(([n]) => plural(n, "body", "bodies")), counts: bodies.map(([, n]) => n) };
+      page
+        .bars(people, "bodies", { ...words, across: "clips", label: "Bars: clips by bodies" })
+        .chart.on("click", ({ dataIndex: n }) => gallery.only((wanted) => (wanted.bodies = bodies[n][0])));
+    },
+  };
+}
+
+Object.assign(page, { counts, lengths });
