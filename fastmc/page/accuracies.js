@@ -151,8 +151,8 @@ function accuracies(content) {
     id: "accuracies",
     title: "Accuracy",
     words:
-      "How well actions are recognised from the features alone, on clips that training has not seen. Training is worth what it gains " +
-      "over an untrained encoder and over the raw coordinates of the joints.",
+      "How well actions are recognised from the features alone, on clips that training has not seen. Training is worth " +
+      "what it gains over an untrained encoder and over the raw coordinates of the joints.",
     build: (body) => build(body, content),
   };
 }

@@ -109,7 +109,8 @@ class AttackSection {
     this.slider.value = step;
     const norm = steps[step];
     this.player.swap(page.moved(this.before, this.rho, norm * this.times));
-    const shift = `The perturbation's norm is ${number(norm)} m; no joint moves farther than ${number(1000 * norm * this.reach, 2)} mm`;
+    const most = `${number(1000 * norm * this.reach, 2)} mm`;
+    const shift = `The perturbation's norm is ${number(norm)} m; no joint moves farther than ${most}`;
     const times = this.times === 1 ? "." : `, shown ${this.times} times as far.`;
     const sureness = `Entropy ${number(entropy[0])} nats before, ${number(entropy[step])} now.`;
     fill(this.words, `${shift}${times} ${sureness}`);
@@ -160,8 +161,8 @@ function attack(content, clips) {
     id: "attack",
     title: "Attack",
     words:
-      "In training, clips are shifted a little, in the direction that makes the encoder least sure of them. Move the slider to make " +
-      "the shift stronger.",
+      "In training, clips are shifted a little, in the direction that makes the encoder least sure of them. Move the " +
+      "slider to make the shift stronger.",
     build: async (body) => {
       for (const [n, run] of runs.entries()) {
         if (runs.length > 1) body.append(make("h3", { class: "of-run" }, run.label));

@@ -1,8 +1,8 @@
 // What all charts of the page share. ECharts draws them; names in them stay text.
 //
-//   chart(host, name, option, label)   draws option() into the element host (which is in the page and has a height), again
-//                                      at every change of theme or size; fastmcPage.charts[name] is the ECharts object,
-//                                      label what those hear who do not see it. Returns {chart, redraw}
+//   chart(host, name, option, label)   draws option() into the element host (which is in the page and has a height),
+//                                      again at every change of theme or size; fastmcPage.charts[name] is the ECharts
+//                                      object, label what those hear who do not see it. Returns {chart, redraw}
 //   tooltip(words)                     a tooltip; words(params) gives its lines of text
 //   plain(text)                        text that ECharts' rich text leaves as it is: {style|word} is its markup
 //   valueAxis(name, more), categoryAxis(names, more)   axes; a category is its number, so that no name is data

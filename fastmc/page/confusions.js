@@ -77,7 +77,8 @@ class ConfusionSection {
     const by = predictions.by ? `, by the ${predictions.by}` : "";
     fill(
       this.by,
-      `${number(right)} of ${number(sum(this.totals))} clips are recognised${by}. Rows are true classes, columns what they were taken for.`,
+      `${number(right)} of ${number(sum(this.totals))} clips are recognised${by}. `,
+      "Rows are true classes, columns what they were taken for.",
     );
     this.drawList();
   }
@@ -254,7 +255,8 @@ function confusions(content, clips) {
     id: "confusions",
     title: "Confusions",
     words:
-      "Which actions look alike to the encoder. Click a cell, or a class of the list, and the clips that were confused play beside it.",
+      "Which actions look alike to the encoder. Click a cell, or a class of the list, and the clips that were confused " +
+      "play beside it.",
     build: (body) => {
       if (runs.length) new ConfusionSection(body, runs, clips, content.classes);
       else

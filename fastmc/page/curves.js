@@ -207,8 +207,8 @@ function curves(content) {
     id: "curves",
     title: "Training",
     words:
-      "How training went, epoch by epoch. Drag across a chart to zoom into some epochs, in all charts at once; a double click shows all " +
-      "again. Ctrl and the wheel zoom too, and with the keyboard + and −.",
+      "How training went, epoch by epoch. Drag across a chart to zoom into some epochs, in all charts at once; a double " +
+      "click shows all again. Ctrl and the wheel zoom too, and with the keyboard + and −.",
     build: (body) => build(body, content),
   };
 }

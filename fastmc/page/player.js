@@ -1,16 +1,17 @@
 // A skeleton that moves, on a canvas.
 //
-//   new Camera(skeleton)           from where players look; players that share one turn together. turn(right, up), reset()
+//   new Camera(skeleton)           from where players look; who shares one turns together: turn(right, up), reset()
 //   new Player(skeleton, options)  options: camera; size "large" | "small"; controls: a bar to play, pause and scrub;
 //                                  empty: what it says while it has nothing to play
 //     element                      put it into the page; its size is that of the style (.player)
-//     show(clip, {seconds, index, label, ghost, still})   plays from the start, in real time, and again, or stands still.
-//                                  index becomes data-playing of the canvas while it plays; label is for those who hear
-//                                  the page; ghost is a clip of the same frames, drawn paler behind
+//     show(clip, {seconds, index, label, ghost, still})   plays from the start, in real time, and again, or stands
+//                                  still. index becomes data-playing of the canvas while it plays; label is for those
+//                                  who hear the page; ghost is a clip of the same frames, drawn paler behind
 //     swap(clip)                   another clip of the same frames goes on from the same moment (a slider moves)
 //     clear(words), play(), pause(), toggle(), destroy()
 //   Drag or arrow keys turn it, Space pauses. Left, right and middle have the colours --left, --right, --middle; a
-//   second body is paler. Bodies that are absent are not drawn. Lengths are to scale: the floor has a line each half metre.
+//   second body is paler. Bodies that are absent are not drawn. Lengths are to scale: the floor has a line each half
+//   metre.
 
 const page = window.fastmcPage;
 const { make, button, seconds: secondsText } = page;

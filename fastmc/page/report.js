@@ -25,7 +25,8 @@ function lead(content) {
   const before = page.isThere(run.untrained?.[row])
     ? `; before training it was ${page.percent(run.untrained[row])}`
     : "";
-  return `Trained without labels, the encoder recognises ${page.percent(run.trained[row])}${where} (${accuracies.rows[row]})${before}.`;
+  const trained = `${page.percent(run.trained[row])}${where} (${accuracies.rows[row]})`;
+  return `Trained without labels, the encoder recognises ${trained}${before}.`;
 }
 
 // Facts that all runs share are said once, at the top.

@@ -46,8 +46,7 @@ function time(content) {
   return {
     id: "time",
     title: "Time of a step",
-    words:
-      "Where the time of one step of training goes, as the profile measured it. Paler bars are parts of a part above them.",
+    words: "Where the time of one step of training goes, as the profile measured it. Paler bars lie within one above.",
     build: (body) =>
       runs.forEach((run, n) => {
         if (runs.length > 1) body.append(make("h3", { class: "of-run" }, run.label));
