@@ -94,7 +94,8 @@ def parse(args: Sequence[str] | None = None) -> Settings:
 def look(settings: Settings, command: str) -> Path:
     """Write the page; returns its path. ``command`` is said on it."""
     from fastmc.page.document import write_page
-    from fastmc.page.store import Augmentation, store_content
+    from fastmc.page.store import store_content
+    from fastmc.page.views import Augmentation
 
     out = page_of(settings)
     check_path(settings.store)

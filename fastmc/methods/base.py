@@ -315,8 +315,8 @@ class Method(nn.Module):
         return "main"
 
     def first_step_after_filling(self, clips: int, batches: int, steps: int) -> int | None:
-        """The first of ``steps`` steps, from 0, that is of no brief phase, where a step has so many clips and an epoch so
-        many batches; None if all are."""
+        """The first of ``steps`` steps, from 0, that is of no brief phase, where a step has so many clips and an epoch
+        so many batches; None if all are."""
         return next((n for n in range(steps) if self.phase(n * clips, n // batches) not in self.brief), None)
 
     def prepare(self, step: int) -> None:

@@ -15,15 +15,28 @@ function counts(store, gallery) {
       const redraws = [];
       if (store.protocols.length > 1) {
         const names = store.protocols.map(({ name }) => name);
-        body.append(make("div", { class: "row" }, make("span", { class: "hint" }, "parts of"), segments("Protocol", names, 0, (n) => {
-          of = n;
-          redraws.forEach((redraw) => redraw());
-        })));
+        body.append(
+          make(
+            "div",
+            { class: "row" },
+            make("span", { class: "hint" }, "parts of"),
+            segments("Protocol", names, 0, (n) => {
+              of = n;
+              redraws.forEach((redraw) => redraw());
+            }),
+          ),
+        );
       }
       const grid = body.appendChild(make("div", { class: "counts" }));
       for (const [name, entries] of columns) {
         const host = make("div", { class: "chart" });
-        const card = make("div", { class: "card" }, make("h3", {}, `By ${name}`), make("p", { class: "hint" }, balance(entries)), make("div", { class: "scroll bounded" }, host));
+        const card = make(
+          "div",
+          { class: "card" },
+          make("h3", {}, `By ${name}`),
+          make("p", { class: "hint" }, balance(entries)),
+          make("div", { class: "scroll bounded" }, host),
+        );
         grid.append(card);
         redraws.push(countChart(host, name, entries, store, () => of, gallery));
       }
@@ -32,11 +45,27 @@ function counts(store, gallery) {
 }
 
 function protocolTable({ protocols }) {
-  const head = make("tr", {}, ["protocol", "training clips", "test clips"].map((text, n) => make("th", { class: n ? "figure" : null, scope: "col" }, text)));
-  const rows = protocols.map(({ name, train, test }) =>
-    make("tr", {}, make("td", {}, name), make("td", { class: "figure" }, number(train)), make("td", { class: "figure" }, number(test))),
+  const head = make(
+    "tr",
+    {},
+    ["protocol", "training clips", "test clips"].map((text, n) =>
+      make("th", { class: n ? "figure" : null, scope: "col" }, text),
+    ),
   );
-  return make("div", { class: "scroll protocols" }, make("table", {}, make("thead", {}, head), make("tbody", {}, rows)));
+  const rows = protocols.map(({ name, train, test }) =>
+    make(
+      "tr",
+      {},
+      make("td", {}, name),
+      make("td", { class: "figure" }, number(train)),
+      make("td", { class: "figure" }, number(test)),
+    ),
+  );
+  return make(
+    "div",
+    { class: "scroll protocols" },
+    make("table", {}, make("thead", {}, head), make("tbody", {}, rows)),
+  );
 }
 
 function balance(entries) {
@@ -56,21 +85,47 @@ function countChart(host, name, entries, store, protocol, gallery) {
     const tests = entries.map((entry) => entry[3][protocol()] ?? 0);
     const { series, soft } = page.colours();
     const bar = (words, data, colour, more) => ({
-      type: "bar", name: words, stack: "clips", data, barMaxWidth: 14, itemStyle: { color: colour }, ...more,
+      type: "bar",
+      name: words,
+      stack: "clips",
+      data,
+      barMaxWidth: 14,
+      itemStyle: { color: colour },
+      ...more,
     });
-    const total = { show: true, position: "right", color: soft, formatter: ({ dataIndex: n }) => number(entries[n][2]) };
+    const total = {
+      show: true,
+      position: "right",
+      color: soft,
+      formatter: ({ dataIndex: n }) => number(entries[n][2]),
+    };
     return {
       grid: page.room({ right: 56, top: 32 }),
-      legend: { top: 0, right: 0, itemWidth: 12, itemHeight: 12, textStyle: { color: soft }, selectedMode: false, formatter: page.plain },
+      legend: {
+        top: 0,
+        right: 0,
+        itemWidth: 12,
+        itemHeight: 12,
+        textStyle: { color: soft },
+        selectedMode: false,
+        formatter: page.plain,
+      },
       xAxis: page.valueAxis("", { minInterval: 1, splitNumber: 4 }),
-      yAxis: page.categoryAxis(entries.map((entry) => entry[0]), { inverse: true, axisLabel: { interval: 0 } }),
+      yAxis: page.categoryAxis(
+        entries.map((entry) => entry[0]),
+        { inverse: true, axisLabel: { interval: 0 } },
+      ),
       tooltip: page.tooltip(({ dataIndex: n }) => [
         entries[n][0],
         `${plural(entries[n][2], "clip")}`,
         ...(part ? [`${part.name}: ${number(entries[n][2] - tests[n])} train, ${number(tests[n])} test`] : []),
       ]),
       series: [
-        bar("training", entries.map((entry, n) => entry[2] - tests[n]), series[0]),
+        bar(
+          "training",
+          entries.map((entry, n) => entry[2] - tests[n]),
+          series[0],
+        ),
         bar("test", tests, series[5], { label: total }),
       ],
     };
@@ -89,22 +144,29 @@ function lengths({ lengths: { edges, counts: clips, fps }, bodies }, gallery) {
   return {
     id: "lengths",
     title: "Lengths and bodies",
-    words: `Views are of one length, whatever that of a clip: long ones are seen quickly, short ones slowly. At ${number(fps)} frames a second; click a bar to see its clips.`,
+    words:
+      `At ${number(fps)} frames a second. Views are of one length, whatever that of a clip: long ones are seen quickly, ` +
+      "short ones slowly. Click a bar to see its clips.",
     build: (body) => {
       const [long, people] = [make("div", { class: "chart" }), make("div", { class: "chart" })];
       const card = (title, host) => make("div", { class: "card" }, make("h3", {}, title), host);
       const one = bodies.length === 1 ? plural(bodies[0][0], "body", "bodies") : null;
       const second = one ? make("p", { class: "hint" }, `All clips have ${one}.`) : card("Bodies a clip", people);
       body.append(make("div", { class: one ? null : "columns" }, card("Frames a clip", long), second));
-      const told = { edges, counts: clips, across: "frames", label: `Histogram of lengths, ${number(edges[0])} to ${number(edges.at(-1) - 1)} frames` };
-      page.histogram(long, "lengths", told).chart.on("click", ({ dataIndex: n }) =>
-        gallery.only((wanted) => (wanted.length = [edges[n], edges[n + 1]])),
-      );
+      const told = {
+        edges,
+        counts: clips,
+        across: "frames",
+        label: `Histogram of lengths, ${number(edges[0])} to ${number(edges.at(-1) - 1)} frames`,
+      };
+      page
+        .histogram(long, "lengths", told)
+        .chart.on("click", ({ dataIndex: n }) => gallery.only((wanted) => (wanted.length = [edges[n], edges[n + 1]])));
       if (one) return;
       const words = { names: bodies.map(([n]) => plural(n, "body", "bodies")), counts: bodies.map(([, n]) => n) };
-      page.bars(people, "bodies", { ...words, across: "clips", label: "Bars: clips by bodies" }).chart.on("click", ({ dataIndex: n }) =>
-        gallery.only((wanted) => (wanted.bodies = bodies[n][0])),
-      );
+      page
+        .bars(people, "bodies", { ...words, across: "clips", label: "Bars: clips by bodies" })
+        .chart.on("click", ({ dataIndex: n }) => gallery.only((wanted) => (wanted.bodies = bodies[n][0])));
     },
   };
 }

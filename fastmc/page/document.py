@@ -19,9 +19,14 @@ ECHARTS_SHA256 = "b66b25aeb4df84e33199dc21694014d336d222cbd9deb0e5a7c14bd6aa0d0f
 """Of dist/echarts.min.js of npm's echarts@6.1.0, which lies here byte for byte, with its licence."""
 SCRIPTS = (ECHARTS, "dom.js", "motion.js", "player.js", "shelf.js", "charts.js")
 OF_KIND = {
-    "report": ("accuracies.js", "map.js", "confusions.js", "curves.js", "attack.js", "settings.js", "report.js"),
+    "report": (
+        *("accuracies.js", "choice.js", "embedding.js", "map.js", "confusions.js"),
+        *("curves.js", "attack.js", "settings.js", "report.js"),
+    ),
     "store": ("remarks.js", "gallery.js", "counts.js", "views.js", "store.js"),
 }
+A_CLIP = 40
+"""Bytes that a clip takes beside its ``data``, at most: its frames, bodies, quantum and an absence."""
 
 PAGE = """\
 <!DOCTYPE html>
@@ -58,19 +63,28 @@ def write_page(path: Path, content: Mapping[str, Any], motion: Mapping[str, Any]
         content: plain values, for JSON; ``kind`` is ``report`` or ``store``. What is not a finite number becomes null.
         motion: the clips of ``content``, as `fastmc.page.motion.pack` gives them.
     """
-    if motion is not None:
-        content = {**content, "motion": motion}
+    page = document(content if motion is None else {**content, "motion": motion})
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(page)
+    return len(page)
+
+
+def room_for_motion(content: Mapping[str, Any], largest: int) -> int:
+    """Bytes that a page of ``largest`` bytes has left for the ``data`` of its clips: ``most_bytes`` of `pack`."""
+    clips = len(content["clips"]["name"])
+    return largest - len(document({**content, "motion": None})) - A_CLIP * clips
+
+
+def document(content: Mapping[str, Any]) -> bytes:
+    """The page."""
     programs = [read_text(ASSETS / name) for name in (*SCRIPTS, *OF_KIND[content["kind"]], "page.js")]
-    page = PAGE.format(
+    return PAGE.format(
         policy=policy(programs),
         title=html.escape(str(content["title"])),
         style=read_text(ASSETS / "page.css"),
         content=as_json(content),
         scripts="\n".join(f'<script type="module">{program}</script>' for program in programs),
     ).encode("utf-8", "replace")
-    with whole_file(path) as unfinished:
-        unfinished.write_bytes(page)
-    return len(page)
 
 
 def policy(programs: list[str]) -> str:

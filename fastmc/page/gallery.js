@@ -1,7 +1,8 @@
 // The clips of a store: a few at a time, filtered, and enlarged.
 //
-//   new Gallery(content, clips)    section(); only(change): the clips that a bar of another section stands for, and nothing
-//                                  else: change({class, fields, split, bodies, length, words})
+//   new Gallery(content, clips)    section(); only(change) shows those that a bar of another section stands for, and no
+//                                  others: change({class, fields, split, bodies, length, words})
+//   mixed(indices, clips)          in an order of one clip of every class, then another one of every class, and so on
 
 const page = window.fastmcPage;
 const { make, fill, button, choice, number, plural } = page;
@@ -58,7 +59,10 @@ class Gallery {
       const chosen = entries.findIndex(([, value]) => value === wanted.fields[field]);
       controls.push(byList(field, entries, chosen, (n) => (wanted.fields[field] = entries[n]?.[1] ?? null)));
     }
-    const splits = store.protocols.flatMap(({ name }, n) => [[`${name}: training`, [n, 0]], [`${name}: test`, [n, 1]]]);
+    const splits = store.protocols.flatMap(({ name }, n) => [
+      [`${name}: training`, [n, 0]],
+      [`${name}: test`, [n, 1]],
+    ]);
     const split = splits.findIndex(([, value]) => String(value) === String(wanted.split));
     controls.push(byList("part", splits, split, (n) => (wanted.split = splits[n]?.[1] ?? null)));
     if (store.bodies.length > 1) {
@@ -66,7 +70,12 @@ class Gallery {
       const chosen = entries.findIndex(([, value]) => value === wanted.bodies);
       controls.push(byList("bodies", entries, chosen, (n) => (wanted.bodies = entries[n]?.[1] ?? null)));
     }
-    const search = make("input", { type: "search", placeholder: "part of a name", value: wanted.words, "aria-label": "Search by name" });
+    const search = make("input", {
+      type: "search",
+      placeholder: "part of a name",
+      value: wanted.words,
+      "aria-label": "Search by name",
+    });
     search.addEventListener("input", () => {
       wanted.words = search.value;
       this.choose();
@@ -74,9 +83,18 @@ class Gallery {
     if (wanted.length) {
       const [low, high] = wanted.length;
       const words = `${number(low)} – ${number(high - 1)} frames ×`;
-      controls.push(button(words, () => this.want(() => (wanted.length = null)), { "aria-label": `Clips of any length, not of ${words}` }));
+      controls.push(
+        button(words, () => this.want(() => (wanted.length = null)), {
+          "aria-label": `Clips of any length, not of ${words}`,
+        }),
+      );
     }
-    fill(this.filters, controls, search, button("Clear", () => this.clear(), { class: "quiet" }));
+    fill(
+      this.filters,
+      controls,
+      search,
+      button("Clear", () => this.clear(), { class: "quiet" }),
+    );
   }
 
   want(change) {
@@ -86,7 +104,9 @@ class Gallery {
   }
 
   clear() {
-    this.want(() => Object.assign(this.wanted, { class: null, fields: {}, split: null, bodies: null, length: null, words: "" }));
+    this.want(() =>
+      Object.assign(this.wanted, { class: null, fields: {}, split: null, bodies: null, length: null, words: "" }),
+    );
   }
 
   // A bar of another section was pressed: its clips, and nothing else, and there they are.
@@ -103,7 +123,9 @@ class Gallery {
     const frames = Math.round(columns.seconds[i] * lengths.fps);
     return (
       (wanted.class === null || columns.class[i] === wanted.class) &&
-      content.fields.every((field) => !page.isThere(wanted.fields[field]) || columns[field][i] === wanted.fields[field]) &&
+      content.fields.every(
+        (field) => !page.isThere(wanted.fields[field]) || columns[field][i] === wanted.fields[field],
+      ) &&
       (wanted.split === null || protocols[wanted.split[0]].tests[i] === wanted.split[1]) &&
       (wanted.bodies === null || clips.motion(i).bodies === wanted.bodies) &&
       (wanted.length === null || (frames >= wanted.length[0] && frames < wanted.length[1])) &&
@@ -112,7 +134,10 @@ class Gallery {
   }
 
   choose() {
-    this.found = mixed(Array.from({ length: this.clips.length }, (_, i) => i).filter((i) => this.suits(i)), this.clips);
+    this.found = mixed(
+      Array.from({ length: this.clips.length }, (_, i) => i).filter((i) => this.suits(i)),
+      this.clips,
+    );
     this.turnTo(0);
   }
 
@@ -138,10 +163,16 @@ class Gallery {
 // What the colours of a body mean, where its joints have sides.
 function sides({ sides: of }) {
   const named = ["left", "right"].filter((side) => of.includes(side));
-  return named.length ? make("span", { class: "sides" }, named.map((side) => make("span", { class: side }, side))) : null;
+  return named.length
+    ? make(
+        "span",
+        { class: "sides" },
+        named.map((side) => make("span", { class: side }, side)),
+      )
+    : null;
 }
 
-// One clip of every class, then another one of every class: names often begin with the class, and would bring one alone.
+// Names often begin with the class, and would bring one class alone.
 function mixed(found, clips) {
   const seen = new Map();
   const turns = new Map(
@@ -182,8 +213,17 @@ class Card {
     if (clip === null) return this.player.clear();
     const { clips } = this.gallery;
     this.player.show(clips.motion(clip), { seconds: clips.seconds(clip), index: clip, label: clips.describe(clip) });
-    const words = [`${clips.seconds(clip).toFixed(1)} s`, ...this.gallery.content.fields.slice(0, 2).map((field) => clips.field(field, clip))];
-    fill(this.about, make("strong", {}, clips.className(clip)), make("span", { class: "name" }, clips.name(clip)), make("br"), words.join(" · "));
+    const words = [
+      `${clips.seconds(clip).toFixed(1)} s`,
+      ...this.gallery.content.fields.slice(0, 2).map((field) => clips.field(field, clip)),
+    ];
+    fill(
+      this.about,
+      make("strong", {}, clips.className(clip)),
+      make("span", { class: "name" }, clips.name(clip)),
+      make("br"),
+      words.join(" · "),
+    );
     return this.rest();
   }
 
@@ -215,7 +255,14 @@ class Enlarged {
       button("Next →", () => this.step(1)),
       button("Close", () => this.dialog.close(), { class: "quiet" }),
     );
-    this.dialog = make("dialog", { class: "enlarged", "aria-labelledby": "enlarged-title" }, this.title, this.player.element, this.facts, steps);
+    this.dialog = make(
+      "dialog",
+      { class: "enlarged", "aria-labelledby": "enlarged-title" },
+      this.title,
+      this.player.element,
+      this.facts,
+      steps,
+    );
     this.dialog.addEventListener("close", () => this.player.clear());
     this.dialog.addEventListener("click", (event) => {
       if (event.target === this.dialog) this.dialog.close();
@@ -232,12 +279,18 @@ class Enlarged {
     const { protocols, lengths } = content.store;
     const known = [
       ["name", clips.name(clip)],
-      ["length", `${clips.seconds(clip).toFixed(2)} s, ${number(Math.round(clips.seconds(clip) * lengths.fps))} frames`],
+      [
+        "length",
+        `${clips.seconds(clip).toFixed(2)} s, ${number(Math.round(clips.seconds(clip) * lengths.fps))} frames`,
+      ],
       ["bodies", number(clips.motion(clip).bodies)],
       ...content.fields.map((field) => [field, String(clips.columns[field][clip])]),
       ...protocols.map(({ name, tests }) => [`part under ${name}`, tests[clip] ? "test" : "training"]),
     ];
-    fill(this.facts, known.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))));
+    fill(
+      this.facts,
+      known.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value))),
+    );
   }
 
   step(by) {

@@ -15,7 +15,7 @@ function findings({ sanity, warnings, remarks }) {
     title: wrong ? "What looks wrong" : "Nothing looks wrong",
     words: wrong
       ? "Mend this before you train: what is trained on is what is played below."
-      : "Units, joint order, sides and labels were looked at, and bodies look like bodies. Let your own eye judge the clips.",
+      : "Units, joints, sides and labels were looked at: bodies look like bodies. Let your own eye judge the clips.",
     build: (body) => {
       const list = make("ul", { class: "findings" });
       for (const [kind, title, text] of all) {
@@ -31,7 +31,9 @@ function skipped({ skipped: groups }) {
   return {
     id: "skipped",
     title: all ? `Left out: ${plural(all, "file")}` : "Nothing was left out",
-    words: all ? "What the preparation did not take, and why; open a reason for the files." : "The preparation took every file that it found.",
+    words: all
+      ? "What the preparation did not take, and why; open a reason for the files."
+      : "The preparation took every file that it found.",
     build: (body) => groups.forEach((group) => body.append(skippedGroup(group))),
   };
 }
@@ -39,7 +41,8 @@ function skipped({ skipped: groups }) {
 function skippedGroup({ reason, count, entries }) {
   const rows = entries.map(({ name, detail }) => make("tr", {}, make("td", {}, name), make("td", {}, detail)));
   const head = make("tr", {}, make("th", { scope: "col" }, "file"), make("th", { scope: "col" }, "what is wrong"));
-  const more = count > entries.length ? make("p", { class: "hint" }, `and ${number(count - entries.length)} more`) : null;
+  const more =
+    count > entries.length ? make("p", { class: "hint" }, `and ${number(count - entries.length)} more`) : null;
   return make(
     "details",
     { class: "card" },

@@ -11,7 +11,12 @@ page.kinds.store = (content, clips) => {
   return {
     lead: lead(content),
     facts: store.facts,
-    first: page.mixed(Array.from({ length: clips.length }, (_, i) => i), clips).slice(0, AT_FIRST),
+    first: page
+      .mixed(
+        Array.from({ length: clips.length }, (_, i) => i),
+        clips,
+      )
+      .slice(0, AT_FIRST),
     sections: [
       page.findings(store),
       gallery.section(),

@@ -1,15 +1,12 @@
-"""The page of a packed store, before any training: what it holds, what is odd about it, and what views make of it."""
+"""The page of a packed store, before any training: what it holds, what is odd about it, and clips that play."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
-from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.report import (
     bodies_of,
     counts_of,
@@ -24,28 +21,13 @@ from fastmc.data.sanity import Sanity
 from fastmc.data.store import REMEDY, UNKNOWN, PackedStore, StoreError
 from fastmc.page.clips import clip_columns, known_fields, skeleton_content, spread
 from fastmc.page.motion import pack
-from fastmc.views.draw import BASIC_KEY, STRONG, AugmentConfig, draw_params
-from fastmc.views.make import make_views
-from fastmc.views.words import ViewOfClip, explained
+from fastmc.page.views import Augmentation, views_content
 
 BARS = 40
 """Of the histogram of lengths, at most."""
 ENTRIES = 500
 """Of what was left out, for one reason: a page has room for so many; skipped.json has all."""
 MOTION_BYTES = 6_000_000
-VIEWS_BYTES = 2_000_000
-VIEWS = {"basic": BASIC_KEY, "strong": STRONG}
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How the views of a page are made: as `train.run` makes those of a run with these settings."""
-
-    config: AugmentConfig = field(default_factory=AugmentConfig)
-    frames: int = 64
-    seed: int = 0
-    clips: int = 8
-    draws: int = 12
 
 
 def store_content(
@@ -71,7 +53,7 @@ def store_content(
     test = store.split(store.protocols[0])[1] if store.protocols else np.zeros(0, np.int64)
     ids = spread([store.label, _is_in(store, test), store.subject, store.camera], clips, seed)
     sanity = Sanity(store.skeleton)
-    motion = pack(_read(store, ids, sanity, advance), most_bytes=MOTION_BYTES)
+    motion = pack(_read(store, ids, sanity, advance), store.skeleton, most_bytes=MOTION_BYTES)
     skipped, cut = _skipped(store)
     return {
         "notes": [*_sampled(store, ids, seed, motion), *cut],
@@ -90,7 +72,7 @@ def store_content(
             "sanity": [found] if (found := sanity.finding()) else [],
             "warnings": [remark.text for remark in remarks(store) if remark.kind == "warning"],
             "remarks": [remark.text for remark in remarks(store) if remark.kind == "note"],
-            **({} if augmentation is None else _views(store, ids, augmentation)),
+            **({} if augmentation is None else views_content(store, ids, augmentation)),
         },
     }
 
@@ -161,7 +143,7 @@ def _called(store: PackedStore, name: str, value: int) -> str:
 
 def _skipped(store: PackedStore) -> tuple[list[dict[str, Any]], list[str]]:
     """What the preparation left out, by reason, and a note where there is too much of it for a page."""
-    found = [
+    found: list[dict[str, Any]] = [
         {
             "reason": reason,
             "count": len(entries),
@@ -172,51 +154,3 @@ def _skipped(store: PackedStore) -> tuple[list[dict[str, Any]], list[str]]:
     cut = any(group["count"] > ENTRIES for group in found)
     where = store.path / "skipped.json"
     return found, [f"Of what was left out, {ENTRIES} entries a reason are listed; all are in {where}."] * cut
-
-
-def _views(store: PackedStore, ids: np.ndarray, augmentation: Augmentation) -> dict[str, Any]:
-    """``views`` of some of the page's clips, a sentence for each transform, and the settings."""
-    config, frames = augmentation.config, augmentation.frames
-    chosen = spread([store.label[ids], store.num_bodies[ids]], augmentation.clips, augmentation.seed)
-    placed = ResidentStore(store)
-    return {
-        "views": [_views_of(placed, int(ids[n]), int(n), augmentation) for n in chosen],
-        "explained": [list(each) for each in explained(config, frames)],
-        "augment": [[name, str(value)] for name, value in vars(config).items()],
-    }
-
-
-def _views_of(placed: ResidentStore, clip: int, place: int, augmentation: Augmentation) -> dict[str, Any]:
-    """Of one clip, which is at ``place`` among those of the page: the draws of its views, and their motions."""
-    sample, skeleton = torch.tensor([clip]), placed.skeleton
-    clips = placed.select(sample)
-    frames, size, joints = int(clips.num_frames), augmentation.frames, skeleton.joint_names
-    draws, motions = [], []
-    for step in range(augmentation.draws):
-        params, plain = (
-            draw_params(
-                augmentation.config,
-                clips.num_frames,
-                len(joints),
-                views=tuple(VIEWS.values()),
-                strong=strong,
-                seed=augmentation.seed,
-                step=step,
-                sample=sample,
-                size=size,
-            )
-            for strong in ((STRONG,), ())
-        )
-        made = make_views(clips, params, skeleton, size=size)
-        for row, name in enumerate(VIEWS):
-            of_clip = ViewOfClip(params, row, frames, size, name == "strong", plain=plain, joints=joints)
-            parameters = [[change.name, change.text] for change in of_clip.changes()]
-            draws.append({"name": name, "draw": step, "parameters": parameters, "crop": list(of_clip.crop)})
-            view = made[row, 0].unflatten(1, (len(joints), placed.max_bodies, 3)).transpose(1, 2)
-            motions.append(view[:, : int(clips.num_bodies)].numpy())
-    return {
-        "clip": place,
-        "frames": frames,
-        "draws": draws,
-        "motion": pack(motions, most_bytes=VIEWS_BYTES // augmentation.clips),
-    }

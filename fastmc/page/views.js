@@ -10,7 +10,8 @@ function views(content, clips) {
     id: "views",
     title: "Views, as training makes them",
     words:
-      "A contrastive method never sees a clip itself: it learns that two views of a clip belong together. Each view is drawn anew at every step; here are real draws.",
+      "A contrastive method never sees a clip itself: it learns that two views of a clip belong together. Each view is " +
+      "drawn anew at every step; here are real draws.",
     build: async (body) => {
       for (const view of store.views) view.motions = await page.unpack(view.motion, clips.skeleton.joints.length);
       new Views(store, clips).build(body);
@@ -42,7 +43,13 @@ class Views {
       this.show();
     });
     body.append(make("div", { class: "row" }, clip, again, this.said));
-    body.append(make("div", { class: "views" }, this.panels.map((panel) => panel.element)));
+    body.append(
+      make(
+        "div",
+        { class: "views" },
+        this.panels.map((panel) => panel.element),
+      ),
+    );
     body.append(this.settings());
     this.show();
   }
@@ -50,7 +57,12 @@ class Views {
   settings() {
     const rows = this.store.augment.map(([name, value]) => make("tr", {}, make("td", {}, name), make("td", {}, value)));
     const summary = make("summary", {}, "The settings of these views: flags of train.run and of train.look");
-    return make("details", { class: "card" }, summary, make("div", { class: "scroll" }, make("table", {}, make("tbody", {}, rows))));
+    return make(
+      "details",
+      { class: "card" },
+      summary,
+      make("div", { class: "scroll" }, make("table", {}, make("tbody", {}, rows))),
+    );
   }
 
   next() {
@@ -111,7 +123,11 @@ class Panel {
 
   whole() {
     const { view, clips } = this.views;
-    const facts = [["class", clips.className(view.clip)], ["name", clips.name(view.clip)], ["frames", number(view.frames)]];
+    const facts = [
+      ["class", clips.className(view.clip)],
+      ["name", clips.name(view.clip)],
+      ["frames", number(view.frames)],
+    ];
     return facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)));
   }
 
@@ -120,7 +136,13 @@ class Panel {
     return possible.map(([name, sentence]) => {
       const here = parameters.has(name);
       const says = here ? parameters.get(name) : "not in this draw";
-      return make("div", { class: here ? "there" : "absent" }, make("dt", {}, name), make("dd", {}, says), make("dd", { class: "hint" }, sentence));
+      return make(
+        "div",
+        { class: here ? "there" : "absent" },
+        make("dt", {}, name),
+        make("dd", {}, says),
+        make("dd", { class: "hint" }, sentence),
+      );
     });
   }
 }
