@@ -81,7 +81,7 @@ class Browser:
         ActionChains(self.driver).send_keys(*keys).perform()
 
     def mouse(self, element: Any, x: float, y: float, *, click: bool = False, drag_to: float | None = None) -> None:
-        """Move the mouse to pixel (x, y) of an element, which is scrolled to, and click, or drag across to ``drag_to``."""
+        """Scroll to an element and move the mouse to its pixel (x, y); click, or drag across to ``drag_to``."""
         from selenium.webdriver import ActionChains
 
         self.run("arguments[0].scrollIntoView({block: 'center'})", element)
@@ -89,7 +89,9 @@ class Browser:
         actions = ActionChains(self.driver, duration=20)
         actions.move_to_element_with_offset(element, round(x - size["width"] / 2), round(y - size["height"] / 2))
         if drag_to is not None:
-            actions.click_and_hold().move_by_offset(round((drag_to - x) / 2), 0).move_by_offset(round((drag_to - x) / 2), 0).release()
+            actions.click_and_hold().move_by_offset(round((drag_to - x) / 2), 0).move_by_offset(
+                round((drag_to - x) / 2), 0
+            ).release()
         elif click:
             actions.click()
         actions.perform()

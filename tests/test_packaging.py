@@ -21,7 +21,7 @@ pytest.importorskip("setuptools", "70.1", "older ones build no wheel by themselv
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.program
-NOT_SHIPPED = {".ci/run", ".gitignore"}
+NOT_SHIPPED = {".ci/run", ".gitattributes", ".gitignore"}
 HOSTILE = 'raise ImportError(f"{__name__} of somebody else was imported")\n'
 
 

@@ -129,7 +129,12 @@ def test_a_page_of_2000_test_clips_is_under_6_megabytes(tmp_path):
 
 
 def test_names_are_data_whatever_they_say(content, tmp_path):
-    hostile = {**content, "title": MARKUP, "classes": [MARKUP, *content["classes"][1:]], "notes": ["\u2028&<>", "\ud800"]}
+    hostile = {
+        **content,
+        "title": MARKUP,
+        "classes": [MARKUP, *content["classes"][1:]],
+        "notes": ["\u2028&<>", "\ud800"],
+    }
     write_page(tmp_path / "page.html", hostile)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     parts = Parts(page)
@@ -148,7 +153,9 @@ def test_markup_in_a_name_would_be_seen(content, tmp_path, monkeypatch):
 def test_the_policy_names_each_program_and_nothing_is_loaded(content, tmp_path):
     write_page(tmp_path / "page.html", content)
     parts = Parts((tmp_path / "page.html").read_text(encoding="utf-8"))
-    (policy,) = [value for tag, name, value in parts.attributes if name == "content" and value and "default-src" in value]
+    (policy,) = [
+        value for tag, name, value in parts.attributes if name == "content" and value and "default-src" in value
+    ]
     programs = [text for attributes, text in parts.scripts if attributes.get("type") == "module"]
     sums = {f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in programs}
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))

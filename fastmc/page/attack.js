@@ -8,7 +8,8 @@ const TIMES = [1, 5, 20];
 // How far the joint that moves farthest moves, metres, where the perturbation has a norm of 1 m.
 function farthest(rho) {
   let most = 0;
-  for (let n = 0; n < rho.xyz.length; n += 3) most = Math.max(most, Math.hypot(rho.xyz[n], rho.xyz[n + 1], rho.xyz[n + 2]));
+  for (let n = 0; n < rho.xyz.length; n += 3)
+    most = Math.max(most, Math.hypot(rho.xyz[n], rho.xyz[n + 1], rho.xyz[n + 2]));
   return most;
 }
 
@@ -24,24 +25,58 @@ class AttackSection {
     this.title = make("div", { class: "caption" });
     this.lay(body, run);
     this.pick(0);
-    this.drawn = page.chart(this.host, `attack ${id}`, () => this.option(), "Entropy by strength of the attack, as a line");
+    this.drawn = page.chart(
+      this.host,
+      `attack ${id}`,
+      () => this.option(),
+      "Entropy by strength of the attack, as a line",
+    );
     this.drawn.chart.getZr().on("click", ({ offsetX }) => this.setNearest(offsetX));
   }
 
   lay(body, run) {
     const names = this.entries.map(({ clip }) => page.shorten(this.clips.describe(clip), 60));
     const picker = names.length > 1 ? page.choice("Clip", names, 0, (n) => this.pick(n)) : null;
-    const times = page.segments("Show the shift", TIMES.map((n) => (n === 1 ? "as it is" : `×${n}`)), 0, (n) => {
-      this.times = TIMES[n];
-      this.set(this.step);
-    });
-    const strength = make("label", { class: "strength" }, make("span", { class: "hint" }, "none"), this.slider, make("span", { class: "hint" }, "full"));
-    const controls = make("div", {}, make("h3", {}, "Strength"), strength, this.words, make("div", { class: "row" }, make("span", { class: "hint" }, "Show the shift"), times));
+    const times = page.segments(
+      "Show the shift",
+      TIMES.map((n) => (n === 1 ? "as it is" : `×${n}`)),
+      0,
+      (n) => {
+        this.times = TIMES[n];
+        this.set(this.step);
+      },
+    );
+    const strength = make(
+      "label",
+      { class: "strength" },
+      make("span", { class: "hint" }, "none"),
+      this.slider,
+      make("span", { class: "hint" }, "full"),
+    );
+    const controls = make(
+      "div",
+      {},
+      make("h3", {}, "Strength"),
+      strength,
+      this.words,
+      make("div", { class: "row" }, make("span", { class: "hint" }, "Show the shift"), times),
+    );
     const chart = make("div", {}, make("h3", {}, "Entropy of the attacked distribution (nats)"), this.host);
     const left = make("div", { class: "card tall" }, this.player.element, this.title);
     body.append(
       picker ? make("div", { class: "row toolbar" }, picker) : "",
-      make("div", { class: "columns" }, left, make("div", { class: "card stack" }, controls, chart, run.attack.says ? make("p", { class: "hint" }, run.attack.says) : null)),
+      make(
+        "div",
+        { class: "columns" },
+        left,
+        make(
+          "div",
+          { class: "card stack" },
+          controls,
+          chart,
+          run.attack.says ? make("p", { class: "hint" }, run.attack.says) : null,
+        ),
+      ),
     );
   }
 
@@ -52,8 +87,19 @@ class AttackSection {
     this.reach = farthest(this.rho);
     this.slider.max = steps.length - 1;
     const { clips } = this;
-    fill(this.title, make("strong", { class: "name" }, clips.className(clip)), make("div", { class: "name" }, clips.name(clip)), make("div", {}, "grey: before; in colour: after"));
-    this.player.show(this.before, { seconds: clips.seconds(clip), index: clip, label: `${clips.describe(clip)}, attacked,`, ghost: this.before, still: page.calm });
+    fill(
+      this.title,
+      make("strong", { class: "name" }, clips.className(clip)),
+      make("div", { class: "name" }, clips.name(clip)),
+      make("div", {}, "grey: before; in colour: after"),
+    );
+    this.player.show(this.before, {
+      seconds: clips.seconds(clip),
+      index: clip,
+      label: `${clips.describe(clip)}, attacked,`,
+      ghost: this.before,
+      still: page.calm,
+    });
     this.set(steps.length - 1);
   }
 
@@ -63,7 +109,8 @@ class AttackSection {
     this.slider.value = step;
     const norm = steps[step];
     this.player.swap(page.moved(this.before, this.rho, norm * this.times));
-    const shift = `The perturbation's norm is ${number(norm)} m; no joint moves farther than ${number(1000 * norm * this.reach, 2)} mm`;
+    const most = `${number(1000 * norm * this.reach, 2)} mm`;
+    const shift = `The perturbation's norm is ${number(norm)} m; no joint moves farther than ${most}`;
     const times = this.times === 1 ? "." : `, shown ${this.times} times as far.`;
     const sureness = `Entropy ${number(entropy[0])} nats before, ${number(entropy[step])} now.`;
     fill(this.words, `${shift}${times} ${sureness}`);
@@ -83,10 +130,25 @@ class AttackSection {
       grid: page.room({ bottom: 26 }),
       xAxis: page.valueAxis("norm of the perturbation (m)"),
       yAxis: page.valueAxis("", { scale: true, splitNumber: 3 }),
-      tooltip: page.tooltip(([{ value }]) => [`norm ${number(value[0])} m`, `entropy ${number(value[1])} nats`], { trigger: "axis" }),
+      tooltip: page.tooltip(([{ value }]) => [`norm ${number(value[0])} m`, `entropy ${number(value[1])} nats`], {
+        trigger: "axis",
+      }),
       series: [
-        { type: "line", data: steps.map((norm, n) => [norm, entropy[n]]), symbolSize: 6, lineStyle: { color: accent, width: 2 }, itemStyle: { color: accent } },
-        { type: "scatter", silent: true, z: 3, data: [[steps[this.step], entropy[this.step]]], symbolSize: 14, itemStyle: { color: right, borderColor: card, borderWidth: 2 } },
+        {
+          type: "line",
+          data: steps.map((norm, n) => [norm, entropy[n]]),
+          symbolSize: 6,
+          lineStyle: { color: accent, width: 2 },
+          itemStyle: { color: accent },
+        },
+        {
+          type: "scatter",
+          silent: true,
+          z: 3,
+          data: [[steps[this.step], entropy[this.step]]],
+          symbolSize: 14,
+          itemStyle: { color: right, borderColor: card, borderWidth: 2 },
+        },
       ],
     };
   }
@@ -99,8 +161,8 @@ function attack(content, clips) {
     id: "attack",
     title: "Attack",
     words:
-      "In training, clips are shifted a little, in the direction that makes the encoder least sure of them. Move the slider to make " +
-      "the shift stronger.",
+      "In training, clips are shifted a little, in the direction that makes the encoder least sure of them. Move the " +
+      "slider to make the shift stronger.",
     build: async (body) => {
       for (const [n, run] of runs.entries()) {
         if (runs.length > 1) body.append(make("h3", { class: "of-run" }, run.label));

@@ -1,8 +1,8 @@
 // What all charts of the page share. ECharts draws them; names in them stay text.
 //
-//   chart(host, name, option, label)   draws option() into the element host (which is in the page and has a height), again
-//                                      at every change of theme or size; fastmcPage.charts[name] is the ECharts object,
-//                                      label what those hear who do not see it. Returns {chart, redraw}
+//   chart(host, name, option, label)   draws option() into the element host (which is in the page and has a height),
+//                                      again at every change of theme or size; fastmcPage.charts[name] is the ECharts
+//                                      object, label what those hear who do not see it. Returns {chart, redraw}
 //   tooltip(words)                     a tooltip; words(params) gives its lines of text
 //   plain(text)                        text that ECharts' rich text leaves as it is: {style|word} is its markup
 //   valueAxis(name, more), categoryAxis(names, more)   axes; a category is its number, so that no name is data
@@ -84,7 +84,12 @@ function categoryAxis(names, more = {}) {
     data: names.map((_, n) => n),
     splitLine: { show: false },
     ...more,
-    axisLabel: { color: soft, fontSize: 12, formatter: (n) => shorten(names[n], more.longest ?? 28), ...more.axisLabel },
+    axisLabel: {
+      color: soft,
+      fontSize: 12,
+      formatter: (n) => shorten(names[n], more.longest ?? 28),
+      ...more.axisLabel,
+    },
   });
 }
 
@@ -96,7 +101,8 @@ function chart(host, name, option, label) {
   host.setAttribute("role", "img");
   host.setAttribute("aria-label", label);
   const drawn = echarts.init(host, null, { renderer: "canvas" });
-  const redraw = () => drawn.setOption({ animation: false, textStyle: { fontFamily: FONT }, ...option() }, { notMerge: true });
+  const redraw = () =>
+    drawn.setOption({ animation: false, textStyle: { fontFamily: FONT }, ...option() }, { notMerge: true });
   redraw();
   page.onTheme(redraw);
   new ResizeObserver(() => drawn.resize()).observe(host);
@@ -108,7 +114,10 @@ function histogram(host, name, { edges, counts, across, label }) {
   const middles = counts.map((_, n) => `${number(edges[n])} – ${number(edges[n + 1])}`);
   const option = () => ({
     grid: room({ bottom: 24 }),
-    xAxis: categoryAxis(edges.slice(0, -1).map((edge) => number(edge)), { name: across, nameGap: 30 }),
+    xAxis: categoryAxis(
+      edges.slice(0, -1).map((edge) => number(edge)),
+      { name: across, nameGap: 30 },
+    ),
     yAxis: valueAxis("", { minInterval: 1 }),
     tooltip: tooltip(({ dataIndex: n }) => [`${middles[n]} ${across}`, `${number(counts[n])} clips`]),
     series: [{ type: "bar", data: counts, barCategoryGap: "6%", itemStyle: { color: colours().accent } }],

@@ -26,14 +26,42 @@ class ConfusionSection {
     this.list = make("div", { class: "classes", role: "list", "aria-label": "Classes, the least recognised first" });
     this.by = make("p", { class: "hint" });
     this.host = make("div", { class: "chart confusion" });
-    const picker = runs.length > 1 ? page.segments("Run", runs.map(({ label }) => label), 0, (n) => this.use(n)) : null;
+    const picker =
+      runs.length > 1
+        ? page.segments(
+            "Run",
+            runs.map(({ label }) => label),
+            0,
+            (n) => this.use(n),
+          )
+        : null;
     const matrix = make("div", { class: "card" }, make("h3", {}, "Which class is taken for which"), this.host, this.by);
-    const list = make("div", { class: "card class-list" }, make("h3", {}, "Classes, the least recognised first"), this.list);
-    const found = make("div", { class: "card found", "data-part": "confused" }, this.title, this.words, this.shelf.element);
-    body.append(picker ? make("div", { class: "row toolbar" }, picker) : "", make("div", { class: "columns matrix" }, matrix, found), list);
+    const list = make(
+      "div",
+      { class: "card class-list" },
+      make("h3", {}, "Classes, the least recognised first"),
+      this.list,
+    );
+    const found = make(
+      "div",
+      { class: "card found", "data-part": "confused" },
+      this.title,
+      this.words,
+      this.shelf.element,
+    );
+    body.append(
+      picker ? make("div", { class: "row toolbar" }, picker) : "",
+      make("div", { class: "columns matrix" }, matrix, found),
+      list,
+    );
     this.cursor = [0, 0];
     this.load(0);
-    this.drawn = page.chart(this.host, "confusions", () => this.option(), "Heat map of confusions. Arrow keys go from cell to cell, Enter plays its clips.");
+    this.drawn = page.chart(
+      this.host,
+      "confusions",
+      () => this.option(),
+      "Heat map of confusions. Arrow keys go from cell to cell, Enter plays its clips.",
+    );
     this.drawn.chart.on("click", ({ value }) => value && this.cell(value[1], value[0]));
     this.host.tabIndex = 0;
     this.host.addEventListener("keydown", (event) => this.press(event));
@@ -47,7 +75,11 @@ class ConfusionSection {
     this.totals = this.counts.map(sum);
     const right = sum(this.counts.map((row, c) => row[c]));
     const by = predictions.by ? `, by the ${predictions.by}` : "";
-    fill(this.by, `${number(right)} of ${number(sum(this.totals))} clips are recognised${by}. Rows are true classes, columns what they were taken for.`);
+    fill(
+      this.by,
+      `${number(right)} of ${number(sum(this.totals))} clips are recognised${by}. `,
+      "Rows are true classes, columns what they were taken for.",
+    );
     this.drawList();
   }
 
@@ -70,9 +102,19 @@ class ConfusionSection {
     const numbers = classes.length <= MOST_NUMBERS;
     return {
       grid: page.room({ left: 4, top: 4, right: 4 }),
-      xAxis: page.categoryAxis(classes, { longest: 18, axisLabel: { ...names, rotate: classes.length > 4 ? 45 : 0, fontSize: 11 } }),
+      xAxis: page.categoryAxis(classes, {
+        longest: 18,
+        axisLabel: { ...names, rotate: classes.length > 4 ? 45 : 0, fontSize: 11 },
+      }),
       yAxis: page.categoryAxis(classes, { inverse: true, longest: 22, axisLabel: { ...names, fontSize: 11 } }),
-      visualMap: { show: false, min: 0, max: 10, inRange: { color: scale }, outOfRange: { color: colours().line }, dimension: 2 },
+      visualMap: {
+        show: false,
+        min: 0,
+        max: 10,
+        inRange: { color: scale },
+        outOfRange: { color: colours().line },
+        dimension: 2,
+      },
       tooltip: page.tooltip(({ value: [c, r] }) => this.say(r, c)),
       series: [
         {
@@ -86,7 +128,15 @@ class ConfusionSection {
             formatter: ({ value: [c, r] }) => (this.counts[r][c] ? this.share(r, c).toFixed(0) : ""),
           },
         },
-        { type: "scatter", silent: true, symbol: "rect", symbolSize: () => this.cellSize(), z: 3, itemStyle: { color: "transparent", borderColor: colours().right, borderWidth: 2.5 }, data: this.open ? [[this.open[1], this.open[0]]] : [] },
+        {
+          type: "scatter",
+          silent: true,
+          symbol: "rect",
+          symbolSize: () => this.cellSize(),
+          z: 3,
+          itemStyle: { color: "transparent", borderColor: colours().right, borderWidth: 2.5 },
+          data: this.open ? [[this.open[1], this.open[0]]] : [],
+        },
       ],
     };
   }
@@ -126,9 +176,11 @@ class ConfusionSection {
   commonest() {
     let best = [0, 0];
     let most = 0;
-    this.counts.forEach((row, r) => row.forEach((count, c) => {
-      if (r !== c && count > most) [best, most] = [[r, c], count];
-    }));
+    this.counts.forEach((row, r) =>
+      row.forEach((count, c) => {
+        if (r !== c && count > most) [best, most] = [[r, c], count];
+      }),
+    );
     if (most) this.cell(...best);
     else this.found([], "No clip is taken for one of another class.", "");
   }
@@ -138,7 +190,11 @@ class ConfusionSection {
     this.cursor = [r, c];
     this.drawn.redraw();
     const [what, share] = this.say(r, c);
-    this.found(this.which((truth, predicted) => truth === r && predicted === c), what, share);
+    this.found(
+      this.which((truth, predicted) => truth === r && predicted === c),
+      what,
+      share,
+    );
   }
 
   which(wanted) {
@@ -163,7 +219,12 @@ class ConfusionSection {
     fill(this.words, share ? `${share}.${some}` : "");
     shelf.show([...taken.keys()], (i) => {
       const isRight = taken.get(i) === clips.classOf(i);
-      return { lines: [clips.name(i), page.verdict(isRight, isRight ? "recognised" : `taken for ${clips.nameOfClass(taken.get(i))}`)] };
+      return {
+        lines: [
+          clips.name(i),
+          page.verdict(isRight, isRight ? "recognised" : `taken for ${clips.nameOfClass(taken.get(i))}`),
+        ],
+      };
     });
   }
 
@@ -172,12 +233,18 @@ class ConfusionSection {
       .map((name, c) => ({ name, c, right: this.share(c, c) }))
       .filter(({ right }) => right !== null)
       .sort((a, b) => a.right - b.right);
-    fill(this.list, rows.map(({ name, c, right }) => {
-      const bar = make("span", { class: "share" }, make("span", { style: `width: ${right}%` }));
-      const line = [make("span", { class: "name" }, name), bar, make("span", { class: "figure" }, percent(right, 0))];
-      const press = button("", () => this.mistakesOf(c), { class: "quiet class", title: `Play the clips of ${name} that were not recognised` });
-      return make("div", { role: "listitem" }, fill(press, line));
-    }));
+    fill(
+      this.list,
+      rows.map(({ name, c, right }) => {
+        const bar = make("span", { class: "share" }, make("span", { style: `width: ${right}%` }));
+        const line = [make("span", { class: "name" }, name), bar, make("span", { class: "figure" }, percent(right, 0))];
+        const press = button("", () => this.mistakesOf(c), {
+          class: "quiet class",
+          title: `Play the clips of ${name} that were not recognised`,
+        });
+        return make("div", { role: "listitem" }, fill(press, line));
+      }),
+    );
   }
 }
 
@@ -187,10 +254,19 @@ function confusions(content, clips) {
   return {
     id: "confusions",
     title: "Confusions",
-    words: "Which actions look alike to the encoder. Click a cell, or a class of the list, and the clips that were confused play beside it.",
+    words:
+      "Which actions look alike to the encoder. Click a cell, or a class of the list, and the clips that were confused " +
+      "play beside it.",
     build: (body) => {
       if (runs.length) new ConfusionSection(body, runs, clips, content.classes);
-      else body.append(make("p", { class: "empty" }, "Nothing here yet: a classifier's predictions come with the linear evaluation of a run."));
+      else
+        body.append(
+          make(
+            "p",
+            { class: "empty" },
+            "Nothing here yet: a classifier's predictions come with the linear evaluation of a run.",
+          ),
+        );
     },
   };
 }

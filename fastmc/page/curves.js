@@ -13,6 +13,13 @@ function markLine(panel, full) {
   return { symbol: "none", silent: true, lineStyle: { color: faint, type: "dotted", width: 1.5 }, data };
 }
 
+// A zoomed axis ends where it ends, between two epochs.
+const wholeEpochs = () => ({
+  color: colours().soft,
+  hideOverlap: true,
+  formatter: (epoch) => (Number.isInteger(epoch) ? number(epoch) : ""),
+});
+
 // One run's lines differ in colour; those of several runs have a colour a run and a dash a name.
 function looks(number_, run, several) {
   const { colour } = page.line(several ? run : number_);
@@ -49,13 +56,32 @@ function draw(host, panel, runs, names, hidden) {
     if (series.length) series[0].markLine = markLine(panel, full);
     return {
       grid: page.room({ bottom: 28, top: 22 }),
-      xAxis: page.valueAxis("epoch", { scale: true, min: "dataMin", max: "dataMax", splitLine: { show: false }, minInterval: 1 }),
+      xAxis: page.valueAxis("epoch", {
+        scale: true,
+        min: "dataMin",
+        max: "dataMax",
+        splitLine: { show: false },
+        minInterval: 1,
+        axisLabel: wholeEpochs(),
+      }),
       yAxis: page.valueAxis("", { scale: !panel.zero, splitNumber: 4 }),
-      dataZoom: [{ type: "inside", xAxisIndex: 0, zoomOnMouseWheel: "ctrl", moveOnMouseMove: false, moveOnMouseWheel: false }],
-      toolbox: { show: true, top: -60, feature: { dataZoom: { yAxisIndex: "none", brushStyle: { color: colours().accent, opacity: 0.15 } } } },
+      dataZoom: [
+        { type: "inside", xAxisIndex: 0, zoomOnMouseWheel: "ctrl", moveOnMouseMove: false, moveOnMouseWheel: false },
+      ],
+      toolbox: {
+        show: true,
+        top: -60,
+        feature: { dataZoom: { yAxisIndex: "none", brushStyle: { color: colours().accent, opacity: 0.15 } } },
+      },
       tooltip: page.tooltip(
-        (params) => !params.length ? [] : [`epoch ${number(params[0].axisValue)}`, ...params.map(({ seriesName, value }) => `${seriesName}: ${number(value[1], 4)}`)],
-        { trigger: "axis", axisPointer: { lineStyle: { color: colours().faint } } },
+        (params) =>
+          !params.length
+            ? []
+            : [
+                `epoch ${number(params[0].axisValue)}`,
+                ...params.map(({ seriesName, value }) => `${seriesName}: ${number(value[1], 4)}`),
+              ],
+        { trigger: "axis", axisPointer: { lineStyle: { color: colours().faint }, label: { show: false } } },
       ),
       series,
     };
@@ -122,12 +148,16 @@ const cssDash = (dash) => (dash === "solid" ? "solid" : Array.isArray(dash) && d
 function panelCard(panel, runs, hiddenRuns) {
   const several = runs.length > 1;
   const lines = new Map();
-  runs.forEach((run) => run.panels?.find(({ title }) => title === panel.title)?.lines.forEach((line) => lines.set(line.name, line.help)));
+  runs.forEach((run) =>
+    run.panels?.find(({ title }) => title === panel.title)?.lines.forEach((line) => lines.set(line.name, line.help)),
+  );
   const names = [...lines.keys()];
   const host = make("div", { class: "chart curve" });
   const help = make("p", { class: "help" }, POINT_AT);
   const entries = names.map((name, n) => {
-    const { colour, dash } = several ? { colour: "var(--soft)", dash: page.line(8 * n).type } : { colour: `var(--series-${n % 8})`, dash: page.line(n).type };
+    const { colour, dash } = several
+      ? { colour: "var(--soft)", dash: page.line(8 * n).type }
+      : { colour: `var(--series-${n % 8})`, dash: page.line(n).type };
     return { key: `line ${name}`, name, words: lines.get(name), colour, dash: cssDash(dash) };
   });
   let drawn = null;
@@ -147,10 +177,22 @@ function build(body, content) {
   let charts = [];
   const all = button("Show all epochs", () => charts.forEach(({ chart }) => zoom(chart, 0, 100)), { hidden: true });
   const help = make("p", { class: "help" });
-  const entries = runs.map(({ label }, n) => ({ key: `run ${n}`, name: label, colour: `var(--series-${n % 8})`, dash: "solid" }));
-  const runLegend = runs.length > 1 ? legend(entries, hiddenRuns, () => charts.forEach(({ redraw }) => redraw()), help) : null;
+  const entries = runs.map(({ label }, n) => ({
+    key: `run ${n}`,
+    name: label,
+    colour: `var(--series-${n % 8})`,
+    dash: "solid",
+  }));
+  const runLegend =
+    runs.length > 1 ? legend(entries, hiddenRuns, () => charts.forEach(({ redraw }) => redraw()), help) : null;
   body.append(make("div", { class: "row toolbar" }, runLegend, all));
-  body.append(make("div", { class: "columns curves" }, panels.map(({ card }) => card)));
+  body.append(
+    make(
+      "div",
+      { class: "columns curves" },
+      panels.map(({ card }) => card),
+    ),
+  );
   charts = panels.map(({ start }) => start());
   charts[0].chart.on("datazoom", () => {
     const { start, end } = charts[0].chart.getOption().dataZoom[0];
@@ -165,8 +207,8 @@ function curves(content) {
     id: "curves",
     title: "Training",
     words:
-      "How training went, epoch by epoch. Drag across a chart to zoom into some epochs, in all charts at once; a double click shows all " +
-      "again. Ctrl and the wheel zoom too, and with the keyboard + and −.",
+      "How training went, epoch by epoch. Drag across a chart to zoom into some epochs, in all charts at once; a double " +
+      "click shows all again. Ctrl and the wheel zoom too, and with the keyboard + and −.",
     build: (body) => build(body, content),
   };
 }

@@ -19,7 +19,10 @@ ECHARTS_SHA256 = "b66b25aeb4df84e33199dc21694014d336d222cbd9deb0e5a7c14bd6aa0d0f
 """Of dist/echarts.min.js of npm's echarts@6.1.0, which lies here byte for byte, with its licence."""
 SCRIPTS = (ECHARTS, "dom.js", "motion.js", "player.js", "shelf.js", "charts.js")
 OF_KIND = {
-    "report": ("accuracies.js", "map.js", "confusions.js", "curves.js", "attack.js", "settings.js", "report.js"),
+    "report": (
+        *("accuracies.js", "choice.js", "embedding.js", "map.js", "confusions.js"),
+        *("curves.js", "attack.js", "settings.js", "report.js"),
+    ),
     "store": ("remarks.js", "gallery.js", "counts.js", "views.js", "store.js"),
 }
 A_CLIP = 40

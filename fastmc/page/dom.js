@@ -1,8 +1,8 @@
-// What all scripts of the page share: elements, numbers as text, the theme. Each script is a module of its own, and what
-// it gives to the others is a property of window.fastmcPage.
+// What all scripts of the page share: elements, numbers as text, the theme. Each script is a module of its own, and
+// what it gives to the others is a property of window.fastmcPage.
 //
-//   make(tag, attributes, ...children)   an element; children are elements, text, or null. Text is text: names come from
-//                                        strangers, and nothing here makes markup of one. `on: {click: f}` listens.
+//   make(tag, attributes, ...children)   an element; children are elements, text, or null. Text is text: names come
+//                                        from strangers, and nothing here makes markup of one. `on: {click: f}` listens
 //   fill(element, ...children)           the element with these children in the place of its own
 //   button(text, press, attributes)      a button
 //   choice(label, names, chosen, choose) a drop-down list; choose(number)
@@ -10,9 +10,9 @@
 //   number(x), percent(x), seconds(x), plural(n, "clip"), plural(n, "class", "classes")   as text; a
 //                                        dash for what is not there
 //   onTheme(f), theme(), setTheme("light" | "dark")        f is called at every change of the theme
-//   colours()                            those of page.css in this theme: {ink, soft, faint, line, ground, card, accent, left,
-//                                        right, middle, floor, good, bad, series: [8 that the colour-blind can tell apart],
-//                                        scale: [from none to much]}
+//   colours()                            those of page.css in this theme: {ink, soft, faint, line, ground, card, accent,
+//                                        left, right, middle, floor, good, bad, series: [8 that the colour-blind can
+//                                        tell apart], scale: [from none to much]}
 //   calm, touch                          whether the reader has asked for less motion; has a finger and no mouse, which
 //                                        drags the page and not what is in it
 
@@ -102,5 +102,18 @@ function colours() {
 const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
 const touch = matchMedia("(pointer: coarse)").matches;
 
-Object.assign(page, { make, fill, button, choice, segments, number, percent, seconds, plural, isThere, onTheme, theme });
+Object.assign(page, {
+  make,
+  fill,
+  button,
+  choice,
+  segments,
+  number,
+  percent,
+  seconds,
+  plural,
+  isThere,
+  onTheme,
+  theme,
+});
 Object.assign(page, { setTheme, colours, calm, touch });

@@ -6,7 +6,7 @@
 //   moved(clip, by, times) -> Clip    the clip with `times` the coordinates of `by`, a clip of the same shape, added
 //   new Clips(content, motions)       the clips of content.clips and what is known of them:
 //     length, skeleton, motion(i), seconds(i), name(i), isTest(i), classOf(i), className(i), nameOfClass(c),
-//     field(name, i) as text, valuesOf(name): the values of a field that occur, sorted; describe(i): all of it in a line
+//     field(name, i) as text, valuesOf(name): the values of a field that occur, sorted; describe(i): in a line
 
 const page = window.fastmcPage;
 
@@ -106,7 +106,7 @@ class Clips {
   }
 
   nameOfClass(number) {
-    return number < 0 ? "class unknown" : this.classes[number] ?? `class ${number}`;
+    return number < 0 ? "class unknown" : (this.classes[number] ?? `class ${number}`);
   }
 
   field(name, i) {

@@ -15,7 +15,7 @@ from fastmc.skeleton import Skeleton
 FRAMES = 32
 QUANTUM = 0.004
 """Metres: what cannot be seen in a drawing of a body."""
-LADDER = ((24, 1), (16, 1), (16, 2), (12, 2), (8, 2), (8, 4), (6, 4), (4, 4), (3, 8), (2, 16))
+LADDER = ((28, 1), (24, 1), (20, 1), (16, 1), (16, 1.5), (16, 2), (12, 2), (8, 2), (8, 4), (6, 4), (4, 4), (3, 8), (2, 16))
 """Frames at most, and quanta in one, that are tried in turn where there is room for fewer bytes."""
 SAMPLE = 128
 """Of so many clips the size of all is reckoned."""
@@ -116,7 +116,9 @@ def _centre(clip: np.ndarray) -> np.ndarray:
 
 
 def _pack(clips: Sequence[np.ndarray], quanta: np.ndarray, tree: list[list[int]]) -> dict[str, Any]:
-    fitted = [max(float(q), float(np.abs(clip).max(initial=0)) / LARGEST) for clip, q in zip(clips, quanta, strict=True)]
+    fitted = [
+        max(float(q), float(np.abs(clip).max(initial=0)) / LARGEST) for clip, q in zip(clips, quanta, strict=True)
+    ]
     absent = [[number, *run] for number, clip in enumerate(clips) for run in _absences(clip)]
     steps = [_steps(clip, quantum, tree) for clip, quantum in zip(clips, fitted, strict=True)]
     folded = np.concatenate([np.zeros(0, np.uint16), *steps])

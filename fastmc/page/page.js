@@ -1,10 +1,10 @@
-// Starts the page: reads its content, unpacks its clips, and puts up what a kind of page (report.js, store.js) consists of.
+// Starts the page: reads its content, unpacks its clips, puts up what a kind of page (report.js, store.js) consists of.
 //
 //   fastmcPage.kinds.NAME = (content, clips) => ({lead, facts, first, sections})
 //     lead       one sentence under the title; facts: [[name, value], ...] beneath it
 //     first      clips that play under the title, so that one sees at once what all of it is about
-//     sections   [{id, title, words, build(body)}, ...] in order, null where there is none. words: a sentence or two that
-//                say what is to be seen and done; build fills the element body, which is in the page by then
+//     sections   [{id, title, words, build(body)}, ...] in order, null where there is none. words: a sentence or two
+//                that say what is to be seen and done; build fills the element body, which is in the page by then
 //   fastmcPage.ready                   a promise, kept when all of it stands
 
 const page = window.fastmcPage;
@@ -54,7 +54,12 @@ function navigation(title, sections) {
     },
     { rootMargin: "-20% 0px -70% 0px" },
   );
-  const bar = make("nav", { class: "bar", "aria-label": "Sections" }, make("div", { class: "links" }, links), themeSwitch());
+  const bar = make(
+    "nav",
+    { class: "bar", "aria-label": "Sections" },
+    make("div", { class: "links" }, links),
+    themeSwitch(),
+  );
   return { bar, watch: (section) => inView.observe(section) };
 }
 

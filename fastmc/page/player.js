@@ -1,16 +1,17 @@
 // A skeleton that moves, on a canvas.
 //
-//   new Camera(skeleton)           from where players look; players that share one turn together. turn(right, up), reset()
+//   new Camera(skeleton)           from where players look; who shares one turns together: turn(right, up), reset()
 //   new Player(skeleton, options)  options: camera; size "large" | "small"; controls: a bar to play, pause and scrub;
 //                                  empty: what it says while it has nothing to play
 //     element                      put it into the page; its size is that of the style (.player)
-//     show(clip, {seconds, index, label, ghost, still})   plays from the start, in real time, and again, or stands still.
-//                                  index becomes data-playing of the canvas while it plays; label is for those who hear
-//                                  the page; ghost is a clip of the same frames, drawn paler behind
+//     show(clip, {seconds, index, label, ghost, still})   plays from the start, in real time, and again, or stands
+//                                  still. index becomes data-playing of the canvas while it plays; label is for those
+//                                  who hear the page; ghost is a clip of the same frames, drawn paler behind
 //     swap(clip)                   another clip of the same frames goes on from the same moment (a slider moves)
 //     clear(words), play(), pause(), toggle(), destroy()
 //   Drag or arrow keys turn it, Space pauses. Left, right and middle have the colours --left, --right, --middle; a
-//   second body is paler. Bodies that are absent are not drawn. Lengths are to scale: the floor has a line each half metre.
+//   second body is paler. Bodies that are absent are not drawn. Lengths are to scale: the floor has a line each half
+//   metre.
 
 const page = window.fastmcPage;
 const { make, button, seconds: secondsText } = page;
@@ -96,6 +97,13 @@ function roomOf(clip, camera) {
   return { middle: low.map((value, n) => value + size[n] / 2), size, low: low[1], flat: size[2] < 1e-6 };
 }
 
+// Between a and b, whose neighbours in time are p and q: Catmull and Rom's curve, which goes through all frames and has
+// no kink in them. Few frames of a clip are kept.
+function smooth(p, a, b, q, share) {
+  const [bent, straight] = [2 * p - 5 * a + 4 * b - q, b - p];
+  return a + 0.5 * share * (straight + share * (bent + share * (3 * (a - b) + q - p)));
+}
+
 function multiplesWithin(low, high) {
   const first = Math.ceil(low / FLOOR_LINES);
   const count = Math.floor(high / FLOOR_LINES) - first + 1;
@@ -132,21 +140,36 @@ class Player {
 
   makeControls() {
     this.toggleButton = button("▶", () => this.toggle(), { class: "quiet", "aria-label": "Play" });
-    this.slider = make("input", { type: "range", min: 0, max: 1, step: "any", value: 0, "aria-label": "Moment of the clip" });
+    this.slider = make("input", {
+      type: "range",
+      min: 0,
+      max: 1,
+      step: "any",
+      value: 0,
+      "aria-label": "Moment of the clip",
+    });
     this.slider.addEventListener("input", () => {
       this.pause();
       this.time = this.slider.value * this.seconds;
       this.draw();
     });
     this.clock = make("span", { class: "clock" });
-    const front = button("Front view", () => this.camera.reset(), { class: "quiet", title: "Look from the front again" });
+    const front = button("Front view", () => this.camera.reset(), {
+      class: "quiet",
+      title: "Look from the front again",
+    });
     const colours = ["left", "right"].map((side) => make("span", { class: side }, side));
     const hasSides = this.skeleton.sides.includes("left");
     return make(
       "div",
       {},
       make("div", { class: "player-controls" }, this.toggleButton, this.slider, this.clock),
-      make("div", { class: "player-controls below" }, make("div", { class: "sides" }, hasSides ? colours : "drag to turn"), front),
+      make(
+        "div",
+        { class: "player-controls below" },
+        make("div", { class: "sides" }, hasSides ? colours : "drag to turn"),
+        front,
+      ),
     );
   }
 
@@ -308,7 +331,12 @@ class Player {
     pen.lineWidth = 1;
     pen.beginPath();
     go("moveTo", left, far);
-    for (const corner of [[right, far], [right, near], [left, near]]) go("lineTo", ...corner);
+    for (const corner of [
+      [right, far],
+      [right, near],
+      [left, near],
+    ])
+      go("lineTo", ...corner);
     pen.globalAlpha = 0.35;
     pen.fill();
     pen.globalAlpha = 1;
@@ -341,11 +369,11 @@ class Player {
     if (!nearer) return null;
     const share = thereBefore && thereAfter ? at - before : Number(!thereBefore);
     const [from, to] = [before, after].map((frame) => (frame * clip.bodies + body) * clip.joints * 3);
+    const row = to - from;
+    const isThere = (frame) => frame >= 0 && frame < clip.frames && clip.there[frame * clip.bodies + body];
+    const [first, last] = [isThere(before - 1) ? from - row : from, isThere(after + 1) ? to + row : to];
     return Array.from({ length: clip.joints }, (_, joint) => {
-      const mix = (n) => {
-        const [a, b] = [clip.xyz[from + joint * 3 + n], clip.xyz[to + joint * 3 + n]];
-        return a + share * (b - a);
-      };
+      const mix = (n) => smooth(...[first, from, to, last].map((start) => clip.xyz[start + joint * 3 + n]), share);
       return this.project(mix(0), mix(1), mix(2));
     });
   }
@@ -353,7 +381,7 @@ class Player {
   drawBody(pen, points, alpha, ghost) {
     const { sides, bones } = this.skeleton;
     const width = Math.min(Math.max(0.042 * this.scale, 1.6), 7);
-    const colour = (joint) => (ghost ? this.colours.middle : this.colours[sides[joint]] ?? this.colours.middle);
+    const colour = (joint) => (ghost ? this.colours.middle : (this.colours[sides[joint]] ?? this.colours.middle));
     const order = [...bones].sort((a, b) => points[a[0]][2] + points[a[1]][2] - points[b[0]][2] - points[b[1]][2]);
     pen.globalAlpha = alpha;
     pen.lineCap = "round";

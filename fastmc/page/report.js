@@ -22,8 +22,11 @@ function lead(content) {
   const [run] = runs;
   const row = accuracies?.rows.findIndex((_, n) => page.isThere(run.trained?.[n])) ?? -1;
   if (row < 0) return null;
-  const before = page.isThere(run.untrained?.[row]) ? `; before training it was ${page.percent(run.untrained[row])}` : "";
-  return `Trained without labels, the encoder recognises ${page.percent(run.trained[row])}${where} (${accuracies.rows[row]})${before}.`;
+  const before = page.isThere(run.untrained?.[row])
+    ? `; before training it was ${page.percent(run.untrained[row])}`
+    : "";
+  const trained = `${page.percent(run.trained[row])}${where} (${accuracies.rows[row]})`;
+  return `Trained without labels, the encoder recognises ${trained}${before}.`;
 }
 
 // Facts that all runs share are said once, at the top.

@@ -23,9 +23,18 @@ function timeOf(body, run, n) {
       name: side.toUpperCase(),
       type: "bar",
       barMaxWidth: 13,
-      data: parts.map((part) => ({ value: part[side], itemStyle: { color: page.seriesColour(k), opacity: part.within ? 0.55 : 1 } })),
+      data: parts.map((part) => ({
+        value: part[side],
+        itemStyle: { color: page.seriesColour(k), opacity: part.within ? 0.55 : 1 },
+      })),
       itemStyle: { color: page.seriesColour(k), borderRadius: [0, 3, 3, 0] },
-      label: { show: true, position: "right", color: colours().soft, fontSize: 11, formatter: ({ value }) => number(value, 3) },
+      label: {
+        show: true,
+        position: "right",
+        color: colours().soft,
+        fontSize: 11,
+        formatter: ({ value }) => number(value, 3),
+      },
     })),
   });
   page.chart(host, `time ${n}`, option, `Parts of a step by ${unit}, as bars`);
@@ -37,7 +46,7 @@ function time(content) {
   return {
     id: "time",
     title: "Time of a step",
-    words: "Where the time of one step of training goes, as the profile measured it. Paler bars are parts of a part above them.",
+    words: "Where the time of one step of training goes, as the profile measured it. Paler bars lie within one above.",
     build: (body) =>
       runs.forEach((run, n) => {
         if (runs.length > 1) body.append(make("h3", { class: "of-run" }, run.label));
@@ -47,8 +56,19 @@ function time(content) {
 }
 
 function table(head, rows) {
-  const top = make("tr", {}, head.map((name) => make("th", {}, name)));
-  const lines = rows.map(([name, ...values]) => make("tr", {}, make("th", { scope: "row" }, name), values.map((value) => make("td", {}, value))));
+  const top = make(
+    "tr",
+    {},
+    head.map((name) => make("th", {}, name)),
+  );
+  const lines = rows.map(([name, ...values]) =>
+    make(
+      "tr",
+      {},
+      make("th", { scope: "row" }, name),
+      values.map((value) => make("td", {}, value)),
+    ),
+  );
   return make("div", { class: "scroll" }, make("table", {}, make("thead", {}, top), make("tbody", {}, lines)));
 }
 
@@ -64,22 +84,44 @@ async function copy(text, press) {
 
 function settingsOf(run, several) {
   const { folder, facts = [], settings = [], command } = run;
-  const search = make("input", { type: "search", placeholder: "Search settings", "aria-label": `Search the settings of ${run.label}` });
+  const search = make("input", {
+    type: "search",
+    placeholder: "Search settings",
+    "aria-label": `Search the settings of ${run.label}`,
+  });
   const rows = [["folder", folder], ...facts, ...settings].filter(([, value]) => page.isThere(value));
   const found = table(["", "value"], rows);
   search.addEventListener("input", () => {
     const wanted = search.value.trim().toLowerCase();
-    found.querySelectorAll("tbody tr").forEach((line) => (line.hidden = !line.textContent.toLowerCase().includes(wanted)));
+    found
+      .querySelectorAll("tbody tr")
+      .forEach((line) => (line.hidden = !line.textContent.toLowerCase().includes(wanted)));
   });
-  const again = command ? make("div", { class: "command" }, make("pre", {}, command), button("Copy", (event) => copy(command, event.currentTarget), { class: "quiet" })) : null;
+  const again = command
+    ? make(
+        "div",
+        { class: "command" },
+        make("pre", {}, command),
+        button("Copy", (event) => copy(command, event.currentTarget), { class: "quiet" }),
+      )
+    : null;
   const title = several ? `All settings of ${run.label}` : "All settings";
-  return make("details", { class: "card" }, make("summary", {}, title), again, make("div", { class: "row toolbar" }, search), found);
+  return make(
+    "details",
+    { class: "card" },
+    make("summary", {}, title),
+    again,
+    make("div", { class: "row toolbar" }, search),
+    found,
+  );
 }
 
 function settings(content) {
   const { runs, differences = [] } = content;
   const several = runs.length > 1;
-  const words = several ? "What sets the runs apart, and all that each was told." : "All that the run was told, and the command that makes it again.";
+  const words = several
+    ? "What sets the runs apart, and all that each was told."
+    : "All that the run was told, and the command that makes it again.";
   return {
     id: "settings",
     title: "Settings",
@@ -87,9 +129,21 @@ function settings(content) {
     build: (body) => {
       if (several && differences.length) {
         const rows = differences.map(({ setting, values }) => [setting, ...values.map((value) => value ?? "–")]);
-        body.append(make("div", { class: "card", "data-part": "differences" }, table(["", ...runs.map(({ label }) => label)], rows)));
+        body.append(
+          make(
+            "div",
+            { class: "card", "data-part": "differences" },
+            table(["", ...runs.map(({ label }) => label)], rows),
+          ),
+        );
       } else if (several) body.append(make("p", { class: "empty" }, "The settings of these runs do not differ."));
-      body.append(make("div", { class: "all-settings" }, runs.map((run) => settingsOf(run, several))));
+      body.append(
+        make(
+          "div",
+          { class: "all-settings" },
+          runs.map((run) => settingsOf(run, several)),
+        ),
+      );
     },
   };
 }
