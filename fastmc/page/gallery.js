@@ -21,7 +21,9 @@ class Gallery {
     return {
       id: "clips",
       title: "Clips",
-      words: "Hover, or move the focus there, to play; click to enlarge; drag to turn all of them.",
+      words: page.touch
+        ? "Tap a clip to play it large; there, drag to turn it."
+        : "Hover, or move the focus there, to play; click to enlarge; drag to turn all of them.",
       build: (body) => this.build(body),
     };
   }

@@ -19,7 +19,14 @@ function findings({ sanity, warnings, remarks }) {
     build: (body) => {
       const list = make("ul", { class: "findings" });
       for (const [kind, title, text] of all) {
-        list.append(make("li", { class: `card ${kind}` }, make("strong", {}, title), make("p", {}, text)));
+        list.append(
+          make(
+            "li",
+            { class: `card ${kind}` },
+            make("strong", {}, title),
+            make("p", {}, text.charAt(0).toUpperCase() + text.slice(1)),
+          ),
+        );
       }
       if (all.length) body.append(list);
     },
@@ -46,7 +53,7 @@ function skippedGroup({ reason, count, entries }) {
   return make(
     "details",
     { class: "card" },
-    make("summary", {}, make("strong", {}, reason), ` ${plural(count, "file")}`),
+    make("summary", {}, `${number(count)} × ${reason}`),
     make("div", { class: "scroll bounded" }, make("table", {}, make("thead", {}, head), make("tbody", {}, rows)), more),
   );
 }

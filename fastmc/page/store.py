@@ -23,8 +23,8 @@ from fastmc.page.clips import clip_columns, known_fields, skeleton_content, spre
 from fastmc.page.motion import pack
 from fastmc.page.views import Augmentation, views_content
 
-BARS = 40
-"""Of the histogram of lengths, at most."""
+BARS, CLIPS_A_BAR = (8, 40), 8
+"""Of the histogram of lengths, at least and at most, and clips that each has on average where the set is small."""
 ENTRIES = 500
 """Of what was left out, for one reason: a page has room for so many; skipped.json has all."""
 MOTION_BYTES = 6_000_000
@@ -120,7 +120,8 @@ def _protocol(store: PackedStore, name: str, ids: np.ndarray) -> dict[str, Any]:
 
 
 def _lengths(store: PackedStore) -> dict[str, Any]:
-    edges, counts = lengths_of(store, BARS)
+    fewest, most = BARS
+    edges, counts = lengths_of(store, min(most, max(fewest, len(store) // CLIPS_A_BAR)))
     return {"edges": edges, "counts": counts, "fps": store.fps}
 
 
