@@ -187,6 +187,7 @@ def test_the_attack_is_the_run_s_at_lengths_of_its_own(loaded, own):
     for step, of in ((0, x), (3, loaded.model.attacked(batch))):
         want = entropy(distribution(loaded.model, of).numpy())
         np.testing.assert_allclose([each["entropy"][step] for each in attack["clips"]], want, atol=2e-4)
+    assert [each["own"] for each in attack["clips"]] == pytest.approx([ETA] * 6, abs=1e-4)
     assert f"takes one step of length {ETA} m" in attack["says"]
 
 

@@ -6,13 +6,11 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 import tyro
 from tqdm import tqdm
 
-import fastmc
 from fastmc.checks import Count, Seed, Whole, check_ranges
 from fastmc.config import Frames, Preset, load_config, preset_config
 from fastmc.data.store import StoreError
@@ -22,7 +20,7 @@ from fastmc.views.draw import AugmentConfig
 from train.command.datasets import open_store, stores_in
 from train.command.errors import run_command
 from train.engine.record import log
-from train.runs.report import commit
+from train.runs.report import made_by
 
 
 @dataclass(frozen=True)
@@ -112,8 +110,7 @@ def look(settings: Settings, command: str) -> Path:
     head = {
         "kind": "store",
         "title": store.name,
-        "made": datetime.now().strftime("%Y-%m-%d %H:%M"),
-        "by": f"fastmc {fastmc.__version__}, commit {(commit() or 'unknown')[:12]}, {command}",
+        **made_by(command),
     }
     size = write_page(out, {**head, **content})
     log.info("%s (%.1f MB): open it in a browser", out, size / 1e6)

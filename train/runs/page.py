@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import fastmc
 from fastmc.config import CALL_SETTINGS, Config, to_plain
 from fastmc.figures.history import Panel, panels_of
 from fastmc.methods import find_method
@@ -24,7 +23,7 @@ from train.runs.folder import ACCURACIES, PAGE
 from train.runs.measured import SHOWN, Attack, Map
 from train.runs.page_runs import PageRun
 from train.runs.published import Variant, published_accuracies
-from train.runs.report import commit
+from train.runs.report import made_by
 
 MOST_BYTES = 4_400_000
 """Of the clips of a page that has room for 6 MB, with the programs and the numbers."""
@@ -70,8 +69,7 @@ def content_of(runs: Sequence[PageRun], command: str) -> dict[str, Any]:
     return {
         "kind": "report",
         "title": _title(runs),
-        "made": datetime.now().strftime("%Y-%m-%d %H:%M"),
-        "by": f"fastmc {fastmc.__version__}, commit {(commit() or 'unknown')[:12]}, {command}",
+        **made_by(command),
         "notes": notes,
         **({} if carried is None else carried.content()),
         "runs": [_run(run, carried) for run in runs],
@@ -130,12 +128,13 @@ class Carried:
 
 def _run(run: PageRun, carried: Carried | None) -> dict[str, Any]:
     published, source = _published(run)
+    where, plain = str(run.folder), _plain(run.config)
     return {
         "label": run.label,
-        "folder": str(run.folder),
+        "folder": where,
         "facts": _facts(run),
-        "settings": [[name, setting(plain, name)] for plain in [_plain(run.config)] for name in _names(plain)],
-        "command": f"python -m train.run --config {run.folder / 'config.json'} --out {run.folder}",
+        "settings": [[name, setting(plain, name)] for name in _names(plain)],
+        "command": "python -m train.run " + shlex.join(["--config", str(run.folder / "config.json"), "--out", where]),
         "trained": [run.report.get(key) for key in ACCURACIES],
         "untrained": [run.report.get("random_init", {}).get(key) for key in ACCURACIES],
         "raw": _raw(run),
@@ -185,16 +184,16 @@ def _attack(attack: Attack, run: PageRun, carried: Carried) -> dict[str, Any]:
     found, store = attack.found, run.store
     assert store is not None
     clips = [
-        {"clip": place, "steps": _rounded(found.norms), "entropy": _rounded(entropy)}
-        for place, entropy in zip(carried.places(attack.clips), found.entropy, strict=True)
+        {"clip": place, "steps": _rounded(found.norms), "entropy": _rounded(entropy), "own": own}
+        for place, entropy, own in zip(carried.places(attack.clips), found.entropy, _rounded(found.own), strict=True)
     ]
     eta = getattr(run.config.settings, "attack_norm", None)
-    own = f"{found.own.min():.3g} to {found.own.max():.3g}" if np.ptp(found.own) > 1e-3 else f"{found.own.max():.3g}"
+    length = f"{found.own.min():.3g} to {found.own.max():.3g}" if np.ptp(found.own) > 1e-3 else f"{found.own.max():.3g}"
     return {
         "clips": clips,
         "says": (
             f"The whole clip, as {run.config.frames} frames, moved along the perturbation ρ of this run's attack, "
-            f"which takes one step of length {own} m here (η = {eta:g} m at most). The direction is the run's; how far "
+            f"which takes one step of length {length} m here (η = {eta:g} m at most). The direction is the run's; how far "
             "it goes is the slider's. Entropy: of the fixed random layer's distribution, in nats."
         ),
         "motion": pack(
@@ -250,10 +249,10 @@ def _plain(config: Config) -> dict[str, Any]:
 
 def _names(plain: dict[str, Any], prefix: str = "") -> list[str]:
     """Dotted names of all settings."""
-    nested = ((f"{prefix}{name}", value) for name, value in plain.items())
-    return [
-        each for name, value in nested for each in (_names(value, f"{name}.") if isinstance(value, dict) else [name])
-    ]
+    found = []
+    for name, value in plain.items():
+        found += _names(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"]
+    return found
 
 
 def _raw(run: PageRun) -> list[float | None] | None:

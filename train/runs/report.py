@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+import fastmc
 from fastmc import package_folder
 from fastmc.config import Config
 from fastmc.data.placed.resident import PlacedStore
@@ -53,6 +54,12 @@ def commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):  # there is no git, or it does not trust the folder
         return None
     return head.strip() + ("-dirty" if changes else "")
+
+
+def made_by(command: str) -> dict[str, str]:
+    """When a page is made, and of what fastmc by which command: entries of its content."""
+    which = f"fastmc {fastmc.__version__}, commit {(commit() or 'unknown')[:12]}"
+    return {"made": datetime.now().strftime("%Y-%m-%d %H:%M"), "by": f"{which}, {command}"}
 
 
 def evaluate_encoder(
