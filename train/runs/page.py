@@ -193,8 +193,8 @@ def _attack(attack: Attack, run: PageRun, carried: Carried) -> dict[str, Any]:
         "clips": clips,
         "says": (
             f"The whole clip, as {run.config.frames} frames, moved along the perturbation ρ of this run's attack, "
-            f"which takes one step of length {length} m here (η = {eta:g} m at most). The direction is the run's; how far "
-            "it goes is the slider's. Entropy: of the fixed random layer's distribution, in nats."
+            f"which takes one step of length {length} m here (η = {eta:g} m at most). The direction is the run's; how "
+            "far it goes is the slider's. Entropy: of the fixed random layer's distribution, in nats."
         ),
         "motion": pack(
             chain.from_iterable(zip(found.x, found.rho, strict=True)),
