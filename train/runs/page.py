@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from fastmc.config import CALL_SETTINGS, Config, to_plain
+from fastmc.data.store import PackedStore
 from fastmc.figures.history import Panel, panels_of
 from fastmc.methods import find_method
 from fastmc.page.clips import clip_columns, known_fields, skeleton_content
-from fastmc.page.document import write_page
+from fastmc.page.document import as_json, write_page
 from fastmc.page.motion import pack
 from train.engine.record import duration, log
 from train.runs.figure_runs import changed_settings, labels_by_settings, setting
@@ -25,10 +26,12 @@ from train.runs.page_runs import PageRun
 from train.runs.published import Variant, published_accuracies
 from train.runs.report import made_by
 
-MOST_BYTES = 4_400_000
-"""Of the clips of a page that has room for 6 MB, with the programs and the numbers."""
-MOST_BYTES_SAMPLED = 17_000_000
-"""Of one with 2,000 of more test clips, each with neighbours of its own: 20 MB."""
+MOST_BYTES, MOST_BYTES_SAMPLED = 6_000_000, 20_000_000
+"""Of a page, and of one whose 2,000 test clips are some of more, with neighbours of their own."""
+OTHER_BYTES = 1_500_000
+"""Of these for the page's programs and style, which have 1.3 MB."""
+FEWEST_BYTES = 1_000_000
+"""For clips, however many numbers the runs have."""
 FINE = 1e-5
 """Metres: the quantum of a perturbation, which a slider makes longer."""
 DIGITS = 4
@@ -66,7 +69,7 @@ def content_of(runs: Sequence[PageRun], command: str) -> dict[str, Any]:
         )
     else:
         carried = Carried.of(runs)
-    return {
+    content = {
         "kind": "report",
         "title": _title(runs),
         **made_by(command),
@@ -77,6 +80,7 @@ def content_of(runs: Sequence[PageRun], command: str) -> dict[str, Any]:
         "differences": _differences(runs),
         "accuracies": _accuracies(runs),
     }
+    return content if carried is None else {**content, "motion": carried.motion(len(as_json(content)))}
 
 
 def _title(runs: Sequence[PageRun]) -> str:
@@ -112,18 +116,31 @@ class Carried:
         at = np.minimum(np.searchsorted(self.clips, clips), len(self.clips) - 1)
         return np.where(self.clips[at] == clips, at, -1).tolist()
 
+    @property
+    def store(self) -> PackedStore:
+        assert self.first.store is not None
+        return self.first.store
+
+    @property
+    def test(self) -> np.ndarray:
+        """All test clips of the store."""
+        return self.store.split(self.first.protocol or self.store.protocols[0])[1]
+
     def content(self) -> dict[str, Any]:
-        store = self.first.store
-        assert store is not None and self.first.measured is not None
-        _, test = store.split(self.first.protocol or store.protocols[0])
-        most = MOST_BYTES if len(test) <= SHOWN else MOST_BYTES_SAMPLED
+        """All of it but how the clips move."""
+        store = self.store
         return {
             "fields": known_fields(store),
             "skeleton": skeleton_content(store),
             "classes": list(store.class_names),
-            "clips": clip_columns(store, self.clips, test),
-            "motion": pack((store.clip(n) for n in self.clips), store.skeleton, most_bytes=most),
+            "clips": clip_columns(store, self.clips, self.test),
         }
+
+    def motion(self, taken: int) -> dict[str, Any]:
+        """How they move, in the room that a page of so many bytes has left."""
+        most = MOST_BYTES if len(self.test) <= SHOWN else MOST_BYTES_SAMPLED
+        room = max(most - OTHER_BYTES - taken, FEWEST_BYTES)
+        return pack((self.store.clip(n) for n in self.clips), self.store.skeleton, most_bytes=room)
 
 
 def _run(run: PageRun, carried: Carried | None) -> dict[str, Any]:
