@@ -324,12 +324,14 @@ def test_runs_are_compared(browser, pages):
     labels = [run["label"] for run in page.content["runs"]]
     assert [each.text for each in page.all(".map-card h3")] == labels
     clip = page.lonely_dots(1)[3]
-    page.dot(clip, 1, click=True)
+    page.dot(clip, 1)
     assert soon(lambda: page.playing() == str(clip))
     for run in (0, 1):
         of = page.content["runs"][run]["map"]
         n = of["clip"].index(clip)
         assert [of["x"][n], of["y"][n]] in [mark["value"] for mark in page.data(f"map {run}", "marks")]
+    page.dot(clip, 1, click=True)
+    assert soon(lambda: page.all("[data-part=neighbours] .clip"))
     rows = page.all("[data-part=neighbours] .neighbours")
     assert len(rows) == 2 and all(len(browser.find_all(".clip", row)) == 6 for row in rows)
     lines = page.data("curve loss (nats)", 0), page.data("curve loss (nats)", 3)
