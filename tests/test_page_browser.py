@@ -386,11 +386,12 @@ def test_the_attack_follows_its_slider(browser, pages):
     browser.run("arguments[0].scrollIntoView({block: 'center'})", slider)
     browser.find("[data-section=attack] .player-controls button").click()
     picture = "return document.querySelector('[data-section=attack] .player canvas').toDataURL()"
-    full, words = browser.run(picture), page.text(".attack-words")
-    assert "norm is 1 m" in words and "3.5 now" in words
+    usual, words = browser.run(picture), page.text(".attack-words")
+    assert "norm is 0.5 m" in words and "3.06 now" in words, "it begins where training is"
+    assert "as in training" in page.drawn_texts("attack 0")
     slider.send_keys(ARROW_LEFT)
-    assert soon(lambda: "norm is 0.875 m" in page.text(".attack-words"))
-    assert browser.run(picture) != full
+    assert soon(lambda: "norm is 0.375 m" in page.text(".attack-words"))
+    assert browser.run(picture) != usual
     choice = page.find("[data-section=attack] select")
     choice.send_keys(page.all("[data-section=attack] option")[1].text[:6])
     assert soon(lambda: page.content["clips"]["name"][1] in page.text("[data-section=attack] .caption"))
