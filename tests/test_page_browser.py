@@ -139,6 +139,14 @@ class Page:
         self.browser.run("arguments[0].scrollIntoView({block: 'center'})", host)
         self.browser.mouse(host, *self.pixel(f"map {run}", 1, [of["x"][n], of["y"][n]]), click=click)
 
+    def rings(self, run: int) -> list[list[float]]:
+        """Where the rings of a map are."""
+        return self.browser.run(
+            "return fastmcPage.charts[arguments[0]].getZr().storage.getDisplayList(true)"
+            ".filter((each) => each.zlevel === 1 && each.type === 'circle').map(({shape}) => [shape.cx, shape.cy])",
+            f"map {run}",
+        )
+
     def lonely_dots(self, run: int = 0, reach: float = 0.8) -> list[int]:
         """Clips whose dots lie apart from all others."""
         of = self.content["runs"][run]["map"]
@@ -329,9 +337,17 @@ def test_runs_are_compared(browser, pages):
     for run in (0, 1):
         of = page.content["runs"][run]["map"]
         n = of["clip"].index(clip)
-        assert [of["x"][n], of["y"][n]] in [mark["value"] for mark in page.data(f"map {run}", "marks")]
+        ((x, y),) = page.rings(run)
+        assert [x, y] == pytest.approx(page.pixel(f"map {run}", 1, [of["x"][n], of["y"][n]]), abs=0.5)
+        assert CLASSES[page.content["clips"]["class"][clip]] in page.drawn_texts(f"map {run}")
     page.dot(clip, 1, click=True)
     assert soon(lambda: page.all("[data-part=neighbours] .clip"))
+    assert len(page.rings(0)) == len(page.rings(1)) == 2
+    browser.find("[title='Zoom in']", page.all(".map-card")[0]).click()
+    of = page.content["runs"][0]["map"]
+    n = of["clip"].index(clip)
+    moved = page.pixel("map 0", 1, [of["x"][n], of["y"][n]])
+    assert all(ring == pytest.approx(moved, abs=0.5) for ring in page.rings(0)), "rings go with their dots"
     rows = page.all("[data-part=neighbours] .neighbours")
     assert len(rows) == 2 and all(len(browser.find_all(".clip", row)) == 6 for row in rows)
     lines = page.data("curve loss (nats)", 0), page.data("curve loss (nats)", 3)

@@ -9,7 +9,7 @@
 //   room(more)                         the grid about a chart
 //   seriesColour(n), seriesShape(n)    what the n-th of many looks like: 8 colours, then 8 shapes of them
 //   swatch(n)                          the same as a small picture for a legend
-//   line(n)                            {colour, type} of the n-th line
+//   line(n), FONT                      {colour, type} of the n-th line; what is written in
 //   histogram(host, name, {edges, counts, across, label})
 //   bars(host, name, {names, counts, across, label})       horizontal bars, the first on top
 
@@ -105,7 +105,8 @@ function chart(host, name, option, label) {
     drawn.setOption({ animation: false, textStyle: { fontFamily: FONT }, ...option() }, { notMerge: true });
   redraw();
   page.onTheme(redraw);
-  new ResizeObserver(() => drawn.resize()).observe(host);
+  const isOff = () => drawn.getWidth() !== host.clientWidth || drawn.getHeight() !== host.clientHeight;
+  new ResizeObserver(() => isOff() && drawn.resize()).observe(host); // it is told the first size too
   page.charts[name] = drawn;
   return { chart: drawn, redraw };
 }
@@ -146,4 +147,4 @@ function bars(host, name, { names, counts, across, label }) {
 }
 
 Object.assign(page, { chart, tooltip, plain, valueAxis, categoryAxis, room, histogram, bars, swatch, line });
-Object.assign(page, { seriesColour, seriesShape, shorten });
+Object.assign(page, { FONT, seriesColour, seriesShape, shorten });
