@@ -3,6 +3,8 @@
 const page = window.fastmcPage;
 const { make, segments, number, plural } = page;
 
+const NOTABLE = 1.1; // times as many of one as of another
+
 function counts(store, gallery) {
   const columns = Object.entries(store.by).filter(([, entries]) => entries.some(([, value]) => value >= 0));
   return {
@@ -73,7 +75,8 @@ function balance(entries) {
   if (known.length < 2) return `${plural(known.length, "value")}`;
   const [most, fewest] = [known.reduce((a, b) => (b[2] > a[2] ? b : a)), known.reduce((a, b) => (b[2] < a[2] ? b : a))];
   if (most[2] === fewest[2]) return `Balanced: ${plural(most[2], "clip")} each.`;
-  const times = fewest[2] ? `, ${number(most[2] / fewest[2], 2)} times as many` : "";
+  const ratio = most[2] / fewest[2];
+  const times = ratio >= NOTABLE && Number.isFinite(ratio) ? `, ${number(ratio, 2)} times as many` : "";
   return `From ${number(fewest[2])} (${fewest[0]}) to ${number(most[2])} (${most[0]})${times}.`;
 }
 
@@ -154,7 +157,7 @@ function lengths({ lengths: { edges, counts: clips, fps }, bodies }, gallery) {
         grid.append(make("div", { class: "card" }, make("h3", {}, title), element));
         return element;
       };
-      const same = (words) => grid.append(make("p", { class: "hint" }, `All clips have ${words}.`));
+      const same = (words) => body.append(make("p", { class: "hint" }, `All clips have ${words}.`));
       if (clips.length > 1) lengthChart(host("Frames a clip"), edges, clips, gallery);
       else same(plural(edges[0], "frame"));
       if (bodies.length > 1) bodyChart(host("Bodies a clip"), bodies, gallery);
