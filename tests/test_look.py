@@ -85,7 +85,7 @@ def test_clips_are_those_of_the_store(small):
         first, last = small.clip(n)[[0, -1]]
         assert np.abs((clip[-1] - clip[0]) - (last - first)).max() <= 0.005, "whole quanta of 4 mm"
     assert content["skeleton"]["joints"] == list(NTU25.joint_names)
-    assert content["notes"] == ["At most 32 frames of each clip play; between them joints move in straight lines."]
+    assert content["notes"] == ["At most 32 frames of each clip are carried; what plays between them is interpolated."]
 
 
 # --- What the page carries of many

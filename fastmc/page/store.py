@@ -96,7 +96,7 @@ def _read(
 def _sampled(store: PackedStore, ids: np.ndarray, seed: int, motion: dict[str, Any]) -> list[str]:
     """What the page leaves out of the clips, and of their frames."""
     frames = max(motion["frames"])
-    said = [f"At most {frames} frames of each clip play; between them joints move in straight lines."]
+    said = [f"At most {frames} frames of each clip are carried; what plays between them is interpolated."]
     if len(ids) < len(store):
         said.insert(
             0,
