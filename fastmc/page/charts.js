@@ -10,11 +10,11 @@
 //   seriesColour(n), seriesShape(n)    what the n-th of many looks like: 8 colours, then 8 shapes of them
 //   swatch(n)                          the same as a small picture for a legend
 //   line(n), FONT                      {colour, type} of the n-th line; what is written in
-//   histogram(host, name, {edges, counts, across, label})
+//   histogram(host, name, {edges, counts, across, label})  of whole numbers; an edge is the first of its bar
 //   bars(host, name, {names, counts, across, label})       horizontal bars, the first on top
 
 const page = window.fastmcPage;
-const { make, number, colours } = page;
+const { make, number, plural, colours } = page;
 
 const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif';
 const SHAPES = [
@@ -112,7 +112,8 @@ function chart(host, name, option, label) {
 }
 
 function histogram(host, name, { edges, counts, across, label }) {
-  const middles = counts.map((_, n) => `${number(edges[n])} – ${number(edges[n + 1])}`);
+  const [from, to] = [(n) => number(edges[n]), (n) => number(edges[n + 1] - 1)];
+  const spans = counts.map((_, n) => (from(n) === to(n) ? from(n) : `${from(n)} – ${to(n)}`));
   const option = () => ({
     grid: room({ bottom: 24 }),
     xAxis: categoryAxis(
@@ -120,7 +121,7 @@ function histogram(host, name, { edges, counts, across, label }) {
       { name: across, nameGap: 30 },
     ),
     yAxis: valueAxis("", { minInterval: 1 }),
-    tooltip: tooltip(({ dataIndex: n }) => [`${middles[n]} ${across}`, `${number(counts[n])} clips`]),
+    tooltip: tooltip(({ dataIndex: n }) => [`${spans[n]} ${across}`, plural(counts[n], "clip")]),
     series: [{ type: "bar", data: counts, barCategoryGap: "6%", itemStyle: { color: colours().accent } }],
   });
   return chart(host, name, option, label);

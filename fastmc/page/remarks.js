@@ -46,7 +46,7 @@ function skippedGroup({ reason, count, entries }) {
   return make(
     "details",
     { class: "card" },
-    make("summary", {}, make("strong", {}, reason), ` ${plural(count, "file")}`),
+    make("summary", {}, `${number(count)} × ${reason}`),
     make("div", { class: "scroll bounded" }, make("table", {}, make("thead", {}, head), make("tbody", {}, rows)), more),
   );
 }
