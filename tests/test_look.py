@@ -85,7 +85,7 @@ def test_clips_are_those_of_the_store(small):
         first, last = small.clip(n)[[0, -1]]
         assert np.abs((clip[-1] - clip[0]) - (last - first)).max() <= 0.005, "whole quanta of 4 mm"
     assert content["skeleton"]["joints"] == list(NTU25.joint_names)
-    assert content["notes"] == ["At most 32 frames of each clip play; between them joints move in straight lines."]
+    assert content["notes"] == ["At most 32 frames of each clip are carried; what plays between them is interpolated."]
 
 
 # --- What the page carries of many
@@ -180,6 +180,10 @@ def test_warnings_and_notes_are_those_of_the_report(tmp_path):
     store = people(tmp_path / "odd", class_names=["never", "a", "b"], **warned)
     content = store_content(store, clips=10)["store"]
     assert content["warnings"] == ["joints were odd when it was packed"] and content["remarks"] == []
+    finding = store_content(people(tmp_path / "mm", lambda clip: 1000 * clip), clips=10)["store"]["sanity"]
+    twice = people(tmp_path / "twice", lambda clip: 1000 * clip, extra_meta={"warnings": finding})
+    content = store_content(twice, clips=10)["store"]
+    assert (content["sanity"], content["warnings"]) == (finding, []), "one fault is said once"
     with StoreWriter(
         tmp_path / "one", name="one", skeleton=NTU25, fps=30, class_names=["a", "b"],
         protocols={"xsub": {"field": "subject", "train": [9]}}, max_bodies=1,

@@ -268,7 +268,7 @@ def test_what_was_left_out_opens(browser, pages):
 def test_what_looks_wrong_is_said_first(browser, pages):
     page = Page(browser, pages, "millimetres")
     assert page.text("#findings h2") == "What looks wrong"
-    assert "Bodies are 15" in page.text("#findings .wrong")
+    assert "bodies are 15" in page.text("#findings .wrong")
     assert "this looks like millimetres; --scale 0.001" in page.text("#findings .wrong")
     page = Page(browser, pages)
     assert page.text("#findings h2") == "Nothing looks wrong" and browser.find_all("#findings .wrong") == []

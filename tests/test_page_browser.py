@@ -139,6 +139,14 @@ class Page:
         self.browser.run("arguments[0].scrollIntoView({block: 'center'})", host)
         self.browser.mouse(host, *self.pixel(f"map {run}", 1, [of["x"][n], of["y"][n]]), click=click)
 
+    def rings(self, run: int) -> list[list[float]]:
+        """Where the rings of a map are."""
+        return self.browser.run(
+            "return fastmcPage.charts[arguments[0]].getZr().storage.getDisplayList(true)"
+            ".filter((each) => each.zlevel === 1 && each.type === 'circle').map(({shape}) => [shape.cx, shape.cy])",
+            f"map {run}",
+        )
+
     def lonely_dots(self, run: int = 0, reach: float = 0.8) -> list[int]:
         """Clips whose dots lie apart from all others."""
         of = self.content["runs"][run]["map"]
@@ -324,12 +332,22 @@ def test_runs_are_compared(browser, pages):
     labels = [run["label"] for run in page.content["runs"]]
     assert [each.text for each in page.all(".map-card h3")] == labels
     clip = page.lonely_dots(1)[3]
-    page.dot(clip, 1, click=True)
+    page.dot(clip, 1)
     assert soon(lambda: page.playing() == str(clip))
     for run in (0, 1):
         of = page.content["runs"][run]["map"]
         n = of["clip"].index(clip)
-        assert [of["x"][n], of["y"][n]] in [mark["value"] for mark in page.data(f"map {run}", "marks")]
+        ((x, y),) = page.rings(run)
+        assert [x, y] == pytest.approx(page.pixel(f"map {run}", 1, [of["x"][n], of["y"][n]]), abs=0.5)
+        assert CLASSES[page.content["clips"]["class"][clip]] in page.drawn_texts(f"map {run}")
+    page.dot(clip, 1, click=True)
+    assert soon(lambda: page.all("[data-part=neighbours] .clip"))
+    assert len(page.rings(0)) == len(page.rings(1)) == 2
+    browser.find("[title='Zoom in']", page.all(".map-card")[0]).click()
+    of = page.content["runs"][0]["map"]
+    n = of["clip"].index(clip)
+    moved = page.pixel("map 0", 1, [of["x"][n], of["y"][n]])
+    assert all(ring == pytest.approx(moved, abs=0.5) for ring in page.rings(0)), "rings go with their dots"
     rows = page.all("[data-part=neighbours] .neighbours")
     assert len(rows) == 2 and all(len(browser.find_all(".clip", row)) == 6 for row in rows)
     lines = page.data("curve loss (nats)", 0), page.data("curve loss (nats)", 3)
@@ -384,11 +402,12 @@ def test_the_attack_follows_its_slider(browser, pages):
     browser.run("arguments[0].scrollIntoView({block: 'center'})", slider)
     browser.find("[data-section=attack] .player-controls button").click()
     picture = "return document.querySelector('[data-section=attack] .player canvas').toDataURL()"
-    full, words = browser.run(picture), page.text(".attack-words")
-    assert "norm is 1 m" in words and "3.5 now" in words
+    usual, words = browser.run(picture), page.text(".attack-words")
+    assert "norm is 0.5 m" in words and "3.06 now" in words, "it begins where training is"
+    assert "as in training" in page.drawn_texts("attack 0")
     slider.send_keys(ARROW_LEFT)
-    assert soon(lambda: "norm is 0.875 m" in page.text(".attack-words"))
-    assert browser.run(picture) != full
+    assert soon(lambda: "norm is 0.375 m" in page.text(".attack-words"))
+    assert browser.run(picture) != usual
     choice = page.find("[data-section=attack] select")
     choice.send_keys(page.all("[data-section=attack] option")[1].text[:6])
     assert soon(lambda: page.content["clips"]["name"][1] in page.text("[data-section=attack] .caption"))

@@ -1,4 +1,5 @@
-// The attack of the method: a clip before it and after, at any strength.
+// The attack of the method: a clip before it and after, at any strength. `norm` of run.attack, where it is known, is that
+// of training, metres: the slider begins there.
 
 const page = window.fastmcPage;
 const { make, fill, button, number, colours } = page;
@@ -51,7 +52,7 @@ class AttackSection {
       { class: "strength" },
       make("span", { class: "hint" }, "none"),
       this.slider,
-      make("span", { class: "hint" }, "full"),
+      make("span", { class: "hint" }, "strongest"),
     );
     const controls = make(
       "div",
@@ -100,7 +101,18 @@ class AttackSection {
       ghost: this.before,
       still: page.calm,
     });
-    this.set(steps.length - 1);
+    this.set(this.usual());
+  }
+
+  // The step as strong as in training.
+  usual() {
+    const { norm } = this.run.attack;
+    return page.isThere(norm) ? this.nearest(norm) : this.entry.steps.length - 1;
+  }
+
+  nearest(norm) {
+    const away = this.entry.steps.map((step) => Math.abs(step - norm));
+    return away.indexOf(Math.min(...away));
   }
 
   set(step) {
@@ -119,15 +131,22 @@ class AttackSection {
 
   setNearest(x) {
     const [norm] = this.drawn.chart.convertFromPixel({ seriesIndex: 0 }, [x, 0]);
-    const away = this.entry.steps.map((step) => Math.abs(step - norm));
-    this.set(away.indexOf(Math.min(...away)));
+    this.set(this.nearest(norm));
+  }
+
+  markOfTraining() {
+    const { norm } = this.run.attack;
+    const { faint, soft } = colours();
+    const label = { formatter: () => "as in training", color: soft, fontSize: 11, position: "end" };
+    const data = page.isThere(norm) ? [{ xAxis: norm, label }] : [];
+    return { symbol: "none", silent: true, lineStyle: { color: faint, type: "dotted", width: 1.5 }, data };
   }
 
   option() {
     const { steps, entropy } = this.entry;
     const { accent, right, card } = colours();
     return {
-      grid: page.room({ bottom: 26 }),
+      grid: page.room({ bottom: 26, top: 24 }),
       xAxis: page.valueAxis("norm of the perturbation (m)"),
       yAxis: page.valueAxis("", { scale: true, splitNumber: 3 }),
       tooltip: page.tooltip(([{ value }]) => [`norm ${number(value[0])} m`, `entropy ${number(value[1])} nats`], {
@@ -140,6 +159,7 @@ class AttackSection {
           symbolSize: 6,
           lineStyle: { color: accent, width: 2 },
           itemStyle: { color: accent },
+          markLine: this.markOfTraining(),
         },
         {
           type: "scatter",

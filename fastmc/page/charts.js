@@ -9,12 +9,12 @@
 //   room(more)                         the grid about a chart
 //   seriesColour(n), seriesShape(n)    what the n-th of many looks like: 8 colours, then 8 shapes of them
 //   swatch(n)                          the same as a small picture for a legend
-//   line(n)                            {colour, type} of the n-th line
-//   histogram(host, name, {edges, counts, across, label})
+//   line(n), FONT                      {colour, type} of the n-th line; what is written in
+//   histogram(host, name, {edges, counts, across, label})  of whole numbers; an edge is the first of its bar
 //   bars(host, name, {names, counts, across, label})       horizontal bars, the first on top
 
 const page = window.fastmcPage;
-const { make, number, colours } = page;
+const { make, number, plural, colours } = page;
 
 const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif';
 const SHAPES = [
@@ -105,13 +105,15 @@ function chart(host, name, option, label) {
     drawn.setOption({ animation: false, textStyle: { fontFamily: FONT }, ...option() }, { notMerge: true });
   redraw();
   page.onTheme(redraw);
-  new ResizeObserver(() => drawn.resize()).observe(host);
+  const isOff = () => drawn.getWidth() !== host.clientWidth || drawn.getHeight() !== host.clientHeight;
+  new ResizeObserver(() => isOff() && drawn.resize()).observe(host); // it is told the first size too
   page.charts[name] = drawn;
   return { chart: drawn, redraw };
 }
 
 function histogram(host, name, { edges, counts, across, label }) {
-  const middles = counts.map((_, n) => `${number(edges[n])} – ${number(edges[n + 1])}`);
+  const [from, to] = [(n) => number(edges[n]), (n) => number(edges[n + 1] - 1)];
+  const spans = counts.map((_, n) => (from(n) === to(n) ? from(n) : `${from(n)} – ${to(n)}`));
   const option = () => ({
     grid: room({ bottom: 24 }),
     xAxis: categoryAxis(
@@ -119,7 +121,7 @@ function histogram(host, name, { edges, counts, across, label }) {
       { name: across, nameGap: 30 },
     ),
     yAxis: valueAxis("", { minInterval: 1 }),
-    tooltip: tooltip(({ dataIndex: n }) => [`${middles[n]} ${across}`, `${number(counts[n])} clips`]),
+    tooltip: tooltip(({ dataIndex: n }) => [`${spans[n]} ${across}`, plural(counts[n], "clip")]),
     series: [{ type: "bar", data: counts, barCategoryGap: "6%", itemStyle: { color: colours().accent } }],
   });
   return chart(host, name, option, label);
@@ -146,4 +148,4 @@ function bars(host, name, { names, counts, across, label }) {
 }
 
 Object.assign(page, { chart, tooltip, plain, valueAxis, categoryAxis, room, histogram, bars, swatch, line });
-Object.assign(page, { seriesColour, seriesShape, shorten });
+Object.assign(page, { FONT, seriesColour, seriesShape, shorten });

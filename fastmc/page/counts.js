@@ -3,8 +3,10 @@
 const page = window.fastmcPage;
 const { make, segments, number, plural } = page;
 
+const NOTABLE = 1.1; // times as many of one as of another
+
 function counts(store, gallery) {
-  const columns = Object.entries(store.by).filter(([, entries]) => entries.length);
+  const columns = Object.entries(store.by).filter(([, entries]) => entries.some(([, value]) => value >= 0));
   return {
     id: "counts",
     title: "How many of what",
@@ -73,7 +75,8 @@ function balance(entries) {
   if (known.length < 2) return `${plural(known.length, "value")}`;
   const [most, fewest] = [known.reduce((a, b) => (b[2] > a[2] ? b : a)), known.reduce((a, b) => (b[2] < a[2] ? b : a))];
   if (most[2] === fewest[2]) return `Balanced: ${plural(most[2], "clip")} each.`;
-  const times = fewest[2] ? `, ${number(most[2] / fewest[2], 2)} times as many` : "";
+  const ratio = most[2] / fewest[2];
+  const times = ratio >= NOTABLE && Number.isFinite(ratio) ? `, ${number(ratio, 2)} times as many` : "";
   return `From ${number(fewest[2])} (${fewest[0]}) to ${number(most[2])} (${most[0]})${times}.`;
 }
 
@@ -148,27 +151,31 @@ function lengths({ lengths: { edges, counts: clips, fps }, bodies }, gallery) {
       `At ${number(fps)} frames a second. Views are of one length, whatever that of a clip: long ones are seen quickly, ` +
       "short ones slowly. Click a bar to see its clips.",
     build: (body) => {
-      const [long, people] = [make("div", { class: "chart" }), make("div", { class: "chart" })];
-      const card = (title, host) => make("div", { class: "card" }, make("h3", {}, title), host);
-      const one = bodies.length === 1 ? plural(bodies[0][0], "body", "bodies") : null;
-      const second = one ? make("p", { class: "hint" }, `All clips have ${one}.`) : card("Bodies a clip", people);
-      body.append(make("div", { class: one ? null : "columns" }, card("Frames a clip", long), second));
-      const told = {
-        edges,
-        counts: clips,
-        across: "frames",
-        label: `Histogram of lengths, ${number(edges[0])} to ${number(edges.at(-1) - 1)} frames`,
+      const grid = body.appendChild(make("div", { class: "columns" }));
+      const host = (title) => {
+        const element = make("div", { class: "chart" });
+        grid.append(make("div", { class: "card" }, make("h3", {}, title), element));
+        return element;
       };
-      page
-        .histogram(long, "lengths", told)
-        .chart.on("click", ({ dataIndex: n }) => gallery.only((wanted) => (wanted.length = [edges[n], edges[n + 1]])));
-      if (one) return;
-      const words = { names: bodies.map(([n]) => plural(n, "body", "bodies")), counts: bodies.map(([, n]) => n) };
-      page
-        .bars(people, "bodies", { ...words, across: "clips", label: "Bars: clips by bodies" })
-        .chart.on("click", ({ dataIndex: n }) => gallery.only((wanted) => (wanted.bodies = bodies[n][0])));
+      const same = (words) => body.append(make("p", { class: "hint" }, `All clips have ${words}.`));
+      if (clips.length > 1) lengthChart(host("Frames a clip"), edges, clips, gallery);
+      else same(plural(edges[0], "frame"));
+      if (bodies.length > 1) bodyChart(host("Bodies a clip"), bodies, gallery);
+      else same(plural(bodies[0][0], "body", "bodies"));
     },
   };
+}
+
+function lengthChart(host, edges, counts, gallery) {
+  const label = `Histogram of lengths, ${number(edges[0])} to ${number(edges.at(-1) - 1)} frames`;
+  const { chart } = page.histogram(host, "lengths", { edges, counts, across: "frames", label });
+  chart.on("click", ({ dataIndex: n }) => gallery.only((wanted) => (wanted.length = [edges[n], edges[n + 1]])));
+}
+
+function bodyChart(host, bodies, gallery) {
+  const [names, counts] = [bodies.map(([n]) => plural(n, "body", "bodies")), bodies.map(([, clips]) => clips)];
+  const { chart } = page.bars(host, "bodies", { names, counts, across: "clips", label: "Bars: clips by bodies" });
+  chart.on("click", ({ dataIndex: n }) => gallery.only((wanted) => (wanted.bodies = bodies[n][0])));
 }
 
 Object.assign(page, { counts, lengths });

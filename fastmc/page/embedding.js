@@ -17,14 +17,17 @@ class EmbeddingMap {
     const { clip, x, y } = run.map;
     Object.assign(this, { host, run, choice, events });
     this.dots = clip.map((i, n) => ({ i, n, x: x[n], y: y[n] }));
-    this.middle = (Math.min(...x) + Math.max(...x)) / 2;
+    this.rings = [];
     this.dotOf = new Map(this.dots.map((dot) => [dot.i, dot]));
     this.size = Math.min(Math.max(350 / Math.sqrt(this.dots.length), 6), 10);
     const keys = "Arrow keys go from clip to clip, Enter shows neighbours.";
     const label = `Map of the embedding of ${run.label}: ${this.dots.length} clips. ${keys}`;
     const drawn = page.chart(host, `map ${number_}`, () => this.option(), label);
     this.chart = drawn.chart;
-    this.redraw = drawn.redraw;
+    this.redraw = () => {
+      drawn.redraw();
+      this.mark();
+    };
     this.listen();
   }
 
@@ -73,7 +76,6 @@ class EmbeddingMap {
           itemStyle: { opacity: 0.9, borderColor: card, borderWidth: 0.6 },
           data: this.shown.map((each) => dot(each, styleOf(each))),
         },
-        this.marks(),
       ],
     };
   }
@@ -83,51 +85,49 @@ class EmbeddingMap {
     return this.chart?.getOption().dataZoom ?? [all, all];
   }
 
-  // Rings about what is pointed at, chosen, and near the chosen one where it is on the map. On a layer of their own, so
-  // that the dots need not be drawn again.
-  marks() {
-    const { choice, dotOf, run } = this;
-    const { ink, accent, card } = colours();
-    const ring = (i, color, width, size, words) => {
-      const dot = dotOf.get(i);
-      return (
-        dot && {
-          value: [dot.x, dot.y],
-          symbolSize: size,
-          itemStyle: { color: "transparent", borderColor: color, borderWidth: width },
-          label: {
-            show: Boolean(words),
-            formatter: () => page.shorten(words, 40),
-            position: dot.x > this.middle ? "left" : "right",
-            distance: 7,
-            color: ink,
-            fontSize: 12,
-            fontWeight: 600,
-            textBorderColor: card,
-            textBorderWidth: 3,
-          },
-        }
-      );
-    };
-    const near =
-      choice.chosen === null ? [] : this.neighbours(choice.chosen).map(({ i }) => ring(i, accent, 1.5, this.size + 6));
-    const chosen = choice.chosen === null ? null : ring(choice.chosen, accent, 3, this.size + 9);
-    const hovered =
-      choice.hovered === null
-        ? null
-        : ring(choice.hovered, ink, 2, this.size + 7, choice.clips.className(choice.hovered));
-    return {
-      id: "marks",
-      type: "scatter",
-      silent: true,
-      zlevel: 1,
-      symbol: "circle",
-      data: [...near, chosen, hovered].filter(Boolean),
-    };
+  // Rings about what is pointed at, chosen, and near the chosen one where it is on the map. They lie on a layer of their
+  // own: to have ECharts draw a series anew, it would draw thousands of dots.
+  mark() {
+    const { choice, rings } = this;
+    const { ink, accent } = colours();
+    const surface = this.chart.getZr();
+    rings.splice(0).forEach((ring) => surface.remove(ring));
+    if (choice.chosen !== null) {
+      for (const { i } of this.neighbours(choice.chosen)) this.ring(i, { stroke: accent, lineWidth: 1.5 }, 3);
+      this.ring(choice.chosen, { stroke: accent, lineWidth: 3 }, 5);
+    }
+    if (choice.hovered !== null) {
+      this.ring(choice.hovered, { stroke: ink, lineWidth: 2 }, 4);
+      this.tell(choice.hovered, choice.clips.className(choice.hovered));
+    }
+    rings.forEach((ring) => surface.add(ring));
   }
 
-  mark() {
-    this.chart.setOption({ series: [this.marks()] });
+  // Where a clip's dot is, if it is in sight.
+  sight(i) {
+    const dot = this.dotOf.get(i);
+    if (!dot) return null;
+    const [x, y] = this.places()(dot);
+    const { clientWidth: width, clientHeight: height } = this.host;
+    return x >= 0 && y >= 0 && x <= width && y <= height ? { x, y, isLeft: x < width / 2 } : null;
+  }
+
+  ring(i, style, wider) {
+    const at = this.sight(i);
+    if (!at) return;
+    const shape = { cx: at.x, cy: at.y, r: this.size / 2 + wider };
+    this.rings.push(new echarts.graphic.Circle({ shape, style: { fill: "none", ...style }, ...ABOVE }));
+  }
+
+  tell(i, words) {
+    const at = this.sight(i);
+    if (!at) return;
+    const { ink, card } = colours();
+    const away = this.size / 2 + 11;
+    const place = at.isLeft ? { x: at.x + away, align: "left" } : { x: at.x - away, align: "right" };
+    const look = { fill: ink, stroke: card, lineWidth: 3, font: `600 12px ${page.FONT}`, verticalAlign: "middle" };
+    const style = { text: page.shorten(words, 40), y: at.y, ...place, ...look };
+    this.rings.push(new echarts.graphic.Text({ style, ...ABOVE }));
   }
 
   // The nearest clips of training, most alike first: [{i, cosine}, ...].
@@ -182,6 +182,9 @@ class EmbeddingMap {
       const dot = this.dotAt(offsetX, offsetY);
       if (dot) this.events.choose(dot.i);
     });
+    this.chart.on("datazoom", () => this.mark());
+    page.onTheme(() => this.mark());
+    new ResizeObserver(() => this.mark()).observe(this.host); // after that of page.chart, which draws the dots
     this.host.tabIndex = 0;
     this.host.addEventListener("keydown", (event) => this.press(event));
   }
@@ -212,6 +215,7 @@ class EmbeddingMap {
   }
 }
 
+const ABOVE = { silent: true, zlevel: 1 };
 const all = { start: 0, end: 100 };
 
 // Axes end a little beyond the dots.

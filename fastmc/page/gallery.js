@@ -39,7 +39,7 @@ class Gallery {
     const all = button("Play all", () => this.setPlayAll(!this.playAll), { "aria-pressed": "false" });
     this.allButton = all;
     body.append(this.filters, make("div", { class: "row" }, this.said, sides(this.clips.skeleton), all), this.grid);
-    body.append(make("div", { class: "row pager" }, this.back, this.on));
+    this.pager = body.appendChild(make("div", { class: "row pager" }, this.back, this.on));
     this.enlarged = new Enlarged(this);
     this.drawFilters();
     this.choose();
@@ -147,6 +147,7 @@ class Gallery {
     this.at = Math.min(Math.max(at, 0), Math.max(this.found.length - 1, 0));
     const here = this.found.slice(this.at, this.at + SHOWN);
     this.cards.forEach((card, n) => card.show(here[n] ?? null));
+    this.pager.hidden = this.found.length <= SHOWN;
     this.back.disabled = this.at === 0;
     this.on.disabled = this.at + SHOWN >= this.found.length;
     const range = here.length ? `${number(this.at + 1)} – ${number(this.at + here.length)} of ` : "";

@@ -15,7 +15,18 @@ from fastmc.skeleton import Skeleton
 FRAMES = 32
 QUANTUM = 0.004
 """Metres: what cannot be seen in a drawing of a body."""
-LADDER = ((28, 1), (24, 1), (20, 1), (16, 1), (16, 1.5), (16, 2), (12, 2), (8, 2), (8, 4), (6, 4), (4, 4), (3, 8), (2, 16))
+LADDER = (
+    *((n, 1) for n in (28, 24, 20, 16)),
+    (16, 1.5),
+    (16, 2),
+    (12, 2),
+    (8, 2),
+    (8, 4),
+    (6, 4),
+    (4, 4),
+    (3, 8),
+    (2, 16),
+)
 """Frames at most, and quanta in one, that are tried in turn where there is room for fewer bytes."""
 SAMPLE = 128
 """Of so many clips the size of all is reckoned."""

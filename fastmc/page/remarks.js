@@ -19,14 +19,7 @@ function findings({ sanity, warnings, remarks }) {
     build: (body) => {
       const list = make("ul", { class: "findings" });
       for (const [kind, title, text] of all) {
-        list.append(
-          make(
-            "li",
-            { class: `card ${kind}` },
-            make("strong", {}, title),
-            make("p", {}, text.charAt(0).toUpperCase() + text.slice(1)),
-          ),
-        );
+        list.append(make("li", { class: `card ${kind}` }, make("strong", {}, title), make("p", {}, text)));
       }
       if (all.length) body.append(list);
     },

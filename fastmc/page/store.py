@@ -69,9 +69,7 @@ def store_content(
             "bodies": [list(pair) for pair in bodies_of(store)],
             "by": {name: _by(store, name) for name in ("class", *known_fields(store))},
             "skipped": skipped,
-            "sanity": [found] if (found := sanity.finding()) else [],
-            "warnings": [remark.text for remark in remarks(store) if remark.kind == "warning"],
-            "remarks": [remark.text for remark in remarks(store) if remark.kind == "note"],
+            **_odd(store, sanity.finding()),
             **({} if augmentation is None else views_content(store, ids, augmentation)),
         },
     }
@@ -98,7 +96,7 @@ def _read(
 def _sampled(store: PackedStore, ids: np.ndarray, seed: int, motion: dict[str, Any]) -> list[str]:
     """What the page leaves out of the clips, and of their frames."""
     frames = max(motion["frames"])
-    said = [f"At most {frames} frames of each clip play; between them joints move in straight lines."]
+    said = [f"At most {frames} frames of each clip are carried; what plays between them is interpolated."]
     if len(ids) < len(store):
         said.insert(
             0,
@@ -106,6 +104,16 @@ def _sampled(store: PackedStore, ids: np.ndarray, seed: int, motion: dict[str, A
             "evenly over classes, parts, subjects and cameras; all numbers are of all clips.",
         )
     return said
+
+
+def _odd(store: PackedStore, finding: str) -> dict[str, list[str]]:
+    """What its clips look like, what its report warns of and notes. Its preparation may have found the same."""
+    said = [remark for remark in remarks(store) if remark.text != finding]
+    return {
+        "sanity": [finding] if finding else [],
+        "warnings": [remark.text for remark in said if remark.kind == "warning"],
+        "remarks": [remark.text for remark in said if remark.kind == "note"],
+    }
 
 
 def _facts(store: PackedStore) -> list[list[str]]:
