@@ -480,6 +480,49 @@ def test_wrong_arguments_are_named(runs, tmp_path, capsys):
     assert (tmp_path / "notes.txt").read_text() == "mine" and not (tmp_path / "a.html").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("report.json", {"linear_top1": [1]}),
+        ("report.json", {"random_init": 5}),
+        ("report.json", {"notes": [{}]}),
+        ("report.json", {"evaluation": {"knn_k": "x"}}),
+        ("report.json", {"evaluation": {"colour": 1}}),
+        ("report.json", {"data": None}),
+        ("environment.json", [5]),
+        ("environment.json", [{"packages": "all"}]),
+        ("profile/parts.json", {}),
+        ("profile/parts.json", {"steps": 1, "parts": [{"name": "key"}]}),
+        (
+            "profile/parts.json",
+            {"steps": 1, "parts": [{"name": "x", "times": 1, "cpu": 1, "gpu": None, "within": None}]},
+        ),
+        (
+            "profile/parts.json",
+            {"steps": 1, "parts": [{"name": "mc", "times": 1, "cpu": "", "gpu": 0, "within": "key"}]},
+        ),
+    ],
+)
+def test_files_of_a_run_that_hold_something_else_are_named(name, content, copied, tmp_path, capsys):
+    (copied / "profile").mkdir()
+    whole = json.loads((copied / name).read_text()) if name == "report.json" else None
+    (copied / name).write_text(json.dumps(content if whole is None else {**whole, **content}))
+    assert report.main(["--run", str(copied), "--out", str(tmp_path / "a.html")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {copied / name} is damaged: ") and "Traceback" not in said
+    assert said.count("\n") == 1
+
+
+def test_parts_that_lie_in_one_another_end(copied, tmp_path):
+    (copied / "profile").mkdir()
+    around = {"attack": None, "key": "attack", "mc": "key"}
+    parts = [{"name": n, "times": 1, "cpu": 1.0, "gpu": 2.0, "within": w} for n, w in around.items()]
+    parts.append({**parts[1], "within": "mc"})
+    (copied / "profile" / "parts.json").write_text(json.dumps({"steps": 1, "parts": parts}))
+    time = made("--run", copied, out=tmp_path / "a.html")["runs"][0]["time"]
+    assert [each["name"] for each in time["parts"]] == ["attack", "key", "mc"] and "host and GPU" in time["says"]
+
+
 def test_what_a_run_s_names_hold_is_text(copied, tmp_path):
     """A run folder of a stranger: a class that ends the element, and a note that does."""
     evil = "</script><script>alert(1)</script>"

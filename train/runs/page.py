@@ -18,6 +18,7 @@ from fastmc.methods import find_method
 from fastmc.page.clips import clip_columns, known_fields, skeleton_content
 from fastmc.page.document import as_json, write_page
 from fastmc.page.motion import pack
+from train.engine.profiling import Part
 from train.engine.record import duration, log
 from train.runs.figure_runs import changed_settings, labels_by_settings, setting
 from train.runs.folder import ACCURACIES, PAGE
@@ -62,7 +63,7 @@ def content_of(runs: Sequence[PageRun], command: str) -> dict[str, Any]:
     """
     notes = _notes(runs)
     carried = None
-    if len({(run.config.dataset, run.protocol, run.report.get("data")) for run in runs}) > 1:
+    if len({(run.config.dataset, run.protocol, run.report and run.report.data) for run in runs}) > 1:
         notes.append(
             "These runs are of different data: curves and accuracies are compared; clips, maps and confusions are on "
             "the page of each run."
@@ -152,8 +153,8 @@ def _run(run: PageRun, carried: Carried | None) -> dict[str, Any]:
         "facts": _facts(run),
         "settings": [[name, setting(plain, name)] for name in _names(plain)],
         "command": "python -m train.run " + shlex.join(["--config", str(run.folder / "config.json"), "--out", where]),
-        "trained": [run.report.get(key) for key in ACCURACIES],
-        "untrained": [run.report.get("random_init", {}).get(key) for key in ACCURACIES],
+        "trained": run.report.trained if run.report else [None] * len(ACCURACIES),
+        "untrained": run.report.untrained if run.report else [None] * len(ACCURACIES),
         "raw": _raw(run),
         "published": published,
         "published_source": source,
@@ -234,22 +235,20 @@ def _panel(name: str, panel: Panel, feature_dim: int) -> dict[str, Any]:
 
 def _facts(run: PageRun) -> list[list[str]]:
     """What was trained on what, when, and with what: names and texts."""
-    config, report, store = run.config, run.report, run.store
-    begun = run.environments[0] if run.environments else {}
-    packages = begun.get("packages", {})
+    config, report, begun = run.config, run.report, run.begun
     facts: list[tuple[str, Any]] = [
         ("method", config.method),
         ("encoder", config.encoder.says),
         ("data", f"{config.dataset} {run.protocol}, {config.stream} stream"),
-        ("clips", None if store is None else _clips_in_words(run)),
-        ("length", f"{config.optim.epochs} epochs" + (f", {report['steps']:,} steps" if "steps" in report else "")),
+        ("clips", None if run.store is None else _clips_in_words(run)),
+        ("length", f"{config.optim.epochs} epochs" + (f", {report.steps:,} steps" if report else "")),
         ("preset", config.preset),
         ("seed", config.seed),
-        ("began", begun.get("began")),
-        ("took", duration(report["wall_seconds"]) if "wall_seconds" in report else None),
-        ("commit", str(begun.get("commit") or "")[:12]),
-        ("device", begun.get("gpu") or begun.get("device")),
-        ("versions", ", ".join(f"{name} {packages[name]}" for name in ("fastmc", "torch") if packages.get(name))),
+        ("began", begun.began),
+        ("took", duration(report.wall_seconds) if report else None),
+        ("commit", begun.commit),
+        ("device", begun.device),
+        ("versions", begun.versions),
     ]
     return [[name, str(value)] for name, value in facts if value not in (None, "")]
 
@@ -308,15 +307,19 @@ def _time(run: PageRun) -> dict[str, Any] | None:
     """Parts of a step, each followed by those that lie within it."""
     if run.profile is None:
         return None
-    parts = run.profile["parts"]
-    ordered = [each for part in parts if part["within"] is None for each in (part, *_within(parts, part["name"]))]
-    steps, device = run.profile["steps"], "host and GPU" if any(part["gpu"] is not None for part in parts) else "CPU"
-    says = f"Mean of {steps} recorded steps, {device}. A profiler costs time: a step without one is shorter."
-    return {"says": says, "unit": "ms a step", "parts": ordered}
+    parts = run.profile.parts
+    device = "host and GPU" if any(part.gpu is not None for part in parts) else "CPU"
+    says = f"Mean of {run.profile.steps} recorded steps, {device}. A profiler costs time: a step without is shorter."
+    return {"says": says, "unit": "ms a step", "parts": [part._asdict() for part in _nested(parts, None)]}
 
 
-def _within(parts: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    return [each for part in parts if part["within"] == name for each in (part, *_within(parts, part["name"]))]
+def _nested(parts: Sequence[Part], within: str | None, around: tuple[str, ...] = ()) -> list[Part]:
+    """The parts within one, each followed by those that lie within it, none within itself."""
+    found = []
+    for part in parts:
+        if part.within == within and part.name not in around:
+            found += [part, *_nested(parts, part.name, (*around, part.name))]
+    return found
 
 
 def groups_of(runs: Sequence[PageRun]) -> list[dict[str, Any]]:

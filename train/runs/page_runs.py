@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from fastmc.checkpoint import CheckpointError
-from fastmc.config import Config, from_plain, load_config
+from fastmc.config import Config, load_config
 from fastmc.data.placed.placement import Placement
 from fastmc.data.store import PackedStore
-from fastmc.evaluation import EvalConfig, weights_digest
+from fastmc.evaluation import weights_digest
 from fastmc.evaluation.digest import tensors_digest
 from fastmc.figures.history import History
 from fastmc.methods import find_method
 from fastmc.state import RunState
 from train.command.datasets import DatasetError, open_dataset
-from train.engine.profiling import PARTS_FILE
 from train.engine.record import log, read_metrics
 from train.runs.evaluations import Evaluated, evaluated_again
-from train.runs.folder import NOT_EVALUATED, read_json, read_list
 from train.runs.load import Run, load_run
 from train.runs.measured import Measured, keep, kept, made_of, measure
+from train.runs.page_files import Begun, Profile, Report, read_begun, read_profile, read_report
 
 
 @dataclass(frozen=True)
@@ -33,10 +31,8 @@ class PageRun:
 
     Attributes:
         config: its settings, its evaluation's those of report.json.
-        report: content of report.json; empty where the run is not finished.
+        report: None where the run is not finished. profile: None where nothing was profiled.
         history: the epochs that are done.
-        environments: what environment.json says, one each time that it was begun.
-        profile: content of profile/parts.json; None where nothing was profiled.
         store: its clips; None where they are not there, or others now. measured: None likewise, or where there is no
             checkpoint to measure.
         notes: what is left out and why, and what is odd: a sentence each.
@@ -45,10 +41,10 @@ class PageRun:
     folder: Path
     label: str
     config: Config
-    report: Mapping[str, Any]
+    report: Report | None
     history: History
-    environments: Sequence[Mapping[str, Any]]
-    profile: Mapping[str, Any] | None
+    begun: Begun
+    profile: Profile | None
     store: PackedStore | None
     measured: Measured | None
     notes: tuple[str, ...]
@@ -56,7 +52,7 @@ class PageRun:
     @property
     def protocol(self) -> str:
         """Empty where neither settings nor report.json say it."""
-        return str(self.config.protocol or self.report.get("protocol") or "")
+        return self.config.protocol or (self.report.protocol if self.report else "")
 
 
 def read_run(
@@ -72,26 +68,23 @@ def read_run(
         RunFolderError: it is no run, or a file is damaged. ValueError: likewise, or as of `fastmc.registry.find`.
     """
     config = load_config(folder, allow)
-    report = read_json(folder / "report.json") or {}
-    if "evaluation" in report:
-        config = replace(config, evaluation=from_plain(EvalConfig, report["evaluation"]))
+    report = read_report(folder)
+    notes = ["Not finished: there is no report.json yet."] if report is None else [*report.notes]
+    if report is not None:
+        config = replace(config, evaluation=report.evaluation)
+        notes += [f"Not evaluated: {report.why_not}."] if report.why_not else []
     rows = read_metrics(path) if (path := folder / "metrics.csv").exists() else []
-    notes = [*report.get("notes", []), *([] if measured is None else measured.notes)]
-    if NOT_EVALUATED in report:
-        notes.append(f"Not evaluated: {report[NOT_EVALUATED]}.")
-    if not report:
-        notes.append("Not finished: there is no report.json yet.")
     return PageRun(
         folder=folder,
         label=label,
         config=config,
         report=report,
         history=History(rows, find_method(config.method, allow).metrics, config.encoder.feature_dim),
-        environments=read_list(folder / "environment.json") or [],
-        profile=read_json(folder / "profile" / PARTS_FILE),
+        begun=read_begun(folder),
+        profile=read_profile(folder),
         store=store,
         measured=measured,
-        notes=tuple(notes),
+        notes=(*notes, *(() if measured is None else measured.notes)),
     )
 
 
@@ -120,14 +113,14 @@ def load_page_run(
         As `read_run`. StoreError: the clips are damaged. WriteError: what was measured cannot be kept.
     """
     run = read_run(folder, label, allow)
-    if not run.report:
+    if run.report is None:
         return run
     try:
         store = open_dataset(run.config.dataset, data_root or run.config.data_root)
     except DatasetError as error:
         return _without_clips(run, str(error).splitlines()[0])
     protocol = run.protocol or store.protocols[0]
-    if protocol not in store.protocols or store.split_digest(protocol) != run.report.get("data"):
+    if protocol not in store.protocols or store.split_digest(protocol) != run.report.data:
         return _without_clips(run, f"those in {store.path} are not the ones that it was evaluated on")
     config = replace(run.config, protocol=protocol)
     try:
@@ -135,14 +128,14 @@ def load_page_run(
         weights, why = tensors_digest(state.encoder_weights()), ""
     except CheckpointError as error:
         weights, why = None, str(error)
-    measured = kept(folder, made_of(config, run.report["data"], weights), store)
+    measured = kept(folder, made_of(config, run.report.data, weights), store)
     if measured is None:
         if weights is None:
             return _without_clips(run, f"what is shown with them was not kept, and cannot be measured: {why}")
         log.info("%s: measuring what its page shows", folder)
         loaded = replace(load_run(folder, device, data_root, placement, allow), config=config)
-        is_evaluated = NOT_EVALUATED not in run.report
-        measured = measure_and_keep(loaded, evaluated_again(loaded, progress=progress) if is_evaluated else None)
+        evaluated = None if run.report.why_not else evaluated_again(loaded, progress=progress)
+        measured = measure_and_keep(loaded, evaluated)
     return read_run(folder, label, allow, store, measured)
 
 
