@@ -325,7 +325,7 @@ def test_groups_are_told_apart_by_settings_or_by_a_run_of_theirs(runs, loaded):
         of_run = page_runs.read_run(runs["a2mc"], label)
         return dataclasses.replace(of_run, config=config_of({**plain, **changes}))
 
-    assert page.groups_of([of("a"), of("b", seed=3)]) == [{"label": "a and 1 other seeds", "runs": [0, 1]}]
+    assert page.groups_of([of("a"), of("b", seed=3)]) == [{"label": "a and 1 more", "runs": [0, 1]}]
     assert page.groups_of([of("a"), of("b", frames=8)])[1] == {"label": "frames 8", "runs": [1]}
     many = {"frames": 8, "stream": "bone", "protocol": "xview", "dataset": "other"}
     assert [group["label"] for group in page.groups_of([of("a"), of("b", **many)])] == ["a", "b"]

@@ -341,7 +341,7 @@ def groups_of(runs: Sequence[PageRun]) -> list[dict[str, Any]]:
 
 def _common(runs: Sequence[PageRun], group: Sequence[int]) -> str:
     """The label of the first run of a group, and how many are with it."""
-    others = f" and {len(group) - 1} other seeds" if len(group) > 1 else ""
+    others = f" and {len(group) - 1} more" if len(group) > 1 else ""
     return f"{runs[group[0]].label}{others}"
 
 
