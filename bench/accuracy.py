@@ -17,14 +17,13 @@ from typing import Any, NamedTuple
 
 import torch
 import tyro
-from torch import Tensor, nn
 
 from bench.supervised import Known
 from fastmc.budget import fitted
 from fastmc.config import Config, Preset
 from fastmc.data.placed.placement import place_store
 from fastmc.data.store import PackedStore
-from fastmc.evaluation import frozen_features, knn_evaluate, linear_evaluate
+from fastmc.evaluation.raw import raw_accuracy
 from train.command.datasets import open_dataset
 from train.command.errors import run_command
 from train.command.jobs import Job
@@ -192,7 +191,7 @@ def _section(settings: Accuracy, flags: Sequence[str], data: Data, rows: Sequenc
     store, protocol = data.store, data.protocol
     train, test = store.split(protocol)
     config = data.config(("--dataset", data.name, "--preset", settings.presets[0], *flags))
-    found: dict[str, list[dict[str, float]]] = {"raw coordinates": [raw_accuracy(store, config)]}
+    found: dict[str, list[dict[str, float]]] = {"raw coordinates": [raw_accuracy_of(store, config)]}
     for preset in settings.presets:
         ours = {row.name: row.found() for row in rows if row.preset == preset}
         most = max((each for name, each in ours.items() if name != SUPERVISED), key=len)  # of equally many the first
@@ -208,28 +207,11 @@ def read_report(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
-class Coordinates(nn.Module):
-    """In the place of an encoder: the normalised coordinates themselves, (B, T, F) to (B, T * F)."""
-
-    def represent(self, x: Tensor) -> Tensor:
-        return x.flatten(1)
-
-
-def raw_accuracy(store: PackedStore, config: Config) -> dict[str, float]:
+def raw_accuracy_of(store: PackedStore, config: Config) -> dict[str, float]:
     """The evaluation of an encoder, percent, of raw coordinates at the run's number of frames."""
     placed, _ = place_store(store, "cpu", config.data)
-    train, test = (torch.from_numpy(ids) for ids in store.split(config.protocol or store.protocols[0]))
-    features = frozen_features(
-        Coordinates(),
-        placed,
-        train,
-        test,
-        "joint",
-        config.evaluation,
-        frames=config.frames,
-    )
-    linear = linear_evaluate(features, store.num_classes, config.evaluation)
-    return knn_evaluate(features, config.evaluation) | linear
+    train, test = map(torch.from_numpy, store.labelled_split(config.protocol or store.protocols[0]))
+    return raw_accuracy(placed, train, test, store.num_classes, config.evaluation, config.frames)
 
 
 def make_table(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:

@@ -29,7 +29,7 @@ from bench import (
     summary,
     supervised,
 )
-from bench.accuracy import raw_accuracy
+from bench.accuracy import raw_accuracy_of
 from bench.measure import Measurement, Race, Result, Timing
 from bench.parity import ParityError, exact_outputs
 from bench.providers import MIXES, PROVIDERS, Call, Case, Inputs, Outputs, Provider, draw
@@ -109,7 +109,7 @@ def test_accuracy_page_has_a_table_a_set_with_means_and_single_values(data_root,
 def test_raw_accuracy_of_the_small_store(data_root):
     """Its classes are frequencies, which raw coordinates tell apart better than chance."""
     config = replace(parse(["--frames", "32", "--linear-epochs", "5"]), protocol="xsub")
-    found = raw_accuracy(PackedStore.open(data_root / "small"), config)
+    found = raw_accuracy_of(PackedStore.open(data_root / "small"), config)
     assert 100 / 3 < found["knn_top1"] < 100
     assert found["linear_top5"] == 100
 
