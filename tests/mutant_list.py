@@ -56,6 +56,13 @@ KERNELS = (
         "test_mining.py",
     ),
     _mutant(
+        "combine: lifted entries count beside what they were",
+        "kernels/combine.py",
+        "more = tl.where(m_lifted, new - tl.exp2(similar * scale - top), 0.0)",
+        "more = tl.where(m_lifted, new, 0.0)",
+        "test_other_losses.py",
+    ),
+    _mutant(
         "prepare: the ticket is not reset",
         "kernels/prepare.py",
         "if (i_block == 0) & (i_row == 0) & (i_column == 0):",
