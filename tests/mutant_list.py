@@ -107,6 +107,13 @@ KERNELS = (
         "test_views_kernel.py",
     ),
     _mutant(
+        "views: a mask takes whole joints and whole frames",
+        "kernels/views.py",
+        "present = present & ~(in_frame[:, None] & joint[None, :])",
+        "present = present & ~(in_frame[:, None] | joint[None, :])",
+        "test_views.py",
+    ),
+    _mutant(
         "draw: flip and noise change their numbers",
         "kernels/draw.py",
         "u_filter, u_sigma, u_flip, u_noise = _block",
