@@ -17,21 +17,20 @@ from typing import Any, NamedTuple
 
 import torch
 import tyro
-from torch import Tensor, nn
 
 from bench.supervised import Known
 from fastmc.budget import fitted
 from fastmc.config import Config, Preset
 from fastmc.data.placed.placement import place_store
 from fastmc.data.store import PackedStore
-from fastmc.evaluation import frozen_features, knn_evaluate, linear_evaluate
+from fastmc.evaluation.raw import raw_accuracy
 from train.command.datasets import open_dataset
-from train.command.errors import USER_ERRORS
+from train.command.errors import run_command
 from train.command.jobs import Job
 from train.command.launch import Launch, Launched
 from train.command.parse import parse
 from train.command.work import work_of
-from train.engine.record import log, start_logging
+from train.engine.record import log
 from train.runs.folder import is_finished
 from train.runs.report import ACCURACIES
 from train.tables.markdown import markdown
@@ -69,16 +68,13 @@ class Accuracy:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    settings, flags = tyro.cli(Accuracy, prog="python -m bench.accuracy", args=args, return_unknown_args=True)
-    start_logging()
-    try:
-        return _measure(settings, flags)
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    def command(args: Sequence[str]) -> None:
+        _measure(*tyro.cli(Accuracy, prog="python -m bench.accuracy", args=args, return_unknown_args=True))
+
+    return run_command(command, args, stopped="stopped; the same command goes on from the runs that are there")
 
 
-def _measure(settings: Accuracy, flags: Sequence[str]) -> int:
+def _measure(settings: Accuracy, flags: Sequence[str]) -> None:
     instead = {f"--{name}": f"--{name}s" for name in ("method", "seed", "dataset", "preset", "device")}
     if taken := instead.keys() & set(flags):
         raise ValueError(
@@ -92,12 +88,11 @@ def _measure(settings: Accuracy, flags: Sequence[str]) -> int:
     else:
         jobs = [run.job for run in sorted(runs, key=lambda run: settings.seeds.index(run.seed))]
         if not settings.launch.make([jobs], settings.out, small=set(settings.presets) == {"tiny"}):
-            return 0
+            return
     page = "\n\n".join(_section(settings, flags, data[name], rows) for name, rows in tables.items())
     settings.out.mkdir(parents=True, exist_ok=True)
     (settings.out / "accuracy.md").write_text(page + "\n", encoding="utf-8")
     print(page)
-    return 0
 
 
 class Data(NamedTuple):
@@ -196,7 +191,7 @@ def _section(settings: Accuracy, flags: Sequence[str], data: Data, rows: Sequenc
     store, protocol = data.store, data.protocol
     train, test = store.split(protocol)
     config = data.config(("--dataset", data.name, "--preset", settings.presets[0], *flags))
-    found: dict[str, list[dict[str, float]]] = {"raw coordinates": [raw_accuracy(store, config)]}
+    found: dict[str, list[dict[str, float]]] = {"raw coordinates": [raw_accuracy_of(store, config)]}
     for preset in settings.presets:
         ours = {row.name: row.found() for row in rows if row.preset == preset}
         most = max((each for name, each in ours.items() if name != SUPERVISED), key=len)  # of equally many the first
@@ -212,28 +207,11 @@ def read_report(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
-class Coordinates(nn.Module):
-    """In the place of an encoder: the normalised coordinates themselves, (B, T, F) to (B, T * F)."""
-
-    def represent(self, x: Tensor) -> Tensor:
-        return x.flatten(1)
-
-
-def raw_accuracy(store: PackedStore, config: Config) -> dict[str, float]:
+def raw_accuracy_of(store: PackedStore, config: Config) -> dict[str, float]:
     """The evaluation of an encoder, percent, of raw coordinates at the run's number of frames."""
     placed, _ = place_store(store, "cpu", config.data)
-    train, test = (torch.from_numpy(ids) for ids in store.split(config.protocol or store.protocols[0]))
-    features = frozen_features(
-        Coordinates(),
-        placed,
-        train,
-        test,
-        "joint",
-        config.evaluation,
-        frames=config.frames,
-    )
-    linear = linear_evaluate(features, store.num_classes, config.evaluation)
-    return knn_evaluate(features, config.evaluation) | linear
+    train, test = map(torch.from_numpy, store.labelled_split(config.protocol or store.protocols[0]))
+    return raw_accuracy(placed, train, test, store.num_classes, config.evaluation, config.frames)
 
 
 def make_table(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:

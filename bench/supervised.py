@@ -32,7 +32,7 @@ from fastmc.methods.base import Batch, Method, View
 from fastmc.progress import progress_bar
 from fastmc.views.draw import BASIC_QUERY, STRONG
 from train.command.datasets import open_dataset
-from train.command.errors import USER_ERRORS
+from train.command.errors import run_command
 from train.command.parse import parse
 from train.engine.optimizer import build_optimizer
 from train.runs.folder import read_json, run_settings
@@ -53,19 +53,20 @@ class Supervised:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    settings, flags = tyro.cli(Supervised, prog="python -m bench.supervised", args=args, return_unknown_args=True)
-    try:
-        config = parse(flags)
-        store = open_dataset(config.dataset, config.data_root)
-        config = replace(config, protocol=config.protocol or store.protocols[0])
-        config = fitted(config, len(store.split(config.protocol or "")[0]))
-        accuracies = [_accuracy(replace(config, seed=seed), store, settings.keep) for seed in settings.seeds]
-    except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    def command(args: Sequence[str]) -> None:
+        _train(*tyro.cli(Supervised, prog="python -m bench.supervised", args=args, return_unknown_args=True))
+
+    return run_command(command, args, stopped="stopped")
+
+
+def _train(settings: Supervised, flags: Sequence[str]) -> None:
+    config = parse(flags)
+    store = open_dataset(config.dataset, config.data_root)
+    config = replace(config, protocol=config.protocol or store.protocols[0])
+    config = fitted(config, len(store.split(config.protocol or "")[0]))
+    accuracies = [_accuracy(replace(config, seed=seed), store, settings.keep) for seed in settings.seeds]
     mean = sum(accuracies) / len(accuracies)
     print(f"{store.name} {config.protocol}, supervised top-1: {mean:.1f} ({', '.join(f'{a:.1f}' for a in accuracies)})")
-    return 0
 
 
 def _accuracy(config: Config, store: PackedStore, keep: Path | None) -> float:

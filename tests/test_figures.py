@@ -19,6 +19,7 @@ from PIL import Image
 from scipy.stats import entropy as scipy_entropy
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
+from tiny_runs import ETA, tiny_runs
 
 from fastmc.build import build_model
 from fastmc.evaluation import represent
@@ -26,14 +27,16 @@ from fastmc.figures.attack import (
     TOP,
     AttackStates,
     attack_states,
+    attack_strengths,
     describe_view,
     entropy,
     entropy_change,
     top_classes,
     visible_draw,
 )
-from fastmc.figures.curves import History, curve, draw_curves
+from fastmc.figures.curves import draw_curves
 from fastmc.figures.draw_attack import animate_attack, draw_attack, frame_seconds
+from fastmc.figures.history import History, curve
 from fastmc.figures.neighbours import Strip, draw_neighbours, nearest
 from fastmc.figures.skeletons import Front, front_of, side_by_side
 from fastmc.figures.style import SMALL
@@ -42,31 +45,20 @@ from fastmc.methods.a2mc import A2MC, X1, X2
 from fastmc.methods.base import Batch
 from fastmc.skeleton import NTU25
 from fastmc.views.draw import STRONG, WEAK, AugmentConfig, ViewParams, identity_params
-from train import figures, run
+from train import figures
 from train.command.datasets import open_dataset
 from train.runs.figure_runs import DrawnRun, candidates, check_same_data, clips_of_classes, load_runs, run_labels
 
 pytestmark = pytest.mark.slow
 
-T, CLIPS, ETA = 4, 48, 0.75  # ETA in metres
-TINY = (
-    *("--dataset", "small", "--preset", "tiny", "--frames", "4", "--encoder", "1x8", "--batch-size", "8"),
-    *("--bank-size", "16", "--epochs", "2", "--milestones", "2", "--warmup-epochs", "1", "--probe-every", "1"),
-    *("--linear-epochs", "1", "--train-crops", "1", "--device", "cpu", "--attack-norm", str(ETA)),
-)
+T, CLIPS = 4, 48
 
 
 @pytest.fixture(scope="session")
 def folders(data_root, tmp_path_factory) -> dict[str, Path]:
     """Two finished runs that differ in their method."""
-
-    def train(root: Path) -> None:
-        for method in ("a2mc", "b1"):
-            arguments = ("--data-root", str(data_root), "--out", str(root / f"run_{method}"), "--method", method)
-            assert run.main([*TINY, *arguments]) == 0
-
-    root = made_once(tmp_path_factory, "drawn-runs", train)
-    return {method: root / f"run_{method}" for method in ("a2mc", "b1")}
+    found = tiny_runs(tmp_path_factory, data_root)
+    return {method: found[method] for method in ("a2mc", "b1")}
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +82,25 @@ def pictures(folders, tmp_path_factory) -> Path:
 def states_of(loaded: DrawnRun, clip: int, draw: int | None = None) -> AttackStates:
     ids = torch.tensor([clip])
     return attack_states(loaded.model, loaded.placed.select(ids), ids, draw=draw)
+
+
+def test_a_perturbation_is_scaled_along_the_direction_of_the_attack(loaded):
+    """At 0 and at its own length it is what training sees; rho is of one metre, and its clips are apart."""
+    ids = torch.tensor([4, 7])
+    found = attack_strengths(loaded.model, loaded.placed, ids, (0.0, 0.5, 1.0))
+    np.testing.assert_allclose(found.norms, [0, ETA / 2, ETA])
+    assert np.linalg.norm(found.rho.reshape(2, -1), axis=1) == pytest.approx(1, abs=1e-5)
+    assert 0 < found.own.min() <= found.own.max() <= ETA * (1 + 1e-5)
+    for n, clip in enumerate(ids.tolist()):
+        states = states_of(loaded, clip)
+        np.testing.assert_array_equal(found.x[n], states.joints[0])
+        moved = found.x[n] + found.own[n] * found.rho[n]
+        np.testing.assert_allclose(moved, states.joints[1], atol=1e-6)
+        assert found.own[n] == pytest.approx(states.rho_norm)
+        assert found.entropy[n, 0] == pytest.approx(entropy(states.distribution[0]), rel=1e-6)
+        if found.own[n] == pytest.approx(ETA):
+            assert found.entropy[n, 2] == pytest.approx(entropy(states.distribution[1]), rel=1e-5)
+    assert found.own == pytest.approx(ETA), "else nothing was compared at its length"
 
 
 def fake_states(bodies: int = 1, classes: int = 20) -> AttackStates:

@@ -63,6 +63,7 @@ ROOMS = {
         {"data.formats", "data.placed", "encoders", "state"},
         {"evaluation", "methods"},
         {"config", "figures"},
+        {"page"},
         {"budget", "build", "doctor", "encoder_file"},
         {"embedding"},
         {"portable"},
@@ -72,7 +73,7 @@ ROOMS = {
         {"command"},
         {"runs"},
         {"prepare", "run"},
-        {"convert", "embed", "evaluate", "export", "figures", "tables"},
+        {"convert", "embed", "evaluate", "export", "figures", "look", "report", "tables"},
     ),
 }
 """Floors of a package, from the ground up; a room is a folder or a file beside the folders. None imports upward, and on

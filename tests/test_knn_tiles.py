@@ -37,8 +37,9 @@ SIZES = every_pair([(7, 1), (61, 23), (30, 64)], [(1, 1), (5, 3), (64, 10), (7, 
 def test_tiles_of_any_size_give_the_nearest(sizes, tiles, k):
     (train, test), (tile, train_tile) = sizes, tiles
     x, labels, y = features(train, test, dim=6, seed=train + test)
-    got = nearest_neighbours(x, y, k, tile, train_tile)
+    got, cosines = nearest_neighbours(x, y, k, tile, train_tile)
     assert got.tolist() == plain_neighbours(x.double().numpy(), y.double().numpy(), k)
+    torch.testing.assert_close(cosines, torch.cosine_similarity(x[got], y[:, None], dim=2))
     truth = KNeighborsClassifier(1, metric="cosine").fit(x.numpy(), labels.numpy())
     assert knn_predict(x, labels, y, 1, tile, train_tile).tolist() == truth.predict(y.numpy()).tolist()
 
@@ -48,7 +49,7 @@ def test_of_equally_similar_ones_the_first_is_the_nearer(tile, train_tile, k):
     """Directions of length one or five with whole coordinates, so that equal similarities are equal to the bit."""
     choices = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0], [0.0, 2.0]])
     x = choices[torch.randint(5, (40,), generator=torch.Generator().manual_seed(k))]
-    got = nearest_neighbours(x, choices, k, tile, train_tile)
+    got, _ = nearest_neighbours(x, choices, k, tile, train_tile)
     assert got.tolist() == plain_neighbours(x.numpy(), choices.numpy(), k)
 
 

@@ -21,7 +21,7 @@ pytest.importorskip("setuptools", "70.1", "older ones build no wheel by themselv
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.program
-NOT_SHIPPED = {".ci/run", ".gitignore"}
+NOT_SHIPPED = {".ci/run", ".gitattributes", ".gitignore"}
 HOSTILE = 'raise ImportError(f"{__name__} of somebody else was imported")\n'
 
 
@@ -151,7 +151,7 @@ def texts_of_wheel(handed: Handed) -> list[tuple[Path, str]]:
 
 def test_nothing_in_a_wheel_names_what_is_not_there(handed):
     commands = {path.name for path in (handed.site / "bin").iterdir()}
-    assert len(commands) == 9
+    assert len(commands) == 11
     named = set()
     for path, text in texts_of_wheel(handed):
         for run in re.findall(r"python\s+-m\s+(\w+\.[\w.]*\w)", text):

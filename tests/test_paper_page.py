@@ -15,7 +15,7 @@ from fastmc.data.formats import ntu_splits as ntu
 from fastmc.data.formats import pku_splits as pku
 from train import evaluate
 from train.command.parse import parse
-from train.tables.published import TABLES
+from train.runs.published import TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT.parent / "shared" / "paper" / "a2mc.txt"

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import fastmc
 from kernels.ranges import part
 from train.engine import profiling
-from train.engine.profiling import MEMORY, OPERATORS, SNAPSHOT, TRACE, WARM_UP, StepProfiler
+from train.engine.profiling import MEMORY, OPERATORS, PARTS_FILE, SNAPSHOT, TRACE, WARM_UP, StepProfiler
 
 CPU = torch.device("cpu")
 RECORDED = 3
@@ -86,10 +86,10 @@ def test_files_of_a_run(tmp_path, lines):
     """Parts and operators as often as they ran; allocations, one by one."""
     folder = tmp_path / "run" / "profile"
     run(WARM_UP + RECORDED + 4, folder)
-    assert {path.name for path in folder.iterdir()} == {TRACE, OPERATORS, MEMORY}
+    assert {path.name for path in folder.iterdir()} == {TRACE, OPERATORS, PARTS_FILE, MEMORY}
     ((level, line),) = lines
     assert level == logging.INFO
-    assert line.startswith(f"profiled 3 steps: {TRACE}, {OPERATORS}, {MEMORY} in {folder}; open the trace in https://")
+    assert line.startswith(f"profiled 3 steps: {TRACE}, {OPERATORS}, {PARTS_FILE}, {MEMORY} in {folder}; open the ")
     names = [event.get("name") for event in trace(folder)]
     assert {names.count(n) for n in ("augment", "query", "backward", "optimizer", "aten::mse_loss")} == {RECORDED}
     assert "attack" not in names and "[memory]" in names
@@ -99,8 +99,29 @@ def test_files_of_a_run(tmp_path, lines):
     assert "GPU" not in parts
     assert [row.split()[:2] for row in rows] == [[n, "1"] for n in ("augment", "query", "backward", "optimizer")]
     assert all(float(row.split()[2]) > 0 for row in rows)
+    written = json.loads((folder / PARTS_FILE).read_text())
+    assert written["steps"] == RECORDED
+    assert [(p["name"], f"{p['cpu']:.3f}") for p in written["parts"]] == [(r.split()[0], r.split()[2]) for r in rows]
+    assert all((p["times"], p["gpu"], p["within"]) == (1, None, None) for p in written["parts"])
     assert "aten::addmm" in operators
     assert "Self CPU Mem" in (folder / MEMORY).read_text()
+
+
+def test_a_part_is_told_for_each_part_that_it_ran_in(tmp_path):
+    """The key twice in a step: by itself, and within the attack, an operator between them."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+        for _ in range(2):
+            with part("attack"), torch.profiler.record_function("what is no part"), part("key"):
+                torch.zeros(3).add_(1)
+            with part("key"):
+                torch.zeros(3)
+    found = {(each.name, each.within): each for each in profiling.parts_of(recorded, 2, on_gpu=False)}
+    assert list(found) == [("attack", None), ("key", "attack"), ("key", None)]
+    assert {each.times for each in found.values()} == {1}
+    assert found["attack", None].cpu > found["key", "attack"].cpu > 0
+    (row,) = [line.split() for line in profiling._table(list(found.values()), False).splitlines() if "key" in line]
+    both = sum(found["key", within].cpu for within in ("attack", None))
+    assert row[1] == "2" and float(row[2]) == pytest.approx(both, abs=1e-3)
 
 
 def test_no_number_of_the_training_changes(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from bench.machine import ROOT
 
-COMMANDS = ("run", "prepare", "evaluate", "embed", "export", "figures", "tables", "convert")
+COMMANDS = ("run", "prepare", "evaluate", "embed", "export", "figures", "look", "report", "tables", "convert")
 SLOW = {"matplotlib", "sklearn", "scipy", "tensorboard", "numba", "triton", "sympy"}
 
 

@@ -37,9 +37,9 @@ from train.command.jobs import Job, JobFailed, run_jobs, to_do
 from train.command.parse import parse
 from train.engine.signals import stopped_by_signals
 from train.runs.folder import ACCURACIES
+from train.runs.published import TABLES, Column
 from train.tables import __main__ as tables
 from train.tables.plan import Plan
-from train.tables.published import TABLES, Column
 from train.tables.render import Filled, draw, to_markdown, write_csv
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -224,6 +224,9 @@ def test_a_table_is_run_written_resumed_and_collected_and_results_of_other_data_
     text = (tmp_path / "out" / "table6-small.md").read_text(encoding="utf-8")
     assert "| B1 |  |  |  | 75.6 | 82.8 |" in text
     assert "not run" not in text
+    links = re.findall(r"\[small-xsub-(\w+)-joint-tiny-seed0\]\(([^)]+)\)", text)
+    assert [method for method, _ in links] == ["b1", "b2", "b3", "a2mc"]
+    assert {(tmp_path / "out" / path).resolve() for _, path in links} == set((tmp_path / "runs").glob("*/report.html"))
     assert "small: none of the paper's sets" in text
     (tmp_path / "runs" / "small-xsub-b2-joint-tiny-seed0" / "report.json").unlink()
     assert tables.main(flags) == 0

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ import tyro
 from fastmc.checks import Count, Range, Seed, Whole, check_ranges
 from fastmc.config import load_config
 from fastmc.data.placed.placement import Placement
+from fastmc.figures.history import History
 from fastmc.methods import find_method
 from train.command.errors import run_command
 from train.engine.record import log
@@ -23,6 +24,7 @@ from train.run import choose_device
 from train.runs.figure_runs import (
     DrawnRun,
     candidates,
+    check_runs,
     check_same_data,
     clips_of_classes,
     load_runs,
@@ -31,9 +33,6 @@ from train.runs.figure_runs import (
     run_labels,
     some_of,
 )
-
-if TYPE_CHECKING:
-    from fastmc.figures.curves import History  # matplotlib is imported where it draws
 
 Name = Literal["attack", "tsne", "curves", "neighbours"]
 NAMES: tuple[Name, ...] = get_args(Name)
@@ -154,8 +153,6 @@ def draw_curves_of(folders: Sequence[Path], out: Path, dpi: int, allow: Sequence
 
 
 def _history(folder: Path, allow: Sequence[str]) -> History:
-    from fastmc.figures.curves import History
-
     config = load_config(folder, allow)
     return History(read_rows(folder), find_method(config.method, allow).metrics, config.encoder.feature_dim)
 
@@ -228,15 +225,9 @@ def check_settings(settings: Settings) -> Path:
     Raises:
         ValueError: a number is out of range, no picture or no run is named, or one twice, or ``out`` is a file.
     """
-    if not settings.run:
-        raise ValueError("--run is missing: name a run folder, as made by python -m train.run")
     if not settings.only:
         raise ValueError(f"--only names no picture; choose from {', '.join(NAMES)}, or leave it out for all")
-    folders = [folder.resolve() for folder in settings.run]
-    again = next((folder for folder in settings.run if folders.count(folder.resolve()) > 1), None)
-    if again is not None:
-        raise ValueError(f"--run {again} is named twice; name each run once")
-    run_labels(settings.run, settings.allow)
+    check_runs(settings.run, settings.allow)
     out = settings.out or settings.run[0] / "figures"
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; name a folder")

@@ -39,8 +39,11 @@ from train.engine.ranks import GRACE, Place, opened
 from train.engine.record import duration, log, start_logging
 from train.engine.wandb import check_wandb
 from train.engine.world import World
-from train.runs.folder import NOT_EVALUATED, RunFolder, default_folder, is_finished
+from train.runs.evaluations import Evaluated
+from train.runs.folder import NOT_EVALUATED, PAGE, RunFolder, default_folder, is_finished
 from train.runs.load import Run
+from train.runs.page import write_run_page
+from train.runs.page_runs import measure_and_keep, read_run
 from train.runs.report import commit, environment, evaluate_encoder, plot_curves, report_table
 
 
@@ -186,12 +189,14 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     if pretraining.world.writes:
         metrics, dim = pretraining.model.metrics, config.encoder.feature_dim
         plot_curves(folder / "metrics.csv", folder / "curves.png", metrics, dim, title=folder.name)
+    trained = Run(folder, config, pretraining.model, pretraining.data, store)
+    accuracies, evaluated = _evaluated(config, store, pretraining)
     report = {
         "dataset": config.dataset,
         "dataset_checksum": store.checksum,
         "data": store.split_digest(config.protocol),
         "protocol": config.protocol,
-        "pretraining": Run(folder, config, pretraining.model, pretraining.data, store).pretraining(),
+        "pretraining": trained.pretraining(),
         "method": config.method,
         "stream": config.stream,
         "preset": config.preset,
@@ -199,34 +204,37 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
         "epochs": config.optim.epochs,
         "steps": pretraining.step,
         "evaluation": to_plain(config.evaluation),
-        **_accuracies(config, store, pretraining),
+        **accuracies,
     }
     report["wall_seconds"] = round(pretraining.wall_seconds, 1)
     if pretraining.world.writes:
+        (folder / PAGE).unlink(missing_ok=True)  # that of other results, should this process end before its own
         write_json(folder / "report.json", report)
     log.info("%s", report_table(report))
+    if pretraining.world.writes:
+        measured = measure_and_keep(trained, evaluated)
+        allow = (config.method, config.backbone)
+        write_run_page(read_run(folder, folder.resolve().name, allow, store, measured), "python -m train.run")
     log.info("report, curves, metrics and checkpoints are in %s (%s)", folder, duration(pretraining.wall_seconds))
     return report
 
 
-def _accuracies(config: Config, store: PackedStore, pretraining: Pretraining) -> dict[str, Any]:
-    """What report.json says of the frozen encoder, or why it says nothing."""
+def _evaluated(config: Config, store: PackedStore, pretraining: Pretraining) -> tuple[dict[str, Any], Evaluated | None]:
+    """What report.json says of the frozen encoder, and what was found of it; or why it says nothing, and None."""
     assert config.protocol is not None
     reason = why_not_evaluated(store, config.protocol)
     if reason is not None:
         log.warning("not evaluated: %s", reason)
-        return {NOT_EVALUATED: reason}
+        return {NOT_EVALUATED: reason}, None
     notes = label_notes(store, config.protocol)
     for note in notes:
         log.warning("%s", note)
     log.info("evaluating the frozen encoder, pre-trained and untrained: kNN and linear")
     data, world = pretraining.data, pretraining.world
     folder, shows = (pretraining.folder, sys.stderr.isatty()) if world.writes else (None, False)
-    return {
-        **({"notes": notes} if notes else {}),
-        **evaluate_encoder(pretraining.model, store, data, config, run_folder=folder, progress=shows, ranks=world),
-        "random_init": untrained_accuracy(config, store, data, world),
-    }
+    found = evaluate_encoder(pretraining.model, store, data, config, run_folder=folder, progress=shows, ranks=world)
+    said = {"notes": notes} if notes else {}
+    return {**said, **found.accuracies, "random_init": untrained_accuracy(config, store, data, world)}, found
 
 
 def untrained_accuracy(
@@ -234,7 +242,7 @@ def untrained_accuracy(
 ) -> dict[str, float]:
     """The same evaluation of the encoder as it was before training."""
     model = build_model(config, store, placed.device, allow=(config.method, config.backbone))
-    return evaluate_encoder(model, store, placed, config, ranks=ranks)
+    return evaluate_encoder(model, store, placed, config, ranks=ranks).accuracies
 
 
 def choose_device(name: str) -> torch.device:
@@ -279,7 +287,7 @@ def say_when_full(pretraining: Pretraining) -> None:
         return
     clips, batches, epochs = config.optim.batch_size, pretraining.batches, config.optim.epochs
     steps = range(epochs * batches)
-    first = next((n for n in steps if model.phase(n * clips, n // batches) not in model.brief), None)
+    first = model.first_step_after_filling(clips, batches, len(steps))
     if first is not None and first <= LATE * len(steps):
         log.info("the bank is full from epoch %d on", first // batches + 1)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -12,27 +13,58 @@ SHOWN = 3  # names per reason
 BAR = 40  # characters of the longest bar of a histogram
 
 
+class Remark(NamedTuple):
+    """Something about a store that its user should know; a warning says that something is wrong."""
+
+    kind: Literal["warning", "note"]
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.text}"
+
+
 def summary(store: PackedStore) -> str:
     """Size, splits and what was left out: some lines."""
-    classes = f"of {store.num_classes} classes" if store.num_classes else "without labels"
-    lines = [f"{store.path}: {len(store):,} clips {classes}, {_seconds(store)}, {_disk(store)} on disk"]
-    notes: dict[str, None] = {}
+    lines = [f"{store.path}: {size_in_words(store)}"]
     for protocol in store.protocols:
         train, test = store.split(protocol)
         lines.append(f"  {protocol}: {len(train):,} training clips, {len(test):,} test clips")
-        if not len(train):
-            lines.append(f"  warning: {protocol} cannot be used, it has no training clip")
-        elif reason := why_not_evaluated(store, protocol):
-            lines.append(f"  note: {reason}: it can be pre-trained on, not evaluated")
-        notes |= dict.fromkeys(label_notes(store, protocol))
+        lines += [f"  {remark}" for remark in _of_protocol(store, protocol)]
+    return "\n".join([*lines, *(f"  {remark}" for remark in _of_store(store)), *_skipped(store)])
+
+
+def size_in_words(store: PackedStore) -> str:
+    """Clips, classes, time and room on the disk."""
+    classes = f"of {store.num_classes} classes" if store.num_classes else "without labels"
+    return f"{len(store):,} clips {classes}, {_seconds(store)}, {_disk(store)} on disk"
+
+
+def remarks(store: PackedStore) -> list[Remark]:
+    """What is odd about a store: its protocols, bodies, sides and labels, and what its preparation warned of."""
+    of_protocols = [remark for protocol in store.protocols for remark in _of_protocol(store, protocol)]
+    return [*of_protocols, *_of_store(store), *(Remark("warning", text) for text in store.meta.get("warnings", []))]
+
+
+def _of_protocol(store: PackedStore, protocol: str) -> list[Remark]:
+    if not len(store.split(protocol)[0]):
+        return [Remark("warning", f"{protocol} cannot be used, it has no training clip")]
+    if reason := why_not_evaluated(store, protocol):
+        return [Remark("note", f"{reason}: it can be pre-trained on, not evaluated")]
+    return []
+
+
+def _of_store(store: PackedStore) -> list[Remark]:
+    found = []
     if cut := store.meta.get("bodies_cut"):
-        lines.append(f"  note: {cut:,} clips had more bodies than --max-bodies, and keep the first")
+        found.append(Remark("note", f"{cut:,} clips had more bodies than --max-bodies, and keep the first"))
     if not store.skeleton.has_sides:
-        lines.append(
-            f"  note: no joint of {store.skeleton.name!r} has a partner on the other side, so that flipped views swap "
+        says = (
+            f"no joint of {store.skeleton.name!r} has a partner on the other side, so that flipped views swap "
             "none; left and right in joint names, or --skeleton, name them"
         )
-    return "\n".join([*lines, *(f"  warning: {note}" for note in notes), *_skipped(store)])
+        found.append(Remark("note", says))
+    labels = dict.fromkeys(note for protocol in store.protocols for note in label_notes(store, protocol))
+    return [*found, *(Remark("warning", note) for note in labels)]
 
 
 def why_not_evaluated(store: PackedStore, protocol: str) -> str | None:
@@ -73,21 +105,13 @@ def label_notes(store: PackedStore, protocol: str) -> list[str]:
 
 def describe(store: PackedStore) -> str:
     """`summary` and then the skeleton, recording conditions, clip lengths and counts per class."""
-    skeleton = store.skeleton
-    bodies = [f"{np.sum(store.num_bodies == m):,} clips with {m}" for m in np.unique(store.num_bodies)]
-    facts = {
-        "skeleton": f"{skeleton.name}, {skeleton.num_joints} joints, {len(skeleton.bones)} bones, {store.fps:g} fps",
-        "bodies": ", ".join(bodies),
-        **{f"{field}s": _ids(getattr(store, field)) for field in ("subject", "camera", "setup", "replication")},
-        "normalised": store.meta.get("normalisation", "unknown"),
-        "source": f"blake2b {store.checksum}",
-    }
-    width = max(map(len, facts))
+    known = facts(store)
+    width = max(map(len, known))
     return "\n".join(
         [
             summary(store),
             "",
-            *(f"  {key:{width}}  {value}" for key, value in facts.items()),
+            *(f"  {key:{width}}  {value}" for key, value in known.items()),
             *(f"  warning: {line}" for line in store.meta.get("warnings", [])),
             "",
             *_lengths(store),
@@ -97,15 +121,51 @@ def describe(store: PackedStore) -> str:
     )
 
 
-def _skipped(store: PackedStore) -> list[str]:
+def facts(store: PackedStore) -> dict[str, str]:
+    """The skeleton, recording conditions and source of a store, by name."""
+    skeleton = store.skeleton
+    return {
+        "skeleton": f"{skeleton.name}, {skeleton.num_joints} joints, {len(skeleton.bones)} bones, {store.fps:g} fps",
+        "bodies": ", ".join(f"{clips:,} clips with {bodies}" for bodies, clips in bodies_of(store)),
+        **{f"{field}s": _ids(getattr(store, field)) for field in ("subject", "camera", "setup", "replication")},
+        "normalised": store.meta.get("normalisation", "unknown"),
+        "source": f"blake2b {store.checksum}",
+    }
+
+
+def bodies_of(store: PackedStore) -> list[tuple[int, int]]:
+    """How many clips there are of each number of bodies: (bodies, clips)."""
+    return counts_of(store.num_bodies)
+
+
+def counts_of(values: np.ndarray) -> list[tuple[int, int]]:
+    """Each value, in increasing order, and how often it is there."""
+    return [(int(value), int(count)) for value, count in zip(*np.unique(values, return_counts=True), strict=True)]
+
+
+def lengths_of(store: PackedStore, bins: int) -> tuple[list[int], list[int]]:
+    """A histogram of the clips' frames: the edges of its bars, of which there are at most so many and the last one is
+    left out of its bar, and the clips of each."""
+    low, high = int(store.num_frames.min()), int(store.num_frames.max())
+    edges = np.ceil(np.linspace(low, high + 1, min(bins, max(1, high - low)) + 1)).astype(int)
+    return edges.tolist(), np.histogram(store.num_frames, edges)[0].tolist()
+
+
+def skipped_by_reason(store: PackedStore) -> list[tuple[str, list[dict[str, str]]]]:
+    """What the preparation left out, as `PackedStore.skipped` has it, by reason; the most frequent one comes first."""
     by_reason = defaultdict(list)
     for entry in store.skipped():
         by_reason[entry["reason"]].append(entry)
-    total = sum(map(len, by_reason.values()))
+    return sorted(by_reason.items(), key=lambda item: -len(item[1]))
+
+
+def _skipped(store: PackedStore) -> list[str]:
+    by_reason = skipped_by_reason(store)
+    total = sum(len(entries) for _, entries in by_reason)
     if not total:
         return ["  nothing was left out"]
     lines = [f"  left out: {total:,} files (all of them in {store.path / 'skipped.json'})"]
-    for reason, entries in sorted(by_reason.items(), key=lambda item: -len(item[1])):
+    for reason, entries in by_reason:
         more = ", ..." if len(entries) > SHOWN else ""
         lines.append(f"    {len(entries):,} × {reason}")
         if any(entry["detail"] for entry in entries):
@@ -136,14 +196,17 @@ def _ids(values: np.ndarray) -> str:
 
 
 def _lengths(store: PackedStore) -> list[str]:
-    frames = store.num_frames
-    low, middle, high = (int(value) for value in np.percentile(frames, (0, 50, 100)))
-    counts, edges = np.histogram(frames, bins=min(10, max(1, high - low)), range=(low, high + 1))
+    edges, counts = lengths_of(store, 10)
     bars = [
-        f"  {int(np.ceil(edge)):6}+ {count:8,} {'#' * _bar(count, counts.max())}"
-        for edge, count in zip(edges, counts, strict=False)
+        f"  {edge:6}+ {count:8,} {'#' * _bar(count, max(counts))}" for edge, count in zip(edges, counts, strict=False)
     ]
-    return [f"  frames a clip: {low} to {high}, median {middle}, mean {frames.mean():.1f}", *bars]
+    return [f"  frames a clip: {lengths_in_words(store)}", *bars]
+
+
+def lengths_in_words(store: PackedStore) -> str:
+    """The frames of the shortest and of the longest clip, and those of clips in the middle."""
+    low, middle, high = (int(value) for value in np.percentile(store.num_frames, (0, 50, 100)))
+    return f"{low} to {high}, median {middle}, mean {store.num_frames.mean():.1f}"
 
 
 def _bar(count: int, most: int) -> int:

@@ -11,12 +11,12 @@ from fastmc.data.placed.resident import map_frames
 from fastmc.evaluation.config import EvalConfig
 from fastmc.evaluation.features import FrozenFeatures, check_labels
 
-TRAIN_TILE = 4096
+TILE, TRAIN_TILE = 1024, 4096
 Rows = Tensor | np.ndarray
 
 
 def knn_predict(
-    train: Rows, labels: Tensor, test: Rows, k: int = 1, tile: int = 1024, train_tile: int = TRAIN_TILE
+    train: Rows, labels: Tensor, test: Rows, k: int = 1, tile: int = TILE, train_tile: int = TRAIN_TILE
 ) -> Tensor:
     """Labels (N_test,) of the majority of the k most similar training features, by cosine; ties go to the label of
     the nearest among those tied, and of equally similar features the first in the set is the nearer.
@@ -35,15 +35,16 @@ def knn_predict(
     if not 1 <= k <= len(train):
         raise ValueError(f"k must be in 1..{len(train)}, the number of training clips, got {k}")
     check_labels("labels", labels)
-    nearest = nearest_neighbours(train, test, k, tile, train_tile, labels.device)
+    nearest, _ = nearest_neighbours(train, test, k, tile, train_tile, labels.device)
     classes = int(labels.max()) + 1
     return torch.cat([_majority(labels[some], classes) for some in nearest.split(tile)])
 
 
 def nearest_neighbours(
-    train: Rows, test: Rows, k: int, tile: int, train_tile: int, device: torch.device | str = "cpu"
-) -> Tensor:
-    """Indices (N_test, k) int64 of the k training features most similar to each test feature, nearest first."""
+    train: Rows, test: Rows, k: int, tile: int = TILE, train_tile: int = TRAIN_TILE, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Indices (N_test, k) int64 of the k training features most similar to each test feature, nearest first, and their
+    cosines (N_test, k)."""
     dtype = _unit_rows(test, 0, 1, device).dtype
     similarity = torch.full((len(test), k), -torch.inf, dtype=dtype, device=device)
     index = torch.zeros(len(test), k, dtype=torch.int64, device=device)
@@ -57,7 +58,7 @@ def nearest_neighbours(
             order = both.argsort(dim=1, descending=True, stable=True)[:, :k]
             similarity[own] = both.gather(1, order)
             index[own] = torch.cat((index[own], place + first), dim=1).gather(1, order)
-    return index
+    return index, similarity
 
 
 def _unit_rows(rows: Rows, first: int, count: int, device: torch.device | str) -> Tensor:

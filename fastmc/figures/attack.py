@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from fastmc.data.placed.resident import PlacedStore
 from fastmc.methods.a2mc import A2MC, X1, X2
-from fastmc.methods.base import Batch, Method
+from fastmc.methods.base import Batch, Method, Setup
 from fastmc.views.clips import PackedClips
 from fastmc.views.draw import ViewParams
 from fastmc.views.layout import to_stream
+from fastmc.views.words import ViewOfClip
 
 STATES = ("before", "after attack", "weak att-aug", "strong att-aug")
 TOP = 5
@@ -70,7 +71,7 @@ def attack_states(model: A2MC, clips: PackedClips, sample: Tensor, *, draw: int 
     whole = f"whole clip, {frames} frame{'s' * (frames > 1)} as {setup.frames}"
     limit = model.config.attack_norm
     return AttackStates(
-        joints=states.unflatten(2, (setup.shape.joints, setup.shape.bodies, 3)).transpose(2, 3).cpu().numpy(),
+        joints=_joints(states, setup),
         distribution=distribution(model, states).cpu().numpy(),
         rho_norm=float(rho),
         limit=limit,
@@ -98,6 +99,51 @@ def entropy(p: np.ndarray) -> np.ndarray:
 def top_classes(p: np.ndarray, k: int = TOP) -> np.ndarray:
     """Indices of the k largest of (C,), the largest first; of equal ones the first comes first."""
     return np.argsort(-p, kind="stable")[:k]
+
+
+@dataclass(frozen=True)
+class AttackStrengths:
+    """Clips under the attack's perturbation at several lengths.
+
+    Attributes:
+        x: (N, T, M, V, 3) float32, metres: the whole clips, as T frames. rho: the same of the perturbation of eq. 6 at
+            length 1 m; zero where the attack leaves a clip as it is.
+        norms: (S,) metres, ``own`` (N,) those that the attack itself takes.
+        entropy: (N, S) nats, of softmax(FC(encoder(x + rho))) at each of the norms.
+    """
+
+    x: np.ndarray
+    rho: np.ndarray
+    norms: np.ndarray
+    own: np.ndarray
+    entropy: np.ndarray
+
+
+def attack_strengths(model: A2MC, store: PlacedStore, ids: Tensor, shares: Sequence[float]) -> AttackStrengths:
+    """Clips (N,) int64 attacked as training attacks them, and their perturbations scaled to ``shares`` of eta.
+
+    The direction is that of the one step of the attack: at another length it is not what another eta would give, for
+    eta does nothing but scale it, but what that step would give if it went so far.
+    """
+    batch = Batch(replace(model.setup, stream="joint"), A2MC.views, store.select(ids), ids, 0)
+    x = batch.whole()
+    rho = model.attacked(batch) - x
+    own = torch.linalg.vector_norm(rho.flatten(1).double(), dim=1).to(rho.dtype)[:, None, None]
+    unit = torch.where(own > 0, rho / own, 0)
+    norms = [share * model.config.attack_norm for share in shares]
+    found = [entropy(distribution(model, x + norm * unit).cpu().numpy()) for norm in norms]
+    return AttackStrengths(
+        x=_joints(x, model.setup),
+        rho=_joints(unit, model.setup),
+        norms=np.array(norms),
+        own=own.flatten().cpu().numpy(),
+        entropy=np.stack(found, axis=1),
+    )
+
+
+def _joints(x: Tensor, setup: Setup) -> np.ndarray:
+    """(N, T, V * M * 3) as (N, T, M, V, 3)."""
+    return x.unflatten(2, (setup.shape.joints, setup.shape.bodies, 3)).transpose(2, 3).cpu().numpy()
 
 
 def entropy_change(
@@ -136,17 +182,6 @@ def visible_draw(model: A2MC, clips: PackedClips, sample: Tensor) -> int:
 
 def describe_view(params: ViewParams, row: int, frames: int) -> str:
     """What a view does to the first clip, in words: its crop of ``frames`` frames, and its transforms."""
-
-    def of(name: str) -> Tensor:
-        return params.column(name)[row, 0].cpu()
-
-    start, length = int(of("crop_start")), int(of("crop_length"))
-    jittered = int(of("jittered").sum())
-    words = [f"{jittered} joints jittered" if jittered else "shear"]
-    if params.views[row] == X2.number:
-        words += ["rotation"]
-        words += ["left-right flip"] if of("flip") else []
-        words += ["noise"] if of("noise_std") else []
-        words += ["smoothing"] if of("filter_sigma") else []
-        words += [f"{axis} masked" for axis, kept in zip("xyz", of("axis_scale"), strict=True) if not kept]
-    return f"frames {start}-{start + length - 1} of {frames}; " + ", ".join(words)
+    strong = params.views[row] == X2.number
+    crop, *others = ViewOfClip(params, row, frames, frames, strong).changes()
+    return f"{crop.short}; " + ", ".join(change.short for change in others)

@@ -3,36 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fastmc.figures.history import History, panels_of
 from fastmc.figures.style import DOUBLE, MOST_LINES, head, line_style, quiet_grid, style
-from fastmc.methods.base import Metric
 
 MARKED = 40  # so many epochs at most have a marker each
-
-
-@dataclass(frozen=True)
-class History:
-    """The epochs of a run.
-
-    Attributes:
-        rows: one an epoch, as `train.engine.record.read_metrics` gives them; a quantity may be missing from a row.
-        metrics: of the run's method. feature_dim: D of the contrastive features.
-    """
-
-    rows: Sequence[Mapping[str, float]]
-    metrics: Sequence[Metric]
-    feature_dim: int
-
-
-def curve(rows: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
-    """Epochs in which a quantity was measured, and its values."""
-    measured = [row for row in rows if name in row]
-    return [row["epoch"] for row in measured], [row[name] for row in measured]
 
 
 @style()
@@ -50,11 +29,9 @@ def draw_curves(runs: Mapping[str, History], *, title: str = "") -> Figure:
     columns = max(1, min(len(runs), int(DOUBLE / (0.5 + 0.055 * max(map(len, runs))))))  # inches a name and a letter
     figure = Figure(figsize=(DOUBLE, 4.3 + 0.15 * (-(-len(runs) // columns))), layout="constrained")
     head(figure, title)
-    loss, contrast, spread, probe = panels = figure.subplots(2, 2, sharex=True).flatten()
+    _, contrast, spread, probe = panels = figure.subplots(2, 2, sharex=True).flatten()
     for i, (run, history) in enumerate(runs.items()):
         _draw_run(panels, run, history, i, alone=len(runs) == 1)
-    loss.set_ylabel("loss (nats)")
-    probe.set_ylabel("kNN probe, top-1 (%)")
     _mark_no_collapse(spread, sorted({history.feature_dim for history in runs.values()}))
     if not any("knn_top1" in row for history in runs.values() for row in history.rows):
         probe.text(0.5, 0.5, "no probe (--probe-every 0)", transform=probe.transAxes, ha="center", color="0.4")
@@ -74,20 +51,17 @@ def draw_curves(runs: Mapping[str, History], *, title: str = "") -> Figure:
 
 def _draw_run(panels: Sequence[Axes], run: str, history: History, number: int, *, alone: bool) -> None:
     """A run's curves: several lines a panel where it is ``alone``, else one that has its name."""
-    loss, contrast, spread, probe = panels
-    of = {kind: [m for m in history.metrics if m.kind == kind] for kind in ("loss", "term", "share", "spread")}
-    lines = [(loss, m, 1.0) for m in (*of["loss"], *(of["term"] if alone else ()))]
-    lines += [(contrast, m, 100.0) for m in of["share"][: None if alone else 1]]
-    lines += [(spread, m, 1.0) for m in of["spread"]]
-    drawn = [(axes, metric.name, metric.label, scale) for axes, metric, scale in lines]
-    for i, (axes, name, label, scale) in enumerate([*drawn, (probe, "knn_top1", "kNN probe", 1.0)]):
-        epochs, values = curve(history.rows, name)
-        marker = "o" if len(epochs) <= MARKED else ""
-        look: dict[str, Any] = {**line_style(i if alone else number), "marker": marker, "markersize": 2.5}
-        axes.plot(epochs, [scale * v for v in values], label=label if alone else run, **look)
-    for axes, metrics, unit in ((contrast, of["share"], " (%)"), (spread, of["spread"], "")):
-        if metrics:
-            axes.set_ylabel("share (%)" if alone and len(metrics) > 1 else metrics[0].label + unit)
+    of = panels_of(history)
+    i = 0
+    for axes, name in zip(panels, ("loss", "share", "spread", "probe"), strict=True):
+        lines = of[name].lines if alone else of[name].lines[:1]
+        for line in lines:
+            marker = "o" if len(line.epochs) <= MARKED else ""
+            look: dict[str, Any] = {**line_style(i if alone else number), "marker": marker, "markersize": 2.5}
+            axes.plot(line.epochs, line.values, label=line.metric.label if alone else run, **look)
+            i += 1
+        if lines:
+            axes.set_ylabel(f"{lines[0].metric.label} (%)" if name == "share" and not alone else of[name].title)
 
 
 def _mark_no_collapse(axes: Axes, dims: Sequence[int]) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MultipleLocator
 
 from fastmc.skeleton import Skeleton
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Of Okabe and Ito's palette, whose colours the colour-blind tell apart.
 COLOURS = {"left": "#0072B2", "right": "#D55E00", "middle": "0.35"}
@@ -56,6 +58,9 @@ def draw_clip(clip: np.ndarray, skeleton: Skeleton, *, fps: float, title: str = 
     Distances are to scale along both axes; each pose is centred above its time. Bodies that are zero throughout a
     frame are absent from it.
     """
+    from matplotlib.figure import Figure  # here, so that nothing else waits for matplotlib
+    from matplotlib.ticker import MultipleLocator
+
     front = front_of(clip, skeleton)
     frames = pick_frames(len(clip), poses)
     poses_3d = clip[frames]
@@ -127,7 +132,7 @@ class Body:
         """``body``: its number, from 0; the later ones are paler."""
         alpha = BODY_ALPHA[min(body, 1)]
         self._bones = skeleton.bones
-        sides = [COLOURS[_side(name)] for name in skeleton.joint_names]
+        sides = [COLOURS[side_of(name)] for name in skeleton.joint_names]
         self._lines = [
             axes.plot([], [], color=sides[child], alpha=alpha, lw=line, solid_capstyle="round")[0]
             for child, _ in self._bones
@@ -148,7 +153,7 @@ class Body:
 
 def add_legend_entries(axes: Axes, skeleton: Skeleton, *, second_body: bool) -> Sequence[object]:
     """Empty lines that name the colours of a skeleton; returns them, none where the joints' names know no sides."""
-    sides = {_side(name) for name in skeleton.joint_names}
+    sides = {side_of(name) for name in skeleton.joint_names}
     entries: list[tuple[str, str, float]] = [(side, COLOURS[side], 1.0) for side in ("left", "right") if side in sides]
     entries += [("body 2", COLOURS["middle"], BODY_ALPHA[1])] if second_body else []
     return [axes.plot([], [], color=colour, alpha=alpha, label=label)[0] for label, colour, alpha in entries]
@@ -159,5 +164,6 @@ def _extent(values: np.ndarray) -> tuple[float, float]:
     return (float(values.max() + values.min()) / 2, float(np.ptp(values))) if values.size else (0.0, 0.0)
 
 
-def _side(joint_name: str) -> str:
+def side_of(joint_name: str) -> str:
+    """left or right, as its name says, else middle."""
     return next((side for side in ("left", "right") if side in joint_name.lower()), "middle")

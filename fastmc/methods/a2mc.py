@@ -14,7 +14,19 @@ from torch import Tensor, nn
 from fastmc.checks import Count, NotNegative, Positive, Probability, Whole, check_ranges
 from fastmc.encoders.base import Encoder
 from fastmc.methods.attack import AttackHead, attack
-from fastmc.methods.base import LOSS, SPREAD, Batch, Follow, Found, Method, Metric, Setup, View
+from fastmc.methods.base import (
+    LOSS,
+    POSITIVE,
+    SPREAD,
+    Batch,
+    Follow,
+    Found,
+    Method,
+    Metric,
+    Setup,
+    View,
+    top1_of,
+)
 from fastmc.methods.fifo import FITTED, BankConfig
 from fastmc.objective.bank import MemoryBank, mixing_coefficients
 from fastmc.objective.contrast_step import MCStep
@@ -26,6 +38,15 @@ from kernels.ranges import part
 OF_CLIPS, OF_ATTACKED = (BASIC_KEY, BASIC_QUERY), (WEAK, STRONG)
 X0, X3 = (View(number) for number in OF_CLIPS)
 X1, X2 = (View(number, strong=number == STRONG, of="given") for number in OF_ATTACKED)
+
+TERMS = (
+    "InfoNCE of the attacked, weakly augmented view: its feature is to find the key of the same clip among the bank. "
+    "0 while the bank fills, and without the attack.",
+    "Of the attacked, strongly augmented view: it is to be as similar to everything in the bank as the basic view is "
+    "(MC loss), or to find the key itself (b2). 0 while the bank fills, and without the attack.",
+    "InfoNCE of the basic view: its feature is to find the key of the same clip among the bank.",
+)
+"""The parts of the loss, in plain words."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +123,9 @@ class A2MC(Method):
     views = (X0, X3, X1, X2)
     metrics = (
         LOSS,
-        *(Metric(f"l{i}", f"L{i}", f"L{i}", "term") for i in (1, 2, 3)),
-        Metric("top1", "contrastive top-1 of f₃", "top1", "share", ".0%"),
-        Metric("positive_probability", "probability of the positive", "p+", "share"),
+        *(Metric(f"l{i}", f"L{i}", f"L{i}", "term", help=tells) for i, tells in enumerate(TERMS, start=1)),
+        top1_of("f₃"),
+        POSITIVE,
         SPREAD,
     )
     attacks, objective, mixes, learns_bank = True, "mc", True, True

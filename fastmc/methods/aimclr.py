@@ -58,7 +58,12 @@ class AimCLR(SkeletonCLR):
         "tiny": {"augment": EXTREME},
     }
     views: ClassVar[tuple[View, ...]] = (View(BASIC_KEY), View(BASIC_QUERY), View(STRONG, strong=True))
-    metrics = metrics_of(3)
+    metrics = metrics_of(
+        "InfoNCE of the basic view: its feature is to find the key of the same clip among the bank.",
+        "Of the extreme view: it is to be as similar to everything in the bank as the basic view is.",
+        "The same of the third view: with attention drop (AimCLR), or with masked joints and the extreme view for its "
+        "teacher (HiCLR). 0 where the encoder has no such view.",
+    )
     config: AimCLRConfig
 
     @property

@@ -73,7 +73,14 @@ class ASCAL(SkeletonCLR):
         "tiny": {"augment": RECIPE},
     }
     # No length is fixed: there is no spread that 1/sqrt(D) could be held against.
-    metrics = (*metrics_of()[:-1], Metric("deviation", "std of representation elements", "std", "share", ".4f"))
+    metrics = (
+        *metrics_of()[:-1],
+        Metric(
+            *("deviation", "std of representation elements", "std", "share", ".4f"),
+            help="How far the representations of a batch lie apart: the standard deviation of their elements, which "
+            "have no fixed length. Near 0 all clips have the same, which is called collapse.",
+        ),
+    )
     config: ASCALConfig
 
     def __init__(self, config: ASCALConfig, setup: Setup) -> None:

@@ -234,7 +234,7 @@ class Metric(NamedTuple):
         name: its column in metrics.csv and its name in TensorBoard. label: in a picture. short: in a line of the log.
         kind: loss, in nats; term, a part of it; share, of 1; or spread, a standard deviation of features, which is
             1/sqrt(D) unless they collapse.
-        spec: how it is written in the log.
+        spec: how it is written in the log. help: what it tells, in plain words, for who sees its curve.
     """
 
     name: str
@@ -242,10 +242,33 @@ class Metric(NamedTuple):
     short: str
     kind: Literal["loss", "term", "share", "spread"]
     spec: str = ".3f"
+    help: str = ""
 
 
-LOSS = Metric("loss", "L", "loss", "loss", ".4f")
-SPREAD = Metric("feature_std", "std of feature elements", "std", "spread", ".4f")
+LOSS = Metric(
+    *("loss", "L", "loss", "loss", ".4f"),
+    help="What training makes small, in nats. It jumps where the bank becomes full and where entries begin to be mixed "
+    "or mined; its level says nothing by itself, for it grows with the bank.",
+)
+SPREAD = Metric(
+    *("feature_std", "std of feature elements", "std", "spread", ".4f"),
+    help="How far the features of a batch lie apart: the standard deviation of their elements. At 1/√D they use the "
+    "whole sphere; near 0 all clips have the same feature, which is called collapse.",
+)
+POSITIVE = Metric(
+    *("positive_probability", "probability of the positive", "p+", "share"),
+    help="How sure the encoder is of which feature belongs to the same clip, among those of all clips in the bank: the "
+    "mean probability of the right one, 1 at best.",
+)
+
+
+def top1_of(query: str) -> Metric:
+    """How often the query of this name finds its positive."""
+    return Metric(
+        *("top1", f"contrastive top-1 of {query}", "top1", "share", ".0%"),
+        help=f"How often the feature {query} of a clip's view is more similar to the other view of the same clip than "
+        "to every entry of the bank.",
+    )
 
 
 class Method(nn.Module):
@@ -290,6 +313,11 @@ class Method(nn.Module):
     def phase(self, clips_seen: int, epoch: int) -> str:
         """The phase of a step, before which this run has seen so many clips and completed so many epochs."""
         return "main"
+
+    def first_step_after_filling(self, clips: int, batches: int, steps: int) -> int | None:
+        """The first of ``steps`` steps, from 0, that is of no brief phase, where a step has so many clips and an epoch
+        so many batches; None if all are."""
+        return next((n for n in range(steps) if self.phase(n * clips, n // batches) not in self.brief), None)
 
     def prepare(self, step: int) -> None:
         """Before a step, on the host: write what changes from step to step and no device can know, without waiting."""

@@ -83,8 +83,15 @@ class CPM(Method):
     views = (View(BASIC_KEY), View(BASIC_QUERY))
     metrics = (
         LOSS,
-        Metric("divergence", "KL(target, student)", "KL", "term"),
-        Metric("agreement", "cosine of the pair", "cos", "share"),
+        Metric(
+            *("divergence", "KL(target, student)", "KL", "term"),
+            help="How far the student's similarities to the queue are from those of the target, the other view: the "
+            "part of the loss that can be learnt away.",
+        ),
+        Metric(
+            *("agreement", "cosine of the pair", "cos", "share"),
+            help="How similar the features of two views of one clip are: their cosine, 1 where they are equal.",
+        ),
         SPREAD,
     )
     config: CPMConfig

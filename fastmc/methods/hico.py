@@ -61,6 +61,16 @@ class Features(NamedTuple):
     instance: Tensor
 
 
+TERMS = {
+    "clip": "Frames against frames, level by level: a clip's features over time are to find those of its other view.",
+    "part": "Joints against joints, level by level: the same of a clip's features over the body.",
+    "temporal": "All levels of the frames are to find the joints' of the same clip's other view.",
+    "spatial": "All levels of the joints are to find the frames' of the same clip's other view.",
+    "instance": "Everything of a clip at once is to find everything of its other view.",
+}
+"""The parts of the loss, in plain words, in the order of `Features`."""
+
+
 class Projectors(nn.Module):
     """Those beside the encoder's head, which gives the instance: a clip's and a part's level, and a branch's."""
 
@@ -140,7 +150,11 @@ class HiCo(Method):
         "tiny": {"encoder": {"head_width": 128}},
     }
     views = (View(BASIC_KEY), View(BASIC_QUERY))
-    metrics = (LOSS, *(Metric(f"l_{name}", f"L {name}", name, "term") for name in Features._fields), SPREAD)
+    metrics = (
+        LOSS,
+        *(Metric(f"l_{name}", f"L {name}", name, "term", help=tells) for name, tells in TERMS.items()),
+        SPREAD,
+    )
     config: HiCoConfig
     bank: Mapping[str, Fifo]
 

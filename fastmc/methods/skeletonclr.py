@@ -20,7 +20,19 @@ from torch.nn import functional as F
 from fastmc.checks import Count, Positive, Probability, check_ranges
 from fastmc.contrast_table import B1, Table
 from fastmc.encoders.base import Encoder
-from fastmc.methods.base import LOSS, SPREAD, Batch, Follow, Found, Method, Metric, Setup, View
+from fastmc.methods.base import (
+    LOSS,
+    POSITIVE,
+    SPREAD,
+    Batch,
+    Follow,
+    Found,
+    Method,
+    Metric,
+    Setup,
+    View,
+    top1_of,
+)
 from fastmc.methods.fifo import FITTED, BankConfig
 from fastmc.objective.bank import MemoryBank
 from fastmc.objective.contrast_step import ContrastStep, contrast_step_
@@ -62,15 +74,10 @@ class SkeletonCLRConfig(BankConfig):
         check_ranges(self)
 
 
-def metrics_of(terms: int = 0) -> tuple[Metric, ...]:
-    """The numbers of a step, the losses of so many queries among them."""
-    return (
-        LOSS,
-        *(Metric(f"l{i}", f"L{i}", f"L{i}", "term") for i in range(1, terms + 1)),
-        Metric("top1", "contrastive top-1 of f₁", "top1", "share", ".0%"),
-        Metric("positive_probability", "probability of the positive", "p+", "share"),
-        SPREAD,
-    )
+def metrics_of(*terms: str) -> tuple[Metric, ...]:
+    """The numbers of a step, the losses of as many queries among them as are told here, in plain words."""
+    of_queries = (Metric(f"l{i}", f"L{i}", f"L{i}", "term", help=tells) for i, tells in enumerate(terms, start=1))
+    return (LOSS, *of_queries, top1_of("f₁"), POSITIVE, SPREAD)
 
 
 class SkeletonCLR(Method):

@@ -289,6 +289,7 @@ def _read_store(folder: Path, out: Path) -> None:
 def _run_seeds() -> list[Files]:
     from fastmc.config import Config, to_plain  # here, since these take seconds, and no other format needs them
     from fastmc.methods.a2mc import A2MC
+    from train.engine.profiling import Part
     from train.engine.record import columns
 
     rows = ["1,10,9.5,4,3,2.5,0.1,0.2,0.1,0.1,5,500,2,30", "2,20,9.1,4,3,2.1,0.1,0.2,0.1,0.1,5,500,2,"]
@@ -297,6 +298,9 @@ def _run_seeds() -> list[Files]:
             "run/config.json": json.dumps(to_plain(Config())).encode(),
             "run/report.json": json.dumps({"linear_top1": 50.0, "random_init": {"linear_top1": 20.0}}).encode(),
             "run/environment.json": json.dumps([{"python": "3.11"}]).encode(),
+            "run/profile/parts.json": json.dumps(
+                {"steps": 2, "parts": [Part("mc", 1.0, 2.5, None, None)._asdict()]}
+            ).encode(),
             "run/metrics.csv": "\n".join([",".join(columns(metric.name for metric in A2MC.metrics)), *rows]).encode()
             + b"\n",
         }
@@ -306,13 +310,15 @@ def _run_seeds() -> list[Files]:
 def _read_run(folder: Path, out: Path) -> None:
     from fastmc.config import Config, load_config
     from train.engine.record import read_metrics
-    from train.runs.folder import RunFolder, read_json
+    from train.runs.folder import RunFolder
+    from train.runs.page_files import read_begun, read_profile, read_report
 
     run = folder / "run"
     load_config(run)
     for row in read_metrics(run / "metrics.csv"):
         assert type(row["epoch"]) is int
-    read_json(run / "report.json")
+    for read in (read_report, read_begun, read_profile):
+        read(run)
     finished = replace(Config(), out=run, restart=True)
     with RunFolder(finished).begin({"python": "3.12"}):
         pass

@@ -35,6 +35,14 @@ VERIFIED_BYTES = 512e6
 Intel Xeon (2026-11-28)."""
 
 
+def open_store(path: Path, verify: str = "auto") -> PackedStore:
+    """The packed store in a folder; ``verify`` and StoreError as of `open_dataset`."""
+    store = PackedStore.open(path)
+    if verify == "on" or (verify == "auto" and store.frames.nbytes <= VERIFIED_BYTES):
+        store.verify()
+    return store
+
+
 def open_dataset(name: str, data_root: Path, verify: str = "auto") -> PackedStore:
     """The packed store ``data_root/name``; ``synthetic`` is generated if it is not there.
 
@@ -46,16 +54,18 @@ def open_dataset(name: str, data_root: Path, verify: str = "auto") -> PackedStor
     """
     path = data_root / name
     if path.exists():
-        store = PackedStore.open(path)
-        if verify == "on" or (verify == "auto" and store.frames.nbytes <= VERIFIED_BYTES):
-            store.verify()
-        return store
+        return open_store(path, verify)
     if name == "synthetic":
         return prepare_synthetic(path)
-    stores = sorted(p.parent.name for p in data_root.glob("*/meta.json")) if data_root.is_dir() else []
+    stores = stores_in(data_root)
     there = f"{data_root} holds: {', '.join(stores) or 'no store'}; synthetic is always there."
     near = get_close_matches(name.lower(), dict.fromkeys(["synthetic", *HOW_TO_GET, *stores]), 1)
     meant = f"Did you mean {near[0]}? " if near and name not in HOW_TO_GET else ""
     how = HOW_TO_GET.get(name, OWN_ARRAYS)
     how = how.replace(f"--out data/{name}", f"--out {shlex.quote(str(path))}")
     raise DatasetError(f"there is no dataset {name!r}: {path} does not exist. {meant}{there}\n{how}")
+
+
+def stores_in(data_root: Path) -> list[str]:
+    """The names of the packed stores in a folder."""
+    return sorted(p.parent.name for p in data_root.glob("*/meta.json")) if data_root.is_dir() else []

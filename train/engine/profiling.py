@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from fastmc.files import write_json
 from kernels.ranges import PARTS, heard_by_nvtx
 from train.engine.record import log
 
@@ -15,6 +18,8 @@ WARM_UP = 6
 """Steps that are not recorded: they compile, choose algorithms and capture a CUDA graph; the profiler starts in the
 last of them."""
 TRACE, OPERATORS, MEMORY, SNAPSHOT = "trace.json.gz", "operators.txt", "memory.txt", "memory.pickle"
+PARTS_FILE = "parts.json"
+NO_PART = "No part ran under its name: a CUDA graph replays them all as one launch; --cuda-graph off names them."
 
 
 class StepProfiler:
@@ -94,9 +99,11 @@ class StepProfiler:
         operators = recorded.key_averages()
         by_time = operators.table(sort_by=f"self_{where}_time_total", row_limit=-1, max_name_column_width=80)
         by_memory = operators.table(sort_by=f"self_{where}_memory_usage", row_limit=-1, max_name_column_width=80)
-        (self._folder / OPERATORS).write_text(f"{_parts(recorded, steps, self._on_gpu)}\n\n{by_time}", encoding="utf-8")
+        parts = parts_of(recorded, steps, self._on_gpu)
+        (self._folder / OPERATORS).write_text(f"{_table(parts, self._on_gpu)}\n\n{by_time}", encoding="utf-8")
+        write_json(self._folder / PARTS_FILE, {"steps": steps, "parts": [part._asdict() for part in parts]})
         (self._folder / MEMORY).write_text(by_memory, encoding="utf-8")
-        files = [TRACE, OPERATORS, MEMORY]
+        files = [TRACE, OPERATORS, PARTS_FILE, MEMORY]
         if self._on_gpu:
             torch.cuda.memory._dump_snapshot(str(self._folder / SNAPSHOT))
             files.append(SNAPSHOT)
@@ -109,16 +116,48 @@ class StepProfiler:
         )
 
 
-def _parts(recorded: profile, steps: int, on_gpu: bool) -> str:
-    """A table of the parts, milliseconds a step on either side; a part within another is counted in both."""
-    lines = [f"{'part':<12}{'times a step':>14}{'CPU ms a step':>16}" + f"{'GPU ms a step':>16}" * on_gpu]
+class Part(NamedTuple):
+    """A part of a step, or a place within another one where it ran.
+
+    Attributes:
+        times: how often it ran in a step. cpu, gpu: milliseconds a step, what lies within it included; gpu is None
+            where there is none.
+        within: the part that it ran in; None for the step itself.
+    """
+
+    name: str
+    times: float
+    cpu: float
+    gpu: float | None
+    within: str | None
+
+
+def parts_of(recorded: profile, steps: int, on_gpu: bool) -> list[Part]:
+    """The parts that ran, in the order of a step, once for each part that they ran in."""
     events = [event for event in recorded.events() or () if event.device_type == DeviceType.CPU]
-    for name in PARTS:
-        runs = [event for event in events if event.name == name]
-        if not runs:
-            continue
-        line = f"{name:<12}{len(runs) / steps:>14g}{sum(run.cpu_time_total for run in runs) / steps / 1e3:>16.3f}"
-        lines.append(line + f"{sum(run.device_time_total for run in runs) / steps / 1e3:>16.3f}" * on_gpu)
-    if len(lines) == 1:
-        return "No part ran under its name: a CUDA graph replays them all as one launch; --cuda-graph off names them."
-    return "\n".join(lines)
+    found: dict[tuple[str, str | None], list[Any]] = {}
+    for event in (event for event in events if event.name in PARTS):
+        found.setdefault((event.name, _surrounding(event)), []).append(event)
+    parts = []
+    for (name, within), runs in sorted(found.items(), key=lambda each: PARTS.index(each[0][0])):
+        cpu, gpu = (sum(getattr(run, f"{side}_time_total") for run in runs) / steps / 1e3 for side in ("cpu", "device"))
+        parts.append(Part(name, len(runs) / steps, cpu, gpu if on_gpu else None, within))
+    return parts
+
+
+def _surrounding(event: Any) -> str | None:
+    """The innermost part around an event, of its own thread."""
+    around = event.cpu_parent
+    while around is not None and around.name not in PARTS:
+        around = around.cpu_parent
+    return None if around is None else around.name
+
+
+def _table(parts: Sequence[Part], on_gpu: bool) -> str:
+    """Milliseconds a step on either side; a part within another is counted in both."""
+    lines = [f"{'part':<12}{'times a step':>14}{'CPU ms a step':>16}" + f"{'GPU ms a step':>16}" * on_gpu]
+    for name in dict.fromkeys(part.name for part in parts):
+        own = [part for part in parts if part.name == name]
+        line = f"{name:<12}{sum(part.times for part in own):>14g}{sum(part.cpu for part in own):>16.3f}"
+        lines.append(line + f"{sum(part.gpu or 0.0 for part in own):>16.3f}" * on_gpu)
+    return "\n".join(lines) if parts else NO_PART

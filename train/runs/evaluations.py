@@ -128,6 +128,33 @@ class Frozen:
         )
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation of a frozen encoder found, for whoever needs it next.
+
+    Attributes:
+        accuracies: percent: knn_top1, linear_top1 and linear_top5, as far as they were asked for.
+        train, test: (N, H), its features of the centre crops of the labelled clips.
+        predictions: of the linear classifier; None where it was not asked for.
+    """
+
+    accuracies: dict[str, float]
+    train: Tensor
+    test: Tensor
+    predictions: Predictions | None
+
+
+def evaluated_again(run: Run, *, progress: bool = False) -> Evaluated:
+    """What a finished run's own evaluation found, of the features and the classifier that it has kept: what is not
+    there is computed anew."""
+    keeps = run.config.log.keep_features
+    where = run.folder if keeps else None
+    frozen = Frozen.of(run.model, run.store, run.placed, run.config, cache_in=where, progress=progress)
+    features = frozen.features(0)
+    scores = _linear_scores(run, keeps, progress)
+    return Evaluated({}, features.train, features.test, _predictions(run, scores))
+
+
 def evaluate_knn(run: Run, *, cache: bool = True, progress: bool = False) -> Outcome:
     """Nearest neighbours of the frozen features, beside the same of the untrained encoder."""
     found, before = (frozen.knn(frozen.features(0)) for frozen in _both(run, cache, progress))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -68,6 +67,17 @@ def progress(unit: str, what: str, total: int) -> Iterator[Callable[[int], objec
         yield bar.update
 
 
+def check_runs(folders: Sequence[Path], allow: Sequence[str] = ()) -> None:
+    """Of folders that --run names: ValueError unless there are some, each named once and a run."""
+    if not folders:
+        raise ValueError("--run is missing: name a run folder, as made by python -m train.run")
+    resolved = [folder.resolve() for folder in folders]
+    again = next((folder for folder in folders if resolved.count(folder.resolve()) > 1), None)
+    if again is not None:
+        raise ValueError(f"--run {again} is named twice; name each run once")
+    run_labels(folders, allow)
+
+
 def run_labels(folders: Sequence[Path], allow: Sequence[str] = ()) -> list[str]:
     """What tells the runs apart: the settings in which they differ, or else the folders' names. ``allow`` as of
     `load_config`.
@@ -76,20 +86,38 @@ def run_labels(folders: Sequence[Path], allow: Sequence[str] = ()) -> list[str]:
         RunFolderError: a folder is no run.
     """
     plain = [to_plain(load_config(folder, allow)) for folder in folders]
-    changed = {name for other in plain[1:] for name in differences(plain[0], other)}
-    changed = {name for name in changed if not name.startswith((*CALL_SETTINGS, *FREE_SETTINGS))}
-    if len(changed) > 1:
-        changed -= {"preset"}  # it only sets the defaults of the others
-    by_setting = [", ".join(f"{name.split('.')[-1]} {_setting(p, name)}" for name in sorted(changed)) for p in plain]
     by_name = [folder.resolve().name for folder in folders]
-    for labels in (by_setting if 1 <= len(changed) <= LONGEST_LABEL else [], by_name):
-        if labels and len(set(labels)) == len(labels):
-            return labels
-    return [str(folder) for folder in folders]
+    return next(filter(_tell_apart, (labels_by_settings(plain), by_name)), [str(folder) for folder in folders])
 
 
-def _setting(plain: Mapping[str, Any], dotted: str) -> Any:
-    return functools.reduce(lambda values, key: values[key], dotted.split("."), plain)
+def labels_by_settings(plain: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What tells runs of these plain settings apart; empty texts where that is nothing, or too much for a label."""
+    changed = changed_settings(plain)
+    if len(changed) > 1:
+        changed = [name for name in changed if name != "preset"]  # it only sets the defaults of the others
+    if len(changed) > LONGEST_LABEL:
+        return [""] * len(plain)
+    return [", ".join(f"{name.split('.')[-1]} {setting(p, name)}" for name in changed) for p in plain]
+
+
+def _tell_apart(labels: Sequence[str]) -> bool:
+    return all(labels) and len(set(labels)) == len(labels)
+
+
+def changed_settings(plain: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Dotted names of the settings in which runs differ, without those that do not change what is computed."""
+    changed = {name for other in plain[1:] for name in differences(plain[0], other)}
+    return sorted(name for name in changed if not name.startswith((*CALL_SETTINGS, *FREE_SETTINGS)))
+
+
+def setting(plain: Mapping[str, Any], dotted: str) -> str:
+    """A setting as text; a dash where the run's method or encoder has none of this name."""
+    found: Any = plain
+    for key in dotted.split("."):
+        if not isinstance(found, Mapping) or key not in found:
+            return "–"
+        found = found[key]
+    return ", ".join(map(str, found)) if isinstance(found, list) else str(found)
 
 
 def load_runs(

@@ -27,7 +27,7 @@ FREE_SETTINGS = (
 OF_A_START = (
     *("checkpoints", "config.json", "environment.json", "metrics.csv", "profile", "run.log", "tensorboard", "wandb"),
 )
-OF_A_RUN = ("curves.png", "report.json", "evaluate", "features", "figures", "classifier*.pt")
+OF_A_RUN = ("curves.png", "report.json", "report.html", "page.pt", "evaluate", "features", "figures", "classifier*.pt")
 """Patterns of what a run leaves: before its first checkpoint, and after."""
 OURS = (*OF_A_START, *OF_A_RUN)
 
@@ -35,7 +35,8 @@ OURS = (*OF_A_START, *OF_A_RUN)
 JSON_KINDS: dict[type, str] = {dict: "object", list: "array"}
 
 
-RESULTS = ("metrics.csv", "curves.png", "classifier.pt")
+PAGE = "report.html"
+RESULTS = ("metrics.csv", "curves.png", "classifier.pt", PAGE)
 """Of a finished run, beside report.json."""
 ACCURACIES = {"knn_top1": "kNN top-1", "linear_top1": "linear top-1", "linear_top5": "linear top-5"}
 """In percent, in report.json, of the encoder and, below ``random_init``, of the untrained one."""
@@ -53,6 +54,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The content of a file that a run or an evaluation has written, None if it is not there; RunFolderError if it is
     damaged."""
     return _read_json(path, dict) if path.exists() else None
+
+
+def read_list(path: Path) -> list[Any] | None:
+    """The same of a file that holds a list."""
+    return _read_json(path, list) if path.exists() else None
 
 
 def _read_json(path: Path, kind: type) -> Any:
@@ -157,7 +163,7 @@ class RunFolder:
                 if self.restart:
                     self._delete_run()
                 starts = self.path / "environment.json"
-                before = _read_json(starts, list) if starts.exists() else []
+                before = read_list(starts) or []
                 self._write_settings(environments := [*before, environment])
 
                 def again() -> None:

@@ -5,22 +5,25 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from subprocess import DEVNULL
 from typing import Any
 
 import torch
 
+import fastmc
 from fastmc import package_folder
 from fastmc.config import Config
 from fastmc.data.placed.resident import PlacedStore
 from fastmc.data.store import PackedStore
 from fastmc.doctor import package_versions
+from fastmc.figures.history import History
 from fastmc.files import whole_file
 from fastmc.methods.base import Method, Metric
 from fastmc.ranks import ALONE, Alone
 from train.engine.record import log, read_metrics
-from train.runs.evaluations import Frozen
+from train.runs.evaluations import Evaluated, Frozen
 from train.runs.folder import ACCURACIES, NOT_EVALUATED
 
 
@@ -34,6 +37,7 @@ def environment(device: torch.device, ranks: int = 1) -> dict[str, Any]:
         "commit": commit(),
         "device": str(device),
         "gpu": gpu,
+        "began": datetime.now().strftime("%Y-%m-%d %H:%M"),
         "cpu_threads": torch.get_num_threads(),
         "ranks": ranks,
     }
@@ -52,6 +56,12 @@ def commit() -> str | None:
     return head.strip() + ("-dirty" if changes else "")
 
 
+def made_by(command: str) -> dict[str, str]:
+    """When a page is made, and of what fastmc by which command: entries of its content."""
+    which = f"fastmc {fastmc.__version__}, commit {(commit() or 'unknown')[:12]}"
+    return {"made": datetime.now().strftime("%Y-%m-%d %H:%M"), "by": f"{which}, {command}"}
+
+
 def evaluate_encoder(
     model: Method,
     store: PackedStore,
@@ -62,24 +72,24 @@ def evaluate_encoder(
     run_folder: Path | None = None,
     progress: bool = False,
     ranks: Alone = ALONE,
-) -> dict[str, float]:
-    """Accuracies in percent of the encoder, frozen, under the config's protocol: knn_top1, linear_top1 and
-    linear_top5. ``run_folder`` keeps the linear classifier as classifier.pt, and the features for further evaluations
-    unless the config says otherwise. ``ranks`` share the clips out, and each gets the accuracies. StoreError if the
-    data were changed since they were opened."""
+) -> Evaluated:
+    """The encoder, frozen, evaluated under the config's protocol. ``run_folder`` keeps the linear classifier as
+    classifier.pt, and the features for further evaluations unless the config says otherwise. ``ranks`` share the clips
+    out, and each gets all that was found. StoreError if the data were changed since they were opened."""
     store.check_unchanged()
     cache_in = run_folder if config.log.keep_features else None
     frozen = Frozen.of(model, store, placed, config, cache_in=cache_in, progress=progress, ranks=ranks)
     features = frozen.features(config.evaluation.train_crops if "linear" in classifiers else 0)
-    result: dict[str, float] = {}
+    found: dict[str, float] = {}
+    predictions = None
     if "knn" in classifiers:
-        result["knn_top1"] = frozen.knn(features).top1
+        found["knn_top1"] = frozen.knn(features).top1
     if "linear" in classifiers:
-        found, classifier = frozen.linear(features)
-        result |= {"linear_top1": found.top(1), "linear_top5": found.top(5)}
+        predictions, classifier = frozen.linear(features)
+        found |= {"linear_top1": predictions.top(1), "linear_top5": predictions.top(5)}
         if run_folder is not None:
-            frozen.save_classifier(run_folder, classifier, found.top1)
-    return result
+            frozen.save_classifier(run_folder, classifier, predictions.top1)
+    return Evaluated(found, features.train, features.test, predictions)
 
 
 def report_table(report: dict[str, Any]) -> str:
@@ -95,7 +105,7 @@ def report_table(report: dict[str, Any]) -> str:
 
 def plot_curves(metrics_csv: Path, out: Path, metrics: Sequence[Metric], feature_dim: int, title: str = "") -> None:
     """Draw the training curves of metrics.csv; ``metrics`` are those of the run's method."""
-    from fastmc.figures.curves import History, draw_curves  # here, so that nothing else waits for matplotlib
+    from fastmc.figures.curves import draw_curves  # here, so that nothing else waits for matplotlib
 
     rows = read_metrics(metrics_csv)
     if not rows:

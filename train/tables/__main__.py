@@ -19,8 +19,8 @@ from train.command.evaluation_settings import Semi
 from train.command.launch import Launch, Launched
 from train.command.parse import parse
 from train.engine.record import duration, log
+from train.runs.published import DATASETS, OURS, PRETRAINING, TABLES, Column, Table, Variant
 from train.tables.plan import VARYING, Cell, Plan
-from train.tables.published import DATASETS, OURS, PRETRAINING, TABLES, Column, Table, Variant
 from train.tables.render import Filled, draw, to_markdown, write_csv
 
 
@@ -153,7 +153,8 @@ def fill(plan: Plan, table: Table, columns: tuple[Column, ...]) -> Filled:
     values = {(row, column): found for row, column in own if (found := plan.values(row, column))}
     missing = len(own) * len(plan.seeds) - sum(map(len, values.values()))
     untrained = {column: plan.untrained(column) for column in columns}
-    return Filled(table, columns, values, untrained, missing, len(plan.seeds), _fine_print(plan, table, columns))
+    fine_print, pages = _fine_print(plan, table, columns), plan.pages(list(plan.cells(table, columns)))
+    return Filled(table, columns, values, untrained, missing, len(plan.seeds), fine_print, tuple(pages))
 
 
 def _fine_print(plan: Plan, table: Table, columns: tuple[Column, ...]) -> tuple[str, ...]:
@@ -219,7 +220,7 @@ def _write(settings: Settings, filled: Filled) -> None:
 
     settings.out.mkdir(parents=True, exist_ok=True)
     name = f"table{filled.table.number}-{'-'.join(settings.dataset)}"
-    text = to_markdown(filled)
+    text = to_markdown(filled, settings.out)
     with whole_file(settings.out / f"{name}.md") as unfinished:
         unfinished.write_text(text, encoding="utf-8")
     with whole_file(settings.out / f"{name}.csv") as unfinished:

@@ -18,8 +18,8 @@ from train.command.evaluation_settings import Semi
 from train.command.jobs import Job
 from train.command.parse import parse
 from train.command.work import work_of
-from train.runs.folder import NOT_EVALUATED, RunFolder, default_folder, is_finished, read_json
-from train.tables.published import DATASETS, OURS, Column, Row, Table, Variant
+from train.runs.folder import NOT_EVALUATED, PAGE, RunFolder, default_folder, is_finished, read_json
+from train.runs.published import DATASETS, OURS, Column, Row, Table, Variant
 
 # Flags of train.run that differ from run to run, with what says them here.
 VARYING = {
@@ -270,6 +270,12 @@ class Plan:
         key = {"linear": "linear_top1", "knn": "knn_top1"}.get(column.measure)
         found = [self.outcome(column, OURS, seed) for seed in self.seeds] if key else []
         return [result["random_init"][key] for result in found if result]
+
+    def pages(self, cells: Sequence[Cell]) -> list[Path]:
+        """The pages that the runs have left, each once."""
+        configs = (config for row, c, seed in cells if row.variant for config in self.configs(c, row.variant, seed))
+        found = dict.fromkeys(config.out / PAGE for config in configs if config.out is not None)
+        return [page for page in found if page.exists()]
 
     def wall_seconds(self, cells: Sequence[Cell]) -> tuple[int, float]:
         """How many runs there are, and their wall time as they report it, added up."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train.tables.markdown import markdown
-from train.tables.published import MEASURES, Column, Row, Table
+from train.runs.published import MEASURES, Column, Row, Table
+from train.tables.markdown import link, markdown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ class Filled:
         columns: of ours. values: percent by seed, of each (row, column) of ours that is there.
         untrained: the same for the encoder before training, by column; empty where a protocol trains it.
         missing: how many figures of ours are not there yet. seeds: how many each cell is to have.
-        fine_print: paragraphs: the published protocol, ours, and how they differ.
+        fine_print: paragraphs: the published protocol, ours, and how they differ. pages: that our runs have left.
     """
 
     table: Table
@@ -38,6 +38,7 @@ class Filled:
     missing: int
     seeds: int
     fine_print: tuple[str, ...]
+    pages: tuple[Path, ...] = ()
 
     @property
     def title(self) -> str:
@@ -45,7 +46,8 @@ class Filled:
         return f"Table {self.table.number}: {self.table.title} ({' and '.join(measures)}, percent)"
 
 
-def to_markdown(filled: Filled) -> str:
+def to_markdown(filled: Filled, folder: Path = Path()) -> str:
+    """``folder``: of the text, from where it links the pages of the runs."""
     table = filled.table
     head = ["method", *table.info]
     head += [f"{column.title} (paper)" for column in table.columns]
@@ -60,6 +62,10 @@ def to_markdown(filled: Filled) -> str:
         own = [_spread(filled.untrained[column], filled.seeds) for column in filled.columns]
         lines.append(["untrained encoder", *info, *gap, *own])
     paragraphs = [f"# {filled.title}", markdown(head, lines), *filled.fine_print]
+    if filled.pages:
+        paragraphs.append(
+            f"Pages of the runs: {', '.join(link(page.parent.name, page, folder) for page in filled.pages)}."
+        )
     return "\n\n".join(paragraphs) + "\n"
 
 

@@ -181,3 +181,14 @@ TABLES = {table.number: table for table in (
     ), LINEAR),
 )}
 # fmt: on
+
+
+def published_accuracies(dataset: str, protocol: str, variant: Variant) -> dict[Measure, tuple[float, int]]:
+    """What the paper has for a variant of ours on this set: percent, and the number of the table, by measure."""
+    found: dict[Measure, tuple[float, int]] = {}
+    for table in TABLES.values():
+        for row in (row for row in table.rows if row.variant == variant):
+            for column, value in zip(table.columns, row.values, strict=True):
+                if (column.dataset, column.protocol) == (dataset, protocol) and value is not None:
+                    found.setdefault(column.measure, (value, table.number))
+    return found

@@ -1,0 +1,216 @@
+// How training went: a chart for each kind of quantity, all with the same epochs.
+
+const page = window.fastmcPage;
+const { make, fill, button, number, colours } = page;
+
+const POINT_AT = "Point at a name to read what it is; press it to hide its line.";
+
+function markLine(panel, full) {
+  const { faint, soft } = colours();
+  const label = (text, position) => ({ formatter: () => text, color: soft, fontSize: 11, position });
+  const data = full.map((epoch) => ({ xAxis: epoch, label: label("bank full", "end") }));
+  if (panel.mark) data.push({ yAxis: panel.mark.y, label: label(panel.mark.text, "insideStartTop") });
+  return { symbol: "none", silent: true, lineStyle: { color: faint, type: "dotted", width: 1.5 }, data };
+}
+
+// A zoomed axis ends where it ends, between two epochs.
+const wholeEpochs = () => ({
+  color: colours().soft,
+  hideOverlap: true,
+  formatter: (epoch) => (Number.isInteger(epoch) ? number(epoch) : ""),
+});
+
+// One run's lines differ in colour; those of several runs have a colour a run and a dash a name.
+function looks(number_, run, several) {
+  const { colour } = page.line(several ? run : number_);
+  const dash = several ? page.line(8 * number_).type : page.line(number_).type;
+  return { colour, dash };
+}
+
+function seriesOf({ title }, runs, names, hidden) {
+  const several = runs.length > 1;
+  return runs.flatMap((run, r) => {
+    const panel = run.panels?.find((each) => each.title === title);
+    return (panel?.lines ?? []).map((line) => {
+      const { colour, dash } = looks(names.indexOf(line.name), r, several);
+      const off = hidden.has(`line ${line.name}`) || hidden.has(`run ${r}`);
+      return {
+        type: "line",
+        name: several ? `${line.name}, ${run.label}` : line.name,
+        data: off ? [] : line.x.map((x, n) => [x, line.y[n]]),
+        symbol: "circle",
+        symbolSize: 5,
+        showSymbol: line.x.length < 3,
+        lineStyle: { color: colour, type: dash, width: 2 },
+        itemStyle: { color: colour },
+        emphasis: { disabled: true },
+      };
+    });
+  });
+}
+
+function draw(host, panel, runs, names, hidden) {
+  const full = [...new Set(runs.map((run) => run.bank_full).filter(page.isThere))];
+  const option = () => {
+    const series = seriesOf(panel, runs, names, hidden);
+    if (series.length) series[0].markLine = markLine(panel, full);
+    return {
+      grid: page.room({ bottom: 28, top: 22 }),
+      xAxis: page.valueAxis("epoch", {
+        scale: true,
+        min: "dataMin",
+        max: "dataMax",
+        splitLine: { show: false },
+        minInterval: 1,
+        axisLabel: wholeEpochs(),
+      }),
+      yAxis: page.valueAxis("", { scale: !panel.zero, splitNumber: 4 }),
+      dataZoom: [
+        { type: "inside", xAxisIndex: 0, zoomOnMouseWheel: "ctrl", moveOnMouseMove: false, moveOnMouseWheel: false },
+      ],
+      toolbox: {
+        show: true,
+        top: -60,
+        feature: { dataZoom: { yAxisIndex: "none", brushStyle: { color: colours().accent, opacity: 0.15 } } },
+      },
+      tooltip: page.tooltip(
+        (params) =>
+          !params.length
+            ? []
+            : [
+                `epoch ${number(params[0].axisValue)}`,
+                ...params.map(({ seriesName, value }) => `${seriesName}: ${number(value[1], 4)}`),
+              ],
+        { trigger: "axis", axisPointer: { lineStyle: { color: colours().faint }, label: { show: false } } },
+      ),
+      series,
+    };
+  };
+  const name = `curve ${panel.title}`;
+  const drawn = page.chart(host, name, option, `${panel.title} by epoch, as lines`);
+  const { chart } = drawn;
+  const select = () =>
+    page.touch || chart.dispatchAction({ type: "takeGlobalCursor", key: "dataZoomSelect", dataZoomSelectActive: true });
+  const redraw = () => {
+    drawn.redraw();
+    select();
+  };
+  select();
+  page.onTheme(select);
+  host.addEventListener("dblclick", () => zoom(chart, 0, 100));
+  zoomByKeys(host, chart);
+  chart.group = "curves";
+  return { chart, redraw };
+}
+
+const zoom = (chart, start, end) => chart.dispatchAction({ type: "dataZoom", start, end });
+
+// Plus and minus zoom about the middle, arrows move along, 0 shows all.
+function zoomByKeys(host, chart) {
+  host.tabIndex = 0;
+  host.addEventListener("keydown", (event) => {
+    const { start, end } = chart.getOption().dataZoom[0];
+    const quarter = (end - start) / 4;
+    const to = {
+      "+": [start + quarter, end - quarter],
+      "-": [start - 2 * quarter, end + 2 * quarter],
+      ArrowLeft: [Math.max(start - quarter, 0), Math.max(end - quarter, 4 * quarter)],
+      ArrowRight: [Math.min(start + quarter, 100 - 4 * quarter), Math.min(end + quarter, 100)],
+      0: [0, 100],
+    }[event.key];
+    if (!to) return;
+    zoom(chart, Math.max(to[0], 0), Math.min(to[1], 100));
+    event.preventDefault();
+  });
+}
+
+// A legend of buttons: told by focus or pointer what each is, pressed to hide it.
+function legend(entries, hidden, changed, help) {
+  const chips = entries.map(({ key, name, words, colour, dash }) => {
+    const stroke = make("span", { class: "stroke", style: `border-top: 3px ${dash} ${colour}` });
+    const press = () => {
+      if (hidden.has(key)) hidden.delete(key);
+      else hidden.add(key);
+      chip.setAttribute("aria-pressed", !hidden.has(key));
+      changed();
+    };
+    const chip = button(name, press, { "aria-pressed": true, title: words });
+    chip.prepend(stroke);
+    const tell = () => words && fill(help, make("strong", {}, name), ` ${words}`);
+    for (const event of ["mouseenter", "focus"]) chip.addEventListener(event, tell);
+    return chip;
+  });
+  return make("div", { class: "legend strokes" }, chips);
+}
+
+const cssDash = (dash) => (dash === "solid" ? "solid" : Array.isArray(dash) && dash[0] > 2 ? "dashed" : "dotted");
+
+function panelCard(panel, runs, hiddenRuns) {
+  const several = runs.length > 1;
+  const lines = new Map();
+  runs.forEach((run) =>
+    run.panels?.find(({ title }) => title === panel.title)?.lines.forEach((line) => lines.set(line.name, line.help)),
+  );
+  const names = [...lines.keys()];
+  const host = make("div", { class: "chart curve" });
+  const help = make("p", { class: "help" }, POINT_AT);
+  const entries = names.map((name, n) => {
+    const { colour, dash } = several
+      ? { colour: "var(--soft)", dash: page.line(8 * n).type }
+      : { colour: `var(--series-${n % 8})`, dash: page.line(n).type };
+    return { key: `line ${name}`, name, words: lines.get(name), colour, dash: cssDash(dash) };
+  });
+  let drawn = null;
+  const hidden = new Set();
+  const both = { has: (key) => hidden.has(key) || hiddenRuns.has(key) };
+  const chips = legend(entries, hidden, () => drawn.redraw(), help);
+  const card = make("div", { class: "card" }, make("h3", {}, panel.title), host, chips, help);
+  return { card, start: () => (drawn = draw(host, panel, runs, names, both)) };
+}
+
+function build(body, content) {
+  const { runs } = content;
+  const titles = new Map();
+  runs.forEach((run) => run.panels?.forEach((panel) => titles.has(panel.title) || titles.set(panel.title, panel)));
+  const hiddenRuns = new Set();
+  const panels = [...titles.values()].map((panel) => panelCard(panel, runs, hiddenRuns));
+  let charts = [];
+  const all = button("Show all epochs", () => charts.forEach(({ chart }) => zoom(chart, 0, 100)), { hidden: true });
+  const help = make("p", { class: "help" });
+  const entries = runs.map(({ label }, n) => ({
+    key: `run ${n}`,
+    name: label,
+    colour: `var(--series-${n % 8})`,
+    dash: "solid",
+  }));
+  const runLegend =
+    runs.length > 1 ? legend(entries, hiddenRuns, () => charts.forEach(({ redraw }) => redraw()), help) : null;
+  body.append(make("div", { class: "row toolbar" }, runLegend, all));
+  body.append(
+    make(
+      "div",
+      { class: "columns curves" },
+      panels.map(({ card }) => card),
+    ),
+  );
+  charts = panels.map(({ start }) => start());
+  charts[0].chart.on("datazoom", () => {
+    const { start, end } = charts[0].chart.getOption().dataZoom[0];
+    all.hidden = start < 0.1 && end > 99.9;
+  });
+  echarts.connect("curves");
+}
+
+function curves(content) {
+  if (!content.runs.some((run) => run.panels?.length)) return null;
+  return {
+    id: "curves",
+    title: "Training",
+    words:
+      "How training went, epoch by epoch. Drag across a chart to zoom into some epochs, in all charts at once; a double " +
+      "click shows all again. Ctrl and the wheel zoom too, and with the keyboard + and −.",
+    build: (body) => build(body, content),
+  };
+}
+
+Object.assign(page, { curves });
