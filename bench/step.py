@@ -35,7 +35,7 @@ from fastmc.methods.base import Batch
 from fastmc.optim import Fused
 from fastmc.reference import step as reference
 from fastmc.views.clips import PackedClips
-from fastmc.views.draw import COLUMNS, ViewParams, draw_params
+from fastmc.views.draw import COLUMNS, MASK, ViewParams, draw_params
 from train.engine.choices import choose_amp, choose_compile, choose_graph, choose_overlap
 from train.engine.graph import GraphedStep
 from train.engine.loop import build_step, graph_step
@@ -311,7 +311,7 @@ def plain_choices(params: Sequence[ViewParams], size: int, bodies: int) -> list[
     """Of views 0..3, for each clip: what a parameter table says, for `fastmc.reference.augment.view`."""
 
     def choices(one: ViewParams, w: int, n: int) -> reference.Choices:
-        row = {name: one.column(name)[w, n] for name in COLUMNS}
+        row = {name: one.column(name)[w, n] for name in (*COLUMNS, *MASK)}
         noise = torch.zeros(size, bodies, one.num_joints, 3)
         if row["noise_std"] > 0:
             noise = torch.from_numpy(noise_of(one, w, n, size)).permute(1, 3, 2, 0)[:, :bodies]

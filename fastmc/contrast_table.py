@@ -28,6 +28,9 @@ class Row(NamedTuple):
     mined: int = 0
     """Of a one-hot target: it is shared alike by the key and the bank's nearest entries, so many of each query in the
     step, each entry once (the mined positives of AimCLR and HiCLR)."""
+    lifted: int = 0
+    """Without a key, of a row that is its own target or a target only: so many of the bank's entries, the nearest to
+    the query, count as if they lay in its direction, at the similarity of its length (the mined positives of CPM)."""
 
 
 MOST_MINED = 8
@@ -78,6 +81,12 @@ class Table:
                 raise ValueError(f"row {i} is nobody's target, got {row}")
             if row.mined not in range(MOST_MINED + 1) or row.mined not in (0, self.mined):
                 raise ValueError(f"row {i} can mine 0 to {MOST_MINED} entries, as many as others that mine, got {row}")
+            if row.lifted < 0 or row.lifted not in (0, self.lifted):
+                raise ValueError(f"row {i} can lift 0 or more entries, as many as others that lift, got {row}")
+            if row.lifted and (self.key or not self.unit or row.mixed_with is not None):
+                raise ValueError(f"row {i} can lift entries if they are the bank's alone, at unit length, got {row}")
+            if row.lifted and i in queries and row.target != i:
+                raise ValueError(f"row {i} can lift entries if it has no target but itself, got {row}")
             if row.mined and (row.target is not None or row.mixed_with is not None or i not in queries):
                 raise ValueError(f"row {i} can mine if it has a loss, no target and no mixed entries, got {row}")
 
@@ -91,6 +100,12 @@ class Table:
     def mining(self, k: int = 1) -> Table:
         """The same with mined positives in the first row, k of each query."""
         return replace(self, rows=(self.rows[0]._replace(mined=k), *self.rows[1:]))
+
+    def lifting(self, k: int) -> Table:
+        """The same with k lifted entries in each row that is a target."""
+        targets = {row.target for row in self.rows}
+        rows = (row._replace(lifted=k) if i in targets else row for i, row in enumerate(self.rows))
+        return replace(self, rows=tuple(rows))
 
     @property
     def queries(self) -> int:
@@ -121,6 +136,16 @@ class Table:
     def miners(self) -> list[int]:
         """The rows, and so the queries, that learn from mined entries."""
         return [i for i, row in enumerate(self.rows) if row.mined]
+
+    @property
+    def lifted(self) -> int:
+        """How many entries a row lifts that lifts any; 0: none does."""
+        return max(row.lifted for row in self.rows)
+
+    @property
+    def lifters(self) -> list[int]:
+        """The rows that lift entries."""
+        return [i for i, row in enumerate(self.rows) if row.lifted]
 
     @property
     def bank_order(self) -> range | None:
@@ -158,4 +183,5 @@ HICLR = Table((Row(0), Row(1, target=0, weight=0.5), Row(2, target=1, weight=0.5
 """HiCLR likewise: each level of augmentation learns from the one below it."""
 CPM = Table((Row(0, target=1), Row(1, target=1, weight=0.0)), key=False)
 """CPM before it mines: the student's view and the target's, over the bank alone. The target is at another temperature
-if its query is as many times longer; its own loss is its entropy, which the other's cannot be below."""
+if its query is as many times longer; its own loss is its entropy, which the other's cannot be below. ``lifting(k)`` is
+CPM that mines."""

@@ -14,6 +14,9 @@ Several positives of a sample, whose exponentials are summed inside the log, are
 is their sum, and its entry their mean with these as weights. Where f0 is no entry, E = E_bank, and L = lse -
 f.E_target / tau as above.
 
+Entries that a row of this kind lifts are few, and known: their exponentials rise to that of the query's length, and the
+sums with them. Of a row that is its own target, E.f / tau is then not all of the expected logit.
+
 The program that finishes last adds up the batch. Programs count themselves by a ticket, an atomic sum that is 0 at
 first: `kernels.prepare` has set it, two launches before, in memory of this call. So there is nothing to reset, and
 nothing that two streams or two replays of a graph could share. Who comes last does not touch the sums, which have one
@@ -28,12 +31,14 @@ import triton
 import triton.language as tl
 
 from kernels.prepare import (
+    LIFTED,
     MINED,
     MIXED_WITH,
     QUERY,
     TARGET,
     entry,
     look_up,
+    most_lifted,
     most_mined,
     select_query,
     students,
@@ -159,6 +164,39 @@ def _shared_target(
 
 
 @triton.constexpr_function
+def _place(table, row):
+    """Of a row among those that lift."""
+    return sum(other[LIFTED] > 0 for other in table[:row])
+
+
+@triton.jit
+def _lift(
+    p_lifted, p_bank, i_b, B, b_u, lse, expected, scale, PLACE: tl.constexpr, COUNT: tl.constexpr, D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Of a row of u (1, BLOCK_D) some of whose entries are as similar as u is long: log-sum-exp to the base 2, E_bank
+    (1, BLOCK_D), and what its expected similarity to itself has beyond u.E_bank; from the first two without that."""
+    length = tl.sqrt(tl.sum(b_u * b_u))
+    top = tl.maximum(lse, length * scale)
+    total = tl.exp2(lse - top)
+    new = tl.exp2(length * scale - top)
+    entries = expected * total
+    beyond = 0.0 * total
+    for i_first in range(0, COUNT, 16):
+        o_lifted = i_first + tl.arange(0, 16)
+        m_lifted = o_lifted < COUNT
+        o_row = tl.load(p_lifted + (PLACE * B + i_b).to(tl.int64) * COUNT + o_lifted, mask=m_lifted, other=0)
+        b_m = load_rows(p_bank, o_row, m_lifted, D, BLOCK_D)
+        b_m *= inverse_norms(b_m)[:, None]
+        similar = tl.sum(b_m * b_u, axis=1)
+        more = tl.where(m_lifted, new - tl.exp2(similar * scale - top), 0.0)
+        total += tl.sum(more, axis=0)
+        entries += tl.sum(b_m * more[:, None], axis=0)[None, :]
+        beyond += tl.sum(tl.where(m_lifted, new * (length - similar), 0.0), axis=0)
+    return top + tl.log2(total), entries / total, beyond / total
+
+
+@triton.constexpr_function
 def _meet_themselves(table):
     """Whether each query meets the bank that is mixed with itself."""
     return all(row[MIXED_WITH] == i for i, row in enumerate(table[: students(table)]))
@@ -205,8 +243,9 @@ def _combine_kernel(
     p_f0,  # (B, D), or (B, POSITIVES, D)
     p_queries,  # a tuple: (B, D) each
     p_sums,  # (chunks, PLANES, R B), from `kernels.sweep`
-    p_mined,  # (chunks, mined, 2, R B) and the bank (K, D), of a table that mines; None and None, and K too, of others
-    p_bank,
+    p_mined,  # (chunks, mined, 2, R B), of a table that mines; None, and K too, of others
+    p_lifted,  # (l, B, lifted) entries of the bank, of a table that lifts them, by its rows; None of others
+    p_bank,  # (K, D); None where nothing is mined or lifted
     p_entries,  # (chunks, R B, D); this and what follows, but for p_lse, is None unless LOSS
     # (queries + 2, B), as bits: the losses, whether the measured query's positive is on top, its probability over the
     # plain bank (eq. 2)
@@ -269,7 +308,14 @@ def _combine_kernel(
     )  # fmt: skip
     aim = tl.zeros([1, BLOCK_D], tl.float32)  # the target's E_bank and bank share: none of a one-hot target
     aim_rest = 0.0
+    beyond = 0.0
     for ROW in tl.static_range(QUERIES):
+        if entry(TABLE, ROW, LIFTED) > 0:
+            if i_query == ROW:
+                lse, expected, beyond = _lift(
+                    p_lifted, p_bank, i_b, B, b_u, lse, expected, scale, _place(TABLE, ROW), entry(TABLE, ROW, LIFTED),
+                    D, BLOCK_D,
+                )  # fmt: skip
         if entry(TABLE, ROW, TARGET) is not None:
             if i_query == ROW:
                 p_target = p_queries[entry(TABLE, entry(TABLE, ROW, TARGET), QUERY)]
@@ -280,12 +326,20 @@ def _combine_kernel(
                     target_positive, scale, bank_scale, N, num_chunks, OWN, LOSS, BANK, _is_first_to_use(TABLE, ROW), D,
                     BLOCK_C, BLOCK_N, BLOCK_D,
                 )  # fmt: skip
+                if entry(TABLE, entry(TABLE, ROW, TARGET), LIFTED) > 0:
+                    _lse, aim, _beyond = _lift(
+                        p_lifted, p_bank, i_b, B, load_rows(p_target, o_b, m_b, D, BLOCK_D), _lse, aim, scale,
+                        _place(TABLE, entry(TABLE, ROW, TARGET)), entry(TABLE, entry(TABLE, ROW, TARGET), LIFTED), D,
+                        BLOCK_D,
+                    )  # fmt: skip
         if entry(TABLE, ROW, MINED) > 0:
             if i_query == ROW:
                 aim, aim_rest = _shared_target(p_mined, p_bank, i_b, B, K, num_chunks, TABLE, UNIT, D, BLOCK_C, BLOCK_D)
     if LOSS:
         if KEY:
             part = lse - (tl.sum(b_u * aim) + (1 - aim_rest) * positive) * scale
+        elif most_lifted(TABLE) > 0:
+            part = lse - (tl.sum(b_u * aim) + beyond) * scale
         else:
             part = lse - tl.sum(b_u * aim) * scale
         _publish(p_samples + row, part * LN2)

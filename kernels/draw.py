@@ -19,6 +19,7 @@ START, LENGTH, SHIFT, REVERSE, CENTRE, FLIP, STD, SIGMA, GAIN = (tl.constexpr(n)
 SCALE, POSE, JITTER, JITTERED = (tl.constexpr(n) for n in (9, 12, 21, 30))
 VIEW_BITS = tl.constexpr(4)
 ORDER_BLOCK = tl.constexpr(8)  # the Philox block that the jittered joints' order begins with
+MASK_BLOCK = tl.constexpr(1 << 15)  # that of the masked joints and frames
 TURN = tl.constexpr(1 / 360)  # of a degree
 
 
@@ -135,12 +136,40 @@ def _jittered(seed, step, sample, view, count, V: tl.constexpr, BLOCK_V: tl.cons
     return tl.sum(before.to(tl.int32), axis=1) < count
 
 
-@triton.jit(do_not_specialize=["seed", "step", "B", "padding", "centre"])
+@triton.jit
+def _of_order(o, seed, step, sample, view):
+    """Numbers o of those that order a mask's joints and, behind them, frames."""
+    u_0, u_1, u_2, u_3 = _block(seed, o // 4 + MASK_BLOCK, step, sample, view)
+    return tl.where(o % 4 == 0, u_0, _pick3(o % 4 - 1, u_1, u_2, u_3))
+
+
+@triton.jit
+def _smallest(o, first, many, count, seed, step, sample, view):
+    """Whether numbers ``first`` + o are among the ``count`` smallest of the ``many`` from ``first`` on, as in
+    `_jittered`: one after the other, since there may be hundreds."""
+    mine = _of_order(first + o, seed, step, sample, view)
+    before = o * 0
+    for i in range(many):
+        other = _of_order(first + i, seed, step, sample, view)
+        before += ((other < mine) | ((other == mine) & (i < o))).to(tl.int32)
+    return before < count
+
+
+@triton.jit
+def _count(least, choices, u):
+    """Of ``choices`` numbers from ``least`` on."""
+    return least + tl.minimum(tl.floor(choices.to(tl.float32) * u).to(tl.int32), choices - 1)
+
+
+OF_MASK = ["joints_least", "joints_choices", "frames_least", "frames_choices"]
+
+
+@triton.jit(do_not_specialize=["seed", "step", "B", "padding", "centre", *OF_MASK])
 def _draw_kernel(
     p_frames,  # (B,) of the source clips
     p_sample,  # (B,)
     p_step,  # 0-dim, where STEP_ON_DEVICE
-    p_table,  # (W, B, JITTERED + V)
+    p_table,  # (W, B, JITTERED + V), or with a joint mask (W, B, JITTERED + 2 V + MASKED)
     seed,
     step,
     B,
@@ -163,16 +192,26 @@ def _draw_kernel(
     filter_probability,
     filter_gain,
     mask_probability,
+    joint_mask_probability,  # this and the next four are None without a joint mask
+    joints_least,
+    joints_choices,
+    frames_least,
+    frames_choices,
     VIEWS: tl.constexpr,
     STRONG: tl.constexpr,
     BOTH_WAYS: tl.constexpr,
     STEP_ON_DEVICE: tl.constexpr,
     RESIZED: tl.constexpr,
+    MASKED: tl.constexpr,  # frames of a view with a joint mask, or 0
     V: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    BLOCK_T: tl.constexpr,
 ):
     n, w = tl.program_id(0), tl.program_id(1)
-    p_row = p_table + (w * B + n).to(tl.int64) * (JITTERED + V)
+    if MASKED:
+        p_row = p_table + (w * B + n).to(tl.int64) * (JITTERED + 2 * V + MASKED)
+    else:
+        p_row = p_table + (w * B + n).to(tl.int64) * (JITTERED + V)
     view = view_of(VIEWS, w)
     sample = read_word(p_sample + n)
     counter = read_word(p_step) if STEP_ON_DEVICE else step.to(tl.uint32)
@@ -183,7 +222,7 @@ def _draw_kernel(
     i, _, u_main, u_x = _block(seed, 0 * n + 3, counter, sample, view)
     u_y, u_z, u_mask, u_axis = _block(seed, 0 * n + 4, counter, sample, view)
     u_filter, u_sigma, u_flip, u_noise = _block(seed, 0 * n + 5, counter, sample, view)
-    u_shift, u_reverse, _, _ = _block(seed, 0 * n + 6, counter, sample, view)
+    u_shift, u_reverse, u_masking, u_joints = _block(seed, 0 * n + 6, counter, sample, view)
 
     start, length = _crop(
         tl.load(p_frames + n).to(tl.int64), u_length, u_start, ratio_min, ratio_range, frames_min, RESIZED
@@ -229,6 +268,16 @@ def _draw_kernel(
     jittered = is_jitter & _jittered(seed, counter, sample, view, jitter_joints, V, BLOCK_V)
     o_v = tl.arange(0, BLOCK_V)
     tl.store(p_row + JITTERED + o_v, tl.where(jittered, 1.0, 0.0), mask=o_v < V)
+    if MASKED:
+        o_t = tl.arange(0, BLOCK_T)
+        u_frames, _, _, _ = _block(seed, 0 * n + 7, counter, sample, view)
+        of_joints = _count(joints_least, joints_choices, u_joints)
+        of_frames = _count(frames_least, frames_choices, u_frames)
+        joints = _smallest(o_v, 0 * n, V, of_joints, seed, counter, sample, view)
+        frames = _smallest(o_t, 0 * n + V, MASKED, of_frames, seed, counter, sample, view)
+        masking = u_masking < joint_mask_probability
+        tl.store(p_row + JITTERED + V + o_v, tl.where(masking & joints, 1.0, 0.0), mask=o_v < V)
+        tl.store(p_row + JITTERED + 2 * V + o_t, tl.where(masking & frames, 1.0, 0.0), mask=o_t < MASKED)
 
 
 def draw(
@@ -242,11 +291,17 @@ def draw(
     sample: Tensor,
     padding: int,
     resized_to: int | None,
+    masked: int = 0,
 ) -> Tensor:
-    """The table (W, B, 30 + V) float32 in one launch. config: a `fastmc.views.draw.AugmentConfig`; strong: numbers of
-    the strong views; padding: frames."""
+    """The table (W, B, 30 + V) float32, or with a joint mask (W, B, 30 + 2 V + T), in one launch. config: a
+    `fastmc.views.draw.AugmentConfig`; strong: numbers of the strong views; padding: frames; masked: T, or 0."""
     batch, on_device = len(frames), isinstance(step, Tensor)
-    table = torch.empty(len(views), batch, JITTERED.value + num_joints, device=frames.device)
+    width = JITTERED.value + num_joints + (num_joints + masked if masked else 0)
+    table = torch.empty(len(views), batch, width, device=frames.device)
+    mask: tuple[Any, ...] = (None,) * 5
+    if masked:
+        of_joints, of_frames = config.masked_of(num_joints, masked)
+        mask = (config.joint_mask_probability, *of_joints, *of_frames)
     _draw_kernel[(batch, len(views))](
         frames, sample, step if on_device else sample, table, seed, 0 if on_device else step, batch,
         config.crop_ratio_min, 1 - config.crop_ratio_min, config.crop_frames_min, padding,
@@ -254,9 +309,9 @@ def draw(
         config.jitter_probability, config.jittered_of(num_joints), config.flip_probability, config.rotation_degrees,
         config.rotation_minor_degrees, config.noise_std, config.noise_probability, config.filter_sigma_min,
         config.filter_sigma_max - config.filter_sigma_min, config.filter_probability, float(config.filter_gain),
-        config.axis_mask_probability, VIEWS=pack_views(views), STRONG=sum(1 << view for view in strong),
-        BOTH_WAYS=config.rotation == "both-ways", STEP_ON_DEVICE=on_device,
-        RESIZED=resized_to or 0, V=num_joints,
-        BLOCK_V=triton.next_power_of_2(num_joints), num_warps=1, enable_fp_fusion=False,
+        config.axis_mask_probability, *mask, VIEWS=pack_views(views), STRONG=sum(1 << view for view in strong),
+        BOTH_WAYS=config.rotation == "both-ways", STEP_ON_DEVICE=on_device, RESIZED=resized_to or 0, MASKED=masked,
+        V=num_joints, BLOCK_V=triton.next_power_of_2(num_joints), BLOCK_T=triton.next_power_of_2(masked or 1),
+        num_warps=1, enable_fp_fusion=False,
     )  # fmt: skip
     return table

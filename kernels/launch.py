@@ -32,7 +32,7 @@ class Table(Protocol):
     """`fastmc.contrast_table.Table`, which says what the rows are."""
 
     @property
-    def rows(self) -> tuple[tuple[int, int | None, int | None, float, int], ...]: ...
+    def rows(self) -> tuple[tuple[int, int | None, int | None, float, int, int], ...]: ...
     @property
     def measured(self) -> int: ...
     @property
@@ -206,14 +206,19 @@ class Plan:
         return Partial(sums, entries, mined, loss, bank)
 
     def combine(
-        self, prepared: Prepared, partial: Partial, lse: Tensor, dtype: torch.dtype = torch.float32
+        self,
+        prepared: Prepared,
+        partial: Partial,
+        lse: Tensor,
+        dtype: torch.dtype = torch.float32,
+        lifted: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Of a sweep with a loss: losses (queries,), or stats if it was the bank's too; gradients (queries, B, D)."""
         count = len(self.queries)
         gradients = self.new(count, *self.shape, dtype=dtype)
         stats = self.new(count if partial.bank is None else max(6, count + 3))
         samples = self.new(count + 2, len(self.f0), dtype=torch.int32)
-        self._combine(partial, lse, samples, prepared.ticket, stats, gradients)
+        self._combine(partial, lse, samples, prepared.ticket, stats, gradients, lifted)
         return stats, gradients
 
     def log_sum_exps(self, partial: Partial) -> Tensor:
@@ -230,6 +235,7 @@ class Plan:
         ticket: Tensor | None = None,
         stats: Tensor | None = None,
         gradients: Tensor | None = None,
+        lifted: Tensor | None = None,
     ) -> None:
         (batch, dim), chunks, count = self.shape, len(partial.sums), len(self.queries)
         block_c = triton.next_power_of_2(chunks)
@@ -238,7 +244,8 @@ class Plan:
             p_queries=self.queries,
             p_sums=partial.sums,
             p_mined=partial.mined,
-            p_bank=None if partial.mined is None else self.bank,
+            p_lifted=None if lifted is None else lifted.contiguous(),
+            p_bank=None if partial.mined is None and lifted is None else self.bank,
             p_entries=partial.entries,
             p_samples=samples,
             p_ticket=ticket,

@@ -95,17 +95,18 @@ def contrast_step_(
     update: str,
     cursor: Tensor | None,
     precision: str,
+    lifted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Of f0 (B, D), or (B, G, D) with several positives of each sample.
 
     stats (max(6, queries + 3),) = loss, those of the queries, top-1 count, mean probability of the positive, zeros;
     gradients (queries, B, D). The bank steps ("ascent"), takes f0 ("fifo") or stays ("none"); it stays in any case
-    where the loss is not finite."""
+    where the loss is not finite. ``lifted`` (l, B, k) int64: entries of the bank, of a table that lifts them."""
     plan = Plan.of(f0, queries, bank, mixing, table, tiled, precision)
     prepared = plan.prepare()
     lse = plan.new(len(table.rows), len(f0))
     partial = plan.sweep(prepared, loss=temperature, bank=bank_temperature)
-    stats, gradients = plan.combine(prepared, partial, lse, dtype=queries[0].dtype)
+    stats, gradients = plan.combine(prepared, partial, lse, dtype=queries[0].dtype, lifted=lifted)
     if update == "none":
         return stats, gradients
     with part("bank"), launching_on(bank.device, "bank"), contiguous(bank, momentum) as (w, v):

@@ -6,8 +6,8 @@ with the feature of sample i mod B, so c is a (B, B) matrix per row.
 
 TABLE, a constant of each kernel, is the tuple of rows of a `fastmc.contrast_table`: (query, the query that
 its bank is mixed with, the row that is its target, weight of its loss, entries that are mined of each query for its
-one-hot target), None where there is nothing. The first of them, `students` in number, have the losses of the queries,
-each at its query's place; the others are targets only.
+one-hot target, entries that it lifts as a target), None where there is nothing. The first of them, `students` in
+number, have the losses of the queries, each at its query's place; the others are targets only.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ MIXED_WITH = tl.constexpr(1)
 TARGET = tl.constexpr(2)
 WEIGHT = tl.constexpr(3)
 MINED = tl.constexpr(4)
+LIFTED = tl.constexpr(5)
 
 
 @triton.constexpr_function
@@ -40,6 +41,12 @@ def students(table):
 def most_mined(table):
     """How many entries of each query are mined."""
     return max(row[MINED] for row in table)
+
+
+@triton.constexpr_function
+def most_lifted(table):
+    """How many entries a row lifts that lifts any."""
+    return max(row[LIFTED] for row in table)
 
 
 @triton.jit

@@ -134,7 +134,7 @@ def _views_kernel(
     p_frames,  # packed (R, V, 3), or dense (B, FRAMES, V, M, 3)
     p_first,  # (B,) first row of a packed clip
     p_bodies,  # (B,)
-    p_table,  # (W, B, JITTERED + V)
+    p_table,  # (W, B, JITTERED + V), or with a joint mask (W, B, JITTERED + 2 V + T)
     p_sample,  # (B,)
     p_step,  # 0-dim, where STEP_ON_DEVICE
     p_mirror,  # (V,)
@@ -147,6 +147,7 @@ def _views_kernel(
     STEP_ON_DEVICE: tl.constexpr,
     FRAMES: tl.constexpr,  # of a dense clip; 0 if they are packed
     CENTRED: tl.constexpr,  # whether a joint may be subtracted
+    MASKED: tl.constexpr,  # whether there is a joint mask
     STREAM: tl.constexpr,
     T: tl.constexpr,
     V: tl.constexpr,
@@ -157,7 +158,10 @@ def _views_kernel(
     BLOCK_E: tl.constexpr,  # >= T * V * M * 3
 ):
     n, w = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    p_row = p_table + (w * B + n) * (JITTERED + V)
+    if MASKED:
+        p_row = p_table + (w * B + n) * (JITTERED + 2 * V + T)
+    else:
+        p_row = p_table + (w * B + n) * (JITTERED + V)
     start, length = tl.load(p_row + START).to(tl.int32), tl.load(p_row + LENGTH).to(tl.int32)
     bodies = tl.load(p_bodies + n).to(tl.int32)
 
@@ -227,6 +231,10 @@ def _views_kernel(
         b_x = _smooth(b_x, o_t, sigma, gain, T, BLOCK_T, BLOCK_P)
         b_y = _smooth(b_y, o_t, sigma, gain, T, BLOCK_T, BLOCK_P)
         b_z = _smooth(b_z, o_t, sigma, gain, T, BLOCK_T, BLOCK_P)
+    if MASKED:
+        joint = tl.load(p_row + JITTERED + V + o_v, mask=is_joint, other=0.0) > 0
+        in_frame = tl.load(p_row + JITTERED + 2 * V + o_t, mask=o_t < T, other=0.0) > 0
+        present = present & ~(in_frame[:, None] & joint[None, :])
     b_x, b_y, b_z = tl.where(present, b_x, 0.0), tl.where(present, b_y, 0.0), tl.where(present, b_z, 0.0)
 
     # x, y, z, x side by side; then elements as they follow one another in the output.
@@ -259,6 +267,7 @@ def make_views(
     parents: Tensor | None,
     bodies: int,
     centred: bool,
+    masked: bool,
     stream: str,
     out: Tensor,
 ) -> None:
@@ -268,7 +277,7 @@ def make_views(
         frames: packed (R, V, 3) with the clips' ``first`` rows (B,); or dense (B, T', V * M * 3), contiguous, and None.
         table, sample, views, seed, step: of `fastmc.views.draw.ViewParams`.
         mirror, parents: (V,) int64; parents may be None but for stream "bone".
-        bodies: M. centred: whether the table has joints to subtract.
+        bodies: M. centred: whether the table has joints to subtract. masked: whether it has a joint mask.
     """
     (width, batch, size, _), joints, dense = out.shape, len(mirror), first is None
     block_t, block_v, block_m = (triton.next_power_of_2(n) for n in (size, joints, bodies))
@@ -277,7 +286,7 @@ def make_views(
         frames, num_bodies if first is None else first, num_bodies, table, sample, step if on_device else sample,
         mirror, mirror if parents is None else parents, out, seed, 0 if on_device else step, batch,
         VIEWS=pack_views(views), STEP_ON_DEVICE=on_device, FRAMES=frames.shape[1] if dense else 0, CENTRED=centred,
-        STREAM=stream, T=size, V=joints, M=bodies, BLOCK_T=block_t, BLOCK_V=block_v, BLOCK_M=block_m,
+        MASKED=masked, STREAM=stream, T=size, V=joints, M=bodies, BLOCK_T=block_t, BLOCK_V=block_v, BLOCK_M=block_m,
         BLOCK_E=triton.next_power_of_2(size * joints * bodies * 3),
         num_warps=min(16, max(4, block_t * block_v * block_m // 256)),
     )  # fmt: skip

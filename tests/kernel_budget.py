@@ -1,9 +1,10 @@
-"""What the kernels' split products may cost, beyond what float32 costs the reference."""
+"""What the kernels' split products may cost, beyond what float32 costs the reference, and a step that keeps it."""
 
 from __future__ import annotations
 
 import torch
-from oracle import Case, Results
+from gpu_less import kernels_on_cpu
+from oracle import Case, Results, step_of, step_truth, velocity, within
 
 # Error of a similarity of unit rows. bf16x3: hi keeps 8 bits and lo the next 8, so either operand is off by at most
 # 2^-18 of itself, and the product lo.lo that is left out is no larger. bf16: either operand is off by 2^-9.
@@ -24,3 +25,21 @@ def kernel_budget(plain: Results, truth: Results, case: Case, precision: str) ->
     entry = largest / (case.temperature * len(case.f0))
     scale["gradients"] = torch.maximum(scale["gradients"], entry)
     return {n: 2 * (plain[n] - truth[n]).abs().max() + eps * scale[n] for n in truth}
+
+
+def kernels_step(case: Case, update: str, precision: str) -> Results:
+    """A step by the kernels, on the CPU."""
+    from kernels import mc
+
+    with kernels_on_cpu():
+        return step_of(mc, case, update, velocity(case), 3, precision)
+
+
+def kernels_see(case: Case, update: str, precision: str, *others: Case) -> list[dict[str, bool]]:
+    """The kernels' step keeps the budget. By output, whether the reference's step of each other case does too."""
+    truth, plain = (step_truth(c, update, velocity(c), 3) for c in (case.to(torch.float64), case))
+    allowed = kernel_budget(plain, truth, case, precision)
+    verdict = within(kernels_step(case, update, precision), truth, allowed)
+    assert all(verdict.values()), verdict
+    wide = [other.to(torch.float64) for other in others]
+    return [within(step_truth(c, update, velocity(case).double(), 3), truth, allowed) for c in wide]

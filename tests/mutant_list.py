@@ -56,6 +56,13 @@ KERNELS = (
         "test_mining.py",
     ),
     _mutant(
+        "combine: lifted entries count beside what they were",
+        "kernels/combine.py",
+        "more = tl.where(m_lifted, new - tl.exp2(similar * scale - top), 0.0)",
+        "more = tl.where(m_lifted, new, 0.0)",
+        "test_other_losses.py",
+    ),
+    _mutant(
         "prepare: the ticket is not reset",
         "kernels/prepare.py",
         "if (i_block == 0) & (i_row == 0) & (i_column == 0):",
@@ -98,6 +105,13 @@ KERNELS = (
         "tl.where(is_long, o_t, high)",
         "test_views.py",
         "test_views_kernel.py",
+    ),
+    _mutant(
+        "views: a mask takes whole joints and whole frames",
+        "kernels/views.py",
+        "present = present & ~(in_frame[:, None] & joint[None, :])",
+        "present = present & ~(in_frame[:, None] | joint[None, :])",
+        "test_views.py",
     ),
     _mutant(
         "draw: flip and noise change their numbers",

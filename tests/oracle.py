@@ -3,14 +3,19 @@ autograd."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
 from fastmc.contrast_table import A2MC, AIMCLR, B1, B2, B3, HICLR, Row, Table
+from fastmc.objective import attention, chunked, cpp_passes
 from fastmc.reference import bank as reference_bank
 from fastmc.reference import contrast as reference
 
@@ -43,6 +48,18 @@ MATCHING = {
     "mixed matching": Table((Row(0, 0, 3), Row(1, 1, 1), Row(2, 2, 2, 2.0), Row(1, 0)), key=False),
 }
 """Of these too: the key is no entry."""
+LIFTING = {
+    "lifting": MATCHING["matching"].lifting(3),
+    "lifting one": Table((Row(0, target=2), Row(1, target=1, weight=2.0), Row(2, target=2)), key=False).lifting(1),
+    "lifting apart": Table(
+        (Row(0, target=4), Row(1, target=3), Row(2, target=0), Row(2, lifted=3), Row(0, lifted=3)), key=False
+    ),
+}
+"""Of these too: entries of a target lie in its direction."""
+MODULES = [chunked, cpp_passes]
+SHAPES = [(1, 3, 1), (7, 130, 5), (65, 300, 16), (130, 33, 8), (64, 2100, 8), (3, 5001, 4)]
+CUTS: dict[str, Any] = {"samples": st.integers(1, 9), "entries": st.integers(1, 20), "looking": st.booleans()}
+"""Any :func:`cut`."""
 WEIGHTS = torch.tensor([0.5, -2.0, 3.0, -0.7])
 """Upstream gradients of the losses."""
 HYPER = {"lr": 2.0, "momentum_factor": 0.9, "weight_decay": 0.01}
@@ -51,7 +68,7 @@ HYPER = {"lr": 2.0, "momentum_factor": 0.9, "weight_decay": 0.01}
 @dataclass(frozen=True)
 class Case:
     """One call. ``kind``: "mc", "unmixed" (no mixed entries), "one-hot" (InfoNCE of each view), "alone" (of f3), or
-    another of TABLES, MINING, DOTS or MATCHING."""
+    another of TABLES, MINING, DOTS, MATCHING or LIFTING."""
 
     f0: Tensor
     f1: Tensor
@@ -86,7 +103,7 @@ class Case:
 
     @property
     def table(self) -> Table:
-        return (TABLES | MINING | DOTS | MATCHING)[self.kind]
+        return (TABLES | MINING | DOTS | MATCHING | LIFTING)[self.kind]
 
     @property
     def queries(self) -> list[Tensor]:
@@ -98,6 +115,15 @@ class Case:
     def key(self) -> Tensor:
         """f0, or (B, G, D) of so many positives."""
         return self.f0 if self.positives == 1 else torch.stack([self.f0.roll(g, 1) for g in range(self.positives)], 1)
+
+    @property
+    def lifted(self) -> Tensor | None:
+        """(l, B, k) as the raw functions take them, by a stable sort."""
+        if not self.table.lifted:
+            return None
+        m0, queries = reference.normalise(self.bank) if self.table.unit else self.bank, self.queries
+        similar = torch.stack([queries[self.table.rows[i].query] @ m0.T for i in self.table.lifters])
+        return similar.sort(dim=2, descending=True, stable=True).indices[:, :, : self.table.lifted]
 
     @property
     def coefficients(self) -> Tensor | None:
@@ -194,6 +220,7 @@ def step_of(
         update,
         place,
         precision,
+        case.lifted,
     )
     return {"stats": stats, "gradients": gradients, "bank": bank, "momentum": momentum, "cursor": place}
 
@@ -209,6 +236,23 @@ def assert_exact(ours: Results, truth: Results, bound: float = 1e-12) -> None:
         assert (error <= bound * scale.clamp_min(1)).all(), f"{name}: error {error.max():.1e}"
 
 
+def assert_step(module: Any, case: Case, update: str = "fifo", bound: float = 1e-12) -> None:
+    """A step of the case is exact, as :func:`assert_exact` has it."""
+    ours, truth = step_of(module, case, update, velocity(case), 3), step_truth(case, update, velocity(case), 3)
+    assert_exact(ours, truth, bound)
+
+
+@contextmanager
+def cut(looking: bool, samples: int = attention.SAMPLES, entries: int = attention.ENTRIES) -> Iterator[None]:
+    """Within: blocks of so many samples, chunks of so many entries. ``looking``: whether values may decide, as on a
+    CPU, or must not, as on a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "SAMPLES", samples)
+        patch.setattr(attention, "ENTRIES", entries)
+        patch.setattr(chunked, "may_look", lambda tensor: looking)
+        yield
+
+
 def budget(plain: Results, truth: Results, temperature: float) -> dict[str, Tensor]:
     """What float32 may cost: twice the reference's own error in it, and 4 roundings of the largest logit, 1/tau."""
     ulps = 4 * torch.finfo(torch.float32).eps * max(1.0, 1 / temperature)
@@ -218,6 +262,35 @@ def budget(plain: Results, truth: Results, temperature: float) -> dict[str, Tens
 def within(ours: Results, truth: Results, allowed: dict[str, Tensor]) -> dict[str, bool]:
     """By output, whether its largest error is within what is allowed."""
     return {name: bool((ours[name] - truth[name]).abs().max() <= allowed[name]) for name in truth}
+
+
+def check_step_lengths(module: Any, lengths: tuple[float, float], case: Case) -> None:
+    """A step at the first, a temperature, of features that are the second times longer, is exact too."""
+    temperature, length = lengths
+    case = replace(case, temperature=temperature)
+    case = replace(case, **{name: length * getattr(case, name) for name in ("f0", "f1", "f2", "f3")})
+    assert_step(module, case, "fifo", 1e-12 * max(1.0, length**2 / temperature / 100))  # as in check_lengths
+
+
+def check_step_budget(module: Any, case: Case, coldest: float, **other: Any) -> dict[str, bool]:
+    """A step in float32 keeps its budget at the ``coldest`` of its temperatures. By output, whether that of another
+    case does, which differs as said."""
+    truth, plain = (step_truth(c, "fifo", velocity(c)) for c in (case.to(torch.float64), case))
+    allowed = budget(plain, truth, coldest)
+    verdict = within(step_of(module, case, "fifo", velocity(case)), truth, allowed)
+    assert all(verdict.values()), verdict
+    return within(step_of(module, replace(case, **other), "none", velocity(case)), truth, allowed)
+
+
+def matching_losses(
+    f1: Tensor, f0: Tensor, bank: Tensor, *, temperature: float, target_temperature: float, mined: int = 0
+) -> tuple[Tensor, Tensor]:
+    """CPM's: cross-entropy of each student f1 to its target f0, and the entropy of the target (n,), of unit rows. The
+    ``mined`` rows of the bank that are nearest to f0 have similarity 1 in the target."""
+    similar = f0 @ bank.T
+    similar = similar.scatter(1, similar.topk(mined, dim=1).indices, 1.0)
+    target, student = (similar / target_temperature).log_softmax(1), (f1 @ bank.T / temperature).log_softmax(1)
+    return -(target.exp() * student).sum(1), -(target.exp() * target).sum(1)
 
 
 def check_lengths(module: Any, lengths: tuple[float, float], kind: str, tiled: bool) -> None:

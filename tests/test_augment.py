@@ -19,6 +19,7 @@ from fastmc.views.draw import (
     BASIC_KEY,
     BASIC_QUERY,
     COLUMNS,
+    MASK,
     STRONG,
     WEAK,
     AugmentConfig,
@@ -171,6 +172,11 @@ def test_columns_are_where_the_kernels_look_for_them():
     assert torch.equal(torch.cat([p.column(name).reshape(2, -1) for name in COLUMNS], dim=1), p.table[0])
     assert p.column("pose")[0, 0, 0, 1] == 13, "row-major"
     assert p.num_joints == 20
+    assert [p.column(name).shape for name in MASK] == [(1, 2, 0)] * 2
+    p = replace(p, table=torch.arange(2 * 77.0).view(1, 2, 77), masked=7)
+    assert p.num_joints == 20
+    for name, first, count in (("jittered", 30, 20), ("masked_joints", 50, 20), ("masked_frames", 70, 7)):
+        assert torch.equal(p.column(name)[0, 0], torch.arange(first, first + count).float())
 
 
 def test_identity():
@@ -428,3 +434,17 @@ def test_all_choices_of_a_view_are_independent(strong):
 def test_config_refuses_nonsense(setting):
     with pytest.raises(ValueError, match=next(iter(setting))):
         AugmentConfig(**setting)
+
+
+def test_a_joint_mask_needs_the_frames_of_a_view_and_limits_in_their_order():
+    frames, sample = torch.tensor([30, 40]), torch.arange(2)
+    config = AugmentConfig(joint_mask_probability=1.0)
+    with pytest.raises(ValueError, match="size must be given, the frames of a view: a joint mask"):
+        draw_params(config, frames, 25, views=(0,), seed=0, step=0, sample=sample)
+    for wrong in ({"joint_mask_joints_min": 16}, {"joint_mask_frames_min": 0.7}):
+        (name,) = wrong
+        with pytest.raises(ValueError, match=name):
+            AugmentConfig(**wrong)
+    params = draw_params(config, frames, 4, views=(0, 2), seed=0, step=0, sample=sample, size=9)
+    assert params.column("masked_joints").sum(dim=2).eq(4).all(), "of few joints all"
+    assert params.column("masked_frames").sum(dim=2).sub(4.5).abs().le(1.5).all()

@@ -28,6 +28,7 @@ from fastmc.encoders.base import ClipShape, Encoder
 from fastmc.encoders.norm import ViewNorm
 from fastmc.methods import find_method
 from fastmc.methods.a2mc import A2MCConfig
+from fastmc.methods.hiclr import JointMask
 from fastmc.objective import chunked
 from fastmc.skeleton import NTU25, SKELETONS
 from fastmc.views import clips as clip_module
@@ -212,6 +213,37 @@ def test_one_row_for_all_absent_bodies_changes_nothing(kind, training, monkeypat
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-8, atol=1e-11 * largest, msg=name)
     for (name, value), other in zip(shared.named_buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(value, other, rtol=1e-10, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["agcn", "dstanet", "hcn", "stgcn"])
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_one_row_for_all_masked_absent_bodies_changes_nothing(value, kind, monkeypatch):
+    """Nor the gradient of the value that all of a view's bodies are masked by, HiCLR's, which is in absent ones too."""
+    shared, plain = (new(kind).double().train() for _ in range(2))
+    shared.sums_absent = True
+    x = torch.randn(12, frames(kind), 25, 2, 3, dtype=torch.float64)
+    x[torch.tensor([1, 2, 4, 5, 6, 7, 9, 10, 11]), :, :, 1] = 0
+    x, weights = x.flatten(2), torch.randn(12, 16, dtype=torch.float64)
+    masked = torch.rand(frames(kind), 25) < 0.2
+    seen, found = [], []
+    take = rows.Rows.take
+    monkeypatch.setattr(rows.Rows, "take", lambda self, x: seen.append((len(x), len(take(self, x)))) or take(self, x))
+    for look, encoder in ((True, shared), (False, plain)):
+        monkeypatch.setattr(rows, "may_look", lambda tensor, look=look: look)
+        mask = JointMask().double()
+        mask.value.data.fill_(value)
+        output = encoder(torch.cat((x[:8], mask(x[8:], masked))), views=3)
+        (output * weights).sum().backward()
+        gradients = {name: p.grad for name, p in encoder.named_parameters()} | {"mask": mask.value.grad}
+        found.append((output, gradients, dict(encoder.named_buffers())))
+    assert seen == [(24, 15 + 3), (24, 24)], "nine are absent, in three views"
+    (output, gradients, buffers), (want, of_plain, other) = found
+    torch.testing.assert_close(output, want, rtol=1e-9, atol=1e-11)
+    largest = max(float(p.abs().max()) for p in of_plain.values())
+    for name, gradient in of_plain.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-8, atol=1e-11 * largest, msg=name)
+    for name, buffer in other.items():
+        torch.testing.assert_close(buffers[name], buffer, rtol=1e-10, atol=1e-12, msg=name)
 
 
 @pytest.mark.parametrize("kind", ["agcn", "dstanet", "hcn", "stgcn"])

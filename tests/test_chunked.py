@@ -13,6 +13,7 @@ from every_pair import every_pair
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import (
+    CUTS,
     TABLES,
     WEIGHTS,
     Case,
@@ -20,6 +21,7 @@ from oracle import (
     check_budget,
     check_far_positives,
     check_lengths,
+    cut,
     forward_of,
     forward_truth,
 )
@@ -37,11 +39,10 @@ KINDS = list(TABLES)
     ("shape", "kind", "tiled", "looking"),
     every_pair([(1, 1, 1), (7, 130, 5), (130, 33, 8), (64, 2100, 8)], KINDS, [False, True], [False, True]),
 )
-def test_equals_the_reference_in_float64(shape, kind, tiled, looking, monkeypatch):
-    """``looking``: whether values may decide, as on a CPU, or must not, as on a GPU."""
-    monkeypatch.setattr(chunked, "may_look", lambda tensor: looking)
+def test_equals_the_reference_in_float64(shape, kind, tiled, looking):
     case = Case.draw(*shape, kind=kind, tiled=tiled)
-    assert_exact(forward_of(chunked, case, WEIGHTS), forward_truth(case, WEIGHTS))
+    with cut(looking):
+        assert_exact(forward_of(chunked, case, WEIGHTS), forward_truth(case, WEIGHTS))
 
 
 @settings(max_examples=30, deadline=None)
@@ -49,19 +50,14 @@ def test_equals_the_reference_in_float64(shape, kind, tiled, looking, monkeypatc
     b=st.integers(1, 20),
     k=st.integers(1, 40),
     d=st.integers(1, 6),
-    samples=st.integers(1, 9),
-    entries=st.integers(1, 20),
     kind=st.sampled_from(KINDS),
     tiled=st.booleans(),
     temperature=st.floats(0.01, 2),
-    bounded=st.booleans(),
+    **CUTS,
 )
-def test_any_cut_into_blocks_and_chunks_gives_the_same(b, k, d, samples, entries, kind, tiled, temperature, bounded):
+def test_any_cut_into_blocks_and_chunks_gives_the_same(b, k, d, samples, entries, kind, tiled, temperature, looking):
     case = Case.draw(b, k, d, kind=kind, tiled=tiled, temperature=temperature)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows, "SAMPLES", samples)
-        patch.setattr(rows, "ENTRIES", entries)
-        patch.setattr(chunked, "may_look", lambda tensor: bounded)
+    with cut(looking, samples, entries):
         assert_exact(forward_of(chunked, case, WEIGHTS), forward_truth(case, WEIGHTS))
 
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from oracle import CROSSED, DOTS, MATCHING, MINING, TABLES, Case
+from oracle import CROSSED, DOTS, LIFTING, MATCHING, MINING, TABLES, Case
 from torch import Tensor
 
 from fastmc.contrast_table import A2MC, AIMCLR, B1, B2, B3, CPM, HICLR, Row, Table
 from fastmc.objective.contrast_step import contrast_step_
 from fastmc.reference import contrast as reference
 
-ALL = TABLES | MINING | DOTS | MATCHING
+ALL = TABLES | MINING | DOTS | MATCHING | LIFTING
 
 
 @pytest.mark.parametrize("table", ALL.values(), ids=ALL)
@@ -41,6 +41,7 @@ def test_a_table_is_its_code(table):
         ((Row(0), Row(1, target=0, mined=1)), 0, "row 1 can mine if it has a loss, no target"),
         ((Row(0, 0, mined=1),), 0, "row 0 can mine if it has a loss, no target and no mixed entries"),
         ((Row(0, target=1), Row(0, mined=1)), 0, "row 1 can mine if it has a loss"),
+        ((Row(0, target=1), Row(0, lifted=1)), 0, "row 1 can lift entries if they are the bank's alone"),
     ],
 )
 def test_what_is_no_table_says_so(rows, measured, message):
@@ -56,6 +57,10 @@ def test_what_is_no_table_says_so(rows, measured, message):
         ((Row(0, mined=1),), "row 0 must have a target where the key is no entry"),
         ((Row(0, target=0, mined=1),), "row 0 can mine if it has a loss, no target"),
         ((Row(0, target=2), Row(0, target=1)), "row 0 can have no target or another row"),
+        ((Row(0, target=0, lifted=-1),), "row 0 can lift 0 or more entries"),
+        ((Row(0, target=0, lifted=2), Row(1, target=1, lifted=1)), "row 1 can lift 0 or more entries, as many as oth"),
+        ((Row(0, target=1, lifted=1), Row(1, target=1)), "row 0 can lift entries if it has no target but itself"),
+        ((Row(0, 0, target=0, lifted=1),), "row 0 can lift entries if they are the bank's alone"),
     ],
 )
 def test_what_is_no_table_without_a_key_says_so(rows, message):
@@ -76,6 +81,15 @@ def test_a_table_can_be_told_to_mine():
     table = AIMCLR.mining(3)
     assert (table.mined, table.miners) == (3, [0])
     assert table.rows == (Row(0, mined=3), *AIMCLR.rows[1:]) and table.mining(0) == AIMCLR
+
+
+def test_a_table_can_be_told_to_lift():
+    with pytest.raises(ValueError, match="row 1 can lift entries if they are the bank's alone, at unit length"):
+        replace(CPM, unit=False).lifting(1)
+    assert (CPM.lifted, CPM.lifters) == (0, [])
+    table = CPM.lifting(100)
+    assert (table.lifted, table.lifters) == (100, [1]) and table.lifting(0) == CPM
+    assert table.rows == (CPM.rows[0], CPM.rows[1]._replace(lifted=100))
 
 
 @pytest.mark.parametrize("mix", ["own", "tiled"])
@@ -151,6 +165,7 @@ def test_two_rows_may_be_each_others_targets(impl):
         (CPM, 2, {"f0": (3, 2, 5)}, r"f0 must be \(B, D\) for a table with mixed rows, targets or mined entries"),
         (AIMCLR.mining(), 3, {"update": "ascent"}, "table must not mine for update 'ascent'"),
         (AIMCLR.mining(8), 3, {"bank": 7}, "table mines 8 rows of bank for each query, and bank has 7"),
+        (CPM.lifting(8), 2, {"bank": 7}, "table lifts 8 rows of bank for each query, and bank has 7"),
         ("A2MC", 3, {}, "table must be a Table, got 'A2MC'"),
     ],
 )

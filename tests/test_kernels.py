@@ -119,11 +119,22 @@ def entries(tiled: bool, precision: str, dim: int = 128) -> dict[str, Callable[[
     f, bank, mixing = meta(64, dim), meta(16384, dim), meta(16384)
     hyper, cursor, three = (0.07, 0.03, 3.0, 0.9, 1e-4), meta(dtype=torch.int64), [f] * 3
 
-    def call(table, update="fifo", f=f, f0=None):
+    def call(table, update="fifo", f=f, f0=None, lifted=None):
         coefficients = mixing if table.mixed else None
         queries = [f] * table.queries
         return lambda: mc.contrast_step_(
-            bank, bank, f if f0 is None else f0, queries, coefficients, table, *hyper, tiled, update, cursor, precision
+            bank,
+            bank,
+            f if f0 is None else f0,
+            queries,
+            coefficients,
+            table,
+            *hyper,
+            tiled,
+            update,
+            cursor,
+            precision,
+            lifted,
         )
 
     calls = {
@@ -140,6 +151,7 @@ def entries(tiled: bool, precision: str, dim: int = 128) -> dict[str, Callable[[
         calls |= {name: call(table) for name, table in tables.items()}
         calls["several"] = call(B1, f0=meta(64, 4, dim))
         calls["no key"] = call(CPM)
+        calls["lifted"] = call(CPM.lifting(100), lifted=meta(1, 64, 100, dtype=torch.int64))
         calls["dots"] = call(replace(B1, unit=False))
         calls["half precision"] = call(A2MC, "ascent", meta(64, dim, dtype=torch.bfloat16))
     return calls

@@ -39,7 +39,7 @@ def public(impl: str) -> Any:
     that one truth serves all."""
 
     def raw(bank, momentum, f0, queries, mixing, table, temperature, bank_temperature, *rest):
-        lr, momentum_factor, weight_decay, tiled, update, cursor, precision = rest
+        lr, momentum_factor, weight_decay, tiled, update, cursor, precision, _lifted = rest
         settings = {
             "temperature": temperature, "bank_temperature": bank_temperature, "lr": lr,
             "momentum_factor": momentum_factor, "weight_decay": weight_decay, "mix": "tiled" if tiled else "own",

@@ -60,13 +60,16 @@ def test_opcheck_of_the_steps() -> None:
     batch = (case.bank, momentum, case.f0, case.queries, case.mixing, case.table.code)
     torch.library.opcheck(torch.ops.fastmc.bank_step_.default, (*batch, 0.03, *HYPER, False, "ieee", impl))
     for update, cursor in (("ascent", None), ("fifo", torch.tensor(3)), ("none", None)):
-        settings = (0.07, 0.03, *HYPER, False, update, cursor, "ieee", impl)
+        settings = (0.07, 0.03, *HYPER, False, update, cursor, "ieee", None, impl)
         torch.library.opcheck(torch.ops.fastmc.contrast_step_.default, (*batch, *settings))
-    settings = (0.07, 0.03, *HYPER, False, "fifo", torch.tensor(3), "ieee", impl)
+    settings = (0.07, 0.03, *HYPER, False, "fifo", torch.tensor(3), "ieee", None, impl)
     for kind in ("alone", "crossed"):
         other = drawn(kind)
         batch = (case.bank, momentum, other.f0, other.queries, other.coefficients, other.table.code)
         torch.library.opcheck(torch.ops.fastmc.contrast_step_.default, (*batch, *settings))
+    other = drawn("lifting")
+    batch = (case.bank, momentum, other.f0, other.queries, None, other.table.code)
+    torch.library.opcheck(torch.ops.fastmc.contrast_step_.default, (*batch, *settings[:-2], other.lifted, impl))
     other = replace(drawn("alone"), positives=3)
     batch = (case.bank, momentum, other.key, other.queries, None, other.table.code)
     torch.library.opcheck(torch.ops.fastmc.contrast_step_.default, (*batch, *settings))

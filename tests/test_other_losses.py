@@ -9,43 +9,33 @@ import pytest
 import torch
 from every_pair import every_pair
 from golden import golden, near, needs_golden
-from gpu_less import kernels_on_cpu, needs_engine
+from gpu_less import needs_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_budget import kernel_budget
-from oracle import DOTS, MATCHING, Case, Results, assert_exact, budget, step_of, step_truth, velocity, within
+from kernel_budget import kernels_see, kernels_step
+from oracle import (
+    CUTS,
+    DOTS,
+    LIFTING,
+    MATCHING,
+    MODULES,
+    SHAPES,
+    Case,
+    assert_step,
+    check_step_budget,
+    check_step_lengths,
+    cut,
+    matching_losses,
+    velocity,
+)
 from torch.nn import functional as F
 
 from fastmc.contrast_table import A2MC, AIMCLR, B1, B2, CPM, Row, Table
-from fastmc.methods.cpm import matching_losses
 from fastmc.objective import attention, chunked, cpp_passes
 from fastmc.objective.contrast_step import contrast_step_
 
 IMPLS = ["reference", "torch", "cpp"]
-MODULES = [chunked, cpp_passes]
 DOT = replace(B1, unit=False)
-SHAPES = [(1, 3, 1), (7, 130, 5), (65, 300, 16), (130, 33, 8), (64, 2100, 8), (3, 5001, 4)]
-
-
-def assert_step(module, case: Case, update: str, bound: float = 1e-12) -> None:
-    ours, truth = (f(case, update, velocity(case), 3) for f in (lambda *a: step_of(module, *a), step_truth))
-    assert_exact(ours, truth, bound)
-
-
-def kernels_step(case: Case, update: str, precision: str) -> Results:
-    from kernels import mc
-
-    with kernels_on_cpu():
-        return step_of(mc, case, update, velocity(case), 3, precision)
-
-
-def assert_kernels(case: Case, update: str, precision: str) -> dict[str, torch.Tensor]:
-    """What is allowed; the kernels keep it."""
-    truth, plain = (step_truth(c, update, velocity(c), 3) for c in (case.to(torch.float64), case))
-    allowed = kernel_budget(plain, truth, case, precision)
-    verdict = within(kernels_step(case, update, precision), truth, allowed)
-    assert all(verdict.values()), verdict
-    return allowed
 
 
 def step(case: Case, impl: str, **more):
@@ -132,39 +122,27 @@ def test_one_of_several_is_one(impl):
     ("module", "shape", "positives", "update", "looking"),
     every_pair(MODULES, SHAPES, [2, 4, 7], ["fifo", "ascent", "none"], [True, False]),
 )
-def test_several_positives_equal_the_reference_in_float64(module, shape, positives, update, looking, monkeypatch):
-    """``looking``: whether values may decide, as on a CPU, or must not, as on a GPU."""
+def test_several_positives_equal_the_reference_in_float64(module, shape, positives, update, looking):
     if not looking and module is cpp_passes:
         update = "fifo"
-    if not looking:
-        monkeypatch.setattr(chunked, "may_look", lambda tensor: False)
     kind = "alone" if positives == 7 else "one-hot"
-    assert_step(module, Case.draw(*shape, kind=kind, positives=positives), update)
+    with cut(looking):
+        assert_step(module, Case.draw(*shape, kind=kind, positives=positives), update)
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    b=st.integers(1, 20),
-    k=st.integers(3, 40),
-    samples=st.integers(1, 9),
-    entries=st.integers(1, 20),
-    positives=st.integers(1, 8),
-    looking=st.booleans(),
-)
-def test_any_cut_into_blocks_and_chunks_gives_the_same(b, k, samples, entries, positives, looking):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "SAMPLES", samples)
-        patch.setattr(attention, "ENTRIES", entries)
-        patch.setattr(chunked, "may_look", lambda tensor: looking)
-        assert_step(chunked, Case.draw(b, k, 5, kind="one-hot", positives=positives), "fifo")
+@given(b=st.integers(1, 20), k=st.integers(3, 40), kind=st.sampled_from(["one-hot", *LIFTING]),
+       positives=st.integers(1, 8), **CUTS)  # fmt: skip
+def test_any_cut_into_blocks_and_chunks_gives_the_same(b, k, kind, positives, samples, entries, looking):
+    with cut(looking, samples, entries):
+        assert_step(chunked, Case.draw(b, k, 5, kind=kind, positives=positives if kind == "one-hot" else 1))
 
 
 @pytest.mark.parametrize("module", MODULES)
-@pytest.mark.parametrize(("temperature", "length"), [(0.01, 1.0), (0.01, 30.0), (5.0, 1e-3)])
-def test_several_positives_with_large_and_small_logits(temperature, length, module):
-    case = Case.draw(7, 45, 6, kind="one-hot", temperature=temperature, positives=3)
-    case = replace(case, **{name: length * getattr(case, name) for name in ("f0", "f1", "f2", "f3")})
-    assert_step(module, case, "fifo", 1e-12 * max(1.0, length**2 / temperature / 100))  # as in oracle.check_lengths
+@pytest.mark.parametrize(("kind", "positives"), [("one-hot", 3), ("lifting", 1)])
+@pytest.mark.parametrize("lengths", [(0.01, 1.0), (0.01, 30.0), (5.0, 1e-3)])
+def test_large_and_small_logits(lengths, kind, positives, module):
+    check_step_lengths(module, lengths, Case.draw(7, 45, 6, kind=kind, positives=positives))
 
 
 def test_the_length_of_every_positive_counts():
@@ -179,10 +157,7 @@ def test_the_length_of_every_positive_counts():
 @pytest.mark.parametrize("module", MODULES)
 def test_several_positives_keep_the_error_budget(module):
     case = Case.draw(65, 700, 128, kind="one-hot", dtype=torch.float32, positives=4)
-    truth, plain = (step_truth(c, "fifo", velocity(c)) for c in (case.to(torch.float64), case))
-    allowed = budget(plain, truth, case.bank_temperature)
-    assert all(within(step_of(module, case, "fifo", velocity(case)), truth, allowed).values())
-    other = within(step_of(module, replace(case, positives=3), "none", velocity(case)), truth, allowed)
+    other = check_step_budget(module, case, case.bank_temperature, positives=3)
     assert not other["stats"] and not other["gradients"]
 
 
@@ -199,10 +174,8 @@ def test_several_positives_keep_the_error_budget(module):
 )
 def test_the_kernels_take_several_positives(shape, positives, update, precision):
     case = Case.draw(*shape, kind="one-hot", dtype=torch.float32, positives=positives)
-    allowed = assert_kernels(case, update, precision)
-    truth = step_truth(case.to(torch.float64), update, velocity(case).double(), 3)
-    other = replace(case, positives=positives - 1).to(torch.float64)
-    assert not within(step_truth(other, "none", velocity(other), 3), truth, allowed)["gradients"]
+    (fewer,) = kernels_see(case, update, precision, replace(case, positives=positives - 1))
+    assert not fewer["gradients"]
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -275,14 +248,11 @@ def test_ascals_own_numbers(impl):
     ("module", "shape", "kind", "tiled", "positives", "looking"),
     every_pair(MODULES, SHAPES, list(DOTS), [False, True], [1, 3], [True, False]),
 )
-def test_rows_of_any_length_equal_the_reference_in_float64(
-    module, shape, kind, tiled, positives, looking, monkeypatch
-):  # fmt: skip
-    if not looking:
-        monkeypatch.setattr(chunked, "may_look", lambda tensor: False)
+def test_rows_of_any_length_equal_the_reference_in_float64(module, shape, kind, tiled, positives, looking):
     case = Case.draw(*shape, kind=kind, tiled=tiled, positives=positives if DOTS[kind].plain else 1)
-    assert_step(module, case, "fifo")
-    assert_step(module, stretched(case), "fifo")
+    with cut(looking):
+        assert_step(module, case)
+        assert_step(module, stretched(case))
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -299,12 +269,9 @@ def test_long_and_short_rows_of_the_bank(length, module):
 @pytest.mark.parametrize("kind", DOTS)
 def test_rows_of_any_length_keep_the_error_budget(kind, module):
     case = stretched(Case.draw(65, 700, 128, kind=kind, dtype=torch.float32), 2.0)
-    truth, plain = (step_truth(c, "fifo", velocity(c)) for c in (case.to(torch.float64), case))
     largest = 2.0 * float(case.bank.norm(dim=1).max())  # of a similarity
-    allowed = budget(plain, truth, case.bank_temperature / largest)
-    assert all(within(step_of(module, case, "fifo", velocity(case)), truth, allowed).values())
-    scaled = replace(case, bank=F.normalize(case.bank, dim=1))
-    assert not within(step_of(module, scaled, "none", velocity(case)), truth, allowed)["gradients"]
+    scaled = F.normalize(case.bank, dim=1)
+    assert not check_step_budget(module, case, case.bank_temperature / largest, bank=scaled)["gradients"]
 
 
 def collapsed() -> Case:
@@ -344,29 +311,27 @@ def test_to_the_kernels_too(longer, count):
 )
 def test_the_kernels_take_rows_of_any_length(shape, kind, positives, precision):
     case = stretched(Case.draw(*shape, kind=kind, dtype=torch.float32, positives=positives), 2.0)
-    allowed = assert_kernels(case, "fifo", precision)
-    truth, scaled = (
-        step_truth(c.to(torch.float64), "fifo", velocity(case).double(), 3)
-        for c in (case, replace(case, bank=F.normalize(case.bank, dim=1)))
-    )
-    assert not within(scaled, truth, allowed)["gradients"]
+    (scaled,) = kernels_see(case, "fifo", precision, replace(case, bank=F.normalize(case.bank, dim=1)))
+    assert not scaled["gradients"]
 
 
 # --- No key
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_a_target_of_another_temperature_by_its_formula(impl):
+@pytest.mark.parametrize("mined", [0, 1, 20, 45])
+def test_a_target_of_another_temperature_by_its_formula(mined, impl):
     """That of the method cpm: unit rows, the student at 0.1, the target at 0.05; and the other order of the views."""
     case = Case.draw(9, 45, 6)
-    bank, f0 = F.normalize(case.bank, dim=1), case.f0
+    bank, f0 = F.normalize(case.bank, dim=1), F.normalize(case.f0, dim=1)
     f1 = F.normalize(f0 + 0.3 * case.f1, dim=1).requires_grad_()
-    losses, entropies = matching_losses(f1, f0, bank, temperature=0.1, target_temperature=0.05)
+    losses, entropies = matching_losses(f1, f0, bank, temperature=0.1, target_temperature=0.05, mined=mined)
     losses.mean().backward()
     cursor, changed = torch.tensor(43), bank.clone()
     found = contrast_step_(
-        changed, torch.zeros_like(bank), f0, [f1, f0 * (0.1 / 0.05)], CPM, temperature=0.1, cursor=cursor, impl=impl
-    )
+        changed, torch.zeros_like(bank), f0, [f1, f0 * (0.1 / 0.05)], CPM.lifting(mined), temperature=0.1,
+        cursor=cursor, impl=impl,
+    )  # fmt: skip
     torch.testing.assert_close(found.loss, losses.mean().detach(), rtol=1e-13, atol=0)
     torch.testing.assert_close(
         found.losses, torch.stack([losses.mean(), entropies.mean()]).detach(), rtol=1e-12, atol=0
@@ -377,9 +342,16 @@ def test_a_target_of_another_temperature_by_its_formula(impl):
     both = Table((Row(0, target=2), Row(1, target=3), Row(2, target=2, weight=0.0), Row(3, target=3, weight=0.0)),
                  key=False)  # fmt: skip
     f2, other = F.normalize(f0 - case.f2, dim=1), F.normalize(case.f3 + f0, dim=1)
-    swapped, _ = matching_losses(f2, other, bank, temperature=0.1, target_temperature=0.05)
+    swapped, _ = matching_losses(f2, other, bank, temperature=0.1, target_temperature=0.05, mined=mined)
     found = contrast_step_(
-        bank, torch.zeros_like(bank), f0, [f1, f2, 2 * f0, 2 * other], both, temperature=0.1, update="none", impl=impl
+        bank,
+        torch.zeros_like(bank),
+        f0,
+        [f1, f2, 2 * f0, 2 * other],
+        both.lifting(mined),
+        temperature=0.1,
+        update="none",
+        impl=impl,
     )
     torch.testing.assert_close(found.losses[:2], torch.stack([losses.mean(), swapped.mean()]).detach(), rtol=1e-13,
                                atol=0)  # fmt: skip
@@ -387,18 +359,17 @@ def test_a_target_of_another_temperature_by_its_formula(impl):
 
 @pytest.mark.parametrize(
     ("module", "shape", "kind", "tiled", "looking"),
-    every_pair(MODULES, SHAPES, list(MATCHING), [False, True], [True, False]),
+    every_pair(MODULES, SHAPES, [*MATCHING, *LIFTING], [False, True], [True, False]),
 )
-def test_without_a_key_a_step_equals_the_reference_in_float64(module, shape, kind, tiled, looking, monkeypatch):
-    if not looking:
-        monkeypatch.setattr(chunked, "may_look", lambda tensor: False)
+def test_without_a_key_a_step_equals_the_reference_in_float64(module, shape, kind, tiled, looking):
     case = Case.draw(*shape, kind=kind, tiled=tiled)
-    assert_step(module, case, "fifo")
-    assert_step(module, stretched(case), "fifo")
+    with cut(looking):
+        assert_step(module, case)
+        assert_step(module, stretched(case))
 
 
 @pytest.mark.parametrize("module", MODULES)
-@pytest.mark.parametrize("kind", MATCHING)
+@pytest.mark.parametrize("kind", [*MATCHING, *LIFTING])
 @pytest.mark.parametrize("far", [-1000.0, 1000.0])
 def test_a_far_key_is_no_entry(far, kind, module):
     """Beyond any exponential, so that the sums vanish where they refer to it."""
@@ -407,15 +378,12 @@ def test_a_far_key_is_no_entry(far, kind, module):
 
 
 @pytest.mark.parametrize("module", MODULES)
-@pytest.mark.parametrize("kind", MATCHING)
+@pytest.mark.parametrize("kind", [*MATCHING, *LIFTING])
 def test_without_a_key_a_step_keeps_the_error_budget(kind, module):
     case = Case.draw(65, 700, 128, kind=kind, dtype=torch.float32)
-    truth, plain = (step_truth(c, "fifo", velocity(c)) for c in (case.to(torch.float64), case))
     longest = 1.0 if case.table.unit else float(case.bank.norm(dim=1).max())
-    allowed = budget(plain, truth, case.bank_temperature / longest)
-    assert all(within(step_of(module, case, "fifo", velocity(case)), truth, allowed).values())
-    other = replace(case, temperature=0.071)
-    assert not within(step_of(module, other, "none", velocity(case)), truth, allowed)["gradients"]
+    other = check_step_budget(module, case, case.bank_temperature / longest, temperature=0.071)
+    assert not other["gradients"]
 
 
 @needs_engine
@@ -427,12 +395,85 @@ def test_without_a_key_a_step_keeps_the_error_budget(kind, module):
         ((33, 130, 40), "mixed matching", True, "bf16x3"),
         ((5, 40, 8), "matching dots", False, "ieee"),
         ((20, 200, 24), "mixed matching", False, "ieee"),
+        ((7, 70, 17), "lifting", False, "bf16x3"),
+        ((20, 200, 24), "lifting apart", False, "ieee"),
     ],
 )
 def test_the_kernels_do_without_a_key(shape, kind, tiled, precision):
     case = Case.draw(*shape, kind=kind, tiled=tiled, dtype=torch.float32)
-    assert_kernels(case, "fifo", precision)
-    assert_kernels(replace(case, f0=100 * case.f0), "none", "ieee")
+    (other,) = kernels_see(case, "fifo", precision, replace(case, kind="matching"))
+    assert other["gradients"] == (kind == "matching")
+    kernels_see(replace(case, f0=100 * case.f0), "none", "ieee")
+
+
+# --- Entries that lie in the direction of a target
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("k", [1, 100, 3000])
+@pytest.mark.parametrize("looking", [True, False])
+def test_nearest_rows_are_those_of_topk(looking, k, dtype):
+    case = Case.draw(70, 5000, 16, dtype=dtype)
+    with cut(looking):
+        found = chunked.nearest_rows(case.f1, case.bank, k)
+    wanted = (case.f1 @ F.normalize(case.bank, dim=1).T).topk(k, dim=1).indices
+    assert torch.equal(found.sort(dim=1).values, wanted.sort(dim=1).values)
+
+
+@pytest.mark.parametrize("k", [1, 3, 400, 700])
+@pytest.mark.parametrize("looking", [True, False])
+def test_of_equally_near_rows_the_lower_are_taken(looking, k):
+    """Similarities that are 0, 1 or -1 exactly, many of each, in every chunk."""
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.cat([torch.eye(4), -torch.eye(4)])
+    bank, f = (axes[torch.randint(8, (n,), generator=generator)] for n in (5000, 70))
+    with cut(looking):
+        found = chunked.nearest_rows(f, 2 * bank, k)
+    wanted = (f @ bank.T).sort(dim=1, descending=True, stable=True).indices[:, :k]
+    assert torch.equal(found.sort(dim=1).values, wanted.sort(dim=1).values)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_of_equally_near_rows_the_lower_are_lifted(impl):
+    """Two by two, rows are equally near to the target, and not to the student."""
+    axes = torch.eye(8, dtype=torch.float64)
+    bank = torch.cat([0.6 * axes[:4] + 0.8 * axes[4:], 0.6 * axes[:4] - 0.8 * axes[4:]])
+    student, target = F.normalize(axes[4:] + 0.5 * axes[:4], dim=1), axes[:4]
+    losses = [
+        contrast_step_(rows, rows, target, [student, target], CPM.lifting(1), update="none", impl=impl).losses[0]
+        for rows in (bank, bank.flip(0))
+    ]
+    assert losses[0] + 1 < losses[1]  # of a positive on the student's side; else of its opposite
+
+
+LIFT = chunked.Results._lift
+
+
+def lifted_wrongly(mistake: str):
+    def lift(self, sums, others, keys):
+        before, sums_before = keys.clone(), others.clone()
+        beyond = LIFT(self, sums, others, keys)
+        if mistake == "the expected entry stays":
+            keys.copy_(before)
+        if mistake == "the sum stays":
+            others.copy_(sums_before)
+        return 0 * beyond if mistake == "the expected logit is not lifted" else beyond
+
+    return lift
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    ["the expected entry stays", "the sum stays", "the expected logit is not lifted", "the next row is lifted"],
+)
+def test_the_comparison_notices_a_mistake(mistake, monkeypatch):
+    case = Case.draw(7, 45, 6, kind="lifting")
+    assert_step(chunked, case)
+    monkeypatch.setattr(chunked.Results, "_lift", lifted_wrongly(mistake))
+    if mistake == "the next row is lifted":
+        monkeypatch.setattr(Case, "lifted", property(lambda case, right=Case.lifted.fget: (right(case) + 1) % 45))
+    with pytest.raises(AssertionError, match="error"):
+        assert_step(chunked, case)
 
 
 @pytest.mark.parametrize("impl", [*IMPLS, pytest.param("kernels", marks=[needs_engine, pytest.mark.compiler])])

@@ -4,6 +4,7 @@ the views, and the plain reference."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from fastmc.reference import augment as reference
 from fastmc.skeleton import NTU25
 from fastmc.views.clips import PackedClips
-from fastmc.views.draw import COLUMNS, ViewParams, identity_params
+from fastmc.views.draw import COLUMNS, MASK, AugmentConfig, ViewParams, draw_params, identity_params
 from fastmc.views.make import make_views
 
 EXACT = 2e-6  # the files are in float32, and so are the views: some roundings of numbers up to the largest
@@ -34,9 +35,11 @@ def view_of(x: Tensor, impl: str, size: int | None = None, **choices: object) ->
     one = torch.tensor([frames])
     clips = PackedClips(rows, torch.zeros(1, dtype=torch.int64), one, torch.tensor([bodies]), max_bodies=bodies)
     params = identity_params(torch.zeros_like(one), one, 25)
+    masked = frames if choices.keys() & set(MASK) else 0
+    room = params.table.new_zeros(1, 1, 25 + masked if masked else 0)
+    params = ViewParams(torch.cat([params.table, room], 2), 0, 0, one, (0,), centred=True, masked=masked)
     for name, value in choices.items():
         params.column(name)[0] = torch.as_tensor(value, dtype=torch.float32)
-    params = ViewParams(params.table, 0, 0, one, (0,), centred=True)
     view = make_views(clips, params, NTU25, size=size or frames, impl=impl)[0, 0]
     return view.view(-1, 25, bodies, 3).permute(3, 0, 1, 2)
 
@@ -96,6 +99,10 @@ def test_views_of_ascal(impl):
     near(view_of(x, impl, centre=1), found["subtract1:y"], EXACT)
     near(view_of(x, impl, reverse=1), found["time_reversal:y"], EXACT)
     near(view_of(x, impl, pose=found["shear:matrix"]), found["shear:y"], EXACT)
+    chosen = {"masked_joints": torch.zeros(25), "masked_frames": torch.zeros(60)}
+    for name, ours in zip(("joints", "frames"), chosen.values(), strict=True):
+        ours[found[f"joint_mask:{name}"].long()] = 1
+    near(view_of(found["joint_mask:x_CTVM"], impl, **chosen), found["joint_mask:y"], EXACT)
     found = golden("AS-CAL_aug_chain")
     x = found["x_CTVM"][:, : int(found["selected_frames"])]
     for n in range(3):
@@ -140,7 +147,6 @@ def frequencies(choices: Mapping[str, Tensor]) -> dict[str, float]:
 def test_choices_are_as_frequent_as_those_of_aimclr():
     """Ten thousand draws of each: means within four standard errors of both."""
     from fastmc.config import preset_config
-    from fastmc.views.draw import draw_params
 
     found = golden("AimCLR_aug_statistics")
     config = preset_config("paper", "ntu60", "aimclr").augment
@@ -163,3 +169,24 @@ def test_choices_are_as_frequent_as_those_of_aimclr():
     histogram = torch.bincount((of["shift"] + 2).long(), minlength=5)
     assert (abs(histogram - found["start_histogram_T12"]) < 4 * (2 * 1600) ** 0.5).all()
     assert (of["jittered"] == 0).all() and (of["crop_length"] == 50).all()
+
+
+def test_masks_are_as_large_as_those_of_ascal():
+    """Of a clip of 60 frames: 5 to 15 joints in 20 to 50 frames, each number as often. Its second histogram begins at
+    0 frames."""
+    found = golden("AS-CAL_aug_statistics")
+    config = AugmentConfig(joint_mask_probability=1.0, joint_mask_frames_max=5 / 6)
+    frames = torch.full((10_000,), 60)
+    params = draw_params(config, frames, 25, views=(0,), seed=0, step=0, sample=torch.arange(10_000), size=60)
+    for name, theirs in zip(MASK, ("joints_masked_histogram", "frames_masked_histogram_clip_of_60"), strict=True):
+        wanted = found[theirs]
+        sizes = torch.bincount(params.column(name)[0].sum(dim=1).long(), minlength=len(wanted))
+        assert torch.equal(sizes > 0, wanted > 0)
+        assert (abs(sizes - wanted) < 4.5 * (2.0 * wanted.max()) ** 0.5).all()
+        shares = params.column(name)[0].mean(dim=0)
+        assert (abs(shares - shares.mean()) < 4.5 * 0.5 / 100).all(), "each joint and each frame as often"
+    rare = draw_params(replace(config, joint_mask_probability=0.25), frames, 25, views=(0,), seed=0, step=0,
+                       sample=torch.arange(10_000), size=60)  # fmt: skip
+    masking = rare.column("masked_joints")[0].any(dim=1)
+    assert torch.equal(masking, rare.column("masked_frames")[0].any(dim=1))
+    assert abs(masking.double().mean() - 0.25) < 4 * (0.25 * 0.75 / 10_000) ** 0.5

@@ -69,9 +69,9 @@ def clips_without_memory(packed: bool, dtype: torch.dtype, skeleton: Skeleton, b
     return DenseClips(meta(64, 64, joints * bodies * 3, dtype=dtype), whole(64), bodies)
 
 
-def params_without_memory(joints: int, centred: bool = False) -> ViewParams:
-    table = meta(2, 64, 30 + joints)
-    return ViewParams(table, 2**40, whole(), whole(64), (1, 2), centred)
+def params_without_memory(joints: int, centred: bool = False, masked: int = 0) -> ViewParams:
+    table = meta(2, 64, 30 + joints + (joints + masked if masked else 0))
+    return ViewParams(table, 2**40, whole(), whole(64), (1, 2), centred, masked)
 
 
 SOME = [(torch.float32, True, "joint"), (torch.bfloat16, False, "bone"), (torch.float32, False, "motion")]
@@ -97,6 +97,16 @@ def test_machine_code_of_views_with_a_joint_to_subtract(target, spilled):
     clips = clips_without_memory(True, torch.float32, NTU25, 2)
     params = params_without_memory(25, centred=True)
     code_of(target, lambda: make_views(clips, params, NTU25, stream="motion", impl="triton"), spilled)
+
+
+@needs_triton
+@pytest.mark.parametrize("target", ["cuda:80", "cuda:90"])
+def test_machine_code_with_a_joint_mask(target):
+    """Of the draw and of the views."""
+    clips, config = clips_without_memory(True, torch.float32, NTU25, 2), AugmentConfig(joint_mask_probability=0.5)
+    key = {"views": (1, 2), "seed": 2**40, "step": whole(), "sample": whole(64), "size": 64}
+    code_of(target, lambda: draw_params(config, whole(64), 25, **key, impl="triton"))
+    code_of(target, lambda: make_views(clips, params_without_memory(25, masked=64), NTU25, impl="triton"))
 
 
 OTHER_SIZES = [

@@ -34,7 +34,7 @@ from fastmc.backends import VIEWS as OPERATION
 from fastmc.backends import Need
 from fastmc.random import normal, philox
 from fastmc.skeleton import NTU25
-from fastmc.views.draw import COLUMNS, AugmentConfig, ViewParams, draw_params
+from fastmc.views.draw import COLUMNS, MASK, AugmentConfig, ViewParams, draw_params
 from fastmc.views.make import make_views
 
 pytest.importorskip("numba")
@@ -43,7 +43,7 @@ from fastmc.views import numba_views as views_numba
 ROOT = Path(__file__).resolve().parents[1]
 COMPILED = partial(make_views, impl="numba")
 ROUNDED = ("filter_sigma", "pose", "jitter")
-EXACT = tuple(name for name in COLUMNS if name not in ROUNDED)
+EXACT = tuple(name for name in (*COLUMNS, *MASK) if name not in ROUNDED)
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def test_each_transform_does_something(transform):
     assert ((views[0] - views[1]).abs()[0, 2:].amax(dim=(1, 2)) > 1e-3).all()
 
 
-@pytest.mark.parametrize("transform", ["everything", "noise", "filter", "crop"])
+@pytest.mark.parametrize("transform", ["everything_masked", "noise", "filter", "crop"])
 @pytest.mark.parametrize("clips", [packed_clips(lengths=FEW, max_bodies=3), dense_clips()], ids=["packed", "dense"])
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_the_way_of_a_gpu(clips, transform):
@@ -286,6 +286,13 @@ def test_clips_that_do_not_fit_are_named_whatever_makes_the_views(impl, wrong):
     change, fault = WRONG_CLIPS[wrong]
     with pytest.raises((ValueError, AttributeError), match=fault):
         make_views(replace(clips, **change(clips)), plain(clips), NTU25, impl=impl)
+
+
+@pytest.mark.parametrize("impl", ["torch", "reference", "numba", "triton"])
+def test_a_mask_is_of_views_of_its_frames(impl):
+    clips = packed_clips(lengths=FEW)
+    with pytest.raises(ValueError, match="params mask joints in views of 64 frames, size is 32"):
+        make_views(clips, by_hand("joint_mask", clips), NTU25, size=32, impl=impl)
 
 
 @pytest.mark.parametrize("impl", ["torch", "reference", "numba", "triton"])

@@ -24,7 +24,7 @@ from torch import Tensor
 from fastmc.reference import augment as reference
 from fastmc.skeleton import KINECT20, NTU25, Skeleton
 from fastmc.views.clips import DenseClips, PackedClips
-from fastmc.views.draw import COLUMNS, AugmentConfig, ViewParams, draw_params, identity_params
+from fastmc.views.draw import COLUMNS, MASK, AugmentConfig, ViewParams, draw_params, identity_params
 from fastmc.views.make import make_views
 
 Clips = PackedClips | DenseClips
@@ -46,6 +46,7 @@ OF_RIVALS = AugmentConfig(
     jitter_probability=0.2,
     rotation="both-ways",
     filter_gain=True,
+    joint_mask_probability=0.7,
 )
 """What A²MC does not have."""
 
@@ -256,6 +257,18 @@ def _everything(p: ViewParams, g: torch.Generator) -> None:
         part(p, g)
 
 
+def _joint_mask(p: ViewParams, g: torch.Generator) -> None:
+    """Some in each half; the numbers of joints and frames lie apart."""
+    for name in MASK:
+        chosen = p.column(name)
+        chosen[:] = (torch.rand(chosen.shape, generator=g) < 0.4).float()
+
+
+def _everything_masked(p: ViewParams, g: torch.Generator) -> None:
+    for part in (_everything, _joint_mask):
+        part(p, g)
+
+
 ALONE = {
     part.__name__[1:]: part
     for part in (_crop, _single_frame, _window, _far_window, _reverse, _centre, _centre_moved, _pose, _jitter,
@@ -263,12 +276,22 @@ ALONE = {
                  _axis_mask, _several_axes)
 }  # fmt: skip
 """Each transform alone."""
-BY_HAND = ALONE | {"everything": _everything}
+MASKING = {"joint_mask": _joint_mask, "everything_masked": _everything_masked}
+"""These are of a table with a joint mask, for views of SIZE frames."""
+BY_HAND = ALONE | {"everything": _everything} | MASKING
+
+
+def with_mask(params: ViewParams) -> ViewParams:
+    """With the columns of a joint mask, of views of SIZE frames, in which nothing is masked."""
+    columns = params.table.new_zeros(*params.table.shape[:2], params.num_joints + SIZE)
+    return replace(params, table=torch.cat([params.table, columns], dim=2), masked=SIZE)
 
 
 def by_hand(name: str, clips: Clips, skeleton: Skeleton = NTU25) -> ViewParams:
     """One view by a table that is written here, not drawn."""
     params = plain(clips, skeleton)
+    if name in MASKING:
+        params = with_mask(params)
     BY_HAND[name](params, torch.Generator().manual_seed(len(name)))
     return replace(params, centred=bool((params.column("centre") >= 0).any()))
 
@@ -291,7 +314,7 @@ def true_view(clip: Tensor, params: ViewParams, w: int, n: int, skeleton: Skelet
     Beside the view x go the sum of the magnitudes of all that is added to it and, in U, its error so far: the
     transforms are linear, so they take either along. Where a body is missing, no error is allowed at all.
     """
-    choice = {name: params.column(name)[w, n].double() for name in COLUMNS}
+    choice = {name: params.column(name)[w, n].double() for name in (*COLUMNS, *MASK)}
     start, length, centre = (int(choice[name]) for name in ("crop_start", "crop_length", "centre"))
     std, sigma, gain = float(choice["noise_std"]), float(choice["filter_sigma"]), bool(choice["filter_gain"])
     jittered = [v for v in range(skeleton.num_joints) if choice["jittered"][v] == 1]
@@ -333,6 +356,9 @@ def true_view(clip: Tensor, params: ViewParams, w: int, n: int, skeleton: Skelet
     for axis in range(3):
         if choice["axis_scale"][axis] == 0:
             x, error = reference.axis_mask(x, axis), reference.axis_mask(error, axis)
+    for frame in choice["masked_frames"].nonzero()[:, 0]:
+        for joint in choice["masked_joints"].nonzero()[:, 0]:
+            x[frame, :, joint] = error[frame, :, joint] = 0
     return reference.restore_missing(x, original), U * reference.restore_missing(error, original)
 
 
@@ -470,7 +496,7 @@ def assert_tables_equal(
     with kernels_wherever():
         got = draw_params(config, frames, joints, **key, impl="triton")
     assert got.table.shape == want.table.shape and got.table.dtype == torch.float32
-    for name in COLUMNS:
+    for name in (*COLUMNS, *MASK):
         ours, theirs = got.column(name), want.column(name)
         if name in ("pose", "jitter", "filter_sigma"):
             torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6 * max(1.0, config.shear))
@@ -509,6 +535,10 @@ MUTANTS: dict[str, Callable[[ViewParams], ViewParams]] = {
     "no mask": _other("axis_scale", torch.ones_like),
     "noise off by 1e-3": _other("noise_std", lambda std: std * (1 + 1e-3)),
     "no noise": _other("noise_std", torch.zeros_like),
+    "no joint mask": _other("masked_joints", torch.zeros_like),
+    "masked one joint further": _other("masked_joints", lambda chosen: chosen.roll(1, 2)),
+    "masked a frame later": _other("masked_frames", lambda chosen: chosen.roll(1, 2)),
+    "masked in all frames": _other("masked_frames", torch.ones_like),
     "sigma off by 1e-3": _other("filter_sigma", lambda sigma: sigma * (1 + 1e-3)),
     "no filter": _other("filter_sigma", torch.zeros_like),
     "noise of another step": lambda p: replace(p, step=int(p.step) + 1),
@@ -522,6 +552,7 @@ MUTANTS: dict[str, Callable[[ViewParams], ViewParams]] = {
 def mutated() -> tuple[PackedClips, ViewParams]:
     """Clips and parameters of which any mutant is seen: everything at once, and nothing of it too weak to matter."""
     clips = packed_clips(lengths=(63, 100, 129))
-    params = by_hand("everything", clips)
+    params = with_mask(by_hand("everything", clips))
+    _joint_mask(params, torch.Generator().manual_seed(0))
     params.column("filter_sigma")[:] = 2
     return clips, params

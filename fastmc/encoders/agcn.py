@@ -26,10 +26,10 @@ from fastmc.encoders.layers import (
     around,
     mean_of_bodies,
     over_joints,
-    shares_rows,
+    rows_for,
     shortcut,
 )
-from fastmc.encoders.rows import Rows, rows_of
+from fastmc.encoders.rows import Rows
 
 START = 1e-6
 """Of the learnt graph, and of the scale of the norm after the graph convolution: a block begins as its shortcut."""
@@ -140,7 +140,7 @@ class AGCN(Encoder):
         self.head = mlp_head(self.representation_dim, config.feature_dim, config.head_width)
 
     def body(self, x: Tensor, views: int) -> Tensor:
-        rows = rows_of(x, views, share=shares_rows(self, x))
+        rows = rows_for(self, x, views)
         x = x.permute(0, 2, 4, 3, 1)
         x = self.norm(x.flatten(2), Rows(views)).to(self.dtype).view(x.shape)
         x = rows.take(x.transpose(1, 2).flatten(0, 1))

@@ -63,6 +63,8 @@ class Encoder(nn.Module):
         Config: class of its settings. presets: by preset, what of these differs from their defaults.
         in_float32: names of the parts that stay in float32 in mixed precision. Batch norms do in any case.
         compiled: names of the functions that torch.compile takes, each whole; none by default.
+        sums_absent: of a gradient to clips, only its sum over the absent bodies of a view is wanted. Their bodies may
+            then be one row of the network while weights learn too, and are absent where they are the view's emptiest.
         shape: of the clips. representation_dim: H, what kNN and the linear classifier see.
         head: h (n, H) to features (n, D) before they get unit length; a method may set another one.
     """
@@ -72,6 +74,7 @@ class Encoder(nn.Module):
     layout: ClassVar[Literal["sequence", "graph"]] = "sequence"
     in_float32: ClassVar[tuple[str, ...]] = ()
     compiled: ClassVar[tuple[str, ...]] = ()
+    sums_absent: bool = False
     representation_dim: int
     head: nn.Module
 

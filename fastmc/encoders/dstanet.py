@@ -31,9 +31,9 @@ from fastmc.encoders.layers import (
     bodies,
     mean_of_bodies,
     over_joints,
-    shares_rows,
+    rows_for,
 )
-from fastmc.encoders.rows import Rows, rows_of
+from fastmc.encoders.rows import Rows
 
 TAPS, SLOPE = 7, 0.1
 
@@ -206,7 +206,7 @@ class DSTANet(Encoder):
                 f"x has {x.shape[2]} frames, and the attention over time was made for {self.shape.frames}; "
                 "give --frames"
             )
-        rows = rows_of(x, views, share=shares_rows(self, x))
+        rows = rows_for(self, x, views)
         x = leaky(self.entry(rows.take(bodies(x)).to(self.dtype), rows))
         for block in self.blocks:
             x = block(x, rows)

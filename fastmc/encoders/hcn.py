@@ -15,8 +15,7 @@ from torch.nn import functional as F
 
 from fastmc.checks import Probability
 from fastmc.encoders.base import ClipShape, Encoder, EncoderConfig, mlp_head, size_of
-from fastmc.encoders.layers import shares_rows
-from fastmc.encoders.rows import rows_of
+from fastmc.encoders.layers import rows_for
 
 HALVINGS = 4
 
@@ -87,7 +86,7 @@ class HCN(Encoder):
     def body(self, x: Tensor, views: int) -> Tensor:
         if x.shape[2] != self.shape.frames:
             raise ValueError(f"x has {x.shape[2]} frames, and HCN was made for {self.shape.frames}; give --frames")
-        rows = rows_of(x, views, share=shares_rows(self, x, self.config.dropout))
+        rows = rows_for(self, x, views, self.config.dropout)
         x = rows.take(x.permute(0, 4, 1, 2, 3).flatten(0, 1))
         share = self.config.dropout if self.training else 0.0
         # Differences of frames, stretched to as many frames, in float32 where the rest is rounded.

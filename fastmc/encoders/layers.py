@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from fastmc.encoders.base import Encoder
 from fastmc.encoders.norm import ViewNorm
-from fastmc.encoders.rows import Rows, normalised
+from fastmc.encoders.rows import Rows, normalised, rows_of
 
 
 class ChannelNorm(ViewNorm):
@@ -30,13 +30,16 @@ class ChannelNorm(ViewNorm):
         return normalised(x, rows, self.weight, self.bias, running, self.momentum or 0.0, self.eps)
 
 
-def shares_rows(encoder: Encoder, x: Tensor, dropout: float = 0.0) -> bool:
-    """Whether absent bodies may be one row (`fastmc.encoders.rows`): not where each has noise of its own, where their
-    gradient may be wanted, where statistics are those of several ranks, or in half precision."""
+def rows_for(encoder: Encoder, x: Tensor, views: int, dropout: float = 0.0) -> Rows:
+    """The rows of clips (n, 3, T, V, M). Absent bodies are not one row (`fastmc.encoders.rows`) where each has noise of
+    its own, where the gradient of each may be wanted, where statistics are those of several ranks, or in half
+    precision."""
     weight = next(encoder.head.parameters())
     alone = all(getattr(getattr(part, "ranks", None), "size", 1) == 1 for part in encoder.modules())
     noisy = encoder.training and dropout > 0
-    return alone and not noisy and x.dtype == weight.dtype and not (x.requires_grad and weight.requires_grad)
+    wanted = x.requires_grad and weight.requires_grad and not encoder.sums_absent
+    share = alone and not noisy and x.dtype == weight.dtype and not wanted
+    return rows_of(x, views, share=share, filled=encoder.sums_absent and encoder.training)
 
 
 def bodies(x: Tensor) -> Tensor:

@@ -43,16 +43,18 @@ class Rows(NamedTuple):
         return x if self.row_of is None else x.index_select(0, self.row_of)
 
 
-def rows_of(x: Tensor, views: int, *, share: bool) -> Rows:
+def rows_of(x: Tensor, views: int, *, share: bool, filled: bool = False) -> Rows:
     """The rows of clips (n, 3, T, V, M).
 
     Args:
-        share: whether absent bodies of a view may be one row. They have no gradient then.
+        share: whether absent bodies of a view may be one row. The first has the gradient of all of them then.
+        filled: absent bodies may hold what is the same for all of a view, such as the value of a mask: they are those
+            that equal the body with the most zeros.
     """
     recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
     if not share or recorded or not may_look(x) or x.shape[-1] == 1:
         return Rows(views)
-    present = (x != 0).flatten(1, 3).any(1).flatten().tolist()
+    present = (_unlike_the_emptiest(x, views) if filled else (x != 0).flatten(1, 3).any(1)).flatten().tolist()
     if len(present) - sum(present) <= views:
         return Rows(views)
     each = len(present) // views
@@ -69,6 +71,14 @@ def rows_of(x: Tensor, views: int, *, share: bool) -> Rows:
         sizes.append(len(there) + bool(absent))
         copies.append(len(absent))
     return Rows(views, tuple(sizes), tuple(copies), torch.tensor(chosen), torch.tensor(row_of))
+
+
+def _unlike_the_emptiest(x: Tensor, views: int) -> Tensor:
+    """(n, M) bool, whether a body of (n, 3, T, V, M) differs from that of its view with the most zeros."""
+    by_body = x.detach().movedim(-1, 1).flatten(0, 1).unflatten(0, (views, -1)).flatten(2)
+    emptiest = (by_body != 0).sum(dim=2).argmin(dim=1)
+    blank = by_body[torch.arange(views), emptiest].unsqueeze(1)
+    return (by_body != blank).any(dim=2).view(len(x), -1)
 
 
 def normalised(

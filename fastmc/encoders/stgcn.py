@@ -31,10 +31,10 @@ from fastmc.encoders.layers import (
     dropped,
     mean_of_bodies,
     over_joints,
-    shares_rows,
+    rows_for,
     shortcut,
 )
-from fastmc.encoders.rows import Rows, rows_of
+from fastmc.encoders.rows import Rows
 from fastmc.ranks import ALONE, Alone
 
 
@@ -177,7 +177,7 @@ class STGCN(Encoder):
 
     def before_pooling(self, x: Tensor, views: int) -> tuple[Tensor, Rows]:
         """The last block's output (R, T / 4, V, C), and which bodies its rows are."""
-        rows = rows_of(x, views, share=shares_rows(self, x, self.config.dropout))
+        rows = rows_for(self, x, views, self.config.dropout)
         x = rows.take(bodies(x))
         x = self.norm(x.flatten(2), rows).to(self.dtype).view_as(x)
         for block in self.blocks:

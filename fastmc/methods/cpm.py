@@ -7,7 +7,9 @@ g(h(x')) of the other, without gradient, and the queue M of earlier f0:
     P_s = softmax(f1 M^T / tau_s),  P_t = softmax(f0 M^T / tau_t)
     L = -sum P_t log P_s,  the gradient of KL(P_t || P_s)
 
-Later the k rows nearest to f0 are taken for positives: their similarity to f0 counts as 1 in P_t.
+Later the k rows nearest to f0 are taken for positives: their similarity to f0 counts as 1 in P_t. Both stages are
+tables of the fused contrast, to which f0 is as many times longer as its temperature is lower. Which rows are nearest is
+found before it, by a product and torch.topk of one chunk of the queue after the other.
 
 Said by these accounts: one encoder for both branches, the predictor on the student's alone, matching of distributions,
 mining in a second stage, crop and shear. Recalled or inferred, so chosen here: no column for the clip's own key;
@@ -24,13 +26,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastmc.checks import Count, Positive, Whole, check_ranges
+from fastmc.contrast_table import CPM as TABLE
 from fastmc.encoders.base import mlp_head, unit
 from fastmc.methods.base import LOSS, SPREAD, Batch, Found, Method, Metric, Setup, View
 from fastmc.methods.fifo import BankConfig, Fifo, check_mined
 from fastmc.methods.skeletonclr import CROP_AND_SHEAR, PUBLISHED
+from fastmc.objective.contrast_step import contrast_step_
 from fastmc.views.draw import BASIC_KEY, BASIC_QUERY
 from kernels.ranges import part
 
@@ -57,28 +61,6 @@ class CPMConfig(BankConfig):
     def __post_init__(self) -> None:
         check_ranges(self)
         check_mined(self)
-
-
-def matching_losses(
-    f1: Tensor, f0: Tensor, bank: Tensor, *, temperature: float, target_temperature: float, mined: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each row's student to its target, and the entropy of the target, below which it cannot go: both
-    (n,).
-
-    Plain PyTorch, whose arrays (n, K) are 64 MB each at the default sizes.
-
-    Args:
-        f1, f0: (n, D) of the student and of the target; the latter without a gradient. bank: (K, D). All of unit length
-            and one dtype.
-        mined: how many rows of the bank, the nearest to f0, have similarity 1 in the target; 0 for none.
-    """
-    similar = f0 @ bank.T
-    if mined:
-        similar = similar.scatter(1, similar.topk(mined, dim=1).indices, 1.0)
-    target = (similar / target_temperature).log_softmax(1)
-    student = (f1 @ bank.T / temperature).log_softmax(1)
-    share = target.exp()
-    return -(share * student).sum(1), -(share * target).sum(1)
 
 
 class CPM(Method):
@@ -139,21 +121,25 @@ class CPM(Method):
             projected = encoder.head(encoder.represent(x.flatten(0, 1), views=2))
             f1 = unit(networks["predictor"](projected))
         f0 = unit(projected.detach())
-        first, second = f0.chunk(2)
-        other = torch.cat((second, first))
-        losses, least = matching_losses(
-            f1,
-            other,
-            self.bank.entries,
-            temperature=config.temperature,
-            target_temperature=config.target_temperature,
-            mined=config.mined if phase == "mined" else 0,
-        )
-        # Clips do not see each other: each rank has the losses of its own, and the first views of all go to the bank.
-        cosine = (f1.detach() * other).sum(1)
-        numbers = torch.stack((losses, losses.detach() - least, cosine), dim=1)
-        numbers, first = batch.gather(numbers.unflatten(0, (2, -1)).mean(0), first)
-        loss, divergence, agreement = numbers.mean(0)
-        seen = {"loss": loss.detach(), "divergence": divergence.detach(), "agreement": agreement.detach()}
-        seen["feature_std"] = first.std(dim=0, correction=0).mean()
-        return Found(loss, (), None, seen, self.bank.writes(first))
+        first, second, *students = batch.gather(*f0.chunk(2), *f1.chunk(2))
+        target, student, bank = torch.cat((second, first)), torch.cat(students), self.bank.entries
+        with part("mc"):
+            found = contrast_step_(
+                bank,
+                bank,  # a momentum: nothing is updated
+                target,
+                [student.detach(), target * (config.temperature / config.target_temperature)],
+                TABLE.lifting(config.mined) if phase == "mined" else TABLE,
+                temperature=config.temperature,
+                bank_temperature=config.temperature,
+                update="none",
+                impl=self.setup.impl,
+                precision=self.setup.precision,
+            )
+        seen = {
+            "loss": found.loss,
+            "divergence": found.losses[0] - found.losses[1],
+            "agreement": (student.detach() * target).sum(dim=1).mean(),
+            "feature_std": first.std(dim=0, correction=0).mean(),
+        }
+        return Found(found.loss, (student,), found.gradients[:1], seen, self.bank.writes(first))

@@ -67,6 +67,7 @@ class HiCLR(AimCLR):
     def __init__(self, config: HiCLRConfig, setup: Setup) -> None:
         super().__init__(config, setup)
         self.mask = JointMask()
+        self.query.sums_absent = True  # all that a mask's gradient goes to is its one value
 
     def learners(self) -> dict[str, nn.Module]:
         return {"query": self.query, "mask": self.mask}

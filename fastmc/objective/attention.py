@@ -146,7 +146,8 @@ def shaped(buffer: Tensor, *shape: int) -> Tensor:
 class Block:
     """The rows of some samples: r rows per sample, those of the table.
 
-    Rows of one query share its plain column unless a shift sets them apart: there are p = q or p = r plain columns.
+    Mixed rows of one query share its plain column unless a shift sets them apart: there are p = q or p = r plain
+    columns.
 
     Attributes:
         u: (q, n, D) queries. q <= r.
@@ -163,7 +164,7 @@ class Block:
         self.u = contrast.queries[:, samples].contiguous()
         self.q, self.n, self.d = self.u.shape
         self.r = contrast.rows_per_sample
-        self.p = self.r if shifted else self.q
+        self.p = self.r if shifted or contrast.mixing is None else self.q
         rows = contrast.table.rows
         self.apart = [(i, rows[i].query) for i in range(self.p, self.r)]
         order = contrast.table.bank_order or range(self.q)

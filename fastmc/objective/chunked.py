@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from fastmc.backends import may_look
 from fastmc.contrast_table import Row, Table
-from fastmc.objective.attention import BIT, EPS, Block, Contrast, Positive
-from fastmc.objective.passes import Ascending, OfOthers, Passes, Swept
+from fastmc.objective.attention import BIT, ENTRIES, ENTRIES_ON_GPU, EPS, Block, Contrast, Positive
+from fastmc.objective.passes import Ascending, KeysOfOthers, OfOthers, Passes, Swept
 from kernels.ranges import part
 
 
@@ -123,6 +123,7 @@ def contrast_step_(
     update: str,
     cursor: Tensor | None,
     precision: str,
+    lifted: Tensor | None = None,
     passes: type[Passes] = Passes,
 ) -> tuple[Tensor, Tensor]:
     """Losses, their gradients and metrics, all at the old bank; then the bank's update in place.
@@ -130,7 +131,8 @@ def contrast_step_(
     f0 is (B, D), or (B, G, D) with several positives of each sample, of a table of plain one-hot rows.
 
     ``update`` is "ascent" (:func:`bank_step_` on the loss at ``bank_temperature``), "fifo" (:func:`enqueue_` of f0 at
-    ``cursor``) or "none". If the loss is not finite, bank, momentum and cursor stay as they are.
+    ``cursor``) or "none". If the loss is not finite, bank, momentum and cursor stay as they are. ``lifted``: of a table
+    that lifts entries, which (l, B, k), as from :func:`nearest_rows` of the query of each of its l rows.
 
     Returns:
         stats (max(6, q + 3),): loss, the queries' own, the number of samples whose positive is nearer to the measured
@@ -138,7 +140,7 @@ def contrast_step_(
         (q, B, D) as from :func:`contrast_forward`.
     """
     contrast = Contrast(torch.stack(list(queries)), bank, mixing, table, tiled)
-    results, over = Results(contrast, temperature), passes(contrast)
+    results, over = Results(contrast, temperature, lifted), passes(contrast)
     ascent = None
     if update == "ascent":
         ascent = Ascent(over, bank_temperature, Ascending(momentum, lr, momentum_factor, weight_decay))
@@ -163,6 +165,36 @@ def mined_rows(queries: Sequence[Tensor], bank: Tensor, k: int, passes: type[Pas
         block = Block(contrast, samples, 1.0, shifted=False)
         found.append(over.sweep(block, 1.0, keys=False, metrics=False, kept=None).mined)
     return torch.cat([entries for entries in found if entries is not None])
+
+
+def nearest_rows(f: Tensor, bank: Tensor, k: int) -> Tensor:
+    """The k rows of the bank (K, D) that are nearest to each feature (B, D), all at unit length: (B, k), int64, in
+    any order. Of rows that are equally near the lower are taken, which torch.topk alone does not promise.
+
+    No array (B, K) is made: the bank comes in chunks. K is below 2^24, so that float32 has the row's number.
+    """
+    size = ENTRIES_ON_GPU if bank.is_cuda else ENTRIES
+    similar, rows = f.new_empty(len(f), 0), torch.empty(len(f), 0, dtype=torch.int64, device=f.device)
+    for start, m in zip(range(0, len(bank), size), bank.split(size), strict=True):
+        of_chunk = f @ F.normalize(m, dim=1, eps=EPS).T
+        places = _nearest_places(of_chunk, torch.arange(len(m), device=f.device), k)
+        similar = torch.cat([similar, of_chunk.gather(1, places)], dim=1)
+        rows = torch.cat([rows, places + start], dim=1)
+        places = _nearest_places(similar, rows, k)
+        similar, rows = similar.gather(1, places), rows.gather(1, places)
+    return rows
+
+
+def _nearest_places(similar: Tensor, rows: Tensor, k: int) -> Tensor:
+    """Where the k largest of each sample's similarities (B, n) are, or all of them; of equal ones those of the lower
+    ``rows``, (n,) or (B, n)."""
+    k = min(k, similar.shape[1])
+    values, places = similar.topk(k, dim=1, sorted=False)
+    least = values.amin(dim=1, keepdim=True)
+    if may_look(similar) and not torch.compiler.is_compiling() and not ((similar >= least).sum(dim=1) > k).any():
+        return places
+    rank = torch.where(similar == least, -rows.to(torch.float32), -math.inf).masked_fill(similar > least, math.inf)
+    return rank.topk(k, dim=1, sorted=False).indices
 
 
 def enqueue_(bank: Tensor, momentum: Tensor, f0: Tensor, cursor: Tensor, allowed: Tensor) -> None:
@@ -203,6 +235,9 @@ def _sweep(
             positive = positive._replace(similarity=0 * positive.similarity - math.inf)
         if not bounded:
             block.shift = passes.largest_logit(block, positive.similarity)
+            for i in contrast.table.lifters:
+                lifted = block.u[contrast.table.rows[i].query].norm(dim=1) / (temperature * BIT)
+                block.shift[i] = torch.maximum(block.shift[i], lifted)
         keys, metrics, kept = results is not None, bank_temperature is not None, None if ascent is None else ascent.kept
         found = passes.sweep(block, second_temperature, keys=keys, metrics=metrics, kept=kept)
         if results is not None:
@@ -215,8 +250,8 @@ def _sweep(
 class Results:
     """What a call returns, gathered block by block."""
 
-    def __init__(self, contrast: Contrast, temperature: float) -> None:
-        self.contrast, self.temperature = contrast, temperature
+    def __init__(self, contrast: Contrast, temperature: float, lifted: Tensor | None = None) -> None:
+        self.contrast, self.temperature, self.lifted = contrast, temperature, lifted
         bank, batch = contrast.bank, contrast.batch
         self.losses = bank.new_zeros(len(contrast.queries))
         self.gradients = torch.empty_like(contrast.queries)
@@ -231,6 +266,7 @@ class Results:
         block, contrast, tau = sums.block, self.contrast, self.temperature
         (positive, f0, _), keys = of_positive, sums.keys_of_others()
         others, e_positive = sums.others(), sums.exponential(positive)
+        beyond = torch.zeros_like(others) if self.lifted is None else self._lift(sums, others, keys)
         total = others + e_positive
         lse = total.log() if sums.shift is None else total.log() + sums.shift * BIT
         keys = keys / total.unsqueeze(2)
@@ -243,7 +279,7 @@ class Results:
             losses, pull = lse.clone(), keys
         pulls = pull[: block.q].clone()  # a student may be a target too
         for i, t in block.soft:
-            losses[i] -= (block.u[i] * pull[t]).sum(dim=1) / tau
+            losses[i] -= ((block.u[i] * pull[t]).sum(dim=1) + beyond[i] / total[i]) / tau
             # The difference of the two pulls; f0 enters with that of the positives' probabilities, which may be close.
             p, p_t = e_positive[i] / total[i], e_positive[t] / total[t]
             excess = torch.where(p < 0.5, p - p_t, others[t] / total[t] - others[i] / total[i])
@@ -261,6 +297,26 @@ class Results:
         self.nearest_positive[block.samples] = second.nearest[contrast.table.measured]
         self.nearest[block.samples], self.plain_lse[block.samples] = metrics.nearest(), metrics.lse()
         self.lse[:, block.samples] = lse
+
+    def _lift(self, sums: KeysOfOthers, others: Tensor, keys: Tensor) -> Tensor:
+        """Add to the sums (r, n) and to the keys (r, n, D) what lifted entries have more than their own exponentials.
+
+        Returns:
+            (r, n): by how much they were lifted, each times its exponential. It is what the expected similarity of a
+            row to itself has beyond its query's to the expected entry.
+        """
+        assert self.lifted is not None
+        contrast, block = self.contrast, sums.block
+        beyond = torch.zeros_like(others)
+        for i, mined in zip(contrast.table.lifters, self.lifted[:, block.samples], strict=True):
+            u, m = block.u[contrast.table.rows[i].query], F.normalize(contrast.bank[mined], dim=2, eps=EPS)
+            shift = 0 if sums.shift is None else sums.shift[i].unsqueeze(1)
+            similar, length = (m @ u.unsqueeze(2)).squeeze(2), u.norm(dim=1, keepdim=True)
+            new, old = ((x / (self.temperature * BIT) - shift).exp2() for x in (length, similar))
+            others[i] += (new - old).sum(dim=1)
+            keys[i] += ((new - old).unsqueeze(1) @ m).squeeze(1)
+            beyond[i] = (new * (length - similar)).sum(dim=1)
+        return beyond
 
     @property
     def loss(self) -> Tensor:

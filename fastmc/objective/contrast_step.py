@@ -20,7 +20,7 @@ from fastmc.arguments import (
 from fastmc.backends import CONTRAST, Need
 from fastmc.checks import check_number
 from fastmc.contrast_table import B1, B2, MOST_POSITIVES, Table
-from fastmc.objective.chunked import enqueue_
+from fastmc.objective.chunked import enqueue_, nearest_rows
 from fastmc.objective.loss import mc_table
 from fastmc.objective.ops import update_
 from fastmc.reference import bank as reference_bank
@@ -213,10 +213,19 @@ def _step_(
             settings = (*hyper, mix, update, cursor)
             stats, gradients = _reference_step_(bank, momentum, f0, queries, coefficients, table, *settings)
     else:
-        fused = (*hyper, mix == "tiled", update, cursor, precision, impl)
+        lifted = _lifted(table, queries, bank) if table.lifted else None
+        fused = (*hyper, mix == "tiled", update, cursor, precision, lifted, impl)
         stats, gradients = update_("contrast_step_", bank, momentum, f0, queries, coefficients, table, *fused)
     _, *given = features.values()
     return stats, tuple(g.to(f.dtype) for f, g in zip(given, gradients, strict=True))
+
+
+def _lifted(table: Table, queries: Sequence[Tensor], bank: Tensor) -> Tensor:
+    """(l, B, k): the entries that each of the table's l lifting rows lifts. Found by PyTorch for all implementations: a
+    row of the kernels' sweep can keep no more than a few."""
+    lifters = (queries[table.rows[i].query].to(bank.dtype) for i in table.lifters)
+    with torch.no_grad(), torch.autocast(bank.device.type, enabled=False):
+        return torch.stack([nearest_rows(f, bank, table.lifted) for f in lifters])
 
 
 def _check_objective(objective: str, update: str, views: int, mixing: Tensor | float | None) -> None:
@@ -264,6 +273,8 @@ def _check_table(
         )
     if table.mined > len(bank):
         raise ValueError(f"table mines {table.mined} rows of bank for each query, and bank has {len(bank)}")
+    if table.lifted > len(bank):
+        raise ValueError(f"table lifts {table.lifted} rows of bank for each query, and bank has {len(bank)}")
     if update == "ascent" and not table.unit:
         raise ValueError("table must scale the rows of bank to unit length for update 'ascent'")
     if update == "ascent" and not table.key:

@@ -116,11 +116,12 @@ def contrast_step_(
     update: str,
     cursor: Tensor | None,
     precision: str,
+    lifted: Tensor | None,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     """:func:`fastmc.objective.chunked.contrast_step_`."""
     hyper = (temperature, bank_temperature, lr, momentum_factor, weight_decay)
-    settings = (Table.parse(table), *hyper, tiled, update, cursor, precision)
+    settings = (Table.parse(table), *hyper, tiled, update, cursor, precision, lifted)
     return CONTRAST.call(impl, "contrast_step_", bank.device, bank, momentum, f0, queries, mixing, *settings)
 
 

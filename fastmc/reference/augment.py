@@ -92,6 +92,14 @@ def axis_mask(clip: Tensor, axis: int) -> Tensor:
     return clip
 
 
+def joint_mask(clip: Tensor, joints: Sequence[int], frames: Sequence[int]) -> Tensor:
+    """Some joints are zero in some frames (AS-CAL)."""
+    clip = clip.clone()
+    for frame in frames:
+        clip[frame, :, list(joints)] = 0
+    return clip
+
+
 def view(
     clip: Tensor,
     *,
@@ -111,6 +119,8 @@ def view(
     filter_sigma: Tensor,
     filter_gain: Tensor,
     axis_scale: Tensor,
+    masked_joints: Tensor | None = None,
+    masked_frames: Tensor | None = None,
 ) -> Tensor:
     """One view (size, M, V, 3) of a clip: all transforms in order, with the choices of one row of a parameter table.
 
@@ -130,6 +140,8 @@ def view(
         x = gaussian_filter(x, float(filter_sigma), gain=bool(filter_gain))
     for axis in (axis_scale == 0).nonzero()[:, 0].tolist():
         x = axis_mask(x, axis)
+    if masked_joints is not None and masked_frames is not None:
+        x = joint_mask(x, *(chosen.nonzero()[:, 0].tolist() for chosen in (masked_joints, masked_frames)))
     return restore_missing(x, original)
 
 

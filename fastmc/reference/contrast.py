@@ -32,6 +32,12 @@ def log_distribution_over_bank(u: Tensor, m: Tensor, temperature: float) -> Tens
     return torch.log_softmax((m @ u.unsqueeze(2)).squeeze(2) / temperature, dim=1)
 
 
+def log_distribution_with_positives(u: Tensor, m: Tensor, k: int, temperature: float) -> Tensor:
+    """That with the k entries that are nearest to u as similar to it as one of its own direction."""
+    similar = torch.where(nearest([u], m, k), u.norm(dim=1, keepdim=True), (m @ u.unsqueeze(2)).squeeze(2))
+    return torch.log_softmax(similar / temperature, dim=1)
+
+
 def similarity_distribution(u: Tensor, v: Tensor, m: Tensor, temperature: float) -> Tensor:
     """psi (eq. 2): (B, 1 + K); each row sums to 1."""
     return log_similarity_distribution(u, v, m, temperature).exp()
@@ -161,6 +167,8 @@ def contrast_losses(
             m = union(m0, mixed_bank(queries[row.mixed_with], m0, mixing, mix))
         if table.key:
             log_psi.append(log_similarity_distribution(queries[row.query], f0, m, temperature))
+        elif row.lifted:
+            log_psi.append(log_distribution_with_positives(queries[row.query], m, row.lifted, temperature))
         else:
             log_psi.append(log_distribution_over_bank(queries[row.query], m, temperature))
     losses = []

@@ -23,7 +23,9 @@ from fastmc.random import philox, uniform
 BASIC_KEY, WEAK, STRONG, BASIC_QUERY = 0, 1, 2, 3
 """The views x0..x3: of the key encoder, the two of the attacked clip, and that of the query encoder."""
 FILTER_TAPS = 15  # AimCLR
-NOISE_COUNTER = 1 << 16  # noise blocks count from here, parameter blocks from 0: they never meet
+# Noise blocks count from here, those of the mask's order from there, parameter blocks from 0: they never meet.
+NOISE_COUNTER = 1 << 16
+MASK_COUNTER = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,36 @@ class AugmentConfig:
     Source: AimCLR's code, whose blur it is."""
     axis_mask_probability: Probability = 0.5
     """Strong only: set one coordinate axis to zero. Source: AimCLR."""
+    joint_mask_probability: Probability = 0.0
+    """Set some joints to zero in some of the frames, after everything else. Source: AS-CAL's code, which leaves it out
+    by default."""
+    joint_mask_joints_min: Whole = 5
+    """Fewest joints of a joint mask. Source: AS-CAL, 5 to 15 of 25."""
+    joint_mask_joints_max: Whole = 15
+    """Most joints of a joint mask, or all."""
+    joint_mask_frames_min: Share = 1 / 3
+    """Fewest frames of a joint mask, as a share of a view's. Source: AS-CAL, 50 to 100 of 150 frames."""
+    joint_mask_frames_max: Share = 2 / 3
+    """Most frames of a joint mask, as a share of a view's."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        for what in ("joints", "frames"):
+            least, most = (f"joint_mask_{what}_{end}" for end in ("min", "max"))
+            check_number(least, getattr(self, least), at_most=getattr(self, most))
         check_number("filter_sigma_min", self.filter_sigma_min, at_most=self.filter_sigma_max)
 
     def jittered_of(self, num_joints: int) -> int:
         """How many joints joint jittering takes of so many."""
         return min(self.jitter_joints, round(0.6 * num_joints))
+
+    def masked_of(self, num_joints: int, size: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The fewest joints of so many that a joint mask has, and how many numbers of them there may be; the same of
+        the frames of a view."""
+        joints = [min(n, num_joints) for n in (self.joint_mask_joints_min, self.joint_mask_joints_max)]
+        frames = [round(share * size) for share in (self.joint_mask_frames_min, self.joint_mask_frames_max)]
+        (a, b), (c, d) = joints, frames
+        return (a, b - a + 1), (c, d - c + 1)
 
 
 COLUMNS = {
@@ -96,7 +120,10 @@ COLUMNS = {
     "jitter": slice(21, 30),
     "jittered": slice(30, None),
 }
-"""The parameter table's columns; kernels/views.py reads the same."""
+"""The parameter table's columns; kernels/views.py reads the same. Behind those of ``jittered``, one a joint, a table
+that masks joints has those of MASK."""
+MASK = ("masked_joints", "masked_frames")
+"""A column a joint, and a column a frame."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +131,18 @@ class ViewParams:
     """What is to be done to each of B clips for each of W views: a table, and the key of the noise.
 
     Attributes:
-        table: (W, B, 30 + V) float32, by ``COLUMNS``; what is an integer or a choice is exact in float32.
+        table: (W, B, 30 + V) float32, or (W, B, 30 + 2 V + T) with a joint mask, by ``COLUMNS`` and ``MASK``; what is
+            an integer or a choice is exact in float32.
             crop_start, crop_length: in frames of the clip. shift: in frames of the view, which shows frame t + shift of
             the T of the resized crop at t, mirrored at both ends; up to T. reverse: 0 or 1, then backwards.
             centre: the joint that is subtracted, -1 for none. flip: 0 or 1. noise_std: metres, 0 for none.
             filter_sigma: frames, 0 for none. filter_gain: 1 for weights that are not divided by their sum.
             axis_scale: zeros and ones. pose: the linear map (3, 3) of a joint that is not jittered, row-major; jitter:
-            that of one that is. jittered: 0 or 1 by joint.
+            that of one that is. jittered: 0 or 1 by joint. masked_joints, masked_frames: 0 or 1 by joint and by frame
+            of the view; a joint is zero where both are 1.
         seed, step, sample, views: the key. step: an int or a 0-dim int64 tensor; sample: (B,) int64; views: W numbers.
         centred: whether any view may have a centre; the kernel is another one then.
+        masked: T where the table has a joint mask, of views of so many frames; 0 where it has none.
     """
 
     table: Tensor
@@ -121,6 +151,7 @@ class ViewParams:
     sample: Tensor
     views: tuple[int, ...]
     centred: bool = True
+    masked: int = 0
 
     def check_crops(self, num_frames: Tensor | int) -> None:
         """ValueError where a crop is not in its clip of ``num_frames`` (B,). A GPU would be waited for: not there."""
@@ -135,14 +166,22 @@ class ViewParams:
 
     @property
     def num_joints(self) -> int:
-        return self.table.shape[2] - COLUMNS["jittered"].start
+        by_joint = self.table.shape[2] - COLUMNS["jittered"].start - self.masked
+        return by_joint // 2 if self.masked else by_joint
 
     def column(self, name: str) -> Tensor:
-        """(W, B), (W, B, 3), (W, B, 3, 3) or (W, B, V) float32."""
+        """(W, B), (W, B, 3), (W, B, 3, 3), (W, B, V) or (W, B, T) float32; those of a joint mask that is not there are
+        empty."""
+        start, joints = COLUMNS["jittered"].start, self.num_joints
+        wide = dict(
+            zip(("jittered", *MASK), self.table[:, :, start:].tensor_split((joints, 2 * joints), 2), strict=True)
+        )
+        if name in wide:
+            return wide[name]
         values = self.table[:, :, COLUMNS[name]]
         if name in ("pose", "jitter"):
             return values.unflatten(2, (3, 3))
-        return values.squeeze(2) if values.shape[2] == 1 and name != "jittered" else values
+        return values.squeeze(2) if values.shape[2] == 1 else values
 
 
 def identity_params(start: Tensor, length: Tensor, num_joints: int, centre: int | None = None) -> ViewParams:
@@ -178,7 +217,8 @@ def draw_params(
         views: numbers of the views, 0 to 15. strong: those that get the strong augmentation; the others get the basic.
         seed, step, sample: the rest of the key. step may be a 0-dim int64 tensor on the clips' device; sample: (B,)
             int64 ids of the clips.
-        size: T, frames of the views, which crop_padding is a share of: needed where it is not 0.
+        size: T, frames of the views, which crop_padding and the frames of a joint mask are shares of: needed where
+            there are any.
         resized_to: the views are to be taken of clips that were resized to so many frames before. The crop is drawn in
             frames of the source clip, which the shortest crop counts in, and then carried over.
         impl: "triton", "numba", "torch", or "auto": triton on a GPU and numba on a CPU where they can run.
@@ -188,18 +228,21 @@ def draw_params(
         alone. Integers and choices are the same on all devices, and maps up to the rounding of sine and cosine.
 
     Raises:
-        ValueError: crop_padding without ``size``, or a centre_joint that there is not.
+        ValueError: crop_padding or a joint mask without ``size``, or a centre_joint that there is not.
     """
     views, strong, frames = tuple(views), tuple(strong), num_frames.to(torch.int64)
     if size is None and config.crop_padding > 0:
         raise ValueError(f"size must be given, the frames of a view: crop_padding {config.crop_padding:g} is a share")
+    if size is None and config.joint_mask_probability > 0:
+        raise ValueError("size must be given, the frames of a view: a joint mask has a share of them")
     if config.centre_joint is not None and config.centre_joint >= num_joints:
         raise ValueError(f"centre_joint must be below the {num_joints} joints, got {config.centre_joint}")
-    padding = 0 if size is None else int(size * config.crop_padding)
+    padding, masked = (0, 0) if size is None else (int(size * config.crop_padding), size)
+    masked *= config.joint_mask_probability > 0
     impl = DRAW.choose(impl, Need(frames.device))
-    what = (config, frames, num_joints, views, strong, seed, step, sample, padding, resized_to)
+    what = (config, frames, num_joints, views, strong, seed, step, sample, padding, resized_to, masked)
     table = DRAW.call(impl, "draw", frames.device, *what)
-    return ViewParams(table, seed, step, sample, views, centred=config.centre_joint is not None)
+    return ViewParams(table, seed, step, sample, views, centred=config.centre_joint is not None, masked=masked)
 
 
 def draw(
@@ -213,8 +256,10 @@ def draw(
     sample: Tensor,
     padding: int,
     resized_to: int | None,
+    masked: int = 0,
 ) -> Tensor:
-    """The table of :func:`draw_params` in PyTorch. strong: numbers of the strong views; padding: frames."""
+    """The table of :func:`draw_params` in PyTorch. strong: numbers of the strong views; padding: frames; masked: frames
+    of a view with a joint mask, 0 without."""
     blocks = 8 + math.ceil(num_joints / 4)
     index = torch.arange(blocks, device=frames.device)
     view = view_numbers(views, frames.device)[:, None, None]
@@ -224,7 +269,12 @@ def draw(
     for row, number in enumerate(views):
         if number in strong:
             _strengthen_(config, table[row], u[row])
-    return table
+    if not masked:
+        return table
+    index = MASK_COUNTER + torch.arange(-(-(num_joints + masked) // 4), device=frames.device)
+    order = uniform(philox(seed, index, step, sample[:, None], view)).flatten(2)
+    counts = config.masked_of(num_joints, masked)
+    return torch.cat([table, *_mask(config.joint_mask_probability, counts, num_joints, masked, u, order)], dim=2)
 
 
 def view_numbers(views: Sequence[int], device: torch.device) -> Tensor:
@@ -261,6 +311,25 @@ def _basic(config: AugmentConfig, num_joints: int, u: Tensor) -> tuple[Tensor, .
     jitter = torch.where(is_zeroing, 0.0, signed)
     jittered = is_jitter & (_rank(u[..., 32 : 32 + num_joints]) < config.jittered_of(num_joints))
     return torch.zeros_like(u[..., :4]), torch.ones_like(u[..., :3]), pose, jitter, jittered.to(torch.float32)
+
+
+def _mask(
+    probability: float,
+    counts: tuple[tuple[int, int], tuple[int, int]],
+    joints: int,
+    size: int,
+    u: Tensor,
+    order: Tensor,
+) -> list[Tensor]:
+    """Columns masked_joints (W, B, V) and masked_frames (W, B, T): of ``order`` the smallest numbers, as many as u
+    says."""
+    is_masking, columns = u[..., 26:27] < probability, []
+    for (least, choices), drawn, mine in zip(
+        counts, (u[..., 27:28], u[..., 28:29]), order[..., : joints + size].split((joints, size), 2), strict=True
+    ):
+        count = least + torch.floor(choices * drawn).clamp_max(choices - 1)
+        columns.append((is_masking & (_rank(mine) < count)).to(torch.float32))
+    return columns
 
 
 def _rank(u: Tensor) -> Tensor:

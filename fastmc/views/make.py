@@ -2,9 +2,9 @@
 
 A view is born in the encoder's layout (B, T, V * M * 3): joints outermost, then bodies, then x, y, z. In this order:
 temporal crop-resize, mirrored window, time reversal, a joint subtracted, the linear map of each joint (shear or
-jittering, rotation), flip, noise, Gaussian filter in time, axis mask; a body that is missing in a frame stays exactly
-zero. ``fastmc.reference.augment`` says the same one clip and
-one transform at a time; `fastmc.views.torch_views` in PyTorch's operators; kernels/views.py does it in one launch, and
+jittering, rotation), flip, noise, Gaussian filter in time, axis mask, joint mask; a body that is missing in a frame
+stays exactly zero. ``fastmc.reference.augment`` says the same one clip and one transform at a time;
+`fastmc.views.torch_views` in PyTorch's operators; kernels/views.py does it in one launch, and
 `fastmc.views.numba_views` in one pass on a CPU.
 """
 
@@ -88,6 +88,8 @@ def _check(source: PackedClips | DenseClips, params: ViewParams, skeleton: Skele
     if len(source) != params.table.shape[1] or params.num_joints != skeleton.num_joints:
         rows = f"{params.table.shape[1]} clips of {params.num_joints} joints"
         raise ValueError(f"params are of {rows}, the clips are {len(source)} of {skeleton.num_joints} joints")
+    if params.masked not in (0, size):
+        raise ValueError(f"params mask joints in views of {params.masked} frames, size is {size}")
     params.check_crops(source.num_frames)
 
 

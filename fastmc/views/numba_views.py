@@ -29,7 +29,7 @@ from torch import Tensor
 
 from fastmc.skeleton import Skeleton
 from fastmc.views.clips import DenseClips, PackedClips
-from fastmc.views.draw import COLUMNS, FILTER_TAPS, NOISE_COUNTER, AugmentConfig, ViewParams
+from fastmc.views.draw import COLUMNS, FILTER_TAPS, MASK_COUNTER, NOISE_COUNTER, AugmentConfig, ViewParams
 from kernels import cpu
 
 log = logging.getLogger("fastmc")
@@ -125,10 +125,22 @@ class _Strength(NamedTuple):
     filter_probability: float
     filter_gain: bool
     axis_mask_probability: float
+    joint_mask_probability: float
+    joints: int
+    masked: int
+    masked_joints: tuple[int, int]
+    masked_frames: tuple[int, int]
+    mask_counter: int
 
     @staticmethod
-    def of(config: AugmentConfig, joints: int, padding: int) -> _Strength:
+    def of(config: AugmentConfig, joints: int, padding: int, masked: int) -> _Strength:
+        of_joints, of_frames = config.masked_of(joints, masked)
         derived: dict[str, Any] = {
+            "joints": joints,
+            "masked": masked,
+            "masked_joints": of_joints,
+            "masked_frames": of_frames,
+            "mask_counter": MASK_COUNTER,
             "padding": padding,
             "centre": -1 if config.centre_joint is None else config.centre_joint,
             "jittered": config.jittered_of(joints),
@@ -164,15 +176,17 @@ def draw(
     sample: Tensor,
     padding: int,
     resized_to: int | None,
+    masked: int = 0,
 ) -> Tensor:
-    """The table (W, B, 30 + V) float32 of ``fastmc.views.draw.draw_params``. strong: numbers of the strong views;
-    padding: frames."""
-    table = torch.empty(len(views), len(num_frames), COLUMNS["jittered"].start + num_joints)
+    """The table (W, B, 30 + V) float32 of ``fastmc.views.draw.draw_params``, or with a joint mask (W, B, 30 + 2 V + T).
+    strong: numbers of the strong views; padding: frames; masked: T, or 0."""
+    width = COLUMNS["jittered"].start + num_joints + (num_joints + masked if masked else 0)
+    table = torch.empty(len(views), len(num_frames), width)
     _noted(
         _draw,
         table.numpy(),
         COLUMN_STARTS,
-        _Strength.of(config, num_joints, padding),
+        _Strength.of(config, num_joints, padding, masked),
         _integers(num_frames),
         np.array(views, dtype=np.int64),
         np.array([view in strong for view in views]),
@@ -373,7 +387,7 @@ def _make_part(
             if count < bodies:
                 x[:] = 0
             if count > 0:
-                _resize(source, n, count, params, columns, memory, present)
+                _resize(source, n, count, params, columns, joints, memory, present)
             for m in range(count):
                 if params[columns.centre] >= 0:
                     _subtract_joint(memory, source, m, np.int64(params[columns.centre]), joints)
@@ -389,6 +403,8 @@ def _make_part(
                 _filter(flat, sigma, params[columns.filter_gain] > 0, weights, memory)
             if std > 0 or sigma > 0:
                 _restore_missing(x, count, present)
+            if len(params) > columns.jittered + joints:
+                _mask_joints(x, params[columns.jittered + joints :])
             if motion:
                 _to_motion(flat)
             if len(parents):
@@ -428,14 +444,14 @@ def _position(t, size, length):
 
 
 @_fused
-def _resize(source, n, count, params, columns, resized, present):
+def _resize(source, n, count, params, columns, joints, resized, present):
     """Fill resized (T, V * M * 3) with the crop of clip n, in the order of its source, and present (T, M) with the
     bodies that are not all zero.
 
     A line is a slice of its own: an index into the whole array that might be negative, as numba sees it, keeps the loop
     from being vectorised.
     """
-    size, joints = len(resized), len(params) - columns.jittered
+    size = len(resized)
     start, length, pitch = np.int64(params[columns.crop_start]), params[columns.crop_length], source.pitch[n]
     begin = source.begin[n] + start * pitch
     width = (count - 1) * source.body_pitch + (joints - 1) * source.joint_pitch + 3
@@ -532,6 +548,17 @@ def _restore_missing(x, count, present):
 
 
 @_compiled
+def _mask_joints(x, chosen):
+    """Zero where a joint and a frame of x (T, V, M, 3) are chosen (V + T,)."""
+    size, joints = x.shape[:2]
+    for t in range(size):
+        if chosen[joints + t] > 0:
+            for v in range(joints):
+                if chosen[v] > 0:
+                    x[t, v] = 0
+
+
+@_compiled
 def _to_motion(x):
     """x: (T, n)."""
     for t in range(len(x) - 1):
@@ -557,9 +584,12 @@ def _to_bones(x, parents, row):
 @_compiled
 def _draw(table, columns, strength, num_frames, views, strong, key, sample, resized_to):
     """Fill the table (W, B, P); see fastmc.views.draw.draw_params. resized_to: 0 for None."""
-    joints = table.shape[2] - columns.jittered
-    words = np.empty((4, 8 + (joints + 3) // 4), np.uint32)
-    u = np.empty(words.size, np.float32)
+    joints = strength.joints
+    words, mask_words = (
+        np.empty((4, 8 + (joints + 3) // 4), np.uint32),
+        np.empty((4, (joints + strength.masked + 3) // 4), np.uint32),
+    )
+    u, order = np.empty(words.size, np.float32), np.empty(mask_words.size, np.float32)
     for w in range(len(views)):
         for n in range(len(sample)):
             _philox_blocks(key, np.uint64(0), np.uint64(1), np.uint64(sample[n]), np.uint64(views[w]), words)
@@ -572,6 +602,15 @@ def _draw(table, columns, strength, num_frames, views, strong, key, sample, resi
             _draw_basic(row, columns, strength, u)
             if strong[w]:
                 _draw_strong(row, columns, strength, u)
+            if strength.masked > 0 and u[26] < np.float32(strength.joint_mask_probability):
+                first, one = np.uint64(strength.mask_counter), np.uint64(1)
+                _philox_blocks(key, first, one, np.uint64(sample[n]), np.uint64(views[w]), mask_words)
+                for i in range(order.size):
+                    order[i] = _uniform(mask_words[i % 4, i // 4])
+                place = columns.jittered + joints
+                _draw_smallest(row[place : place + joints], strength.masked_joints, u[27], order[:joints])
+                of_frames = order[joints : joints + strength.masked]
+                _draw_smallest(row[place + joints :], strength.masked_frames, u[28], of_frames)
 
 
 @_compiled
@@ -605,8 +644,17 @@ def _draw_basic(row, columns, strength, u):
         row[columns.pose + i] = _ONE if on_diagonal else _ZERO if is_jitter else shear * signed
         row[columns.jitter + i] = _ZERO if is_zeroing else signed
     if is_jitter:
-        for v in range(len(row) - columns.jittered):
-            row[columns.jittered + v] = _rank(u[32 : 32 + len(row) - columns.jittered], v) < strength.jittered
+        for v in range(strength.joints):
+            row[columns.jittered + v] = _rank(u[32 : 32 + strength.joints], v) < strength.jittered
+
+
+@_compiled
+def _draw_smallest(chosen, counts, u, order):
+    """1 for the smallest of ``order``, so many of ``counts`` as u says, see fastmc.views.draw._mask; else 0."""
+    least, choices = counts
+    count = least + min(np.int64(np.floor(np.float32(choices) * u)), choices - 1)
+    for i in range(len(order)):
+        chosen[i] = _rank(order, i) < count
 
 
 @_compiled

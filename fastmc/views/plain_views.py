@@ -10,7 +10,7 @@ from torch import Tensor
 from fastmc.reference import augment as reference
 from fastmc.skeleton import Skeleton
 from fastmc.views.clips import DenseClips, PackedClips, Stream
-from fastmc.views.draw import COLUMNS, ViewParams
+from fastmc.views.draw import COLUMNS, MASK, ViewParams
 from fastmc.views.torch_views import Rows, noise_of
 
 
@@ -21,7 +21,7 @@ def make_views(
     clips, size = Rows.of(source, skeleton.num_joints), out.shape[2]
     for w, n in itertools.product(range(len(params.views)), range(len(clips.first))):
         clip = _dense_clip(clips, n, int(params.column("crop_start")[w, n] + params.column("crop_length")[w, n]))
-        choices = {name: params.column(name)[w, n].double().cpu() for name in COLUMNS}
+        choices = {name: params.column(name)[w, n].double().cpu() for name in (*COLUMNS, *MASK)}
         noise = _noise_of_view(params, w, n, (size, skeleton.num_joints, clips.max_bodies))
         view = reference.view(clip, size=size, mirror=skeleton.mirror, noise=noise, **choices)
         if stream != "joint":

@@ -11,7 +11,7 @@ from fastmc.backends import may_look
 from fastmc.random import normal, philox
 from fastmc.skeleton import Skeleton
 from fastmc.views.clips import DenseClips, PackedClips, Stream
-from fastmc.views.draw import FILTER_TAPS, NOISE_COUNTER, ViewParams, view_numbers
+from fastmc.views.draw import FILTER_TAPS, MASK, NOISE_COUNTER, ViewParams, view_numbers
 from fastmc.views.layout import joint_indices, to_stream
 
 
@@ -46,6 +46,9 @@ def make_views(
     x = views.unflatten(2, (skeleton.num_joints, clips.max_bodies, 3))
     present = _resize_and_map_(x, clips, params, skeleton)
     _noise_and_filter_(x, present, clips, params)
+    if params.masked:
+        joints, frames = (params.column(name).flatten(0, 1) > 0 for name in MASK)
+        x.masked_fill_((frames[:, :, None] & joints[:, None])[..., None, None], 0)
     if not direct:
         out.copy_(to_stream(views, stream, skeleton).view(out.shape))
 

@@ -29,6 +29,7 @@ def make_views(
         joint_indices(skeleton.parents, out.device) if stream == "bone" else None,
         source.max_bodies,
         params.centred,
+        params.masked > 0,
         stream,
         out,
     )
