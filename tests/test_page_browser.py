@@ -51,7 +51,7 @@ def hostile_content() -> dict:
         group["label"] = f"{EVIL} {STYLED} {n}"
     content["differences"] = [{"setting": EVIL, "values": [STYLED, RUNS_IF_MARKUP]}]
     content["accuracies"]["rows"] = [STYLED, EVIL, RUNS_IF_MARKUP]
-    content["accuracies"] |= {"published": [1.0, 2.0, 3.0], "published_source": RUNS_IF_MARKUP}
+    content["runs"][0] |= {"published": [1.0, 2.0, 3.0], "published_source": RUNS_IF_MARKUP}
     return content
 
 

@@ -66,12 +66,12 @@ def report(settings: Settings, command: str) -> Path:
         ValueError: a setting does not fit, or a folder is no run. StoreError, CheckpointError: a run's clips or weights
             are damaged. WriteError: the page cannot be written.
     """
-    from train.runs.page import write_runs_page  # here, so that --help does not wait for what pages are made with
+    from train.runs.page import BARE, write_runs_page  # here, so that --help does not wait for what pages are made with
     from train.runs.page_runs import load_page_run
 
     out = _checked(settings)
     device = choose_device(settings.device)
-    labels = run_labels(settings.runs, settings.allow)
+    labels = run_labels(settings.runs, settings.allow, BARE)
     runs = [
         load_page_run(
             folder,

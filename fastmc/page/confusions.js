@@ -26,15 +26,6 @@ class ConfusionSection {
     this.list = make("div", { class: "classes", role: "list", "aria-label": "Classes, the least recognised first" });
     this.by = make("p", { class: "hint" });
     this.host = make("div", { class: "chart confusion" });
-    const picker =
-      runs.length > 1
-        ? page.segments(
-            "Run",
-            runs.map(({ label }) => label),
-            0,
-            (n) => this.use(n),
-          )
-        : null;
     const matrix = make("div", { class: "card" }, make("h3", {}, "Which class is taken for which"), this.host, this.by);
     const list = make(
       "div",
@@ -50,7 +41,7 @@ class ConfusionSection {
       this.shelf.element,
     );
     body.append(
-      picker ? make("div", { class: "row toolbar" }, picker) : "",
+      page.runPicker(runs, (n) => this.use(n)) ?? "",
       make("div", { class: "columns matrix" }, matrix, found),
       list,
     );

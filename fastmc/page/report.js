@@ -18,7 +18,7 @@ function lead(content) {
   const { accuracies, runs, classes } = content;
   const tests = runs.find((run) => run.predictions)?.predictions.true.length;
   const where = tests ? ` of ${page.plural(tests, "test clip")} in ${classes.length} classes` : "";
-  if (runs.length > 1) return `${runs.length} runs beside one another: ${runs.map(({ label }) => label).join(", ")}.`;
+  if (runs.length > 1) return leadOfSeveral(content);
   const [run] = runs;
   const row = accuracies?.rows.findIndex((_, n) => page.isThere(run.trained?.[n])) ?? -1;
   if (row < 0) return null;
@@ -27,6 +27,21 @@ function lead(content) {
     : "";
   const trained = `${page.percent(run.trained[row])}${where} (${accuracies.rows[row]})`;
   return `Trained without labels, the encoder recognises ${trained}${before}.`;
+}
+
+const COUNTS = "no one two three four five six seven eight nine ten eleven twelve".split(" ");
+const MOST_NAMED = 4; // groups
+
+// "b1 and a2mc, three seeds each."
+function leadOfSeveral({ groups, runs }) {
+  const seeds = (n) => `${COUNTS[n] ?? page.number(n)} ${n === 1 ? "seed" : "seeds"}`;
+  const sizes = groups.map((group) => group.runs.length);
+  const labels = groups.map(({ label }) => label);
+  if (groups.length > MOST_NAMED) return `${runs.length} runs of ${groups.length} kinds, beside one another.`;
+  if (sizes.every((size) => size === 1)) return `${page.listed(labels)}, beside one another.`;
+  if (sizes.every((size) => size === sizes[0]))
+    return `${page.listed(labels)}, ${seeds(sizes[0])}${groups.length > 1 ? " each" : ""}.`;
+  return `${page.listed(labels.map((label, n) => `${label} (${seeds(sizes[n])})`))}, beside one another.`;
 }
 
 // Facts that all runs share are said once, at the top.
