@@ -142,6 +142,18 @@ def test_curves_are_the_metrics_and_every_line_is_explained(runs, own):
     assert own["runs"][0]["bank_full"] == pytest.approx(2 / 3), "16 of 16 after two of three steps"
 
 
+def test_a_panel_without_a_point_says_why_and_one_without_a_line_is_none(runs):
+    of_run = page_runs.read_run(runs["a2mc"], "a")
+    without = [{name: value for name, value in row.items() if name != "knn_top1"} for row in of_run.history.rows]
+    history = dataclasses.replace(of_run.history, rows=without, metrics=[])
+    for every, why in ((0, "Not measured: it was switched off (--probe-every 0)."), (10, None)):
+        config = dataclasses.replace(of_run.config, log=dataclasses.replace(of_run.config.log, probe_every=every))
+        changed = dataclasses.replace(of_run, history=history, config=config)
+        (found,) = page.content_of([changed], "")["runs"]
+        assert [panel["title"] for panel in found["panels"]] == ["kNN probe, top-1 (%)", "learning rate"]
+        assert [(panel["why"], panel["lines"][0]["x"]) for panel in found["panels"]] == [(why, []), (None, [1, 2])]
+
+
 def test_the_map_has_all_test_clips_and_their_nearest_training_clips(loaded, own):
     train, test = loaded.store.split("xsub")
     found = own["runs"][0]["map"]

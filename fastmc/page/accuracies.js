@@ -5,6 +5,7 @@ const { make, percent, isThere, colours } = page;
 
 const MOST_BESIDE = 3; // columns of a table that stands beside the bars
 
+const FIGURE = 30; // pixels across
 const OF_UNTRAINED = new Set(["encoder", "data"]); // facts that two untrained encoders of one kind share
 
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
@@ -76,7 +77,8 @@ function lookOf(contender) {
 const said = ({ mean: middle, deviation, values }) =>
   values.some((value) => value !== values[0]) ? `${middle.toFixed(1)} ± ${deviation.toFixed(1)} %` : percent(middle);
 
-function barsOf(contender) {
+// On a narrow page figures stand upright: there is no room for them side by side.
+function barsOf(contender, upright) {
   const { ink, soft } = colours();
   const several = contender.seeds > 1;
   const bar = {
@@ -87,7 +89,14 @@ function barsOf(contender) {
     data: contender.of.map((found) => found && { value: found.mean, label: { distance: above(found) } }),
     itemStyle: { ...lookOf(contender), borderRadius: [4, 4, 0, 0] },
     labelLayout: { hideOverlap: true },
-    label: { show: true, position: "top", color: soft, fontSize: 11, formatter: ({ value }) => value.toFixed(1) },
+    label: {
+      show: true,
+      position: "top",
+      color: soft,
+      fontSize: 11,
+      formatter: ({ value }) => value.toFixed(1),
+      ...(upright ? { rotate: 90, align: "left", verticalAlign: "middle" } : {}),
+    },
   };
   if (several) bar.markPoint = seedMarks(contender, ink);
   return bar;
@@ -157,7 +166,7 @@ function build(body, content) {
         ...(found.values.length > 1 ? [`seeds: ${found.values.map((x) => x.toFixed(1)).join(", ")}`] : []),
       ];
     }),
-    series: compared.map(barsOf),
+    series: compared.map((each) => barsOf(each, host.clientWidth < FIGURE * rows.length * (compared.length + 1))),
   });
   page.chart(host, "accuracies", option, "Bars of accuracies; the table beside has the same figures");
 }

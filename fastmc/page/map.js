@@ -254,7 +254,8 @@ class MapSection {
   showAll() {
     this.choice.only.clear();
     this.chips.forEach((chip) => chip.setAttribute("aria-pressed", false));
-    this.chips[0].focus();
+    this.stopAt(this.listed()[0]);
+    this.listed()[0].focus();
     this.refresh();
   }
 
@@ -263,10 +264,14 @@ class MapSection {
     for (const each of [...this.chips, this.all]) each.tabIndex = each === chip ? 0 : -1;
   }
 
+  listed() {
+    return [...this.chips, this.all].filter((each) => !each.hidden);
+  }
+
   goAlong(event) {
     const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
     if (!step) return;
-    const there = [...this.chips, this.all].filter((each) => !each.hidden);
+    const there = this.listed();
     const next = there[(there.indexOf(document.activeElement) + step + there.length) % there.length];
     this.stopAt(next);
     next.focus();
@@ -279,7 +284,7 @@ class MapSection {
     const named = (value) => clips.nameOfClass(value).toLowerCase().includes(words);
     const found = colouring.name === "class" ? values.map(named) : [];
     this.chips.forEach((chip, n) => (chip.hidden = found.includes(true) && !found[n]));
-    this.stopAt([...this.chips, this.all].find((each) => !each.hidden));
+    this.stopAt(this.listed()[0]);
   }
 
   search(text) {
