@@ -470,7 +470,9 @@ def test_of_several_runs_the_loss_is_shown_and_its_terms_at_a_press(browser, pag
     assert drawn == [60, 0, 0] * 6
     next(each for each in page.all(".legend.strokes button") if each.text == "L_con").click()
     assert [len(page.data("curve loss (nats)", n)) for n in range(3)] == [60, 60, 0]
-    series = browser.run("return fastmcPage.charts['curve loss (nats)'].getOption().series.map((s) => s.itemStyle.color)")
+    series = browser.run(
+        "return fastmcPage.charts['curve loss (nats)'].getOption().series.map((s) => s.itemStyle.color)"
+    )
     assert len({*series[:9]}) == len({*series[9:]}) == 1 and series[0] != series[9], "seeds share a colour"
 
 
@@ -556,6 +558,13 @@ def test_curves_zoom_together_and_say_what_they_are(browser, pages):
     browser.run("arguments[0].focus()", host)
     browser.press("+")
     assert soon(lambda: window("curve loss (nats)") == (25, 75))
+    kept = (
+        "const event = new KeyboardEvent('keydown', {key: arguments[1], ctrlKey: true, cancelable: true, bubbles: true});"
+        "return arguments[0].dispatchEvent(event)"
+    )
+    for place in (".curve", ".map", ".confusion", ".side canvas", ".legend.values button"):
+        keys = ("+", "-", "0", "ArrowLeft")
+        assert all(browser.run(kept, page.find(place), key) for key in keys), "Ctrl and a key are the browser's"
     chip = next(each for each in page.all(".legend.strokes button") if each.text == "L_con")
     browser.mouse(chip, 5, 5)
     assert soon(lambda: "Of the contrast of a clip's two views" in page.text(".help"))

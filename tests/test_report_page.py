@@ -305,6 +305,13 @@ def test_a_run_that_is_not_finished_has_its_curves(copied, tmp_path):
     assert found["runs"][0]["trained"] == [None] * 3 and len(found["runs"][0]["panels"]) == 5
 
 
+def test_beside_one_that_is_not_finished_a_run_has_its_clips(runs, copied, own, tmp_path):
+    (copied / "report.json").unlink()
+    found = made("--run", runs["a2mc"], copied, out=tmp_path / "a.html")
+    assert not any("different data" in note for note in found["notes"])
+    assert found["clips"]["name"] == own["clips"]["name"] and ["map" in each for each in found["runs"]] == [True, False]
+
+
 # --- Several runs
 
 
@@ -482,7 +489,8 @@ def test_wrong_arguments_are_named(runs, tmp_path, capsys):
         ("--run", one, other, "--run", one): f"--run {one} is named twice",
         ("--run", one, other): "--out is missing: name the file for a page of several runs",
         ("--run", one, "--out", str(tmp_path)): f"--out {tmp_path} is a folder",
-        ("--run", one, "--out", str(tmp_path / "notes.txt")): "is there and no page",
+        ("--run", one, "--out", str(tmp_path / "notes.txt")): "is no name of a page",
+        ("--run", one, "--out", str(tmp_path / "page.pdf")): f"browsers want {tmp_path / 'page.pdf'}.html",
         ("--run", one, "--out", str(tmp_path / "notes.txt" / "a.html")): "is, or lies in, a file",
         ("--run", str(tmp_path / "damaged"), "--out", str(tmp_path / "a.html")): "metrics.csv is damaged: row 1",
         ("--run", one, "--device", "tpu"): "device = 'tpu' cannot be used",

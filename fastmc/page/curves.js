@@ -105,7 +105,7 @@ const zoom = (chart, start, end) => chart.dispatchAction({ type: "dataZoom", sta
 // Plus and minus zoom about the middle, arrows move along, 0 shows all.
 function zoomByKeys(host, chart) {
   host.tabIndex = 0;
-  host.addEventListener("keydown", (event) => {
+  page.onKeys(host, (key) => {
     const { start, end } = chart.getOption().dataZoom[0];
     const quarter = (end - start) / 4;
     const to = {
@@ -114,10 +114,9 @@ function zoomByKeys(host, chart) {
       ArrowLeft: [Math.max(start - quarter, 0), Math.max(end - quarter, 4 * quarter)],
       ArrowRight: [Math.min(start + quarter, 100 - 4 * quarter), Math.min(end + quarter, 100)],
       0: [0, 100],
-    }[event.key];
-    if (!to) return;
+    }[key];
+    if (!to) return false;
     zoom(chart, Math.max(to[0], 0), Math.min(to[1], 100));
-    event.preventDefault();
   });
 }
 

@@ -7,6 +7,8 @@
 //   button(text, press, attributes)      a button
 //   choice(label, names, chosen, choose) a drop-down list; choose(number)
 //   segments(label, names, chosen, choose)  a row of buttons of which one is pressed; choose(number)
+//   onKeys(element, press)               press(key) is called for keys of the element, those with Ctrl, Alt or Meta are the
+//                                        browser's; it gives false for a key that it has no use for
 //   table({head, rows, label, figures})  a table, of which the first column stays in sight where it is wider than its
 //                                        room; figures stand at the right of their cells
 //   listed(words)                        "a, b and c"
@@ -55,6 +57,14 @@ function segments(label, names, chosen, choose) {
   };
   const buttons = names.map((name, n) => button(name, () => press(n), { "aria-pressed": String(n === chosen) }));
   return make("div", { class: "segments", role: "group", "aria-label": label }, buttons);
+}
+
+function onKeys(element, press) {
+  element.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey || press(event.key) === false) return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
 }
 
 function runPicker(runs, choose) {
@@ -140,6 +150,7 @@ Object.assign(page, {
   button,
   choice,
   segments,
+  onKeys,
   runPicker,
   table,
   listed,

@@ -26,7 +26,7 @@ class MapSection {
     this.count = make("span", { class: "hint", "aria-live": "polite" });
     this.howMany = make("span", { class: "hint", "aria-live": "polite" });
     this.legend = make("div", { class: "legend values", role: "toolbar", "aria-label": "Show these dots alone" });
-    this.legend.addEventListener("keydown", (event) => this.goAlong(event));
+    page.onKeys(this.legend, (key) => this.goAlong(key));
     this.near = make("div", { class: "near", "data-part": "neighbours" });
     this.shelves = [];
     this.lay(body);
@@ -268,14 +268,13 @@ class MapSection {
     return [...this.chips, this.all].filter((each) => !each.hidden);
   }
 
-  goAlong(event) {
-    const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[event.key];
-    if (!step) return;
+  goAlong(key) {
+    const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[key];
+    if (!step) return false;
     const there = this.listed();
     const next = there[(there.indexOf(document.activeElement) + step + there.length) % there.length];
     this.stopAt(next);
     next.focus();
-    event.preventDefault();
   }
 
   // Of a list of classes, those that are searched for.

@@ -257,16 +257,14 @@ class Player {
       last = event;
     });
     for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (last = null));
-    canvas.addEventListener("keydown", (event) => this.press(event));
+    page.onKeys(canvas, (key) => this.press(key));
   }
 
-  press(event) {
-    const turns = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
+  press(key) {
+    const turns = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[key];
     if (turns) this.camera.turn(turns[0] * KEY_TURN, turns[1] * KEY_TURN);
-    else if (event.key === " ") this.toggle();
-    else return;
-    event.preventDefault();
-    event.stopPropagation();
+    else if (key === " ") this.toggle();
+    else return false;
   }
 
   draw() {

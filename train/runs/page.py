@@ -67,7 +67,8 @@ def content_of(runs: Sequence[PageRun], command: str) -> dict[str, Any]:
     """
     notes, groups = _notes(runs), groups_of(runs)
     carried = None
-    if len({(run.config.dataset, run.protocol, run.report and run.report.data) for run in runs}) > 1:
+    known = {(run.protocol, run.report.data) for run in runs if run.report is not None and run.report.data}
+    if len({run.config.dataset for run in runs}) > 1 or len(known) > 1:
         notes.append(
             "These runs are of different data: curves and accuracies are compared; clips, maps and confusions are on "
             "the page of each run."
