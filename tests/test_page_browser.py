@@ -559,8 +559,8 @@ def test_curves_zoom_together_and_say_what_they_are(browser, pages):
     browser.press("+")
     assert soon(lambda: window("curve loss (nats)") == (25, 75))
     kept = (
-        "const event = new KeyboardEvent('keydown', {key: arguments[1], ctrlKey: true, cancelable: true, bubbles: true});"
-        "return arguments[0].dispatchEvent(event)"
+        "const how = {key: arguments[1], ctrlKey: true, cancelable: true, bubbles: true};"
+        "return arguments[0].dispatchEvent(new KeyboardEvent('keydown', how))"
     )
     for place in (".curve", ".map", ".confusion", ".side canvas", ".legend.values button"):
         keys = ("+", "-", "0", "ArrowLeft")
