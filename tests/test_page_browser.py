@@ -59,7 +59,7 @@ def six_content() -> dict:
     """Two methods over three seeds each, which have raw coordinates of their own."""
     content = report_content(3, tests=40, training=30)
     b1, a2mc, _ = content["runs"]
-    a2mc["raw"] = [50.0, 60.0, 70.0]
+    a2mc |= {"raw": [50.0, 60.0, 70.0], "published": [80.0, 90.0, None], "published_source": "table 1"}
     labels = [(method, seed) for method in ("b1", "a2mc") for seed in range(3)]
     runs = [
         run | {"label": f"{method}, seed {seed}", "trained": [value - seed for value in run["trained"]]}
@@ -396,7 +396,8 @@ def test_several_runs_are_told_of_in_groups(browser, pages):
     said = f"b1 and a2mc, three seeds each: {means[0]:.1f} % and {means[1]:.1f} % {where}"
     assert page.text(".lead") == said
     heads = [each.text for each in page.all("[data-section=accuracies] thead th")]
-    assert heads == ["", "b1", "a2mc", "untrained", "raw coordinates, b1", "raw coordinates, a2mc"]
+    own = ["raw coordinates, b1", "raw coordinates, a2mc", "published, a2mc"]
+    assert heads == ["", "b1", "a2mc", "untrained", *own]
     assert all(f"{mean:.1f}" in page.drawn_texts("accuracies").split("\n") for mean in means), "bars have figures"
     Page(browser, pages, "three")
     assert page.text(".lead").startswith("b1 (one seed) and a2mc (two seeds): ")

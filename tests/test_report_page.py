@@ -254,18 +254,22 @@ def spoil(path: Path, how: str) -> None:
             saved["made"]["weights"] = "0" * 32
         elif how == "other data":
             saved["made"]["data"] = "0" * 32
+        elif how == "attack of fewer clips":
+            saved["measured"]["attack"]["clips"] = saved["measured"]["attack"]["clips"][:-1]
         else:
             saved["measured"]["map"]["neighbours"][0, 0] = 10**6
         saved["measured"]["map"]["points"] += 1
         write_tensors(path, saved)
 
 
-@pytest.mark.parametrize("how", ["flipped", "gone", "other weights", "other data", "clips that are not there"])
+@pytest.mark.parametrize(
+    "how", ["flipped", "gone", "other weights", "other data", "clips that are not there", "attack of fewer clips"]
+)
 def test_what_is_damaged_or_of_something_else_is_measured_anew(how, copied, own, tmp_path, capsys):
     spoil(copied / "page.pt", how)
     assert without_its_making(made("--run", copied, out=tmp_path / "a.html")) == without_its_making(own)
     damaged = f"{copied / 'page.pt'} cannot be used, and is made anew" in capsys.readouterr().err
-    assert damaged == (how in ("flipped", "clips that are not there"))
+    assert damaged == (how in ("flipped", "clips that are not there", "attack of fewer clips"))
     made("--run", copied, out=tmp_path / "a.html")
     assert "measuring" not in capsys.readouterr().out, "and kept"
 

@@ -4,7 +4,6 @@ const page = window.fastmcPage;
 const { make, percent, isThere, colours } = page;
 
 const MOST_BESIDE = 3; // columns of a table that stands beside the bars
-
 const FIGURE = 30; // pixels across
 const OF_UNTRAINED = new Set(["encoder", "data"]); // facts that two untrained encoders of one kind share
 
@@ -45,12 +44,13 @@ const rowsOf = ({ accuracies: { rows }, runs }, which, what) =>
 function beside(content, what, name, keyOf) {
   const { runs, groups } = content;
   const sharing = Map.groupBy(
-    [...runs.keys()].filter((n) => runs[n][what]),
+    [...runs.keys()].filter((n) => runs[n][what]?.some(isThere)),
     (n) => keyOf(runs[n]),
   );
   return [...sharing.values()].map((which) => {
     const labels = groups.filter((group) => group.runs.some((n) => which.includes(n))).map(({ label }) => label);
-    const whose = sharing.size > 1 ? `, ${page.listed(labels)}` : "";
+    const isShared = sharing.size === 1 && (what !== "published" || which.length === runs.length);
+    const whose = isShared ? "" : `, ${page.listed(labels)}`;
     return { what, name: `${name}${whose}`, seeds: 1, of: rowsOf(content, which, what) };
   });
 }
@@ -86,7 +86,7 @@ function barsOf(contender, upright) {
     type: "bar",
     barMaxWidth: 44,
     barGap: "18%",
-    data: contender.of.map((found) => found && { value: found.mean, label: { distance: above(found) } }),
+    data: contender.of.map((found) => found && { value: found.mean, label: { distance: above(found, several) } }),
     itemStyle: { ...lookOf(contender), borderRadius: [4, 4, 0, 0] },
     labelLayout: { hideOverlap: true },
     label: {
@@ -103,7 +103,7 @@ function barsOf(contender, upright) {
 }
 
 // Pixels from the top of a bar to its figure, which stands above the mark of the best seed: a percent has two of them.
-const above = ({ mean: middle, values }) => 5 + 2 * (Math.max(...values) - middle) * Number(values.length > 1);
+const above = ({ mean: middle, values }, several) => 5 + (several ? 2 * (Math.max(...values) - middle) : 0);
 
 // The seeds themselves, as small dashes on the bar of their mean.
 function seedMarks(contender, ink) {
@@ -143,8 +143,9 @@ function build(body, content) {
       make("div", { class: "card" }, table(rows, compared, sourceOf(content))),
     ),
   );
+  const upright = host.clientWidth < FIGURE * rows.length * (compared.length + 1);
   const option = () => ({
-    grid: page.room({ top: 44 }),
+    grid: page.room({ top: upright ? 60 : 44 }),
     legend: {
       type: "scroll",
       top: 0,
@@ -166,7 +167,7 @@ function build(body, content) {
         ...(found.values.length > 1 ? [`seeds: ${found.values.map((x) => x.toFixed(1)).join(", ")}`] : []),
       ];
     }),
-    series: compared.map((each) => barsOf(each, host.clientWidth < FIGURE * rows.length * (compared.length + 1))),
+    series: compared.map((each) => barsOf(each, upright)),
   });
   page.chart(host, "accuracies", option, "Bars of accuracies; the table beside has the same figures");
 }

@@ -35,7 +35,7 @@ class EmbeddingMap {
     const { dots, choice, run } = this;
     this.shown = dots.filter(({ i }) => choice.shows(i, run));
     const hidden = this.shown.length < dots.length ? dots.filter(({ i }) => !choice.shows(i, run)) : [];
-    const { line, card } = colours();
+    const { faint, card } = colours();
     const space = { type: "value", show: false, min: low, max: high };
     const inside = {
       type: "inside",
@@ -65,7 +65,7 @@ class EmbeddingMap {
           type: "scatter",
           silent: true,
           symbolSize: 4,
-          itemStyle: { color: line },
+          itemStyle: { color: faint, opacity: 0.35 },
           data: hidden.map((each) => dot(each)),
         },
         {
