@@ -350,8 +350,16 @@ def test_groups_are_told_apart_by_settings_or_by_a_run_of_theirs(runs, loaded):
 
     assert page.groups_of([of("a"), of("b", seed=3)]) == [{"label": "a2mc", "runs": [0, 1]}]
     assert page.groups_of([of("a"), of("b", frames=8)])[1] == {"label": "frames 8", "runs": [1]}
-    many = {"frames": 8, "stream": "bone", "protocol": "xview", "dataset": "other"}
+    many = {
+        "frames": 8,
+        "stream": "bone",
+        "protocol": "xview",
+        "preset": "paper",
+        "optim": {**plain["optim"], "epochs": 9},
+    }
     assert [group["label"] for group in page.groups_of([of("a"), of("b", **many)])] == ["a", "b"]
+    many["dataset"] = "other"
+    assert [group["label"] for group in page.groups_of([of("a"), of("b", **many)])] == ["small", "other"]
     assert page.groups_of([of("a"), of("b", device="cuda")])[0]["runs"] == [0, 1], "what computes the same"
 
 

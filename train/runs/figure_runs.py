@@ -87,7 +87,7 @@ def run_labels(folders: Sequence[Path], allow: Sequence[str] = (), bare: Collect
     """
     plain = [to_plain(load_config(folder, allow)) for folder in folders]
     by_name = [folder.resolve().name for folder in folders]
-    return next(filter(_tell_apart, (labels_by_settings(plain, bare), by_name)), [str(folder) for folder in folders])
+    return next(filter(tell_apart, (labels_by_settings(plain, bare), by_name)), [str(folder) for folder in folders])
 
 
 def labels_by_settings(plain: Sequence[Mapping[str, Any]], bare: Collection[str] = ()) -> list[str]:
@@ -108,7 +108,8 @@ def labels_by_settings(plain: Sequence[Mapping[str, Any]], bare: Collection[str]
     return [", ".join(word(p, name) for name in changed) for p in plain]
 
 
-def _tell_apart(labels: Sequence[str]) -> bool:
+def tell_apart(labels: Sequence[str]) -> bool:
+    """Whether each of them says something, and no other says the same."""
     return all(labels) and len(set(labels)) == len(labels)
 
 

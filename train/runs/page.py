@@ -20,7 +20,7 @@ from fastmc.page.document import as_json, write_page
 from fastmc.page.motion import pack
 from train.engine.profiling import Part
 from train.engine.record import duration, log
-from train.runs.figure_runs import changed_settings, labels_by_settings, setting
+from train.runs.figure_runs import changed_settings, labels_by_settings, setting, tell_apart
 from train.runs.folder import ACCURACIES, PAGE
 from train.runs.measured import SHOWN, Attack, Map
 from train.runs.page_runs import PageRun
@@ -337,7 +337,10 @@ def groups_of(runs: Sequence[PageRun]) -> list[dict[str, Any]]:
     if len(groups) == 1:
         labels = [runs[0].config.method]
     elif not all(labels):
-        labels = [_common(runs, group) for group in groups]
+        names = [name for name in BARE if name in changed_settings(firsts)]
+        labels = [", ".join(setting(first, name) for name in names) for first in firsts]
+        if not tell_apart(labels):
+            labels = [_common(runs, group) for group in groups]
     return [{"label": label, "runs": group} for label, group in zip(labels, groups, strict=True)]
 
 
