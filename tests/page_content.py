@@ -218,8 +218,10 @@ def attack_content(
         motions += [clips[i], rho / np.linalg.norm(rho)]
     steps = np.linspace(0, 1, 9)
     return {
-        "clips": [{"clip": i, "steps": steps.tolist(), "entropy": (2 + 1.5 * np.sqrt(steps)).tolist()} for i in which],
-        "norm": 0.5,
+        "clips": [
+            {"clip": i, "steps": steps.tolist(), "entropy": (2 + 1.5 * np.sqrt(steps)).tolist(), "own": 0.5 / (n + 1)}
+            for n, i in enumerate(which)
+        ],
         "says": "The entropy of the attacked distribution grows from 2.0 to 3.5 nats on average over 64 clips.",
         "motion": pack(
             motions, skeleton, frames=64, quantum=[0.004, 1e-5] * len(which), centred=[True, False] * len(which)
@@ -247,6 +249,9 @@ def run_content(
         "command": f"python -m train.run --dataset sticks --preset tiny --seed {seed}",
         "trained": [accuracy - 1.0, accuracy, 99.5],
         "untrained": [61.2, 70.4, 93.0],
+        "raw": [72.1, 75.3, 94.2],
+        "published": None,
+        "published_source": None,
         "panels": panels_content(60, 2 - 3 * noise, rng),
         "bank_full": 9,
         "predictions": {
@@ -285,6 +290,8 @@ def report_content(
         run_content(name, labels, tests, clips, 0.25 if name == "b1" else 0.08 + 0.02 * n, n, [0, 1] if not n else [])
         for n, name in enumerate(names)
     ]
+    if runs == 1:
+        made[0] |= {"published": [None, 88.0, None], "published_source": "table 2 of the paper"}
     seeds = [{"label": "b1", "runs": [0]}, {"label": "a2mc", "runs": [1, 2]}]
     return {
         "kind": "report",
@@ -302,8 +309,5 @@ def report_content(
         "differences": [{"setting": "settings.ema", "values": [run["settings"][0][1] for run in made]}][: runs - 1],
         "accuracies": {
             "rows": ["kNN top-1", "linear top-1", "linear top-5"],
-            "raw": [72.1, 75.3, 94.2],
-            "published": [None, 88.0, None] if runs == 1 else None,
-            "published_source": "Table 2 of the paper" if runs == 1 else None,
         },
     }  # fmt: skip

@@ -352,7 +352,7 @@ def test_what_is_no_store_is_one_line_with_what_to_do(tmp_path, monkeypatch, cap
         ("run",): "run is a run folder, not a packed store; name the store that it was trained on",
         ("empty",): "empty is not a packed store",
         ("damaged",): "damaged/frames.npy is not what was written to it; prepare it again",
-        ("data/mine", "--out", "empty"): "--out empty is a folder; name a file, such as empty/look.html",
+        ("data/mine", "--out", "empty"): "--out empty is a folder; name a file in it, such as empty/page.html",
         ("data/mine", "--out", "page.pdf"): "--out page.pdf is no name of a page; browsers want page.pdf.html",
         ("data/mine", "--out", "set.npz/page.html"): "set.npz is, or lies in, a file",
         ("data/mine", "--run", "empty"): "empty is no run folder",
@@ -362,3 +362,4 @@ def test_what_is_no_store_is_one_line_with_what_to_do(tmp_path, monkeypatch, cap
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ") and part in line
     assert not list(tmp_path.glob("**/*.html"))
+    assert main(["nowhere", "--out", "new/page.html"]) == 1 and not (tmp_path / "new").exists()

@@ -257,7 +257,7 @@ def test_what_was_left_out_opens(browser, pages):
     page = Page(browser, pages)
     assert page.text("#skipped h2") == "Left out: 3 files"
     group = browser.find("#skipped details")
-    detail = browser.find("td + td", group)
+    detail = browser.find("th + td", group)
     assert not detail.is_displayed()
     browser.find("summary", group).click()
     assert soon(detail.is_displayed)

@@ -51,8 +51,26 @@ def hostile_content() -> dict:
         group["label"] = f"{EVIL} {STYLED} {n}"
     content["differences"] = [{"setting": EVIL, "values": [STYLED, RUNS_IF_MARKUP]}]
     content["accuracies"]["rows"] = [STYLED, EVIL, RUNS_IF_MARKUP]
-    content["accuracies"] |= {"published": [1.0, 2.0, 3.0], "published_source": RUNS_IF_MARKUP}
+    content["runs"][0] |= {"published": [1.0, 2.0, 3.0], "published_source": RUNS_IF_MARKUP}
     return content
+
+
+def six_content() -> dict:
+    """Two methods over three seeds each, which have raw coordinates of their own."""
+    content = report_content(3, tests=40, training=30)
+    b1, a2mc, _ = content["runs"]
+    a2mc |= {"raw": [50.0, 60.0, 70.0], "published": [80.0, 90.0, None], "published_source": "table 1"}
+    labels = [(method, seed) for method in ("b1", "a2mc") for seed in range(3)]
+    runs = [
+        run | {"label": f"{method}, seed {seed}", "trained": [value - seed for value in run["trained"]]}
+        for run, (method, seed) in zip([b1] * 3 + [a2mc] * 3, labels, strict=True)
+    ]
+    methods = {"setting": "method", "values": [method for method, _ in labels]}
+    return content | {
+        "runs": runs,
+        "groups": [{"label": "b1", "runs": [0, 1, 2]}, {"label": "a2mc", "runs": [3, 4, 5]}],
+        "differences": [methods, {"setting": "seed", "values": [str(seed) for _, seed in labels]}],
+    }
 
 
 def bare_content() -> dict:
@@ -69,13 +87,25 @@ def bare_content() -> dict:
     }
 
 
+def unmeasured_content() -> dict:
+    """A run whose chart of shares and whose probe have no point."""
+    content = report_content(1, tests=12, training=12)
+    for n, why in ((1, None), (3, "Switched off.")):
+        panel = content["runs"][0]["panels"][n]
+        panel["why"] = why
+        panel["lines"] = [line | {"x": [], "y": []} for line in panel["lines"]]
+    return content
+
+
 PAGES = {
     "one": lambda: report_content(1),
     "two": lambda: report_content(2, tests=40, training=30),
+    "six": six_content,
     "three": lambda: report_content(3, tests=40, training=30),
     "many": lambda: report_content(1, tests=300, training=130, classes=tuple(f"action {n}" for n in range(60))),
     "hostile": hostile_content,
     "bare": bare_content,
+    "unmeasured": unmeasured_content,
 }
 
 
@@ -359,6 +389,146 @@ def test_runs_are_compared(browser, pages):
     assert page.text(".confusion + .hint") != first
 
 
+def test_several_runs_are_told_of_in_groups(browser, pages):
+    page = Page(browser, pages, "six")
+    means = [np.mean([run["trained"][0] for run in page.content["runs"][of]]) for of in (slice(3), slice(3, 6))]
+    where = f"of 40 test clips in {len(CLASSES)} classes are recognised (kNN top-1)."
+    said = f"b1 and a2mc, three seeds each: {means[0]:.1f} % and {means[1]:.1f} % {where}"
+    assert page.text(".lead") == said
+    heads = [each.text for each in page.all("[data-section=accuracies] thead th")]
+    own = ["raw coordinates, b1", "raw coordinates, a2mc", "published, a2mc"]
+    assert heads == ["", "b1", "a2mc", "untrained", *own]
+    assert all(f"{mean:.1f}" in page.drawn_texts("accuracies").split("\n") for mean in means), "bars have figures"
+    Page(browser, pages, "three")
+    assert page.text(".lead").startswith("b1 (one seed) and a2mc (two seeds): ")
+    Page(browser, pages, "two")
+    assert page.text(".lead").startswith("a2mc seed 0 and a2mc seed 1: ")
+
+
+def test_tables_have_room(browser, pages):
+    page = Page(browser, pages, "six")
+    narrow = "return [...document.querySelectorAll('.table')].filter((e) => e.scrollWidth > e.clientWidth).length"
+    assert browser.run(narrow) == 0, "all columns are there at once"
+    page = Page(browser, pages, "six", width=390, height=800)
+    cells = "[...document.querySelectorAll('[data-part=differences] th, [data-part=differences] td')]"
+    assert browser.run(f"return Math.min(...{cells}.map((each) => each.clientWidth))") >= 80, "words stay words"
+    name = page.find("[data-part=differences] tbody th")
+    place = "return arguments[0].getBoundingClientRect().left"
+    before = browser.run(place, name)
+    browser.run("arguments[0].scrollLeft = 999", page.find("[data-part=differences] .table"))
+    assert browser.run("return arguments[0].scrollLeft", page.find("[data-part=differences] .table")) > 100
+    assert browser.run(place, name) == before, "names stay where they are"
+
+
+def test_one_chooses_whose_maps_are_shown(browser, pages):
+    page = Page(browser, pages, "six")
+
+    def shown() -> list[str]:
+        return [each.text for each in page.all(".map-card h3") if each.is_displayed()]
+
+    def press(label: str) -> None:
+        next(each for each in page.all("[data-section=map] .legend button") if each.text == label).click()
+
+    assert shown() == ["b1, seed 0", "a2mc, seed 0"] and "2 of 6 maps" in page.text("[data-section=map]")
+    page.dot(next(clip for clip in page.lonely_dots() if clip % 10))
+    assert [each.text[2:].split(":")[0] for each in page.all(".side .verdict")] == shown()
+    press("b1, seed 2")
+    assert shown() == ["b1, seed 0", "b1, seed 2", "a2mc, seed 0"] and "3 of 6 maps" in page.text("[data-section=map]")
+    assert len(page.rings(2)) == 1 and len(page.all(".side .verdict")) == 3
+    page.dot(page.lonely_dots(2)[3], 2, click=True)
+    assert soon(lambda: len(page.all("[data-part=neighbours] .neighbours")) == 3)
+    for label in ("b1, seed 0", "a2mc, seed 0", "b1, seed 2"):
+        press(label)
+    assert shown() == ["b1, seed 2"] and len(page.all("[data-part=neighbours] .neighbours")) == 1
+    assert browser.console() == []
+
+
+def test_many_classes_are_searched_and_the_keyboard_goes_along_them(browser, pages):
+    page = Page(browser, pages, "many")
+
+    def listed() -> list[str]:
+        return [each.text for each in page.all(".legend.values button") if each.is_displayed()]
+
+    assert listed() == [f"action {n}" for n in range(60)]
+    box = page.find("[data-section=map] input[type=search]")
+    box.send_keys("ACTION 1")
+    assert listed() == ["action 1", *(f"action {n}" for n in range(10, 20))]
+    box.send_keys("\ue004", ARROW_RIGHT, ARROW_LEFT, ARROW_LEFT)  # the tab key, and round
+    assert browser.run("return document.activeElement.textContent") == "action 19"
+    browser.press(ENTER)
+    of = page.content["clips"]["class"]
+    assert len(page.data("map 0", "shown")) == sum(of[i] == 19 for i in page.content["runs"][0]["map"]["clip"]) > 0
+    browser.press(ARROW_RIGHT)
+    assert browser.run("return document.activeElement.textContent") == "All"
+    browser.press(ENTER)
+    assert browser.run("return document.activeElement.textContent") == "action 1", "the focus is not lost"
+    assert page.all(".legend.values [aria-pressed='true']") == []
+
+
+def test_of_several_runs_the_loss_is_shown_and_its_terms_at_a_press(browser, pages):
+    page = Page(browser, pages, "six")
+    drawn = [len(page.data("curve loss (nats)", n)) for n in range(18)]
+    assert drawn == [60, 0, 0] * 6
+    next(each for each in page.all(".legend.strokes button") if each.text == "L_con").click()
+    assert [len(page.data("curve loss (nats)", n)) for n in range(3)] == [60, 60, 0]
+    series = browser.run(
+        "return fastmcPage.charts['curve loss (nats)'].getOption().series.map((s) => s.itemStyle.color)"
+    )
+    assert len({*series[:9]}) == len({*series[9:]}) == 1 and series[0] != series[9], "seeds share a colour"
+
+
+def test_what_was_not_measured_is_said_in_the_place_of_a_chart(browser, pages):
+    page = Page(browser, pages, "unmeasured")
+    said = [each.text for each in page.all(".curves .empty")]
+    assert said == ["Not measured in any epoch so far.", "Switched off."] and len(page.all(".curve")) == 2
+    assert browser.console() == []
+
+
+def test_each_run_has_its_attack(browser, pages):
+    page = Page(browser, pages, "six")
+    runs = [each for each in page.all("[data-section=attack] .segments button") if "seed" in each.text]
+    assert [each.text for each in runs] == ["b1, seed 0", "b1, seed 1", "b1, seed 2"]
+    runs[1].click()
+    assert soon(lambda: browser.run("return fastmcPage.charts['attack 1'] !== undefined"))
+    assert [each.is_displayed() for each in page.all(".attack-words")] == [False, True]
+
+
+def test_what_is_near_hides_what_is_far(browser, pages):
+    """Of a head and a hand in one line of sight."""
+    Page(browser, pages, "one")
+    script = """
+        const [nearer, done] = arguments;
+        const skeleton = { joints: ["head", "left hand"], bones: [], sides: ["middle", "left"] };
+        const player = new fastmcPage.Player(skeleton);
+        document.body.append(player.element);
+        Object.assign(player.camera, { yaw: 0, pitch: 0 });
+        const xyz = Float32Array.from([0, 0, 0, 0, 0, nearer]);
+        player.show({ frames: 1, bodies: 1, joints: 2, xyz, there: [1] }, { still: true });
+        const { width, height } = player.canvas;
+        const [r, , b] = player.canvas.getContext("2d").getImageData(width / 2, height / 2, 1, 1).data;
+        return b - r;
+    """
+    assert browser.run(script, 1) > 100, "the hand, in the blue of what is left"
+    assert browser.run(script, -1) < 50, "the head, which is grey"
+
+
+def test_a_player_that_is_gone_is_forgotten(browser, pages):
+    Page(browser, pages, "one")
+    script = """
+        const player = new fastmcPage.Player({ joints: ["a"], bones: [], sides: ["middle"] });
+        let drawn = 0;
+        player.draw = () => (drawn += 1);
+        fastmcPage.setTheme("dark");
+        const before = drawn;
+        player.destroy();
+        drawn = 0;
+        fastmcPage.setTheme("light");
+        return [before, drawn];
+    """
+    before, after = browser.run(script)
+    assert before == 1 and after == 0
+
+
 def test_the_spread_over_seeds_is_said(browser, pages):
     page = Page(browser, pages, "three")
     values = [run["trained"][0] for run in page.content["runs"][1:]]
@@ -389,6 +559,13 @@ def test_curves_zoom_together_and_say_what_they_are(browser, pages):
     browser.run("arguments[0].focus()", host)
     browser.press("+")
     assert soon(lambda: window("curve loss (nats)") == (25, 75))
+    kept = (
+        "const how = {key: arguments[1], ctrlKey: true, cancelable: true, bubbles: true};"
+        "return arguments[0].dispatchEvent(new KeyboardEvent('keydown', how))"
+    )
+    for place in (".curve", ".map", ".confusion", ".side canvas", ".legend.values button"):
+        keys = ("+", "-", "0", "ArrowLeft")
+        assert all(browser.run(kept, page.find(place), key) for key in keys), "Ctrl and a key are the browser's"
     chip = next(each for each in page.all(".legend.strokes button") if each.text == "L_con")
     browser.mouse(chip, 5, 5)
     assert soon(lambda: "Of the contrast of a clip's two views" in page.text(".help"))
@@ -403,7 +580,7 @@ def test_the_attack_follows_its_slider(browser, pages):
     browser.find("[data-section=attack] .player-controls button").click()
     picture = "return document.querySelector('[data-section=attack] .player canvas').toDataURL()"
     usual, words = browser.run(picture), page.text(".attack-words")
-    assert "norm is 0.5 m" in words and "3.06 now" in words, "it begins where training is"
+    assert "norm is 0.5 m, as in training" in words and "3.06 now" in words, "it begins where training is"
     assert "as in training" in page.drawn_texts("attack 0")
     slider.send_keys(ARROW_LEFT)
     assert soon(lambda: "norm is 0.375 m" in page.text(".attack-words"))
@@ -411,6 +588,9 @@ def test_the_attack_follows_its_slider(browser, pages):
     choice = page.find("[data-section=attack] select")
     choice.send_keys(page.all("[data-section=attack] option")[1].text[:6])
     assert soon(lambda: page.content["clips"]["name"][1] in page.text("[data-section=attack] .caption"))
+    assert "norm is 0.25 m, as in training" in page.text(".attack-words"), "each clip begins at its own"
+    marks = "return fastmcPage.charts['attack 0'].getOption().series[0].markLine.data.map(({xAxis}) => xAxis)"
+    assert browser.run(marks) == [0.25]
 
 
 def test_all_of_it_goes_by_keys(browser, pages):
@@ -441,7 +621,8 @@ def test_all_of_it_goes_by_keys(browser, pages):
     still = browser.run(picture)
     browser.press(ARROW_RIGHT)
     assert browser.run(picture) != still, "an arrow turns it"
-    used = "button, select, input, a, .player canvas, summary, .map, .confusion, .curve"
+    assert len(page.all(".legend.values [tabindex='0']")) == 1, "a stop of the list, and arrows go along it"
+    used = ":not(.values) > button, select, input, a, .player canvas, summary, .map, .confusion, .curve, .table"
     unreached = "return [...document.querySelectorAll(arguments[0])].filter((each) => each.tabIndex < 0).length"
     assert browser.run(unreached, used) == 0
 

@@ -142,6 +142,18 @@ def test_curves_are_the_metrics_and_every_line_is_explained(runs, own):
     assert own["runs"][0]["bank_full"] == pytest.approx(2 / 3), "16 of 16 after two of three steps"
 
 
+def test_a_panel_without_a_point_says_why_and_one_without_a_line_is_none(runs):
+    of_run = page_runs.read_run(runs["a2mc"], "a")
+    without = [{name: value for name, value in row.items() if name != "knn_top1"} for row in of_run.history.rows]
+    history = dataclasses.replace(of_run.history, rows=without, metrics=[])
+    for every, why in ((0, "Not measured: it was switched off (--probe-every 0)."), (10, None)):
+        config = dataclasses.replace(of_run.config, log=dataclasses.replace(of_run.config.log, probe_every=every))
+        changed = dataclasses.replace(of_run, history=history, config=config)
+        (found,) = page.content_of([changed], "")["runs"]
+        assert [panel["title"] for panel in found["panels"]] == ["kNN probe, top-1 (%)", "learning rate"]
+        assert [(panel["why"], panel["lines"][0]["x"]) for panel in found["panels"]] == [(why, []), (None, [1, 2])]
+
+
 def test_the_map_has_all_test_clips_and_their_nearest_training_clips(loaded, own):
     train, test = loaded.store.split("xsub")
     found = own["runs"][0]["map"]
@@ -164,7 +176,6 @@ def test_the_raw_row_is_the_nearest_neighbour_of_coordinates(loaded, own):
     want = 100 * (loaded.store.label[train[nearest]] == loaded.store.label[test]).mean()
     knn, linear, of_five = own["runs"][0]["raw"]
     assert knn == pytest.approx(want) and 0 < linear <= of_five == 100
-    assert own["accuracies"]["raw"] == own["runs"][0]["raw"]
 
 
 def test_the_attack_is_the_run_s_at_lengths_of_its_own(loaded, own):
@@ -243,18 +254,22 @@ def spoil(path: Path, how: str) -> None:
             saved["made"]["weights"] = "0" * 32
         elif how == "other data":
             saved["made"]["data"] = "0" * 32
+        elif how == "attack of fewer clips":
+            saved["measured"]["attack"]["clips"] = saved["measured"]["attack"]["clips"][:-1]
         else:
             saved["measured"]["map"]["neighbours"][0, 0] = 10**6
         saved["measured"]["map"]["points"] += 1
         write_tensors(path, saved)
 
 
-@pytest.mark.parametrize("how", ["flipped", "gone", "other weights", "other data", "clips that are not there"])
+@pytest.mark.parametrize(
+    "how", ["flipped", "gone", "other weights", "other data", "clips that are not there", "attack of fewer clips"]
+)
 def test_what_is_damaged_or_of_something_else_is_measured_anew(how, copied, own, tmp_path, capsys):
     spoil(copied / "page.pt", how)
     assert without_its_making(made("--run", copied, out=tmp_path / "a.html")) == without_its_making(own)
     damaged = f"{copied / 'page.pt'} cannot be used, and is made anew" in capsys.readouterr().err
-    assert damaged == (how in ("flipped", "clips that are not there"))
+    assert damaged == (how in ("flipped", "clips that are not there", "attack of fewer clips"))
     made("--run", copied, out=tmp_path / "a.html")
     assert "measuring" not in capsys.readouterr().out, "and kept"
 
@@ -294,19 +309,27 @@ def test_a_run_that_is_not_finished_has_its_curves(copied, tmp_path):
     assert found["runs"][0]["trained"] == [None] * 3 and len(found["runs"][0]["panels"]) == 5
 
 
+def test_beside_one_that_is_not_finished_a_run_has_its_clips(runs, copied, own, tmp_path):
+    (copied / "report.json").unlink()
+    found = made("--run", runs["a2mc"], copied, out=tmp_path / "a.html")
+    assert not any("different data" in note for note in found["notes"])
+    assert found["clips"]["name"] == own["clips"]["name"] and ["map" in each for each in found["runs"]] == [True, False]
+
+
 # --- Several runs
 
 
 def test_seeds_are_put_together_and_what_differs_is_told(runs, own, tmp_path):
     folders = [runs[name] for name in OF_EACH]
     found = made("--run", *folders[:2], "--run", folders[2], out=tmp_path / "several.html")
-    assert [r["label"] for r in found["runs"]] == ["method a2mc, seed 0", "method b1, seed 0", "method a2mc, seed 1"]
-    assert found["groups"] == [{"label": "method a2mc", "runs": [0, 2]}, {"label": "method b1", "runs": [1]}]
+    assert [r["label"] for r in found["runs"]] == ["a2mc, seed 0", "b1, seed 0", "a2mc, seed 1"]
+    assert found["groups"] == [{"label": "a2mc", "runs": [0, 2]}, {"label": "b1", "runs": [1]}]
+    assert found["title"] == "a2mc and b1 on small"
     assert found["differences"] == [
         {"setting": "method", "values": ["a2mc", "b1", "a2mc"]},
         {"setting": "seed", "values": ["0", "0", "1"]},
     ]
-    assert found["accuracies"]["raw"] == own["accuracies"]["raw"]
+    assert [r["raw"] for r in found["runs"]] == [own["runs"][0]["raw"]] * 3
     names = found["clips"]["name"]
     for alone, together in zip(folders, found["runs"], strict=True):
         by_itself = content_of(alone / "report.html")
@@ -325,10 +348,18 @@ def test_groups_are_told_apart_by_settings_or_by_a_run_of_theirs(runs, loaded):
         of_run = page_runs.read_run(runs["a2mc"], label)
         return dataclasses.replace(of_run, config=config_of({**plain, **changes}))
 
-    assert page.groups_of([of("a"), of("b", seed=3)]) == [{"label": "a and 1 more", "runs": [0, 1]}]
+    assert page.groups_of([of("a"), of("b", seed=3)]) == [{"label": "a2mc", "runs": [0, 1]}]
     assert page.groups_of([of("a"), of("b", frames=8)])[1] == {"label": "frames 8", "runs": [1]}
-    many = {"frames": 8, "stream": "bone", "protocol": "xview", "dataset": "other"}
+    many = {
+        "frames": 8,
+        "stream": "bone",
+        "protocol": "xview",
+        "preset": "paper",
+        "optim": {**plain["optim"], "epochs": 9},
+    }
     assert [group["label"] for group in page.groups_of([of("a"), of("b", **many)])] == ["a", "b"]
+    many["dataset"] = "other"
+    assert [group["label"] for group in page.groups_of([of("a"), of("b", **many)])] == ["small", "other"]
     assert page.groups_of([of("a"), of("b", device="cuda")])[0]["runs"] == [0, 1], "what computes the same"
 
 
@@ -354,7 +385,7 @@ def test_of_different_data_curves_and_accuracies_are_compared(runs, tmp_path, ow
     assert all(not {"map", "predictions", "attack"} & each.keys() for each in found["runs"])
     assert found["runs"][0]["panels"] == own["runs"][0]["panels"] and found["runs"][1]["trained"][0] is not None
     assert found["runs"][0]["raw"] == own["runs"][0]["raw"] != found["runs"][1]["raw"]
-    assert found["accuracies"]["raw"] is None and found["title"] == "2 runs on small and other"
+    assert found["title"] == "2 runs on small and other"
 
 
 # --- Sets without labels, large ones, small ones
@@ -470,7 +501,8 @@ def test_wrong_arguments_are_named(runs, tmp_path, capsys):
         ("--run", one, other, "--run", one): f"--run {one} is named twice",
         ("--run", one, other): "--out is missing: name the file for a page of several runs",
         ("--run", one, "--out", str(tmp_path)): f"--out {tmp_path} is a folder",
-        ("--run", one, "--out", str(tmp_path / "notes.txt")): "is there and no page",
+        ("--run", one, "--out", str(tmp_path / "notes.txt")): "is no name of a page",
+        ("--run", one, "--out", str(tmp_path / "page.pdf")): f"browsers want {tmp_path / 'page.pdf'}.html",
         ("--run", one, "--out", str(tmp_path / "notes.txt" / "a.html")): "is, or lies in, a file",
         ("--run", str(tmp_path / "damaged"), "--out", str(tmp_path / "a.html")): "metrics.csv is damaged: row 1",
         ("--run", one, "--device", "tpu"): "device = 'tpu' cannot be used",

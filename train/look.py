@@ -20,7 +20,7 @@ from fastmc.views.draw import AugmentConfig
 from train.command.datasets import open_store, stores_in
 from train.command.errors import run_command
 from train.engine.record import log
-from train.runs.report import made_by
+from train.runs.report import check_page, made_by
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,10 @@ def look(settings: Settings, command: str) -> Path:
     from fastmc.page.store import store_content
     from fastmc.page.views import Augmentation
 
-    out = page_of(settings)
+    out = settings.out or Path(f"look-{settings.store.resolve().name}.html")
+    check_page(out)
     check_path(settings.store)
+    make_folder_of(out)
     store = open_store(settings.store)
     views = Augmentation(settings.augment, settings.frames, settings.seed, settings.views_of, settings.draws)
     with tqdm(total=min(len(store), settings.clips), **progress_bar("clip", "read")) as bar:
@@ -114,17 +116,6 @@ def look(settings: Settings, command: str) -> Path:
     }
     size = write_page(out, {**head, **content})
     log.info("%s (%.1f MB): open it in a browser", out, size / 1e6)
-    return out
-
-
-def page_of(settings: Settings) -> Path:
-    """The file to write; ValueError where it cannot be one."""
-    out = settings.out or Path(f"look-{settings.store.resolve().name}.html")
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a folder; name a file, such as {out / 'look.html'}")
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"--out {out} is no name of a page; browsers want {out}.html")
-    make_folder_of(out)
     return out
 
 

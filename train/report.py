@@ -18,6 +18,7 @@ from train.run import choose_device
 from train.runs.evaluations import show_progress
 from train.runs.figure_runs import check_runs, run_labels
 from train.runs.folder import PAGE
+from train.runs.report import check_page
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,12 @@ def report(settings: Settings, command: str) -> Path:
         ValueError: a setting does not fit, or a folder is no run. StoreError, CheckpointError: a run's clips or weights
             are damaged. WriteError: the page cannot be written.
     """
-    from train.runs.page import write_runs_page  # here, so that --help does not wait for what pages are made with
+    from train.runs.page import BARE, write_runs_page  # here, so that --help does not wait for what pages are made with
     from train.runs.page_runs import load_page_run
 
     out = _checked(settings)
     device = choose_device(settings.device)
-    labels = run_labels(settings.runs, settings.allow)
+    labels = run_labels(settings.runs, settings.allow, BARE)
     runs = [
         load_page_run(
             folder,
@@ -95,10 +96,7 @@ def _checked(settings: Settings) -> Path:
     if settings.out is None and len(settings.runs) > 1:
         raise ValueError("--out is missing: name the file for a page of several runs, such as --out comparison.html")
     out = settings.out or settings.runs[0] / PAGE
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a folder; name a file in it, such as {out / PAGE}")
-    if out.exists() and out.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"--out {out} is there and no page; name a file that ends in .html")
+    check_page(out)
     return out
 
 

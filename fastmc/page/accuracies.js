@@ -3,6 +3,10 @@
 const page = window.fastmcPage;
 const { make, percent, isThere, colours } = page;
 
+const MOST_BESIDE = 3; // columns of a table that stands beside the bars
+const FIGURE = 30; // pixels across
+const OF_UNTRAINED = new Set(["encoder", "data"]); // facts that two untrained encoders of one kind share
+
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
 function spread(values) {
@@ -16,36 +20,65 @@ function spread(values) {
 
 // What is compared, each with the spread of every row: groups of runs that differ in their seed alone first.
 function contenders(content) {
-  const { rows, raw, published } = content.accuracies;
-  const groups = content.groups?.length ? content.groups : content.runs.map(({ label }, n) => ({ label, runs: [n] }));
-  const of = (runs, what) => rows.map((_, row) => spread(runs.map((run) => content.runs[run][what]?.[row])));
-  const all = content.runs.map((_, n) => n);
-  const fixed = (values) => rows.map((_, row) => spread([values?.[row]]));
+  const { groups } = content;
+  const trained = groups.map(({ label, runs }, n) => ({
+    name: groups.length > 1 ? label : "trained",
+    seeds: runs.length,
+    of: rowsOf(content, runs, "trained"),
+    own: n,
+  }));
+  const same = (what) => (run) => JSON.stringify(run[what]);
+  const kind = ({ facts }) => JSON.stringify(facts.filter(([name]) => OF_UNTRAINED.has(name)));
   return [
-    ...groups.map(({ label, runs }, n) => ({
-      name: groups.length > 1 ? label : "trained",
-      seeds: runs.length,
-      of: of(runs, "trained"),
-      own: n,
-    })),
-    { name: "untrained", seeds: 1, of: of(all, "untrained") },
-    { name: "raw coordinates", seeds: 1, of: fixed(raw) },
-    { name: "published", seeds: 1, of: fixed(published) },
-  ].filter(({ of: found }) => found.some(Boolean));
+    ...trained,
+    ...beside(content, "untrained", "untrained", kind),
+    ...beside(content, "raw", "raw coordinates", same("raw")),
+    ...beside(content, "published", "published", same("published")),
+  ].filter(isAnything);
+}
+
+const rowsOf = ({ accuracies: { rows }, runs }, which, what) =>
+  rows.map((_, row) => spread(which.map((n) => runs[n][what]?.[row])));
+
+// What trained runs are compared with: said once where all of them share it, else with the groups that do.
+function beside(content, what, name, keyOf) {
+  const { runs, groups } = content;
+  const sharing = Map.groupBy(
+    [...runs.keys()].filter((n) => runs[n][what]?.some(isThere)),
+    (n) => keyOf(runs[n]),
+  );
+  return [...sharing.values()].map((which) => {
+    const labels = groups.filter((group) => group.runs.some((n) => which.includes(n))).map(({ label }) => label);
+    const isShared = sharing.size === 1 && (what !== "published" || which.length === runs.length);
+    const whose = isShared ? "" : `, ${page.listed(labels)}`;
+    return { what, name: `${name}${whose}`, seeds: 1, of: rowsOf(content, which, what) };
+  });
+}
+
+const isAnything = ({ of }) => of.some(Boolean);
+
+// Where the published figures are from, once or for each group.
+function sourceOf({ runs, groups }) {
+  const sources = groups.map((group) => [group.label, runs[group.runs[0]].published_source]);
+  const said = sources.filter(([, text]) => text);
+  const texts = [...new Set(said.map(([, text]) => text))];
+  if (texts.length < 2) return texts.length ? `Published: ${texts[0]}.` : "";
+  return `Published: ${said.map((each) => each.join(": ")).join("; ")}.`;
 }
 
 function lookOf(contender) {
   const { faint, line, ink } = colours();
   if (contender.own !== undefined) return { color: page.seriesColour(contender.own) };
-  if (contender.name === "published")
+  if (contender.what === "published")
     return { color: "transparent", borderColor: ink, borderWidth: 1.2, borderType: "dashed" };
-  return contender.name === "untrained" ? { color: faint } : { color: line, borderColor: faint, borderWidth: 1 };
+  return contender.what === "untrained" ? { color: faint } : { color: line, borderColor: faint, borderWidth: 1 };
 }
 
 const said = ({ mean: middle, deviation, values }) =>
   values.some((value) => value !== values[0]) ? `${middle.toFixed(1)} ± ${deviation.toFixed(1)} %` : percent(middle);
 
-function barsOf(contender) {
+// On a narrow page figures stand upright: there is no room for them side by side.
+function barsOf(contender, upright) {
   const { ink, soft } = colours();
   const several = contender.seeds > 1;
   const bar = {
@@ -53,20 +86,24 @@ function barsOf(contender) {
     type: "bar",
     barMaxWidth: 44,
     barGap: "18%",
-    data: contender.of.map((found) => (found ? found.mean : null)),
+    data: contender.of.map((found) => found && { value: found.mean, label: { distance: above(found, several) } }),
     itemStyle: { ...lookOf(contender), borderRadius: [4, 4, 0, 0] },
     labelLayout: { hideOverlap: true },
     label: {
-      show: !several,
+      show: true,
       position: "top",
       color: soft,
       fontSize: 11,
-      formatter: ({ value }) => (isThere(value) ? value.toFixed(1) : ""),
+      formatter: ({ value }) => value.toFixed(1),
+      ...(upright ? { rotate: 90, align: "left", verticalAlign: "middle" } : {}),
     },
   };
   if (several) bar.markPoint = seedMarks(contender, ink);
   return bar;
 }
+
+// Pixels from the top of a bar to its figure, which stands above the mark of the best seed: a percent has two of them.
+const above = ({ mean: middle, values }, several) => 5 + (several ? 2 * (Math.max(...values) - middle) : 0);
 
 // The seeds themselves, as small dashes on the bar of their mean.
 function seedMarks(contender, ink) {
@@ -77,49 +114,38 @@ function seedMarks(contender, ink) {
 }
 
 function table(rows, compared, source) {
-  const head = make(
-    "tr",
-    {},
-    make("th", {}, ""),
-    compared.map(({ name }) => make("th", { class: "figure" }, name)),
-  );
-  const lines = rows.map((row, n) =>
-    make(
-      "tr",
-      {},
-      make("th", { scope: "row" }, row),
-      compared.map(({ of }) => make("td", { class: "figure" }, of[n] ? said(of[n]) : page.percent(null))),
-    ),
-  );
   const seeds = compared.filter((each) => each.seeds > 1);
   const words = [
     seeds.length
       ? `± is the standard deviation over seeds (${seeds.map(({ name, seeds: n }) => `${n} of ${name}`).join(", ")}).`
       : "",
-    source ? `Published: ${source}.` : "",
+    source,
   ].join(" ");
+  const head = ["", ...compared.map(({ name }) => name)];
+  const lines = rows.map((row, n) => [row, ...compared.map(({ of }) => (of[n] ? said(of[n]) : percent(null)))]);
   return make(
     "div",
     {},
-    make("div", { class: "scroll" }, make("table", {}, make("thead", {}, head), make("tbody", {}, lines))),
+    page.table({ head, rows: lines, label: "Accuracies", figures: true }),
     make("p", { class: "hint" }, words),
   );
 }
 
 function build(body, content) {
-  const { rows, published_source: source } = content.accuracies;
+  const { rows } = content.accuracies;
   const compared = contenders(content);
   const host = make("div", { class: "chart" });
   body.append(
     make(
       "div",
-      { class: "columns" },
+      { class: compared.length > MOST_BESIDE ? "stack" : "columns" },
       make("div", { class: "card" }, host),
-      make("div", { class: "card" }, table(rows, compared, source)),
+      make("div", { class: "card" }, table(rows, compared, sourceOf(content))),
     ),
   );
+  const upright = host.clientWidth < FIGURE * rows.length * (compared.length + 1);
   const option = () => ({
-    grid: page.room({ top: 44 }),
+    grid: page.room({ top: upright ? 60 : 44 }),
     legend: {
       type: "scroll",
       top: 0,
@@ -132,15 +158,16 @@ function build(body, content) {
     },
     xAxis: page.categoryAxis(rows),
     yAxis: page.valueAxis("", { max: 100, axisLabel: { color: colours().soft, formatter: (value) => `${value} %` } }),
-    tooltip: page.tooltip(({ seriesName, dataIndex }) => {
-      const found = compared.find(({ name }) => name === seriesName).of[dataIndex];
+    tooltip: page.tooltip(({ seriesIndex, dataIndex }) => {
+      const { name, of } = compared[seriesIndex];
+      const found = of[dataIndex];
       return [
-        `${rows[dataIndex]}, ${seriesName}`,
+        `${rows[dataIndex]}, ${name}`,
         said(found),
         ...(found.values.length > 1 ? [`seeds: ${found.values.map((x) => x.toFixed(1)).join(", ")}`] : []),
       ];
     }),
-    series: compared.map(barsOf),
+    series: compared.map((each) => barsOf(each, upright)),
   });
   page.chart(host, "accuracies", option, "Bars of accuracies; the table beside has the same figures");
 }

@@ -1,5 +1,5 @@
-// The attack of the method: a clip before it and after, at any strength. `norm` of run.attack, where it is known, is that
-// of training, metres: the slider begins there.
+// The attack of the method: a clip before it and after, at any strength. The slider begins at a clip's `own`, the norm in
+// metres that the run's own attack takes on it.
 
 const page = window.fastmcPage;
 const { make, fill, button, number, colours } = page;
@@ -101,13 +101,7 @@ class AttackSection {
       ghost: this.before,
       still: page.calm,
     });
-    this.set(this.usual());
-  }
-
-  // The step as strong as in training.
-  usual() {
-    const { norm } = this.run.attack;
-    return page.isThere(norm) ? this.nearest(norm) : this.entry.steps.length - 1;
+    this.set(this.nearest(this.entry.own));
   }
 
   nearest(norm) {
@@ -116,13 +110,15 @@ class AttackSection {
   }
 
   set(step) {
-    const { steps, entropy } = this.entry;
+    const { steps, entropy, own } = this.entry;
     this.step = step;
     this.slider.value = step;
     const norm = steps[step];
+    const asInTraining = step === this.nearest(own) ? ", as in training" : "";
+    this.slider.setAttribute("aria-valuetext", `${number(norm)} m${asInTraining}`);
     this.player.swap(page.moved(this.before, this.rho, norm * this.times));
     const most = `${number(1000 * norm * this.reach, 2)} mm`;
-    const shift = `The perturbation's norm is ${number(norm)} m; no joint moves farther than ${most}`;
+    const shift = `The perturbation's norm is ${number(norm)} m${asInTraining}; no joint moves farther than ${most}`;
     const times = this.times === 1 ? "." : `, shown ${this.times} times as far.`;
     const sureness = `Entropy ${number(entropy[0])} nats before, ${number(entropy[step])} now.`;
     fill(this.words, `${shift}${times} ${sureness}`);
@@ -135,11 +131,10 @@ class AttackSection {
   }
 
   markOfTraining() {
-    const { norm } = this.run.attack;
     const { faint, soft } = colours();
     const label = { formatter: () => "as in training", color: soft, fontSize: 11, position: "end" };
-    const data = page.isThere(norm) ? [{ xAxis: norm, label }] : [];
-    return { symbol: "none", silent: true, lineStyle: { color: faint, type: "dotted", width: 1.5 }, data };
+    const lineStyle = { color: faint, type: "dotted", width: 1.5 };
+    return { symbol: "none", silent: true, lineStyle, data: [{ xAxis: this.entry.own, label }] };
   }
 
   option() {
@@ -183,14 +178,16 @@ function attack(content, clips) {
     words:
       "In training, clips are shifted a little, in the direction that makes the encoder least sure of them. Move the " +
       "slider to make the shift stronger.",
-    build: async (body) => {
-      for (const [n, run] of runs.entries()) {
-        if (runs.length > 1) body.append(make("h3", { class: "of-run" }, run.label));
-        const motions = await page.unpack(run.attack.motion, clips.skeleton.joints.length);
-        const part = make("div", {});
-        body.append(part);
-        new AttackSection(part, run, motions, clips, n);
-      }
+    build: (body) => {
+      const parts = runs.map(() => make("div", { hidden: true }));
+      const show = async (n) => {
+        parts.forEach((part, k) => (part.hidden = k !== n));
+        if (parts[n].hasChildNodes()) return;
+        const motions = await page.unpack(runs[n].attack.motion, clips.skeleton.joints.length);
+        if (!parts[n].hasChildNodes()) new AttackSection(parts[n], runs[n], motions, clips, n);
+      };
+      body.append(page.runPicker(runs, show) ?? "", ...parts);
+      return show(0);
     },
   };
 }

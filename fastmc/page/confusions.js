@@ -5,6 +5,7 @@ const { make, fill, button, number, percent, colours } = page;
 
 const MOST_NUMBERS = 14; // classes whose cells hold their percentages
 const MOST_NAMES = 40;
+const DARK_SHARE = 45; // percent; a figure on a cell of more is light on dark, or dark on light where the page is dark
 
 function countsOf({ true: truth, predicted }, classes) {
   const counts = Array.from({ length: classes }, () => new Int32Array(classes));
@@ -26,15 +27,6 @@ class ConfusionSection {
     this.list = make("div", { class: "classes", role: "list", "aria-label": "Classes, the least recognised first" });
     this.by = make("p", { class: "hint" });
     this.host = make("div", { class: "chart confusion" });
-    const picker =
-      runs.length > 1
-        ? page.segments(
-            "Run",
-            runs.map(({ label }) => label),
-            0,
-            (n) => this.use(n),
-          )
-        : null;
     const matrix = make("div", { class: "card" }, make("h3", {}, "Which class is taken for which"), this.host, this.by);
     const list = make(
       "div",
@@ -50,7 +42,7 @@ class ConfusionSection {
       this.shelf.element,
     );
     body.append(
-      picker ? make("div", { class: "row toolbar" }, picker) : "",
+      page.runPicker(runs, (n) => this.use(n)) ?? "",
       make("div", { class: "columns matrix" }, matrix, found),
       list,
     );
@@ -64,7 +56,7 @@ class ConfusionSection {
     );
     this.drawn.chart.on("click", ({ value }) => value && this.cell(value[1], value[0]));
     this.host.tabIndex = 0;
-    this.host.addEventListener("keydown", (event) => this.press(event));
+    page.onKeys(this.host, (key) => this.press(key));
     this.commonest();
   }
 
@@ -145,7 +137,8 @@ class ConfusionSection {
   item(r, c) {
     const share = this.share(r, c);
     const { ink, card } = colours();
-    return { value: [c, r, share === null ? -1 : Math.sqrt(share)], label: { color: share > 25 ? card : ink } };
+    const value = [c, r, share === null ? -1 : Math.sqrt(share)];
+    return { value, label: { color: share > DARK_SHARE ? card : ink } };
   }
 
   cellSize() {
@@ -160,16 +153,15 @@ class ConfusionSection {
     return [what, `${counts[r][c]} of ${totals[r]} clips, ${percent(this.share(r, c))}`];
   }
 
-  press(event) {
-    const move = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+  press(key) {
+    const move = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[key];
     if (move) {
       this.cursor = this.cursor.map((at, n) => Math.min(Math.max(at + move[n], 0), this.classes.length - 1));
       const [r, c] = this.cursor;
       this.drawn.chart.dispatchAction({ type: "showTip", seriesIndex: 0, dataIndex: r * this.classes.length + c });
       this.host.setAttribute("aria-label", this.say(r, c).join(": "));
-    } else if (event.key === "Enter") this.cell(...this.cursor);
-    else return;
-    event.preventDefault();
+    } else if (key === "Enter") this.cell(...this.cursor);
+    else return false;
   }
 
   // The section begins with the commonest confusion, so that one sees what a press shows.

@@ -47,27 +47,9 @@ function counts(store, gallery) {
 }
 
 function protocolTable({ protocols }) {
-  const head = make(
-    "tr",
-    {},
-    ["protocol", "training clips", "test clips"].map((text, n) =>
-      make("th", { class: n ? "figure" : null, scope: "col" }, text),
-    ),
-  );
-  const rows = protocols.map(({ name, train, test }) =>
-    make(
-      "tr",
-      {},
-      make("td", {}, name),
-      make("td", { class: "figure" }, number(train)),
-      make("td", { class: "figure" }, number(test)),
-    ),
-  );
-  return make(
-    "div",
-    { class: "scroll protocols" },
-    make("table", {}, make("thead", {}, head), make("tbody", {}, rows)),
-  );
+  const head = ["protocol", "training clips", "test clips"];
+  const rows = protocols.map(({ name, train, test }) => [name, number(train), number(test)]);
+  return make("div", { class: "protocols" }, page.table({ head, rows, label: "Protocols", figures: true }));
 }
 
 function balance(entries) {

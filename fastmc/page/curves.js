@@ -3,7 +3,7 @@
 const page = window.fastmcPage;
 const { make, fill, button, number, colours } = page;
 
-const POINT_AT = "Point at a name to read what it is; press it to hide its line.";
+const POINT_AT = "Point at a name to read what it is; press it to hide its line, or show it.";
 
 function markLine(panel, full) {
   const { faint, soft } = colours();
@@ -20,19 +20,16 @@ const wholeEpochs = () => ({
   formatter: (epoch) => (Number.isInteger(epoch) ? number(epoch) : ""),
 });
 
-// One run's lines differ in colour; those of several runs have a colour a run and a dash a name.
-function looks(number_, run, several) {
-  const { colour } = page.line(several ? run : number_);
-  const dash = several ? page.line(8 * number_).type : page.line(number_).type;
-  return { colour, dash };
-}
+const panelOf = (run, title) => run.panels?.find((panel) => panel.title === title);
 
 function seriesOf({ title }, runs, names, hidden) {
   const several = runs.length > 1;
   return runs.flatMap((run, r) => {
-    const panel = run.panels?.find((each) => each.title === title);
-    return (panel?.lines ?? []).map((line) => {
-      const { colour, dash } = looks(names.indexOf(line.name), r, several);
+    return (panelOf(run, title)?.lines ?? []).map((line) => {
+      const n = names.indexOf(line.name);
+      // One run's lines differ in colour; of several runs a group has a colour, a name a dash.
+      const colour = page.seriesColour(several ? run.group : n);
+      const dash = page.line(several ? 8 * n : n).type;
       const off = hidden.has(`line ${line.name}`) || hidden.has(`run ${r}`);
       return {
         type: "line",
@@ -108,7 +105,7 @@ const zoom = (chart, start, end) => chart.dispatchAction({ type: "dataZoom", sta
 // Plus and minus zoom about the middle, arrows move along, 0 shows all.
 function zoomByKeys(host, chart) {
   host.tabIndex = 0;
-  host.addEventListener("keydown", (event) => {
+  page.onKeys(host, (key) => {
     const { start, end } = chart.getOption().dataZoom[0];
     const quarter = (end - start) / 4;
     const to = {
@@ -117,10 +114,9 @@ function zoomByKeys(host, chart) {
       ArrowLeft: [Math.max(start - quarter, 0), Math.max(end - quarter, 4 * quarter)],
       ArrowRight: [Math.min(start + quarter, 100 - 4 * quarter), Math.min(end + quarter, 100)],
       0: [0, 100],
-    }[event.key];
-    if (!to) return;
+    }[key];
+    if (!to) return false;
     zoom(chart, Math.max(to[0], 0), Math.min(to[1], 100));
-    event.preventDefault();
   });
 }
 
@@ -134,7 +130,7 @@ function legend(entries, hidden, changed, help) {
       chip.setAttribute("aria-pressed", !hidden.has(key));
       changed();
     };
-    const chip = button(name, press, { "aria-pressed": true, title: words });
+    const chip = button(name, press, { "aria-pressed": !hidden.has(key), title: words });
     chip.prepend(stroke);
     const tell = () => words && fill(help, make("strong", {}, name), ` ${words}`);
     for (const event of ["mouseenter", "focus"]) chip.addEventListener(event, tell);
@@ -145,12 +141,17 @@ function legend(entries, hidden, changed, help) {
 
 const cssDash = (dash) => (dash === "solid" ? "solid" : Array.isArray(dash) && dash[0] > 2 ? "dashed" : "dotted");
 
+// A panel without a point says why in the place of a chart.
 function panelCard(panel, runs, hiddenRuns) {
   const several = runs.length > 1;
-  const lines = new Map();
-  runs.forEach((run) =>
-    run.panels?.find(({ title }) => title === panel.title)?.lines.forEach((line) => lines.set(line.name, line.help)),
-  );
+  const title = make("h3", {}, panel.title);
+  const panels = runs.map((run) => panelOf(run, panel.title)).filter(Boolean);
+  const all = panels.flatMap(({ lines }) => lines);
+  if (!all.some(({ x }) => x.length)) {
+    const why = panels.map((each) => each.why).find(Boolean) ?? "Not measured in any epoch so far.";
+    return { card: make("div", { class: "card" }, title, make("p", { class: "empty" }, why)) };
+  }
+  const lines = new Map(all.map(({ name, help }) => [name, help]));
   const names = [...lines.keys()];
   const host = make("div", { class: "chart curve" });
   const help = make("p", { class: "help" }, POINT_AT);
@@ -161,31 +162,32 @@ function panelCard(panel, runs, hiddenRuns) {
     return { key: `line ${name}`, name, words: lines.get(name), colour, dash: cssDash(dash) };
   });
   let drawn = null;
-  const hidden = new Set();
+  const first = new Set(panels.map((each) => each.lines[0]?.name));
+  const hidden = new Set(several ? names.filter((name) => !first.has(name)).map((name) => `line ${name}`) : []);
   const both = { has: (key) => hidden.has(key) || hiddenRuns.has(key) };
   const chips = legend(entries, hidden, () => drawn.redraw(), help);
-  const card = make("div", { class: "card" }, make("h3", {}, panel.title), host, chips, help);
+  const card = make("div", { class: "card" }, title, host, chips, help);
   return { card, start: () => (drawn = draw(host, panel, runs, names, both)) };
 }
 
-function build(body, content) {
-  const { runs } = content;
+function build(body, { runs: all, groups }) {
+  const runs = all.map((run, n) => ({ ...run, group: groups.findIndex((group) => group.runs.includes(n)) }));
   const titles = new Map();
   runs.forEach((run) => run.panels?.forEach((panel) => titles.has(panel.title) || titles.set(panel.title, panel)));
   const hiddenRuns = new Set();
   const panels = [...titles.values()].map((panel) => panelCard(panel, runs, hiddenRuns));
   let charts = [];
-  const all = button("Show all epochs", () => charts.forEach(({ chart }) => zoom(chart, 0, 100)), { hidden: true });
+  const whole = button("Show all epochs", () => charts.forEach(({ chart }) => zoom(chart, 0, 100)), { hidden: true });
   const help = make("p", { class: "help" });
-  const entries = runs.map(({ label }, n) => ({
+  const entries = runs.map(({ label, group }, n) => ({
     key: `run ${n}`,
     name: label,
-    colour: `var(--series-${n % 8})`,
+    colour: `var(--series-${group % 8})`,
     dash: "solid",
   }));
   const runLegend =
     runs.length > 1 ? legend(entries, hiddenRuns, () => charts.forEach(({ redraw }) => redraw()), help) : null;
-  body.append(make("div", { class: "row toolbar" }, runLegend, all));
+  body.append(make("div", { class: "row toolbar" }, runLegend, whole));
   body.append(
     make(
       "div",
@@ -193,22 +195,28 @@ function build(body, content) {
       panels.map(({ card }) => card),
     ),
   );
-  charts = panels.map(({ start }) => start());
-  charts[0].chart.on("datazoom", () => {
+  charts = panels.flatMap(({ start }) => start?.() ?? []);
+  charts[0]?.chart.on("datazoom", () => {
     const { start, end } = charts[0].chart.getOption().dataZoom[0];
-    all.hidden = start < 0.1 && end > 99.9;
+    whole.hidden = start < 0.1 && end > 99.9;
   });
   echarts.connect("curves");
 }
 
 function curves(content) {
   if (!content.runs.some((run) => run.panels?.length)) return null;
+  const several = content.runs.length > 1;
+  const colours =
+    content.groups.length < content.runs.length ? " Runs that differ in their seed alone share a colour." : "";
+  const more = several
+    ? `${colours} Of several quantities in one chart the first is shown; press the names of others to see them.`
+    : "";
   return {
     id: "curves",
     title: "Training",
     words:
       "How training went, epoch by epoch. Drag across a chart to zoom into some epochs, in all charts at once; a double " +
-      "click shows all again. Ctrl and the wheel zoom too, and with the keyboard + and −.",
+      `click shows all again. Ctrl and the wheel zoom too, and with the keyboard + and −.${more}`,
     build: (body) => build(body, content),
   };
 }

@@ -7,9 +7,16 @@
 //   button(text, press, attributes)      a button
 //   choice(label, names, chosen, choose) a drop-down list; choose(number)
 //   segments(label, names, chosen, choose)  a row of buttons of which one is pressed; choose(number)
+//   onKeys(element, press)               press(key) is called for keys of the element, those with Ctrl, Alt or Meta are the
+//                                        browser's; it gives false for a key that it has no use for
+//   table({head, rows, label, figures})  a table, of which the first column stays in sight where it is wider than its
+//                                        room; figures stand at the right of their cells
+//   listed(words)                        "a, b and c"
+//   runPicker(runs, choose)              a row of buttons to choose one of several runs; null of one run
 //   number(x), percent(x), seconds(x), plural(n, "clip"), plural(n, "class", "classes")   as text; a
 //                                        dash for what is not there
-//   onTheme(f), theme(), setTheme("light" | "dark")        f is called at every change of the theme
+//   onTheme(f), theme(), setTheme("light" | "dark")        f is called at every change of the theme, until what onTheme
+//                                        gave is called
 //   colours()                            those of page.css in this theme: {ink, soft, faint, line, ground, card, accent,
 //                                        left, right, middle, floor, good, bad, series: [8 that the colour-blind can
 //                                        tell apart], scale: [from none to much]}
@@ -52,6 +59,38 @@ function segments(label, names, chosen, choose) {
   return make("div", { class: "segments", role: "group", "aria-label": label }, buttons);
 }
 
+function onKeys(element, press) {
+  element.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.altKey || event.metaKey || press(event.key) === false) return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+}
+
+function runPicker(runs, choose) {
+  const labels = runs.map(({ label }) => label);
+  return runs.length > 1 ? make("div", { class: "row toolbar" }, segments("Run", labels, 0, choose)) : null;
+}
+
+function table({ head = null, rows, label, figures = false }) {
+  const cell = (tag, text, n, scope) => make(tag, { scope, class: figures && n ? "figure" : null }, text);
+  const lines = rows.map((row) =>
+    make(
+      "tr",
+      {},
+      row.map((text, n) => cell(n ? "td" : "th", text, n, n ? null : "row")),
+    ),
+  );
+  const top = head?.map((text, n) => cell("th", text, n, "col"));
+  return make(
+    "div",
+    { class: "scroll table", role: "region", "aria-label": label, tabindex: 0 },
+    make("table", {}, top ? make("thead", {}, make("tr", {}, top)) : null, make("tbody", {}, lines)),
+  );
+}
+
+const listed = (words) => [words.slice(0, -1).join(", "), ...words.slice(-1)].filter(Boolean).join(" and ");
+
 const DASH = "–";
 const isThere = (x) => x !== null && x !== undefined && !Number.isNaN(x);
 
@@ -65,8 +104,11 @@ const percent = (x, digits = 1) => (isThere(x) ? `${x.toFixed(digits)} %` : DASH
 const seconds = (x) => (isThere(x) ? `${x.toFixed(1)} s` : DASH);
 const plural = (n, word, words = `${word}s`) => `${number(n)} ${n === 1 ? word : words}`;
 
-const listeners = [];
-const onTheme = (listen) => listeners.push(listen);
+const listeners = new Set();
+const onTheme = (listen) => {
+  listeners.add(listen);
+  return () => listeners.delete(listen);
+};
 const tellTheme = () => {
   known = null;
   listeners.forEach((listen) => listen());
@@ -108,6 +150,10 @@ Object.assign(page, {
   button,
   choice,
   segments,
+  onKeys,
+  runPicker,
+  table,
+  listed,
   number,
   percent,
   seconds,

@@ -35,7 +35,7 @@ class EmbeddingMap {
     const { dots, choice, run } = this;
     this.shown = dots.filter(({ i }) => choice.shows(i, run));
     const hidden = this.shown.length < dots.length ? dots.filter(({ i }) => !choice.shows(i, run)) : [];
-    const { line, card } = colours();
+    const { faint, card } = colours();
     const space = { type: "value", show: false, min: low, max: high };
     const inside = {
       type: "inside",
@@ -65,7 +65,7 @@ class EmbeddingMap {
           type: "scatter",
           silent: true,
           symbolSize: 4,
-          itemStyle: { color: line },
+          itemStyle: { color: faint, opacity: 0.35 },
           data: hidden.map((each) => dot(each)),
         },
         {
@@ -186,23 +186,22 @@ class EmbeddingMap {
     page.onTheme(() => this.mark());
     new ResizeObserver(() => this.mark()).observe(this.host); // after that of page.chart, which draws the dots
     this.host.tabIndex = 0;
-    this.host.addEventListener("keydown", (event) => this.press(event));
+    page.onKeys(this.host, (key) => this.press(key));
   }
 
-  press(event) {
+  press(key) {
     const { hovered } = this.choice;
-    if (TURNS[event.key]) {
+    if (TURNS[key]) {
       const from = this.dotOf.get(hovered);
-      const to = from && this.shown.includes(from) ? this.dotTowards(from, TURNS[event.key]) : this.shown[0];
+      const to = from && this.shown.includes(from) ? this.dotTowards(from, TURNS[key]) : this.shown[0];
       if (to) this.events.point(to.i);
-    } else if (event.key === "Enter" && hovered !== null) this.events.choose(hovered);
-    else if (event.key === "Escape") this.events.choose(null);
-    else if (event.key === " ") this.events.toggle();
-    else if (event.key === "+") this.zoom(0.6);
-    else if (event.key === "-") this.zoom(1 / 0.6);
-    else if (event.key === "0") this.zoom(100);
-    else return;
-    event.preventDefault();
+    } else if (key === "Enter" && hovered !== null) this.events.choose(hovered);
+    else if (key === "Escape") this.events.choose(null);
+    else if (key === " ") this.events.toggle();
+    else if (key === "+") this.zoom(0.6);
+    else if (key === "-") this.zoom(1 / 0.6);
+    else if (key === "0") this.zoom(100);
+    else return false;
   }
 
   zoom(factor) {

@@ -1,15 +1,19 @@
 // Maps of the embedding, the clip that is pointed at, and the neighbours of one that is chosen. All maps of a page show
-// the same choice of clips, so that one sees where another run puts what one points at.
+// the same choice of clips, so that one sees where another run puts what one points at. Of many runs the first of each
+// group has its map at first.
 
 const page = window.fastmcPage;
 const { make, fill, button, number, predictedBy } = page;
 
 const FEWEST_IN_LIST = 2;
+const MOST_AT_FIRST = 4; // maps
 
 class MapSection {
   constructor(body, content, clips) {
     this.clips = clips;
     this.runs = content.runs.filter((run) => run.map);
+    this.made = [];
+    this.shown = new Set(firstOfGroups(content).slice(0, MOST_AT_FIRST));
     this.choice = new page.Choice(content, clips);
     this.camera = new page.Camera(clips.skeleton);
     this.player = new page.Player(clips.skeleton, {
@@ -20,14 +24,56 @@ class MapSection {
     });
     this.caption = make("div", { class: "caption", "aria-live": "polite" });
     this.count = make("span", { class: "hint", "aria-live": "polite" });
-    this.legend = make("div", { class: "legend values" });
+    this.howMany = make("span", { class: "hint", "aria-live": "polite" });
+    this.legend = make("div", { class: "legend values", role: "toolbar", "aria-label": "Show these dots alone" });
+    page.onKeys(this.legend, (key) => this.goAlong(key));
     this.near = make("div", { class: "near", "data-part": "neighbours" });
     this.shelves = [];
     this.lay(body);
     this.recolour(0);
-    const events = { point: (i) => this.point(i), choose: (i) => this.choose(i), toggle: () => this.player.toggle() };
-    this.maps = this.runs.map((run, n) => new page.EmbeddingMap(this.hosts[n], run, n, this.choice, events));
+    this.showMaps();
     this.begin();
+  }
+
+  // Those that are shown.
+  get maps() {
+    return this.made.filter((_, n) => this.shown.has(n));
+  }
+
+  showMaps() {
+    const several = this.shown.size > 1;
+    const events = { point: (i) => this.point(i), choose: (i) => this.choose(i), toggle: () => this.player.toggle() };
+    this.grid.classList.toggle("several", several);
+    this.runs.forEach((run, n) => {
+      this.cards[n].hidden = !this.shown.has(n);
+      this.hosts[n].classList.toggle("half", several);
+      if (this.shown.has(n)) this.made[n] ??= new page.EmbeddingMap(this.hosts[n], run, n, this.choice, events);
+    });
+    fill(this.howMany, `${number(this.shown.size)} of ${page.plural(this.runs.length, "map")}`);
+    this.maps.forEach((map) => map.redraw());
+  }
+
+  // One map is there always.
+  switchMap(n) {
+    if (!this.shown.delete(n)) this.shown.add(n);
+    else if (!this.shown.size) this.shown.add(n);
+    this.showMaps();
+    this.refresh();
+    if (this.choice.hovered !== null) this.tell(this.choice.hovered);
+    if (this.choice.chosen !== null) this.showNeighbours(this.choice.chosen);
+    return this.shown.has(n);
+  }
+
+  chooser() {
+    if (this.runs.length < 2) return null;
+    const chips = this.runs.map(({ label }, n) => {
+      const press = () => chip.setAttribute("aria-pressed", this.switchMap(n));
+      const chip = button(label, press, { "aria-pressed": this.shown.has(n) });
+      return chip;
+    });
+    const words = make("span", { class: "hint" }, "Maps of");
+    const list = make("div", { class: "legend", role: "group", "aria-label": "Runs whose maps are shown" }, chips);
+    return make("div", { class: "row toolbar" }, words, list, this.howMany);
   }
 
   lay(body) {
@@ -41,21 +87,22 @@ class MapSection {
     const names = this.choice.colourings.map(({ name }) => name);
     const colouring = names.length > 1 ? page.segments("Colour the dots by", names, 0, (n) => this.recolour(n)) : null;
     const label = colouring ? make("span", { class: "hint" }, "Colour by") : null;
-    this.hosts = this.runs.map(() => make("div", { class: this.runs.length > 1 ? "map half" : "map" }));
-    const cards = this.runs.map((run, n) => this.card(run, n));
+    this.hosts = this.runs.map(() => make("div", { class: "map" }));
+    this.cards = this.runs.map((run, n) => this.card(run, n));
     const side = make("aside", { class: "card side" }, this.player.element, this.caption);
-    const maps = make("div", { class: this.runs.length > 1 ? "maps several" : "maps" }, cards);
+    this.grid = make("div", { class: "maps" }, this.cards);
     body.append(
+      this.chooser() ?? "",
       make("div", { class: "row toolbar" }, label, colouring, search, this.count),
-      make("div", { class: "map-and-player" }, maps, side),
       this.legend,
+      make("div", { class: "map-and-player" }, this.grid, side),
       this.near,
     );
   }
 
   card(run, n) {
     const zoom = (words, factor, text) =>
-      button(text, () => this.maps[n].zoom(factor), { class: "quiet", "aria-label": words, title: words });
+      button(text, () => this.made[n].zoom(factor), { class: "quiet", "aria-label": words, title: words });
     const zooms = make(
       "div",
       { class: "zooms" },
@@ -87,8 +134,13 @@ class MapSection {
     const motion = clips.motion(i);
     if (motion) player.show(motion, { seconds: clips.seconds(i), index: i, label: clips.describe(i), still });
     else player.clear("This clip's motion is not in the page.");
+    this.tell(i);
+  }
+
+  tell(i) {
+    const { clips } = this;
     const fields = this.choice.colourings.filter(({ name }) => name !== "class" && name !== "right or wrong");
-    const verdicts = this.runs.map((run) => this.verdictOf(run, i));
+    const verdicts = this.maps.map(({ run }) => this.verdictOf(run, i));
     fill(
       this.caption,
       make("strong", { class: "name" }, clips.className(i)),
@@ -181,10 +233,9 @@ class MapSection {
 
   drawLegend(counts) {
     const { only, colouring, values } = this.choice;
-    const chips = values.map((value, rank) => {
+    this.chips = values.map((value, rank) => {
       const press = () => {
-        if (only.has(value)) only.delete(value);
-        else only.add(value);
+        if (!only.delete(value)) only.add(value);
         chip.setAttribute("aria-pressed", only.has(value));
         this.refresh();
       };
@@ -195,22 +246,59 @@ class MapSection {
       chip.prepend(page.swatch(rank));
       return chip;
     });
-    const all = button("All", () => this.recolour(this.choice.colourings.indexOf(colouring)), { class: "quiet" });
-    this.all = all;
-    fill(this.legend, chips.length >= FEWEST_IN_LIST ? [chips, all] : null);
+    this.all = button("All", () => this.showAll(), { class: "quiet" });
+    fill(this.legend, this.chips.length >= FEWEST_IN_LIST ? [this.chips, this.all] : null);
+    this.stopAt(this.chips[0]);
+  }
+
+  showAll() {
+    this.choice.only.clear();
+    this.chips.forEach((chip) => chip.setAttribute("aria-pressed", false));
+    this.stopAt(this.listed()[0]);
+    this.listed()[0].focus();
+    this.refresh();
+  }
+
+  // The list may be long: the tab key stops at one of it, and arrows go along.
+  stopAt(chip) {
+    for (const each of [...this.chips, this.all]) each.tabIndex = each === chip ? 0 : -1;
+  }
+
+  listed() {
+    return [...this.chips, this.all].filter((each) => !each.hidden);
+  }
+
+  goAlong(key) {
+    const step = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 }[key];
+    if (!step) return false;
+    const there = this.listed();
+    const next = there[(there.indexOf(document.activeElement) + step + there.length) % there.length];
+    this.stopAt(next);
+    next.focus();
+  }
+
+  // Of a list of classes, those that are searched for.
+  narrow() {
+    const { colouring, values, words, clips } = this.choice;
+    const named = (value) => clips.nameOfClass(value).toLowerCase().includes(words);
+    const found = colouring.name === "class" ? values.map(named) : [];
+    this.chips.forEach((chip, n) => (chip.hidden = found.includes(true) && !found[n]));
+    this.stopAt(this.listed()[0]);
   }
 
   search(text) {
     this.choice.words = text.trim().toLowerCase();
+    this.narrow();
     this.refresh();
   }
 
   refresh() {
-    this.maps?.forEach((map) => map.redraw());
+    this.maps.forEach((map) => map.redraw());
     const { only, words } = this.choice;
-    if (this.all) this.all.hidden = !only.size;
-    const total = this.runs[0].map.clip.length;
-    const shown = this.runs[0].map.clip.filter((i) => this.choice.shows(i, this.runs[0])).length;
+    this.all.hidden = !only.size;
+    const run = this.runs[Math.min(...this.shown)];
+    const total = run.map.clip.length;
+    const shown = run.map.clip.filter((i) => this.choice.shows(i, run)).length;
     fill(
       this.count,
       only.size || words ? `${number(shown)} of ${page.plural(total, "clip")}` : page.plural(total, "clip"),
@@ -222,6 +310,13 @@ class MapSection {
     const first = this.maps[0].shown[0];
     if (first) this.point(first.i);
   }
+}
+
+// Where the first run of each group that has a map stands among those that have one.
+function firstOfGroups({ runs, groups }) {
+  const withMap = runs.flatMap((run, n) => (run.map ? [n] : []));
+  const firsts = groups.map((group) => withMap.findIndex((n) => group.runs.includes(n)));
+  return firsts.filter((n) => n >= 0);
 }
 
 const plainCount = (count) => page.plural(Math.round(count), "clip");
@@ -236,7 +331,7 @@ function map(content, clips) {
     words:
       "Each dot is a clip of the test part, and clips that the encoder finds alike lie close together. Point at a " +
       "dot to play its clip. Click it to see the five clips of the training part that are most like it." +
-      `${several} Drag to move about.`,
+      `${several} Press a name of the list to see its dots alone, or several of them. Drag to move about.`,
     build: (body) => new MapSection(body, content, clips),
   };
 }

@@ -91,7 +91,7 @@ function frame({ id, title, words }) {
 
 async function start() {
   const stored = remembered();
-  if (stored) page.setTheme(stored);
+  if (["light", "dark"].includes(stored)) page.setTheme(stored);
   const content = JSON.parse(document.getElementById("content").textContent);
   const motions = content.motion ? await page.unpack(content.motion, content.skeleton.joints.length) : [];
   const clips = content.clips ? new page.Clips(content, motions) : null;

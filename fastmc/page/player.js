@@ -135,7 +135,7 @@ class Player {
     this.listen();
     onScreen.observe(this.canvas);
     resized.observe(this.canvas);
-    page.onTheme(() => this.draw());
+    this.forgetTheme = page.onTheme(() => this.draw());
   }
 
   makeControls() {
@@ -220,6 +220,7 @@ class Player {
     this.camera.players.delete(this);
     onScreen.unobserve(this.canvas);
     resized.unobserve(this.canvas);
+    this.forgetTheme();
     this.clip = null;
   }
 
@@ -256,16 +257,14 @@ class Player {
       last = event;
     });
     for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (last = null));
-    canvas.addEventListener("keydown", (event) => this.press(event));
+    page.onKeys(canvas, (key) => this.press(key));
   }
 
-  press(event) {
-    const turns = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
+  press(key) {
+    const turns = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[key];
     if (turns) this.camera.turn(turns[0] * KEY_TURN, turns[1] * KEY_TURN);
-    else if (event.key === " ") this.toggle();
-    else return;
-    event.preventDefault();
-    event.stopPropagation();
+    else if (key === " ") this.toggle();
+    else return false;
   }
 
   draw() {
@@ -378,27 +377,29 @@ class Player {
     });
   }
 
+  // Bones and joints, what is far first: a hand before the head is seen, one behind it is not.
   drawBody(pen, points, alpha, ghost) {
     const { sides, bones } = this.skeleton;
     const width = Math.min(Math.max(0.042 * this.scale, 1.6), 7);
     const colour = (joint) => (ghost ? this.colours.middle : (this.colours[sides[joint]] ?? this.colours.middle));
-    const order = [...bones].sort((a, b) => points[a[0]][2] + points[a[1]][2] - points[b[0]][2] - points[b[1]][2]);
+    const depth = ([a, b = a]) => points[a][2] + points[b][2];
+    const parts = [...bones, ...points.map((_, joint) => [joint])].sort((a, b) => depth(a) - depth(b));
     pen.globalAlpha = alpha;
     pen.lineCap = "round";
     pen.lineWidth = width;
-    for (const [child, parent] of order) {
-      pen.strokeStyle = colour(child);
+    for (const [joint, parent] of parts) {
+      const [x, y] = points[joint];
+      pen.strokeStyle = pen.fillStyle = colour(joint);
       pen.beginPath();
-      pen.moveTo(points[child][0], points[child][1]);
-      pen.lineTo(points[parent][0], points[parent][1]);
-      pen.stroke();
+      if (parent === undefined) {
+        pen.arc(x, y, joint === this.head ? 0.1 * this.scale : bones.length ? width * 0.62 : width, 0, 7);
+        pen.fill();
+      } else {
+        pen.moveTo(x, y);
+        pen.lineTo(points[parent][0], points[parent][1]);
+        pen.stroke();
+      }
     }
-    points.forEach((point, joint) => {
-      pen.fillStyle = colour(joint);
-      pen.beginPath();
-      pen.arc(point[0], point[1], joint === this.head ? 0.1 * this.scale : bones.length ? width * 0.62 : width, 0, 7);
-      pen.fill();
-    });
     pen.globalAlpha = 1;
   }
 }

@@ -39,15 +39,17 @@ function skipped({ skipped: groups }) {
 }
 
 function skippedGroup({ reason, count, entries }) {
-  const rows = entries.map(({ name, detail }) => make("tr", {}, make("td", {}, name), make("td", {}, detail)));
-  const head = make("tr", {}, make("th", { scope: "col" }, "file"), make("th", { scope: "col" }, "what is wrong"));
+  const rows = entries.map(({ name, detail }) => [name, detail]);
+  const table = page.table({ head: ["file", "what is wrong"], rows, label: reason });
+  table.classList.add("bounded");
   const more =
     count > entries.length ? make("p", { class: "hint" }, `and ${number(count - entries.length)} more`) : null;
   return make(
     "details",
     { class: "card" },
     make("summary", {}, `${number(count)} × ${reason}`),
-    make("div", { class: "scroll bounded" }, make("table", {}, make("thead", {}, head), make("tbody", {}, rows)), more),
+    table,
+    more,
   );
 }
 

@@ -14,19 +14,50 @@ function first(content, clips) {
   return all.filter((_, n) => Math.floor(n / every) !== Math.floor((n - 1) / every));
 }
 
+const COUNTS = "no one two three four five six seven eight nine ten eleven twelve".split(" ");
+const MOST_NAMED = 4; // groups
+
 function lead(content) {
-  const { accuracies, runs, classes } = content;
-  const tests = runs.find((run) => run.predictions)?.predictions.true.length;
-  const where = tests ? ` of ${page.plural(tests, "test clip")} in ${classes.length} classes` : "";
-  if (runs.length > 1) return `${runs.length} runs beside one another: ${runs.map(({ label }) => label).join(", ")}.`;
+  const { accuracies, runs } = content;
+  if (runs.length > 1) return `${kinds(content)}${recognised(content)}.`;
   const [run] = runs;
-  const row = accuracies?.rows.findIndex((_, n) => page.isThere(run.trained?.[n])) ?? -1;
+  const row = firstRow(accuracies, runs);
   if (row < 0) return null;
   const before = page.isThere(run.untrained?.[row])
     ? `; before training it was ${page.percent(run.untrained[row])}`
     : "";
-  const trained = `${page.percent(run.trained[row])}${where} (${accuracies.rows[row]})`;
+  const trained = `${page.percent(run.trained[row])}${testClips(content)} (${accuracies.rows[row]})`;
   return `Trained without labels, the encoder recognises ${trained}${before}.`;
+}
+
+// The first kind of accuracy that all runs have; -1 where there is none.
+const firstRow = (accuracies, runs) =>
+  accuracies?.rows.findIndex((_, n) => runs.every((run) => page.isThere(run.trained?.[n]))) ?? -1;
+
+function testClips({ runs, classes }) {
+  const tests = runs.find((run) => run.predictions)?.predictions.true.length;
+  return tests ? ` of ${page.plural(tests, "test clip")} in ${classes.length} classes` : "";
+}
+
+// "b1 and a2mc, three seeds each"
+function kinds({ groups, runs }) {
+  const seeds = (n) => `${COUNTS[n] ?? page.number(n)} ${n === 1 ? "seed" : "seeds"}`;
+  const sizes = groups.map((group) => group.runs.length);
+  const labels = groups.map(({ label }) => label);
+  if (groups.length > MOST_NAMED) return `${runs.length} runs of ${groups.length} kinds`;
+  if (sizes.some((size) => size !== sizes[0]))
+    return page.listed(labels.map((label, n) => `${label} (${seeds(sizes[n])})`));
+  const each = groups.length > 1 ? " each" : "";
+  return sizes[0] > 1 ? `${page.listed(labels)}, ${seeds(sizes[0])}${each}` : page.listed(labels);
+}
+
+function recognised(content) {
+  const { accuracies, groups, runs } = content;
+  const row = firstRow(accuracies, runs);
+  if (row < 0 || groups.length > MOST_NAMED) return ", beside one another";
+  const means = groups.map((group) => page.spread(group.runs.map((n) => runs[n].trained[row])).mean);
+  const shares = page.listed(means.map((mean) => page.percent(mean)));
+  return `: ${shares}${testClips(content)} are recognised (${accuracies.rows[row]})`;
 }
 
 // Facts that all runs share are said once, at the top.

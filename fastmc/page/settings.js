@@ -55,23 +55,6 @@ function time(content) {
   };
 }
 
-function table(head, rows) {
-  const top = make(
-    "tr",
-    {},
-    head.map((name) => make("th", {}, name)),
-  );
-  const lines = rows.map(([name, ...values]) =>
-    make(
-      "tr",
-      {},
-      make("th", { scope: "row" }, name),
-      values.map((value) => make("td", {}, value)),
-    ),
-  );
-  return make("div", { class: "scroll" }, make("table", {}, make("thead", {}, top), make("tbody", {}, lines)));
-}
-
 async function copy(text, press) {
   try {
     await navigator.clipboard.writeText(text);
@@ -90,7 +73,7 @@ function settingsOf(run, several) {
     "aria-label": `Search the settings of ${run.label}`,
   });
   const rows = [["folder", folder], ...facts, ...settings].filter(([, value]) => page.isThere(value));
-  const found = table(["", "value"], rows);
+  const found = page.table({ rows, label: `Settings of ${run.label}` });
   search.addEventListener("input", () => {
     const wanted = search.value.trim().toLowerCase();
     found
@@ -128,14 +111,10 @@ function settings(content) {
     words,
     build: (body) => {
       if (several && differences.length) {
+        const head = ["", ...runs.map(({ label }) => label)];
         const rows = differences.map(({ setting, values }) => [setting, ...values.map((value) => value ?? "–")]);
-        body.append(
-          make(
-            "div",
-            { class: "card", "data-part": "differences" },
-            table(["", ...runs.map(({ label }) => label)], rows),
-          ),
-        );
+        const compared = page.table({ head, rows, label: "Settings that differ" });
+        body.append(make("div", { class: "card", "data-part": "differences" }, compared));
       } else if (several) body.append(make("p", { class: "empty" }, "The settings of these runs do not differ."));
       body.append(
         make(

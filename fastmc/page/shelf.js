@@ -45,7 +45,7 @@ class Shelf {
       this.grid.append(card.element);
     }
     const left = indices.length - cards.length;
-    fill(this.rest, left > 0 ? button(`${Math.min(left, this.step)} more of ${left}`, () => this.more()) : null);
+    fill(this.rest, left > 0 ? button(left > this.step ? `${this.step} more of ${left}` : `${left} more`, () => this.more()) : null);
   }
 
   clear() {

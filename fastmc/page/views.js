@@ -55,14 +55,9 @@ class Views {
   }
 
   settings() {
-    const rows = this.store.augment.map(([name, value]) => make("tr", {}, make("td", {}, name), make("td", {}, value)));
     const summary = make("summary", {}, "The settings of these views: flags of train.run and of train.look");
-    return make(
-      "details",
-      { class: "card" },
-      summary,
-      make("div", { class: "scroll" }, make("table", {}, make("tbody", {}, rows))),
-    );
+    const table = page.table({ rows: this.store.augment, label: "Settings of the views" });
+    return make("details", { class: "card" }, summary, table);
   }
 
   next() {

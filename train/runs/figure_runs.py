@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,29 +78,38 @@ def check_runs(folders: Sequence[Path], allow: Sequence[str] = ()) -> None:
     run_labels(folders, allow)
 
 
-def run_labels(folders: Sequence[Path], allow: Sequence[str] = ()) -> list[str]:
+def run_labels(folders: Sequence[Path], allow: Sequence[str] = (), bare: Collection[str] = ()) -> list[str]:
     """What tells the runs apart: the settings in which they differ, or else the folders' names. ``allow`` as of
-    `load_config`.
+    `load_config`, ``bare`` as of `labels_by_settings`.
 
     Raises:
         RunFolderError: a folder is no run.
     """
     plain = [to_plain(load_config(folder, allow)) for folder in folders]
     by_name = [folder.resolve().name for folder in folders]
-    return next(filter(_tell_apart, (labels_by_settings(plain), by_name)), [str(folder) for folder in folders])
+    return next(filter(tell_apart, (labels_by_settings(plain, bare), by_name)), [str(folder) for folder in folders])
 
 
-def labels_by_settings(plain: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What tells runs of these plain settings apart; empty texts where that is nothing, or too much for a label."""
+def labels_by_settings(plain: Sequence[Mapping[str, Any]], bare: Collection[str] = ()) -> list[str]:
+    """What tells runs of these plain settings apart; empty texts where that is nothing, or too much for a label.
+
+    Args:
+        bare: settings whose values say by themselves what they are of, such as a method's name.
+    """
+
+    def word(p: Mapping[str, Any], name: str) -> str:
+        return setting(p, name) if name in bare else f"{name.split('.')[-1]} {setting(p, name)}"
+
     changed = changed_settings(plain)
     if len(changed) > 1:
         changed = [name for name in changed if name != "preset"]  # it only sets the defaults of the others
     if len(changed) > LONGEST_LABEL:
         return [""] * len(plain)
-    return [", ".join(f"{name.split('.')[-1]} {setting(p, name)}" for name in changed) for p in plain]
+    return [", ".join(word(p, name) for name in changed) for p in plain]
 
 
-def _tell_apart(labels: Sequence[str]) -> bool:
+def tell_apart(labels: Sequence[str]) -> bool:
+    """Whether each of them says something, and no other says the same."""
     return all(labels) and len(set(labels)) == len(labels)
 
 

@@ -238,3 +238,7 @@ def _check(measured: Measured, store: PackedStore) -> None:
         or found.cosines.shape != found.neighbours.shape
     ):
         raise ValueError("its arrays are not of the same clips")
+    if attack is not None and {len(getattr(attack.found, name)) for name in ("x", "rho", "own", "entropy")} != {
+        len(attack.clips)
+    }:
+        raise ValueError("its attack is not of as many clips as it names")

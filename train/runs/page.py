@@ -20,7 +20,7 @@ from fastmc.page.document import as_json, write_page
 from fastmc.page.motion import pack
 from train.engine.profiling import Part
 from train.engine.record import duration, log
-from train.runs.figure_runs import changed_settings, labels_by_settings, setting
+from train.runs.figure_runs import changed_settings, labels_by_settings, setting, tell_apart
 from train.runs.folder import ACCURACIES, PAGE
 from train.runs.measured import SHOWN, Attack, Map
 from train.runs.page_runs import PageRun
@@ -36,6 +36,10 @@ FEWEST_BYTES = 1_000_000
 FINE = 1e-5
 """Metres: the quantum of a perturbation, which a slider makes longer."""
 DIGITS = 4
+BARE = ("method", "dataset")
+"""Settings that labels on a page do not name: their values say what they are."""
+MOST_NAMED = 3
+"""Groups of runs whose labels stand in the title."""
 
 
 def write_run_page(run: PageRun, command: str) -> None:
@@ -61,9 +65,10 @@ def content_of(runs: Sequence[PageRun], command: str) -> dict[str, Any]:
 
     Of runs on different data neither clips nor what is shown by clips are there.
     """
-    notes = _notes(runs)
+    notes, groups = _notes(runs), groups_of(runs)
     carried = None
-    if len({(run.config.dataset, run.protocol, run.report and run.report.data) for run in runs}) > 1:
+    known = {(run.protocol, run.report.data) for run in runs if run.report is not None and run.report.data}
+    if len({run.config.dataset for run in runs}) > 1 or len(known) > 1:
         notes.append(
             "These runs are of different data: curves and accuracies are compared; clips, maps and confusions are on "
             "the page of each run."
@@ -72,21 +77,26 @@ def content_of(runs: Sequence[PageRun], command: str) -> dict[str, Any]:
         carried = Carried.of(runs)
     content = {
         "kind": "report",
-        "title": _title(runs),
+        "title": _title(runs, groups),
         **made_by(command),
         "notes": notes,
         **({} if carried is None else carried.content()),
         "runs": [_run(run, carried) for run in runs],
-        "groups": groups_of(runs),
+        "groups": groups,
         "differences": _differences(runs),
-        "accuracies": _accuracies(runs),
+        "accuracies": {"rows": list(ACCURACIES.values())},
     }
     return content if carried is None else {**content, "motion": carried.motion(len(as_json(content)))}
 
 
-def _title(runs: Sequence[PageRun]) -> str:
-    sets = " and ".join(dict.fromkeys(run.config.dataset for run in runs))
-    return f"{runs[0].config.method} on {sets}: {runs[0].label}" if len(runs) == 1 else f"{len(runs)} runs on {sets}"
+def _title(runs: Sequence[PageRun], groups: Sequence[dict[str, Any]]) -> str:
+    sets = list(dict.fromkeys(run.config.dataset for run in runs))
+    on = f"on {' and '.join(sets)}"
+    if len(runs) == 1:
+        return f"{runs[0].config.method} {on}: {runs[0].label}"
+    if len(sets) > 1 or len(groups) > MOST_NAMED:
+        return f"{len(runs)} runs {on}"
+    return f"{' and '.join(group['label'] for group in groups)} {on}"
 
 
 @dataclass(frozen=True)
@@ -158,7 +168,7 @@ def _run(run: PageRun, carried: Carried | None) -> dict[str, Any]:
         "raw": _raw(run),
         "published": published,
         "published_source": source,
-        "panels": [_panel(name, panel, run.history.feature_dim) for name, panel in panels_of(run.history).items()],
+        "panels": [_panel(name, panel, run) for name, panel in panels_of(run.history).items() if panel.lines],
         "bank_full": None if run.measured is None else run.measured.bank_full,
         **({} if carried is None else _by_clips(run, carried)),
         "time": _time(run),
@@ -224,13 +234,16 @@ def _attack(attack: Attack, run: PageRun, carried: Carried) -> dict[str, Any]:
     }
 
 
-def _panel(name: str, panel: Panel, feature_dim: int) -> dict[str, Any]:
+def _panel(name: str, panel: Panel, run: PageRun) -> dict[str, Any]:
+    feature_dim = run.history.feature_dim
     lines = [
         {"name": line.metric.label, "help": line.metric.help, "x": line.epochs, "y": line.values}
         for line in panel.lines
     ]
-    mark = {"y": feature_dim**-0.5, "text": f"1/√{feature_dim}: no collapse"} if name == "spread" and lines else None
-    return {"title": panel.title, "zero": name in ("share", "spread"), "lines": lines, "mark": mark}
+    mark = {"y": feature_dim**-0.5, "text": f"1/√{feature_dim}: no collapse"} if name == "spread" else None
+    off = name == "probe" and not run.config.log.probe_every
+    why = "Not measured: it was switched off (--probe-every 0)." if off else None
+    return {"title": panel.title, "zero": name in ("share", "spread"), "lines": lines, "mark": mark, "why": why}
 
 
 def _facts(run: PageRun) -> list[list[str]]:
@@ -290,19 +303,6 @@ def _published(run: PageRun) -> tuple[list[float | None] | None, str | None]:
     return [each and each[0] for each in (by_key.get(key) for key in ACCURACIES)], source
 
 
-def _accuracies(runs: Sequence[PageRun]) -> dict[str, Any]:
-    def agreed(values: Sequence[Any]) -> Any:
-        return values[0] if all(value == values[0] for value in values) else None
-
-    published = [_published(run) for run in runs]
-    return {
-        "rows": list(ACCURACIES.values()),
-        "raw": agreed([_raw(run) for run in runs]),
-        "published": agreed([values for values, _ in published]),
-        "published_source": agreed([source for _, source in published]),
-    }
-
-
 def _time(run: PageRun) -> dict[str, Any] | None:
     """Parts of a step, each followed by those that lie within it."""
     if run.profile is None:
@@ -333,9 +333,14 @@ def groups_of(runs: Sequence[PageRun]) -> list[dict[str, Any]]:
         else:
             group.append(n)
     firsts = [{**plain[group[0]], "seed": None} for group in groups]
-    labels = labels_by_settings(firsts)
-    if not all(labels):
-        labels = [_common(runs, group) for group in groups]
+    labels = labels_by_settings(firsts, BARE)
+    if len(groups) == 1:
+        labels = [runs[0].config.method]
+    elif not all(labels):
+        names = [name for name in BARE if name in changed_settings(firsts)]
+        labels = [", ".join(setting(first, name) for name in names) for first in firsts]
+        if not tell_apart(labels):
+            labels = [_common(runs, group) for group in groups]
     return [{"label": label, "runs": group} for label, group in zip(labels, groups, strict=True)]
 
 

@@ -56,6 +56,14 @@ def commit() -> str | None:
     return head.strip() + ("-dirty" if changes else "")
 
 
+def check_page(out: Path) -> None:
+    """ValueError where ``--out`` is no name of a page."""
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; name a file in it, such as {out / 'page.html'}")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--out {out} is no name of a page; browsers want {out}.html")
+
+
 def made_by(command: str) -> dict[str, str]:
     """When a page is made, and of what fastmc by which command: entries of its content."""
     which = f"fastmc {fastmc.__version__}, commit {(commit() or 'unknown')[:12]}"
