@@ -1,7 +1,7 @@
 """One run on several ranks: what N compute, against what one computes, and how such a run ends.
 
 The ranks are processes of `many_ranks.py`, over gloo. Budgets come from one rank whose weights and gradients are moved
-by one unit in the last place in each step: N ranks may be off by twice as much as the worst of three such runs, and by
+by one unit in the last place in each step: N ranks may be off by twice as much as the worst of some such runs, and by
 four roundings of the largest number, as `kernel_budget.py` has it.
 """
 
@@ -37,6 +37,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.program]
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "tests" / "many_ranks.py"
 SEVERAL = (2, 3)
+RUNS = {"dstanet": 12}
+"""Runs that are moved by an ulp, where they are not three: a unit of this net stands so near to where its rectifier
+bends that of twelve such runs three pass it and nine do not, and what comes after differs a hundredfold."""
 LONG = ("--epochs", "100000", "--probe-every", "0", "--checkpoint-every", "1")
 GONE = "another rank of this run is gone"
 
@@ -116,12 +119,12 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(root, tmp_path_factory) -> dict:
-    """By case: one rank's run, and three that are moved by an ulp."""
+    """By case: one rank's run, and those that are moved by an ulp."""
 
     def make(folder: Path) -> None:
         found = {}
         for case in CASES:
-            moves = () if case in HALF else [by_an_ulp(seed) for seed in (1, 2, 3)]
+            moves = () if case in HALF else [by_an_ulp(seed) for seed in range(1, 1 + RUNS.get(case, 3))]
             found[case] = [trained(case, root, World(), move) for move in (None, *moves)]
         torch.save(found, folder / "all.pt")
 

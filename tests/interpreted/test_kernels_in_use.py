@@ -30,7 +30,7 @@ def test_opcheck():
     batch = (case.bank, torch.zeros_like(case.bank), case.f0, case.queries, case.mixing, case.table.code)
     torch.library.opcheck(torch.ops.fastmc.bank_step_.default, (*batch, 0.03, *HYPER, False, "bf16x3", "triton"))
     for update, cursor in (("ascent", None), ("fifo", torch.tensor(3))):
-        settings = (0.07, 0.03, *HYPER, False, update, cursor, "bf16x3", "triton")
+        settings = (0.07, 0.03, *HYPER, False, update, cursor, "bf16x3", None, "triton")
         torch.library.opcheck(torch.ops.fastmc.contrast_step_.default, (*batch, *settings))
 
 
