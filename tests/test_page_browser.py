@@ -311,6 +311,17 @@ def test_filters_filter_and_colours_are_those_of_what_was_asked(browser, pages):
     ]
     page.all(".legend.values button")[1].click()
     assert len(page.data("map 0", "shown")) == len(wrong) > 0
+    colour_by("class")
+    assert len(page.data("map 0", "shown")) == len(wrong), "what was chosen stays"
+    page.find("[data-part=kept] button").click()
+    assert len(page.data("map 0", "shown")) == len(tests) and page.all("[data-part=kept] button") == []
+    page.all(".legend.values button")[1].click()
+    colour_by("right or wrong")
+    assert page.find("[data-part=kept]").text == f"{CLASSES[1]} ×"
+    page.all(".legend.values button")[1].click()
+    assert len(page.data("map 0", "shown")) == sum(clips["class"][i] == 1 for i in wrong)
+    colour_by("class")
+    assert page.all(".legend.values button")[1].get_attribute("aria-pressed") == "true"
 
 
 def test_search_finds_by_name_and_class_and_enter_plays(browser, pages):
