@@ -364,6 +364,9 @@ def test_a_click_on_a_confusion_plays_the_clips_that_were_confused(browser, page
     name = browser.find(".name", row).text
     row.click()
     assert page.text("[data-part=confused] h3") == f"{name}, taken for another class"
+    assert row.get_attribute("aria-pressed") == "true" and len(page.all(".classes [aria-pressed='true']")) == 1
+    top = "return document.querySelector('[data-part=confused] h3').getBoundingClientRect().top"
+    assert soon(lambda: 0 < browser.run(top) < browser.run("return innerHeight")), "its clips are in sight"
     shares = [int(each.text.split()[0]) for each in page.all(".classes .figure")]
     assert shares == sorted(shares) and len(shares) == len(CLASSES)
 
