@@ -597,6 +597,8 @@ def test_the_attack_follows_its_slider(browser, pages):
     usual, words = browser.run(picture), page.text(".attack-words")
     assert "norm is 0.5 m, as in training" in words and "3.06 now" in words, "it begins where training is"
     assert "as in training" in page.drawn_texts("attack 0")
+    said = page.text("[data-section=attack]")
+    assert "fixed random weights" in said and "does not begin at 0. The most there can be is ln 128 = 4.85 nats." in said
     slider.send_keys(ARROW_LEFT)
     assert soon(lambda: "norm is 0.375 m" in page.text(".attack-words"))
     assert browser.run(picture) != usual
