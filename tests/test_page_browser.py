@@ -337,7 +337,10 @@ def test_search_finds_by_name_and_class_and_enter_plays(browser, pages):
     assert len(page.data("map 0", "shown")) == len(wave)
     box.clear()
     box.send_keys("nothing of this name")
-    assert page.data("map 0", "shown") == [] and "0 of 90 clips" in page.text("[data-section=map] .toolbar")
+    assert page.data("map 0", "shown") == [] and "0 of 90 clips: nothing matches" in page.text("[data-section=map] .toolbar")
+    page.find("[data-section=settings] summary").click()
+    page.find("[data-section=settings] input[type=search]").send_keys("nothing of this name")
+    assert page.text("[data-section=settings] [role=status]") == "nothing matches"
     assert browser.console() == []
 
 

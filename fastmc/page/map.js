@@ -316,10 +316,8 @@ class MapSection {
     const run = this.runs[Math.min(...this.shown)];
     const total = run.map.clip.length;
     const shown = run.map.clip.filter((i) => this.choice.shows(i, run)).length;
-    fill(
-      this.count,
-      isNarrowed || words ? `${number(shown)} of ${page.plural(total, "clip")}` : page.plural(total, "clip"),
-    );
+    const some = `${number(shown)} of ${page.plural(total, "clip")}${shown ? "" : ": nothing matches"}`;
+    fill(this.count, isNarrowed || words ? some : page.plural(total, "clip"));
     if (!this.shelves.length) this.showNeighbours(null);
   }
 
