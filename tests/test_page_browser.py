@@ -220,6 +220,19 @@ def test_it_opens_from_disk_and_says_nothing_on_the_console(browser, pages, name
     assert empty == 0, "a chart has no room"
 
 
+def test_on_a_narrow_page_the_bar_goes_along(browser, pages):
+    page = Page(browser, pages, "one", width=400, height=800)
+    assert browser.run("const row = document.querySelector('.links'); return row.scrollWidth > row.clientWidth")
+    browser.run("document.getElementById('settings').scrollIntoView({behavior: 'instant'})")
+    inside = """
+        const link = document.querySelector('[aria-current]').getBoundingClientRect();
+        const row = document.querySelector('.links').getBoundingClientRect();
+        return [document.querySelector('[aria-current]').textContent,
+                link.left >= row.left - 1 && link.right <= row.right + 1];
+    """
+    assert soon(lambda: page.all("[aria-current]") and browser.run(inside)[1]), browser.run(inside)
+
+
 def test_an_error_on_the_console_would_be_seen(browser, pages):
     Page(browser, pages, "bare")
     browser.run("setTimeout(() => { throw new Error('on purpose') })")
