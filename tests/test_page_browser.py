@@ -350,7 +350,8 @@ def test_search_finds_by_name_and_class_and_enter_plays(browser, pages):
     assert len(page.data("map 0", "shown")) == len(wave)
     box.clear()
     box.send_keys("nothing of this name")
-    assert page.data("map 0", "shown") == [] and "0 of 90 clips: nothing matches" in page.text("[data-section=map] .toolbar")
+    assert page.data("map 0", "shown") == []
+    assert "0 of 90 clips: nothing matches" in page.text("[data-section=map] .toolbar")
     page.find("[data-section=settings] summary").click()
     page.find("[data-section=settings] input[type=search]").send_keys("nothing of this name")
     assert page.text("[data-section=settings] [role=status]") == "nothing matches"
@@ -614,7 +615,8 @@ def test_the_attack_follows_its_slider(browser, pages):
     assert "norm is 0.5 m, as in training" in words and "3.06 now" in words, "it begins where training is"
     assert "as in training" in page.drawn_texts("attack 0")
     said = page.text("[data-section=attack]")
-    assert "fixed random weights" in said and "does not begin at 0. The most there can be is ln 128 = 4.85 nats." in said
+    assert "fixed random weights" in said
+    assert "does not begin at 0. The most there can be is ln 128 = 4.85 nats." in said
     slider.send_keys(ARROW_LEFT)
     assert soon(lambda: "norm is 0.375 m" in page.text(".attack-words"))
     assert browser.run(picture) != usual

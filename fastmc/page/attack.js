@@ -16,8 +16,9 @@ function farthest(rho) {
 
 // Where the axis of entropies begins, and what it could reach.
 function axisWords({ classes }) {
-  const most = page.isThere(classes) ? ` The most there can be is ln ${classes} = ${number(Math.log(classes))} nats.` : "";
-  return `The axis of entropy does not begin at 0.${most}`;
+  const axis = "The axis of entropy does not begin at 0.";
+  if (!page.isThere(classes)) return axis;
+  return `${axis} The most there can be is ln ${classes} = ${number(Math.log(classes))} nats.`;
 }
 
 class AttackSection {
@@ -183,8 +184,8 @@ function attack(content, clips) {
     id: "attack",
     title: "Attack",
     words:
-      "In training, clips are shifted a little. A layer of fixed random weights turns the encoder's features of a clip " +
-      "into shares, and the shift is in the direction that makes these shares more even; their entropy says how even " +
+      "In training, clips are shifted a little. A layer of fixed random weights turns the encoder's features of a " +
+      "clip into shares, and the shift is in the direction that makes these shares more even; their entropy says how even " +
       "they are. The layer is never trained and knows no class. Move the slider to make the shift stronger.",
     build: (body) => {
       const parts = runs.map(() => make("div", { hidden: true }));
