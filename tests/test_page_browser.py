@@ -575,6 +575,9 @@ def test_curves_zoom_together_and_say_what_they_are(browser, pages):
     page = Page(browser, pages, "one")
     host = page.find(".chart.curve")
     assert "bank full" in page.drawn_texts("curve shares") and "1/√D" in page.drawn_texts("curve std of the features")
+    mark = "return fastmcPage.charts['curve shares'].getOption().series[0].markLine.data[0]"
+    full = browser.run(mark)
+    assert full["label"]["align"] == ("left" if full["xAxis"] < 30.5 else "right"), "off the axis's figures"
 
     def window(chart: str) -> tuple[float, float]:
         zoom = browser.run("return fastmcPage.charts[arguments[0]].getOption().dataZoom[0]", chart)
