@@ -24,6 +24,8 @@ pytestmark = [
     pytest.mark.program,
     pytest.mark.skipif(why_no_browser() is not None, reason=f"no browser: {why_no_browser()}"),
 ]
+ARROW_UP = "\ue013"
+"""A key, as WebDriver numbers it."""
 SECTIONS = ["header", "findings", "clips", "counts", "lengths", "skipped", "views"]
 CLASSES = ("drink", "wave", "clap", "raise")
 
@@ -189,6 +191,13 @@ def test_filters_filter(browser, pages):
     wanted = [i for i in range(40) if clips["class"][i] == 2]
     page.choose("class", CLASSES[2])
     assert page.cards() == wanted and page.found() == f"1 – {len(wanted)} of {len(wanted)} clips"
+    select = browser.find("#clips select")
+    browser.run("arguments[0].focus()", select)
+    before = browser.run("return arguments[0].selectedIndex", select)
+    browser.press(ARROW_UP, ARROW_UP)
+    assert browser.run("return arguments[0].selectedIndex", select) == before - 2 and page.cards() != wanted
+    assert browser.run("return document.activeElement === arguments[0]", select), "the focus stays"
+    page.choose("class", CLASSES[2])
     page.choose("subject", "subject 3")
     both = [i for i in wanted if clips["subject"][i] == 3]
     assert page.cards() == both and 0 < len(both) < len(wanted)

@@ -220,6 +220,19 @@ def test_it_opens_from_disk_and_says_nothing_on_the_console(browser, pages, name
     assert empty == 0, "a chart has no room"
 
 
+def test_on_a_narrow_page_the_bar_goes_along(browser, pages):
+    page = Page(browser, pages, "one", width=400, height=800)
+    assert browser.run("const row = document.querySelector('.links'); return row.scrollWidth > row.clientWidth")
+    browser.run("document.getElementById('settings').scrollIntoView({behavior: 'instant'})")
+    inside = """
+        const link = document.querySelector('[aria-current]').getBoundingClientRect();
+        const row = document.querySelector('.links').getBoundingClientRect();
+        return [document.querySelector('[aria-current]').textContent,
+                link.left >= row.left - 1 && link.right <= row.right + 1];
+    """
+    assert soon(lambda: page.all("[aria-current]") and browser.run(inside)[1]), browser.run(inside)
+
+
 def test_an_error_on_the_console_would_be_seen(browser, pages):
     Page(browser, pages, "bare")
     browser.run("setTimeout(() => { throw new Error('on purpose') })")
@@ -311,6 +324,17 @@ def test_filters_filter_and_colours_are_those_of_what_was_asked(browser, pages):
     ]
     page.all(".legend.values button")[1].click()
     assert len(page.data("map 0", "shown")) == len(wrong) > 0
+    colour_by("class")
+    assert len(page.data("map 0", "shown")) == len(wrong), "what was chosen stays"
+    page.find("[data-part=kept] button").click()
+    assert len(page.data("map 0", "shown")) == len(tests) and page.all("[data-part=kept] button") == []
+    page.all(".legend.values button")[1].click()
+    colour_by("right or wrong")
+    assert page.find("[data-part=kept]").text == f"{CLASSES[1]} ×"
+    page.all(".legend.values button")[1].click()
+    assert len(page.data("map 0", "shown")) == sum(clips["class"][i] == 1 for i in wrong)
+    colour_by("class")
+    assert page.all(".legend.values button")[1].get_attribute("aria-pressed") == "true"
 
 
 def test_search_finds_by_name_and_class_and_enter_plays(browser, pages):
@@ -326,7 +350,11 @@ def test_search_finds_by_name_and_class_and_enter_plays(browser, pages):
     assert len(page.data("map 0", "shown")) == len(wave)
     box.clear()
     box.send_keys("nothing of this name")
-    assert page.data("map 0", "shown") == [] and "0 of 90 clips" in page.text("[data-section=map] .toolbar")
+    assert page.data("map 0", "shown") == []
+    assert "0 of 90 clips: nothing matches" in page.text("[data-section=map] .toolbar")
+    page.find("[data-section=settings] summary").click()
+    page.find("[data-section=settings] input[type=search]").send_keys("nothing of this name")
+    assert page.text("[data-section=settings] [role=status]") == "nothing matches"
     assert browser.console() == []
 
 
@@ -353,6 +381,9 @@ def test_a_click_on_a_confusion_plays_the_clips_that_were_confused(browser, page
     name = browser.find(".name", row).text
     row.click()
     assert page.text("[data-part=confused] h3") == f"{name}, taken for another class"
+    assert row.get_attribute("aria-pressed") == "true" and len(page.all(".classes [aria-pressed='true']")) == 1
+    top = "return document.querySelector('[data-part=confused] h3').getBoundingClientRect().top"
+    assert soon(lambda: 0 < browser.run(top) < browser.run("return innerHeight")), "its clips are in sight"
     shares = [int(each.text.split()[0]) for each in page.all(".classes .figure")]
     assert shares == sorted(shares) and len(shares) == len(CLASSES)
 
@@ -392,8 +423,9 @@ def test_runs_are_compared(browser, pages):
 def test_several_runs_are_told_of_in_groups(browser, pages):
     page = Page(browser, pages, "six")
     means = [np.mean([run["trained"][0] for run in page.content["runs"][of]]) for of in (slice(3), slice(3, 6))]
-    where = f"of 40 test clips in {len(CLASSES)} classes are recognised (kNN top-1)."
-    said = f"b1 and a2mc, three seeds each: {means[0]:.1f} % and {means[1]:.1f} % {where}"
+    where = f"of 40 test clips in {len(CLASSES)} classes are recognised (kNN top-1)"
+    raw = " and ".join(f"{page.content['runs'][n]['raw'][0]:.1f} %" for n in (0, 3))
+    said = f"b1 and a2mc, three seeds each: {means[0]:.1f} % and {means[1]:.1f} % {where}; raw coordinates give {raw}."
     assert page.text(".lead") == said
     heads = [each.text for each in page.all("[data-section=accuracies] thead th")]
     own = ["raw coordinates, b1", "raw coordinates, a2mc", "published, a2mc"]
@@ -543,6 +575,9 @@ def test_curves_zoom_together_and_say_what_they_are(browser, pages):
     page = Page(browser, pages, "one")
     host = page.find(".chart.curve")
     assert "bank full" in page.drawn_texts("curve shares") and "1/√D" in page.drawn_texts("curve std of the features")
+    mark = "return fastmcPage.charts['curve shares'].getOption().series[0].markLine.data[0]"
+    full = browser.run(mark)
+    assert full["label"]["align"] == ("left" if full["xAxis"] < 30.5 else "right"), "off the axis's figures"
 
     def window(chart: str) -> tuple[float, float]:
         zoom = browser.run("return fastmcPage.charts[arguments[0]].getOption().dataZoom[0]", chart)
@@ -582,6 +617,9 @@ def test_the_attack_follows_its_slider(browser, pages):
     usual, words = browser.run(picture), page.text(".attack-words")
     assert "norm is 0.5 m, as in training" in words and "3.06 now" in words, "it begins where training is"
     assert "as in training" in page.drawn_texts("attack 0")
+    said = page.text("[data-section=attack]")
+    assert "fixed random weights" in said
+    assert "does not begin at 0. The most there can be is ln 128 = 4.85 nats." in said
     slider.send_keys(ARROW_LEFT)
     assert soon(lambda: "norm is 0.375 m" in page.text(".attack-words"))
     assert browser.run(picture) != usual

@@ -199,7 +199,7 @@ def test_the_attack_is_the_run_s_at_lengths_of_its_own(loaded, own):
         want = entropy(distribution(loaded.model, of).numpy())
         np.testing.assert_allclose([each["entropy"][step] for each in attack["clips"]], want, atol=2e-4)
     assert [each["own"] for each in attack["clips"]] == pytest.approx([ETA] * 6, abs=1e-4)
-    assert f"takes one step of length {ETA} m" in attack["says"]
+    assert f"takes one step of length {ETA} m" in attack["says"] and attack["classes"] == 128
 
 
 def batch_of(loaded: Run, clips: list[int]) -> Batch:

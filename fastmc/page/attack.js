@@ -14,6 +14,13 @@ function farthest(rho) {
   return most;
 }
 
+// Where the axis of entropies begins, and what it could reach.
+function axisWords({ classes }) {
+  const axis = "The axis of entropy does not begin at 0.";
+  if (!page.isThere(classes)) return axis;
+  return `${axis} The most there can be is ln ${classes} = ${number(Math.log(classes))} nats.`;
+}
+
 class AttackSection {
   constructor(body, run, motions, clips, id) {
     Object.assign(this, { run, clips, motions, times: 1 });
@@ -62,7 +69,8 @@ class AttackSection {
       this.words,
       make("div", { class: "row" }, make("span", { class: "hint" }, "Show the shift"), times),
     );
-    const chart = make("div", {}, make("h3", {}, "Entropy of the attacked distribution (nats)"), this.host);
+    const chart = make("div", {}, make("h3", {}, "Entropy of the random layer's shares (nats)"), this.host);
+    chart.append(make("p", { class: "hint" }, axisWords(run.attack)));
     const left = make("div", { class: "card tall" }, this.player.element, this.title);
     body.append(
       picker ? make("div", { class: "row toolbar" }, picker) : "",
@@ -176,8 +184,9 @@ function attack(content, clips) {
     id: "attack",
     title: "Attack",
     words:
-      "In training, clips are shifted a little, in the direction that makes the encoder least sure of them. Move the " +
-      "slider to make the shift stronger.",
+      "In training, clips are shifted a little. A layer of fixed random weights turns the encoder's features of a " +
+      "clip into shares, and the shift is in the direction that makes these shares more even; their entropy says how even " +
+      "they are. The layer is never trained and knows no class. Move the slider to make the shift stronger.",
     build: (body) => {
       const parts = runs.map(() => make("div", { hidden: true }));
       const show = async (n) => {

@@ -4,6 +4,8 @@
 //     colourings, colouring      [{name, of(i, run), say(value)}, ...]: all, and the one in use; colourBy(n, runs)
 //     values, rank(value)        those of the colouring that occur, and where each stands among them
 //     only, words                values that are shown, all where there are none; what is searched for
+//     kept                       [[colouring, values], ...] that other colourings show alone: they hold until cleared
+//     isNarrowed, showAll()      whether any values are shown alone; none any more
 //     hovered, chosen            clips, or null
 //     shows(i, run)              whether a clip is shown
 //   predictedBy(run)             what the run's classifier took clips for: a Map of clips to classes
@@ -51,16 +53,31 @@ class Choice {
     this.clips = clips;
     this.colourings = colourings(content, clips);
     this.colouring = this.colourings[0];
-    this.only = new Set();
+    this.filters = new Map(this.colourings.map((each) => [each, new Set()]));
     this.words = "";
     this.hovered = null;
     this.chosen = null;
   }
 
+  get only() {
+    return this.filters.get(this.colouring);
+  }
+
+  get kept() {
+    return [...this.filters].filter(([each, only]) => each !== this.colouring && only.size);
+  }
+
+  get isNarrowed() {
+    return [...this.filters.values()].some((only) => only.size);
+  }
+
+  showAll() {
+    this.filters.forEach((only) => only.clear());
+  }
+
   // Colour by the n-th; gives how many clips have each value, on average over runs.
   colourBy(n, runs) {
     this.colouring = this.colourings[n];
-    this.only.clear();
     const counts = new Map();
     for (const run of runs) {
       for (const i of run.map.clip) {
@@ -75,8 +92,8 @@ class Choice {
   }
 
   shows(i, run) {
-    const { colouring, only, words, clips } = this;
-    if (only.size && !only.has(colouring.of(i, run))) return false;
+    const { filters, words, clips } = this;
+    for (const [colouring, only] of filters) if (only.size && !only.has(colouring.of(i, run))) return false;
     return !words || `${clips.className(i)} ${clips.name(i)}`.toLowerCase().includes(words);
   }
 }

@@ -34,7 +34,7 @@ class ConfusionSection {
       make("h3", {}, "Classes, the least recognised first"),
       this.list,
     );
-    const found = make(
+    this.panel = make(
       "div",
       { class: "card found", "data-part": "confused" },
       this.title,
@@ -43,7 +43,7 @@ class ConfusionSection {
     );
     body.append(
       page.runPicker(runs, (n) => this.use(n)) ?? "",
-      make("div", { class: "columns matrix" }, matrix, found),
+      make("div", { class: "columns matrix" }, matrix, this.panel),
       list,
     );
     this.cursor = [0, 0];
@@ -179,6 +179,7 @@ class ConfusionSection {
 
   cell(r, c) {
     this.open = [r, c];
+    this.mark(null);
     this.cursor = [r, c];
     this.drawn.redraw();
     const [what, share] = this.say(r, c);
@@ -200,6 +201,14 @@ class ConfusionSection {
     const wrong = this.which((truth, predicted) => truth === c && predicted !== c);
     const share = `${wrong.length} of ${this.totals[c]} clips, ${percent((100 * wrong.length) / this.totals[c])}`;
     this.found(wrong, `${this.classes[c]}, taken for another class`, share);
+    this.mark(c);
+    const fits = this.panel.offsetHeight < 0.85 * innerHeight;
+    (fits ? this.panel : this.title).scrollIntoView({ block: "nearest" });
+  }
+
+  // The row of the list whose clips are shown.
+  mark(c) {
+    this.rows.forEach((row, of) => row.setAttribute("aria-pressed", of === c));
   }
 
   found(which, title, share) {
@@ -225,6 +234,7 @@ class ConfusionSection {
       .map((name, c) => ({ name, c, right: this.share(c, c) }))
       .filter(({ right }) => right !== null)
       .sort((a, b) => a.right - b.right);
+    this.rows = new Map();
     fill(
       this.list,
       rows.map(({ name, c, right }) => {
@@ -232,8 +242,10 @@ class ConfusionSection {
         const line = [make("span", { class: "name" }, name), bar, make("span", { class: "figure" }, percent(right, 0))];
         const press = button("", () => this.mistakesOf(c), {
           class: "quiet class",
+          "aria-pressed": false,
           title: `Play the clips of ${name} that were not recognised`,
         });
+        this.rows.set(c, press);
         return make("div", { role: "listitem" }, fill(press, line));
       }),
     );

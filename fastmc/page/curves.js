@@ -8,7 +8,11 @@ const POINT_AT = "Point at a name to read what it is; press it to hide its line,
 function markLine(panel, full) {
   const { faint, soft } = colours();
   const label = (text, position) => ({ formatter: () => text, color: soft, fontSize: 11, position });
-  const data = full.map((epoch) => ({ xAxis: epoch, label: label("bank full", "end") }));
+  const epochs = panel.lines.flatMap(({ x }) => x);
+  const middle = (Math.min(...epochs) + Math.max(...epochs)) / 2;
+  // Beside its line, towards the middle: about it, it would lie on the figures of the axis.
+  const beside = (epoch) => ({ ...label("bank full", "end"), align: epoch < middle ? "left" : "right" });
+  const data = full.map((epoch) => ({ xAxis: epoch, label: beside(epoch) }));
   if (panel.mark) data.push({ yAxis: panel.mark.y, label: label(panel.mark.text, "insideStartTop") });
   return { symbol: "none", silent: true, lineStyle: { color: faint, type: "dotted", width: 1.5 }, data };
 }

@@ -12,7 +12,7 @@ const DRAGGED = 5; // pixels that a click may wander
 
 class Gallery {
   constructor(content, clips) {
-    Object.assign(this, { content, clips, at: 0, playAll: false, selects: {} });
+    Object.assign(this, { content, clips, at: 0, playAll: false });
     this.wanted = { class: null, fields: {}, split: null, bodies: null, length: null, words: "" };
     this.camera = new page.Camera(clips.skeleton);
   }
@@ -41,74 +41,80 @@ class Gallery {
     body.append(this.filters, make("div", { class: "row" }, this.said, sides(this.clips.skeleton), all), this.grid);
     this.pager = body.appendChild(make("div", { class: "row pager" }, this.back, this.on));
     this.enlarged = new Enlarged(this);
-    this.drawFilters();
+    this.makeFilters();
     this.choose();
   }
 
-  drawFilters() {
+  // Made once: a list that were made anew at each change would lose the focus.
+  makeFilters() {
     const { content, wanted } = this;
-    const { store } = content;
-    const byList = (label, entries, chosen, take) =>
-      choice(label, ["all", ...entries.map((entry) => entry[0])], chosen + 1, (n) => this.want(() => take(n - 1)));
-    const controls = [];
-    if (content.classes.length) {
-      const entries = store.by.class.filter(([, , count]) => count);
-      const chosen = entries.findIndex(([, value]) => value === wanted.class);
-      controls.push(byList("class", entries, chosen, (n) => (wanted.class = entries[n]?.[1] ?? null)));
-    }
-    for (const field of content.fields) {
-      const entries = store.by[field];
-      const chosen = entries.findIndex(([, value]) => value === wanted.fields[field]);
-      controls.push(byList(field, entries, chosen, (n) => (wanted.fields[field] = entries[n]?.[1] ?? null)));
-    }
+    const { store, classes, fields } = content;
     const splits = store.protocols.flatMap(({ name }, n) => [
       [`${name}: training`, [n, 0]],
       [`${name}: test`, [n, 1]],
     ]);
-    const split = splits.findIndex(([, value]) => String(value) === String(wanted.split));
-    controls.push(byList("part", splits, split, (n) => (wanted.split = splits[n]?.[1] ?? null)));
-    if (store.bodies.length > 1) {
-      const entries = store.bodies.map(([bodies]) => [plural(bodies, "body", "bodies"), bodies]);
-      const chosen = entries.findIndex(([, value]) => value === wanted.bodies);
-      controls.push(byList("bodies", entries, chosen, (n) => (wanted.bodies = entries[n]?.[1] ?? null)));
-    }
-    const search = make("input", {
-      type: "search",
-      placeholder: "part of a name",
-      value: wanted.words,
-      "aria-label": "Search by name",
-    });
+    const bodies = store.bodies.map(([count]) => [plural(count, "body", "bodies"), count]);
+    const withClips = classes.length ? store.by.class.filter(([, , count]) => count) : [];
+    this.lists = [
+      classes.length ? this.list("class", withClips, wanted) : null,
+      ...fields.map((field) => this.list(field, store.by[field], wanted.fields)),
+      this.list("part", splits, wanted, "split"),
+      store.bodies.length > 1 ? this.list("bodies", bodies, wanted) : null,
+    ].filter(Boolean);
+    this.search = this.searchBox();
+    this.ofLength = make("span", { hidden: true });
+    const clear = button("Clear", () => this.clear(), { class: "quiet" });
+    const lists = this.lists.map(({ element }) => element);
+    fill(this.filters, lists, this.ofLength, this.search, clear);
+  }
+
+  // A list of entries [name, value, ...], of which one is of[key], or all of them.
+  list(label, entries, of, key = label) {
+    const take = (n) => this.want(() => (of[key] = entries[n - 1]?.[1] ?? null));
+    const element = choice(label, ["all", ...entries.map(([name]) => name)], 0, take);
+    const select = element.querySelector("select");
+    const at = () => entries.findIndex(([, value]) => String(value) === String(of[key]));
+    return { element, update: () => (select.selectedIndex = 1 + at()) };
+  }
+
+  searchBox() {
+    const search = make("input", { type: "search", placeholder: "part of a name", "aria-label": "Search by name" });
     search.addEventListener("input", () => {
-      wanted.words = search.value;
+      this.wanted.words = search.value;
       this.choose();
     });
-    if (wanted.length) {
-      const [low, high] = wanted.length;
-      const words = `${number(low)} – ${number(high - 1)} frames ×`;
-      controls.push(
-        button(words, () => this.want(() => (wanted.length = null)), {
-          "aria-label": `Clips of any length, not of ${words}`,
-        }),
-      );
-    }
-    fill(
-      this.filters,
-      controls,
-      search,
-      button("Clear", () => this.clear(), { class: "quiet" }),
-    );
+    return search;
+  }
+
+  updateFilters() {
+    const { words, length } = this.wanted;
+    this.lists.forEach(({ update }) => update());
+    if (this.search.value !== words) this.search.value = words;
+    this.ofLength.hidden = !length;
+    fill(this.ofLength, length ? this.lengthButton(length) : null);
+  }
+
+  lengthButton([low, high]) {
+    const words = `${number(low)} – ${number(high - 1)} frames ×`;
+    const drop = () => {
+      this.want(() => (this.wanted.length = null));
+      this.search.focus();
+    };
+    return button(words, drop, { "aria-label": `Clips of any length, not of ${words}` });
   }
 
   want(change) {
     change();
-    this.drawFilters();
+    this.updateFilters();
     this.choose();
   }
 
   clear() {
-    this.want(() =>
-      Object.assign(this.wanted, { class: null, fields: {}, split: null, bodies: null, length: null, words: "" }),
-    );
+    const { wanted } = this;
+    this.want(() => {
+      for (const field of Object.keys(wanted.fields)) wanted.fields[field] = null;
+      Object.assign(wanted, { class: null, split: null, bodies: null, length: null, words: "" });
+    });
   }
 
   // A bar of another section was pressed: its clips, and nothing else, and there they are.

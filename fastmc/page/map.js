@@ -25,6 +25,7 @@ class MapSection {
     this.caption = make("div", { class: "caption", "aria-live": "polite" });
     this.count = make("span", { class: "hint", "aria-live": "polite" });
     this.howMany = make("span", { class: "hint", "aria-live": "polite" });
+    this.kept = make("span", { class: "row", "data-part": "kept" });
     this.legend = make("div", { class: "legend values", role: "toolbar", "aria-label": "Show these dots alone" });
     page.onKeys(this.legend, (key) => this.goAlong(key));
     this.near = make("div", { class: "near", "data-part": "neighbours" });
@@ -93,7 +94,7 @@ class MapSection {
     this.grid = make("div", { class: "maps" }, this.cards);
     body.append(
       this.chooser() ?? "",
-      make("div", { class: "row toolbar" }, label, colouring, search, this.count),
+      make("div", { class: "row toolbar" }, label, colouring, search, this.kept, this.count),
       this.legend,
       make("div", { class: "map-and-player" }, this.grid, side),
       this.near,
@@ -240,7 +241,7 @@ class MapSection {
         this.refresh();
       };
       const chip = button(page.shorten(colouring.say(value), 60), press, {
-        "aria-pressed": false,
+        "aria-pressed": only.has(value),
         title: `${colouring.say(value)}: ${plainCount(counts.get(value))}`,
       });
       chip.prepend(page.swatch(rank));
@@ -252,11 +253,26 @@ class MapSection {
   }
 
   showAll() {
-    this.choice.only.clear();
+    this.choice.showAll();
     this.chips.forEach((chip) => chip.setAttribute("aria-pressed", false));
     this.stopAt(this.listed()[0]);
     this.listed()[0].focus();
     this.refresh();
+  }
+
+  // What another colouring shows alone, each with a press that ends it.
+  drawKept() {
+    const chips = this.choice.kept.map(([colouring, only]) => {
+      const words = page.listed([...only].map((value) => colouring.say(value)));
+      const clear = () => {
+        only.clear();
+        this.refresh();
+        this.listed()[0].focus();
+      };
+      return button(`${page.shorten(words, 60)} ×`, clear, { "aria-label": `Show all again, not ${words} alone` });
+    });
+    fill(this.kept, chips);
+    this.kept.hidden = !chips.length;
   }
 
   // The list may be long: the tab key stops at one of it, and arrows go along.
@@ -294,15 +310,14 @@ class MapSection {
 
   refresh() {
     this.maps.forEach((map) => map.redraw());
-    const { only, words } = this.choice;
-    this.all.hidden = !only.size;
+    const { isNarrowed, words } = this.choice;
+    this.all.hidden = !isNarrowed;
+    this.drawKept();
     const run = this.runs[Math.min(...this.shown)];
     const total = run.map.clip.length;
     const shown = run.map.clip.filter((i) => this.choice.shows(i, run)).length;
-    fill(
-      this.count,
-      only.size || words ? `${number(shown)} of ${page.plural(total, "clip")}` : page.plural(total, "clip"),
-    );
+    const some = `${number(shown)} of ${page.plural(total, "clip")}${shown ? "" : ": nothing matches"}`;
+    fill(this.count, isNarrowed || words ? some : page.plural(total, "clip"));
     if (!this.shelves.length) this.showNeighbours(null);
   }
 

@@ -10,6 +10,7 @@
 const page = window.fastmcPage;
 const { make, button } = page;
 
+const NEXT = 40; // pixels of the link before the current one that stay in sight
 const REMEMBERED = "fastmc-theme";
 
 function remembered() {
@@ -42,6 +43,7 @@ function themeSwitch() {
 
 function navigation(title, sections) {
   const links = sections.map(({ id, title: words }) => make("a", { href: `#${id}`, "data-to": id }, words));
+  const row = make("div", { class: "links" }, links);
   const inView = new IntersectionObserver(
     (entries) => {
       for (const { target, isIntersecting } of entries) {
@@ -49,6 +51,7 @@ function navigation(title, sections) {
         if (isIntersecting) {
           links.forEach((each) => each.removeAttribute("aria-current"));
           link.setAttribute("aria-current", "true");
+          row.scrollTo({ left: link.offsetLeft - row.offsetLeft - NEXT });
         }
       }
     },
@@ -57,7 +60,7 @@ function navigation(title, sections) {
   const bar = make(
     "nav",
     { class: "bar", "aria-label": "Sections" },
-    make("div", { class: "links" }, links),
+    row,
     themeSwitch(),
   );
   return { bar, watch: (section) => inView.observe(section) };

@@ -23,11 +23,20 @@ function lead(content) {
   const [run] = runs;
   const row = firstRow(accuracies, runs);
   if (row < 0) return null;
-  const before = page.isThere(run.untrained?.[row])
-    ? `; before training it was ${page.percent(run.untrained[row])}`
-    : "";
+  const untrained = run.untrained?.[row];
+  const before = page.isThere(untrained) ? `before training it was ${page.percent(untrained)}` : "";
+  const beside = [before, ofRaw(content, row)].filter(Boolean).join(", and ");
   const trained = `${page.percent(run.trained[row])}${testClips(content)} (${accuracies.rows[row]})`;
-  return `Trained without labels, the encoder recognises ${trained}${before}.`;
+  return `Trained without labels, the encoder recognises ${trained}${beside && `; ${beside}`}.`;
+}
+
+// What raw coordinates give: once where all groups share it, else for each group where all are known.
+function ofRaw({ groups, runs }, row) {
+  const found = groups.map((group) => group.runs.map((n) => runs[n].raw?.[row]).find(page.isThere));
+  const known = found.filter(page.isThere).map((share) => page.percent(share));
+  const isShared = new Set(known).size === 1;
+  if (!isShared && (!known.length || known.length < groups.length)) return "";
+  return `raw coordinates give ${page.listed(isShared ? known.slice(0, 1) : known)}`;
 }
 
 // The first kind of accuracy that all runs have; -1 where there is none.
@@ -57,7 +66,8 @@ function recognised(content) {
   if (row < 0 || groups.length > MOST_NAMED) return ", beside one another";
   const means = groups.map((group) => page.spread(group.runs.map((n) => runs[n].trained[row])).mean);
   const shares = page.listed(means.map((mean) => page.percent(mean)));
-  return `: ${shares}${testClips(content)} are recognised (${accuracies.rows[row]})`;
+  const raw = ofRaw(content, row);
+  return `: ${shares}${testClips(content)} are recognised (${accuracies.rows[row]})${raw && `; ${raw}`}`;
 }
 
 // Facts that all runs share are said once, at the top.

@@ -73,12 +73,13 @@ function settingsOf(run, several) {
     "aria-label": `Search the settings of ${run.label}`,
   });
   const rows = [["folder", folder], ...facts, ...settings].filter(([, value]) => page.isThere(value));
+  const said = make("span", { class: "hint", role: "status" });
   const found = page.table({ rows, label: `Settings of ${run.label}` });
   search.addEventListener("input", () => {
     const wanted = search.value.trim().toLowerCase();
-    found
-      .querySelectorAll("tbody tr")
-      .forEach((line) => (line.hidden = !line.textContent.toLowerCase().includes(wanted)));
+    const lines = [...found.querySelectorAll("tbody tr")];
+    lines.forEach((line) => (line.hidden = !line.textContent.toLowerCase().includes(wanted)));
+    fill(said, lines.every((line) => line.hidden) ? "nothing matches" : null);
   });
   const again = command
     ? make(
@@ -94,7 +95,7 @@ function settingsOf(run, several) {
     { class: "card" },
     make("summary", {}, title),
     again,
-    make("div", { class: "row toolbar" }, search),
+    make("div", { class: "row toolbar" }, search, said),
     found,
   );
 }

@@ -219,6 +219,7 @@ def _attack(attack: Attack, run: PageRun, carried: Carried) -> dict[str, Any]:
     length = f"{found.own.min():.3g} to {found.own.max():.3g}" if np.ptp(found.own) > 1e-3 else f"{found.own.max():.3g}"
     return {
         "clips": clips,
+        "classes": getattr(run.config.settings, "attack_classes", None),
         "says": (
             f"The whole clip, as {run.config.frames} frames, moved along the perturbation ρ of this run's attack, "
             f"which takes one step of length {length} m here (η = {eta:g} m at most). The direction is the run's; how "
