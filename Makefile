@@ -56,7 +56,7 @@ TEST_FLAGS ?= -n 2
 test: $(DEV_STAMP) ## all tests
 	$(BIN)/python -m pytest $(TEST_FLAGS) --dist worksteal
 
-quick: $(DEV_STAMP) ## tests in some 70 seconds: units, and a short run of every method
+quick: $(DEV_STAMP) ## tests in a minute: units, and a short run of every method
 	$(BIN)/python -m pytest $(TEST_FLAGS) --dist worksteal -m "quick or not (slow or program or compiler or shared or gpu)"
 
 test-gpu: $(DEV_STAMP) ## what needs an NVIDIA GPU; says what it leaves out, and why
