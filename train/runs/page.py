@@ -16,7 +16,7 @@ from fastmc.data.store import PackedStore
 from fastmc.figures.history import Panel, panels_of
 from fastmc.methods import find_method
 from fastmc.page.clips import clip_columns, known_fields, skeleton_content
-from fastmc.page.document import as_json, write_page
+from fastmc.page.document import room_for_motion, write_page
 from fastmc.page.motion import pack
 from train.engine.profiling import Part
 from train.engine.record import duration, log
@@ -29,8 +29,6 @@ from train.runs.report import made_by
 
 MOST_BYTES, MOST_BYTES_SAMPLED = 6_000_000, 20_000_000
 """Of a page, and of one whose 2,000 test clips are some of more, with neighbours of their own."""
-OTHER_BYTES = 1_500_000
-"""Of these for the page's programs and style, which have 1.3 MB."""
 FEWEST_BYTES = 1_000_000
 """For clips, however many numbers the runs have."""
 FINE = 1e-5
@@ -86,7 +84,7 @@ def content_of(runs: Sequence[PageRun], command: str) -> dict[str, Any]:
         "differences": _differences(runs),
         "accuracies": {"rows": list(ACCURACIES.values())},
     }
-    return content if carried is None else {**content, "motion": carried.motion(len(as_json(content)))}
+    return content if carried is None else {**content, "motion": carried.motion(content)}
 
 
 def _title(runs: Sequence[PageRun], groups: Sequence[dict[str, Any]]) -> str:
@@ -147,10 +145,10 @@ class Carried:
             "clips": clip_columns(store, self.clips, self.test),
         }
 
-    def motion(self, taken: int) -> dict[str, Any]:
-        """How they move, in the room that a page of so many bytes has left."""
+    def motion(self, content: dict[str, Any]) -> dict[str, Any]:
+        """How they move, in the room that a page with the rest of its content has left."""
         most = MOST_BYTES if len(self.test) <= SHOWN else MOST_BYTES_SAMPLED
-        room = max(most - OTHER_BYTES - taken, FEWEST_BYTES)
+        room = max(room_for_motion(content, most), FEWEST_BYTES)
         return pack((self.store.clip(n) for n in self.clips), self.store.skeleton, most_bytes=room)
 
 
