@@ -97,6 +97,13 @@ def test_files_depend_on_seed_and_name_only(folder: Path, tmp_path: Path) -> Non
     assert again[0].read_bytes() != again[1].read_bytes()
 
 
+def test_no_two_bodies_of_a_file_share_an_id() -> None:
+    """Subject 50's partner draws the number of subject 50 in this performance, which no reader would take."""
+    _, tracks = film(0, 2, 1, (50, 22, 1))
+    ids = [track.identity for track in tracks]
+    assert len(tracks) == 2 and ids[1] == ids[0] + 1
+
+
 @pytest.mark.parametrize(
     "bad", [{"subjects": 0}, {"actions": [NUM_ACTIONS + 1]}, {"cameras": 4}, {"replications": 0}, {"seed": -1}]
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -69,7 +69,18 @@ def film(seed: int, setup: int, camera: int, key: tuple[int, int, int]) -> tuple
     tracks = _drop_outs(rng, tracks)
     if rng.random() < 0.06:
         tracks.append(_ghost(rng, tracks[0], last - first))
-    return last - first, tracks
+    return last - first, _told_apart(tracks)
+
+
+def _told_apart(tracks: list[Track]) -> list[Track]:
+    """IDs are drawn one by one, so that two of a clip may be the same number; the later one takes the next free."""
+    out: list[Track] = []
+    for track in tracks:
+        identity, taken = track.identity, {other.identity for other in out}
+        while identity in taken:
+            identity += 1
+        out.append(replace(track, identity=identity))
+    return out
 
 
 def _recorded(rng: np.random.Generator, performance: Performance) -> tuple[int, int]:
