@@ -54,7 +54,8 @@ def ntu60(
     Args:
         raw: folder of the SsssCcccPpppRrrrAaaa.skeleton files, at any depth.
         out: folder of the store.
-        missing: published list of the 302 files with missing or incomplete skeletons; they are left out.
+        missing: published list of the 302 files with missing or incomplete skeletons, which are left out:
+            Matlab/NTU_RGBD_samples_with_missing_skeletons.txt of https://github.com/shahroudy/NTURGB-D.
         max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
             out.
         max_bodies: keep so many of a clip, 1 or 2: those that move most.
@@ -93,7 +94,8 @@ def ntu120(
     Args:
         raw: folder of the SsssCcccPpppRrrrAaaa.skeleton files of both archives, at any depth.
         out: folder of the store.
-        missing: published list of the 535 files with missing or incomplete skeletons; they are left out.
+        missing: published list of the 535 files with missing or incomplete skeletons, which are left out:
+            Matlab/NTU_RGBD120_samples_with_missing_skeletons.txt of https://github.com/shahroudy/NTURGB-D.
         max_coordinate: metres; a clip with a larger coordinate, or 100 times that before it is normalised, is left
             out.
         max_bodies: keep so many of a clip, 1 or 2: those that move most.

@@ -47,15 +47,19 @@ HOW_TO_GET_NTU = f"""\
 NTU RGB+D may not be redistributed. To get it:
   1. request access at https://rose1.ntu.edu.sg/dataset/actionRecognition (ROSE Lab, NTU Singapore);
   2. download the 3D skeletons, nturgbd_skeletons_s001_to_s017.zip, and unpack it;
-  3. python -m train.prepare ntu60 --raw FOLDER --out data/ntu60
-FOLDER must hold files such as S001C001P001R001A001.skeleton ({NTU60_FILES:,} of them), at any depth."""
+  3. python -m train.prepare ntu60 --raw FOLDER --out data/ntu60 --missing LIST
+FOLDER must hold files such as S001C001P001R001A001.skeleton ({NTU60_FILES:,} of them), at any depth.
+LIST names the 302 to leave out: Matlab/NTU_RGBD_samples_with_missing_skeletons.txt of
+https://github.com/shahroudy/NTURGB-D"""
 HOW_TO_GET_NTU120 = f"""\
 NTU RGB+D 120 may not be redistributed. To get it:
   1. request access at https://rose1.ntu.edu.sg/dataset/actionRecognition (ROSE Lab, NTU Singapore);
   2. download the 3D skeletons, nturgbd_skeletons_s001_to_s017.zip and nturgbd_skeletons_s018_to_s032.zip, and unpack
      both below one folder;
-  3. python -m train.prepare ntu120 --raw FOLDER --out data/ntu120
-FOLDER must hold files such as S018C001P008R001A061.skeleton ({NTU120_FILES:,} of them in both), at any depth."""
+  3. python -m train.prepare ntu120 --raw FOLDER --out data/ntu120 --missing LIST
+FOLDER must hold files such as S018C001P008R001A061.skeleton ({NTU120_FILES:,} of them in both), at any depth.
+LIST names the 535 to leave out: Matlab/NTU_RGBD120_samples_with_missing_skeletons.txt of
+https://github.com/shahroudy/NTURGB-D"""
 
 
 def prepare_ntu(
