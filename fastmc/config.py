@@ -151,8 +151,8 @@ class Config:
     protocol: str | None = None
     """Training and test split, such as xsub or xview; by default the store's first."""
     preset: Preset = "paper"
-    """paper: the settings of section 4.2, for a GPU. small: hours on a CPU. tiny: minutes, for a first look. A
-    preset sets defaults, every other flag overrides it. By default paper; tiny for the synthetic dataset."""
+    """paper: the settings of section 4.2, for a GPU. small: half an hour on a CPU. tiny: minutes, for a first look.
+    A preset sets defaults, every other flag overrides it. By default paper; tiny for the synthetic dataset."""
     method: str = "a2mc"
     """a2mc, or the rows of the paper's table 6 that lead to it. b1: x0, x3, InfoNCE, FIFO bank; b2: + attack and views
     x1, x2; b3: + MC loss; a2mc: + mixing and the learned bank. Or one of its rivals: skeletonclr, ascal, aimclr, hiclr,
