@@ -114,6 +114,11 @@ class Skeleton:
             return self.index(text)
         return tuple(self.index(part.strip()) for part in text.split("+"))
 
+    def in_words(self, role: str) -> str:
+        """The joints of a role, as `role` takes them; "unknown" where they are."""
+        given = getattr(self, role)
+        return "unknown" if given == -1 else " + ".join(self.joint_names[joint] for joint in np.atleast_1d(given))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, for JSON."""
         return {
@@ -179,6 +184,11 @@ class Skeleton:
             check_tree(parents, plain.joint_names)  # here, so that it is told before a role that is not there
         roles: dict[str, Any] = {role: _role_of(values[role], plain) for role in ROLES if role in values}
         return cls(name, plain.joint_names, parents, **roles, mirror=_mirror_of(values.get("pairs"), plain))
+
+
+def numbered(joints: int) -> tuple[str, ...]:
+    """The names of joints that nobody has named; two layouts of them may be of different joints."""
+    return tuple(f"joint {joint}" for joint in range(joints))
 
 
 def check_tree(parents: Sequence[int], names: Sequence[str] = ()) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 
 from fastmc.files import lock, read_text, remove_what_was_left, summed_file, sync_folder, writing
 from fastmc.reading import load_array, reading, shown, writable
-from fastmc.skeleton import Skeleton
+from fastmc.skeleton import ROLES, Skeleton
 
 FRAMES = "frames.npy"
 CHUNK_ROWS = 1 << 16
@@ -522,6 +522,13 @@ def _meta_of_store(path: Path) -> dict[str, Any] | None:
 def _check_protocol(name: str, rule: Mapping[str, Any]) -> None:
     if rule["field"] not in PROTOCOL_FIELDS or not all(isinstance(value, int) for value in rule["train"]):
         raise ValueError(f"protocol {name!r} must split by one of {', '.join(PROTOCOL_FIELDS)} in integers")
+
+
+def frame_in_words(normalisation: str, skeleton: Skeleton) -> str:
+    """The frame of reference of clips with the joints that it was made by: it is another one where these are others."""
+    if normalisation == NOT_NORMALISED:
+        return normalisation
+    return f"{normalisation} ({', '.join(f'{role} = {skeleton.in_words(role)}' for role in ROLES)})"
 
 
 def check_name(name: str) -> None:

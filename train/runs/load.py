@@ -14,8 +14,9 @@ from fastmc.config import Config, load_config
 from fastmc.data.placed.placement import Placement, place_store
 from fastmc.data.placed.resident import PlacedStore
 from fastmc.data.report import why_not_evaluated
-from fastmc.data.store import PackedStore
+from fastmc.data.store import PackedStore, frame_in_words
 from fastmc.methods.base import Method
+from fastmc.skeleton import numbered
 from fastmc.state import RunState, TrainingData
 from train.command.datasets import open_dataset
 from train.engine.record import log
@@ -122,11 +123,15 @@ def load_for(
     store = open_dataset(dataset, root)
     model = trained_model(config, state, layout, device, allow, path=path)
     placed = place(store, model, config, device, placement)
-    if isinstance(layout, TrainingData) and layout.normalisation != store.normalisation:
-        log.warning(
-            "%s: the frame of its clips is %s, that of the clips of %s was %s; the encoder does not know it",
-            *(store.path, store.normalisation, config.dataset, layout.normalisation),
-        )
+    if isinstance(layout, TrainingData):
+        of_store, of_run = (frame_in_words(of.normalisation, of.skeleton) for of in (store, layout))
+        if of_store != of_run:
+            log.warning(
+                "%s: the frame of its clips is %s, that of the clips of %s was %s; the encoder does not know it",
+                *(store.path, of_store, config.dataset, of_run),
+            )
+    if store.skeleton.joint_names == numbered(store.skeleton.num_joints):
+        log.warning("%s: its joints have no names, so that nothing tells whether they are those of the run", store.path)
     there = replace(config, dataset=dataset, protocol=store.protocols[0])
     return Run(folder, there, model, placed, store, allow, trained=config, checkpoint=checkpoint)
 
