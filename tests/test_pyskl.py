@@ -92,6 +92,42 @@ def test_lists_of_other_names(tmp_path, told):
     assert store.class_names == ("class 0", "class 1", "class 2", "class 3")
 
 
+def test_of_pairs_of_lists_that_each_hold_some_clips_one_is_kept(tmp_path, told, capsys):
+    """As hmdb51, whose three splits each leave many clips out."""
+    annotations = [annotation(n) for n in range(9)]
+    split = {"train1": NAMES[:4], "test1": NAMES[4:6], "train2": NAMES[3:7], "test2": NAMES[7:]}
+    file = write(tmp_path, annotations, split)
+    command = ["pyskl", "--file", str(file), "--out", str(tmp_path / "out")]
+    assert main(command) == 1
+    says = capsys.readouterr().err
+    assert "no pair of lists that hold all clips" in says
+    assert "--protocol NAME keeps one pair, and the clips in it: 1, 2" in says
+    assert main([*command, "--protocol", "3"]) == 1
+    assert "--protocol 3 is none of its pairs of lists: 1, 2" in capsys.readouterr().err
+    assert main([*command, "--protocol", "2"]) == 0
+    store = PackedStore.open(tmp_path / "out")
+    assert store.protocols == ("2",) and not told.records
+    assert [store.names[side].tolist() for side in store.split("2")] == [sorted(NAMES[3:7]), sorted(NAMES[7:])]
+    file = write(tmp_path, annotations, {**SPLIT, **split, "train2": NAMES})  # 2 has clips that train and test
+    assert import_pyskl(file, tmp_path / "xview", protocol="xview").protocols == ("xview",)
+
+
+def test_a_class_that_is_not_known_and_two_lists_that_test(tmp_path, told):
+    annotations = [annotation(n) for n in range(9)]
+    annotations[1]["label"], annotations[2]["label"] = -1, np.float32(2)
+    split = {"train": NAMES[:5], "val": NAMES[5:7], "test": NAMES[7:]}
+    store = import_pyskl(write(tmp_path, annotations, split), tmp_path / "out")
+    assert "split: clips of val, test all test" in told.text
+    labels = dict(zip(store.names.tolist(), store.label.tolist(), strict=True))
+    assert (labels[NAMES[0]], labels[NAMES[1]], labels[NAMES[2]]) == (0, -1, 2)
+    assert store.class_names == tuple(NTU60_CLASS_NAMES), "the labels that are known are those of the names"
+    for each in annotations:
+        each["label"] = -1
+    told.clear()
+    store = import_pyskl(write(tmp_path, annotations, {**split, "val": []}), tmp_path / "none")
+    assert store.class_names == () and "all test" not in told.text
+
+
 def broken(**changes):
     return [annotation(0), {**annotation(1), **changes}, *[annotation(n) for n in range(2, 9)]]
 
@@ -106,7 +142,7 @@ def broken(**changes):
         ({"split": {"first": NAMES}, "annotations": [annotation(0)]}, "split has a list 'first'"),
         ({"split": {"train": NAMES, "val": NAMES}, "annotations": [annotation(0)]}, "both trains and tests"),
         ({"split": SPLIT, "annotations": [annotation(0)] * 2}, "two annotations have the same frame_dir"),
-        ({"split": SPLIT, "annotations": broken(label=-1)}, "annotation 1: label -1 is no class index"),
+        ({"split": SPLIT, "annotations": broken(label=-2)}, "annotation 1: label -2 is no class index"),
         ({"split": SPLIT, "annotations": broken(label="a")}, "label 'a' is no class index"),
         ({"split": SPLIT, "annotations": broken(frame_dir=3)}, "frame_dir is 3, expected a name"),
         ({"split": SPLIT, "annotations": broken(frame_dir="a\nb")}, "control characters"),
