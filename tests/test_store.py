@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -250,6 +251,17 @@ def test_two_writers_of_one_store(tmp_path):
     assert process.returncode == 0
     assert PackedStore.open(tmp_path / "toy").names.tolist() == ["a"]
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_a_disk_without_locks_is_said(tmp_path, monkeypatch):
+    def fails(handle, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", fails)
+    with pytest.raises(StoreError, match=r"\.toy\.lock cannot be locked \(No locks available\)"):
+        write(tmp_path / "toy")
+    with pytest.raises(StoreError, match="cannot be locked"):
+        store_module.wait_for_writer(tmp_path / "toy")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

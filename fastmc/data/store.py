@@ -573,19 +573,22 @@ def _lock(path: Path) -> int:
     """Lock the place of a store for the life of this process; the kernel unlocks it even after a kill.
 
     Raises:
-        StoreBusy: another writer has locked it; the message names its process.
+        StoreBusy: another writer has locked it; the message names its process. StoreError: there are no locks.
     """
     file = _lock_file(path)
     while True:
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             lock(handle)
-        except OSError:
+        except BlockingIOError:
             os.lseek(handle, 0, os.SEEK_SET)
             number = os.read(handle, 20).decode("ascii", "replace")
             os.close(handle)
             who = f"process {number}" if number else "another process"
             raise StoreBusy(f"{path} is being written by {who}; wait for it, or stop it") from None
+        except OSError as error:  # a disk without locks: to wait for one would be for ever
+            os.close(handle)
+            raise StoreError(f"{file} cannot be locked ({error.strerror}); choose a place on another disk") from error
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), os.stat(file)):
                 os.ftruncate(handle, 0)

@@ -18,7 +18,7 @@ from fastmc.data.store import PackedStore, frame_in_words
 from fastmc.methods.base import Method
 from fastmc.skeleton import numbered
 from fastmc.state import RunState, TrainingData
-from train.command.datasets import open_dataset
+from train.command.datasets import open_dataset, root_of
 from train.engine.record import log
 
 
@@ -94,11 +94,11 @@ def load_run(
     Raises:
         ValueError: the placement does not fit, or as of `fastmc.registry.find`.
         RunFolderError: the folder is no run. CheckpointError: it holds no checkpoint, or one of other data.
-        DatasetError: the data are not there.
+        DatasetError: the data are not there, or ``data_root`` is not.
     """
     config = load_config(folder, allow)
     path, state = RunState.read(folder / "checkpoints", checkpoint)
-    store = open_dataset(config.dataset, data_root or config.data_root)
+    store = open_dataset(config.dataset, root_of(data_root, config.data_root))
     state.check_dataset(store.content_checksum, path)
     model = trained_model(config, state, state.data or store, device, allow, path=path)
     placed = place(store, model, config, device, placement)
@@ -118,7 +118,7 @@ def load_for(
     checkpoint does not describe them. Raises as `load_run`; ValueError if the encoder cannot read the clips."""
     config = load_config(folder, allow)
     path, state = RunState.read(folder / "checkpoints", checkpoint)
-    root = data_root or config.data_root
+    root = root_of(data_root, config.data_root)
     layout: ClipLayout = state.data or open_dataset(config.dataset, root)
     store = open_dataset(dataset, root)
     model = trained_model(config, state, layout, device, allow, path=path)
