@@ -110,8 +110,8 @@ def load_page_run(
     weights, data or settings, is measured anew from its checkpoint and features, and kept.
 
     Raises:
-        As `read_run`. DatasetError: ``data_root`` is not there. StoreError: the clips are damaged. WriteError: what was
-        measured cannot be kept.
+        As `read_run`. DatasetError: ``data_root`` is not there. StoreError: the clips are damaged.
+        WriteError: what was measured cannot be kept.
     """
     run = read_run(folder, label, allow)
     if run.report is None:
