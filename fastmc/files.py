@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import fnmatch
 import glob
 import json
 import os
 import shutil
 import stat
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -101,33 +104,35 @@ def write_json(path: Path, content: Any) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A file beside ``path`` to write to, which becomes ``path`` at the end, once it is on disk, and is removed after
-    an error. WriteError where it cannot be written."""
-    unfinished = path.with_name(f".unfinished-{path.name}")  # the suffix stays: writers go by it
-    try:
-        with writing(path):
-            yield unfinished
-            sync_file(unfinished)
-            os.replace(unfinished, path)
-            sync_folder(path.parent)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """A file to write to, which becomes ``path`` at the end, once it is on disk, and is removed after an error.
+    WriteError where it cannot be written.
+
+    It lies in a folder of this process alone, so that two that write to one place each put a whole file there; its name
+    is that of ``path``, since writers go by the suffix, and some put the name into the file.
+    """
+    with writing(path), temporary_beside(path, folder=True) as folder:
+        unfinished = folder / path.name
+        yield unfinished
+        sync_file(unfinished)
+        os.replace(unfinished, path)
+        sync_folder(path.parent)
 
 
 @contextmanager
 def temporary_beside(path: Path, *, folder: bool = False) -> Iterator[Path]:
-    """An empty file, or a folder, beside ``path`` for this process alone, removed at the end if it is still there. What
+    """An empty file, or a folder, beside ``path`` for this use alone, removed at the end if it is still there. What
     processes have left that were killed is removed first.
 
-    It is locked while it is in use, which the kernel ends even after a kill, on a disk of several machines too.
+    It is locked while it is in use, which the kernel ends even after a kill, on a disk of several machines too. Where
+    the disk has no locks, what is left of killed processes stays.
     """
     remove_what_was_left(path)
-    mine = path.with_name(f".{path.name}-{os.getpid()}{TEMPORARY}")
-    mine.mkdir() if folder else mine.touch()
+    mine = _new_beside(path, folder)
     handle = None if ON_WINDOWS else os.open(mine, os.O_RDONLY)  # there folders are not opened, and what is open stays
     try:
         if handle is not None:
-            lock(handle, wait=True)
+            with suppress(OSError):
+                lock(handle, wait=True)
         yield mine
     finally:
         _remove(mine)
@@ -135,16 +140,26 @@ def temporary_beside(path: Path, *, folder: bool = False) -> Iterator[Path]:
             os.close(handle)
 
 
+def _new_beside(path: Path, folder: bool) -> Path:
+    for n in count():
+        mine = path.with_name(f".{path.name}-{f'{n}-' * (n > 0)}{os.getpid()}{TEMPORARY}")
+        with suppress(FileExistsError):
+            mine.mkdir() if folder else mine.touch(exist_ok=False)
+            break
+    return mine
+
+
 def remove_what_was_left(path: Path) -> None:
     """Temporary files and folders beside ``path`` of processes that are gone."""
     for left in path.parent.glob(f".{glob.escape(path.name)}-*{TEMPORARY}"):
         number = left.name.removesuffix(TEMPORARY).rpartition("-")[2]
-        if not number.isdigit() or _is_running(int(number)):
+        own = number == str(os.getpid())  # it may be left of another one: in a container all have the same few numbers
+        if not number.isdigit() or (not own and _is_running(int(number))):
             continue
         with suppress(OSError):
             handle = os.open(left, os.O_RDONLY)
             try:
-                lock(handle)  # an error if another machine's process uses it
+                lock(handle)  # an error if it is in use, here or by another machine
                 _remove(left)
             finally:
                 os.close(handle)
@@ -285,11 +300,25 @@ def make_folder_of(file: Path) -> None:
 
 
 def find_files(folder: Path, pattern: str) -> list[Path]:
-    """Files of this name at any depth, by name and then path; none if there is no such folder.
+    """Files of this name at any depth, in folders that are links too, by name and then path; none if there is no such
+    folder.
 
-    Archives made on a Mac hold a hidden companion ``._NAME`` of every file, which is passed over.
+    What several ways lead to is found by one of them, one without links where there is such a one; so a circle of links
+    ends. Archives made on a Mac hold a hidden companion ``._NAME`` of every file, which is passed over.
     """
-    found = folder.rglob(pattern) if folder.is_dir() else []
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    tops = deque([str(folder)])
+    while tops:
+        for place, folders, files in os.walk(tops.popleft()):
+            state = os.stat(place)
+            if (state.st_dev, state.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((state.st_dev, state.st_ino))
+            folders.sort()  # which of several ways is taken is no matter of the disk
+            found += [Path(place, name) for name in fnmatch.filter([*folders, *files], pattern)]
+            tops += sorted(link for name in folders if os.path.islink(link := os.path.join(place, name)))
     return sorted((path for path in found if not path.name.startswith("._")), key=lambda path: (path.name, path))
 
 

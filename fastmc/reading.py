@@ -50,7 +50,7 @@ def explain(failure: BaseException) -> str:
         text = str(unprintable)
     if isinstance(failure, ValueError) and ("allow_pickle" in text or "Python objects in dtype" in text):
         return OBJECTS
-    text = " ".join(text[: 2 * LONGEST].split()).encode("utf-8", "backslashreplace").decode()  # half a character
+    text = writable(" ".join(text[: 2 * LONGEST].split()))
     if len(text) > LONGEST:
         text = f"{text[:LONGEST]}..."
     if isinstance(failure, KeyError):
@@ -58,6 +58,12 @@ def explain(failure: BaseException) -> str:
     if isinstance(failure, MemoryError):
         return text or "it takes more memory than there is"
     return text if text and isinstance(failure, SAYS_ENOUGH) else f"{type(failure).__name__}: {text}"
+
+
+def writable(text: str) -> str:
+    """A text with escapes in the place of half characters, which no file and no terminal takes: Python puts them where
+    the name of a file is no UTF-8, and files may hold some."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def load_array(path: str | Path) -> np.ndarray | np.lib.npyio.NpzFile:
@@ -78,7 +84,7 @@ def shown(value: object) -> str:
 def listed(names: Sequence[str]) -> str:
     """Names that a file holds, for a message: of bounded length, however many there are."""
     more = len(names) - LISTED
-    text = ", ".join(name[:LISTED_LETTERS] for name in names[:LISTED]).encode("utf-8", "backslashreplace").decode()
+    text = writable(", ".join(name[:LISTED_LETTERS] for name in names[:LISTED]))
     return f"{text} and {more:,} more" if more > 0 else text
 
 

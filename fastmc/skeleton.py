@@ -49,6 +49,7 @@ class Skeleton:
                 raise ValueError(f"{label} must hold {joints} joint indices in [0, {joints}), got {list(indices)}")
         if any(self.mirror[i] != j for j, i in enumerate(self.mirror)):
             raise ValueError("mirror must be its own inverse")
+        check_tree(self.parents, self.joint_names)
         for role in ROLES:
             given = getattr(self, role)
             several = isinstance(given, tuple)
@@ -93,12 +94,16 @@ class Skeleton:
         return tuple((child, parent) for child, parent in enumerate(self.parents) if child != parent)
 
     def index(self, joint: int | str) -> int:
-        """Index of a joint given by index or by name; ValueError lists the names."""
-        if isinstance(joint, int) or joint.lstrip("-").isdigit():
-            index = int(joint)
-            if not 0 <= index < self.num_joints:
-                raise ValueError(f"joint {index} is outside of 0..{self.num_joints - 1}")
-            return index
+        """Index of a joint given by name or by index, which digits are where no joint is named so; ValueError lists the
+        names."""
+        if isinstance(joint, str) and (joint in self.joint_names or not joint.removeprefix("-").isdecimal()):
+            return self._named(joint)
+        index = int(joint)
+        if not 0 <= index < self.num_joints:
+            raise ValueError(f"joint {index} is outside of 0..{self.num_joints - 1}")
+        return index
+
+    def _named(self, joint: str) -> int:
         if joint not in self.joint_names:
             raise ValueError(f"no joint named {joint!r}; there are: {', '.join(self.joint_names)}")
         return self.joint_names.index(joint)
@@ -108,6 +113,11 @@ class Skeleton:
         if isinstance(text, int) or text in self.joint_names or "+" not in text:
             return self.index(text)
         return tuple(self.index(part.strip()) for part in text.split("+"))
+
+    def in_words(self, role: str) -> str:
+        """The joints of a role, as `role` takes them; "unknown" where they are."""
+        given = getattr(self, role)
+        return "unknown" if given == -1 else " + ".join(self.joint_names[joint] for joint in np.atleast_1d(given))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, for JSON."""
@@ -151,7 +161,8 @@ class Skeleton:
             values: ``joints``, an object of V names, each with the name of the joint that it hangs on, null for a root
                 (or a list of names, where bones are unknown); ``hip``, ``spine``, ``left_shoulder`` and
                 ``right_shoulder``, where known: a joint or a mean (``left hip + right hip``); and ``pairs`` of names
-                that swap when a body is mirrored, where left and right in the names do not say it.
+                that swap when a body is mirrored, where left and right in the names do not say it. In the place of a
+                name may stand an index, a whole number. A text is a name, even one of digits.
 
         Raises:
             ValueError: it is no such object, a name is unknown or given twice, or the bones make no tree.
@@ -169,20 +180,48 @@ class Skeleton:
         plain = cls(name, tuple(joints))
         parents: tuple[int, ...] = ()
         if isinstance(joints, dict):
-            parents = tuple(j if up is None else plain.index(str(up)) for j, up in enumerate(joints.values()))
-            for joint in range(len(parents)):
-                _check_reaches_root(joint, parents, plain.joint_names)
-        roles: dict[str, Any] = {role: plain.role(str(values[role])) for role in ROLES if role in values}
+            parents = tuple(j if up is None else _joint_of(up, plain) for j, up in enumerate(joints.values()))
+            check_tree(parents, plain.joint_names)  # here, so that it is told before a role that is not there
+        roles: dict[str, Any] = {role: _role_of(values[role], plain) for role in ROLES if role in values}
         return cls(name, plain.joint_names, parents, **roles, mirror=_mirror_of(values.get("pairs"), plain))
 
 
-def _check_reaches_root(joint: int, parents: Sequence[int], names: Sequence[str]) -> None:
-    at = joint
-    for _ in parents:
-        if parents[at] == at:
-            return
-        at = parents[at]
-    raise ValueError(f"the bones make a circle: {names[joint]} hangs on no root")
+def numbered(joints: int) -> tuple[str, ...]:
+    """The names of joints that nobody has named; two layouts of them may be of different joints."""
+    return tuple(f"joint {joint}" for joint in range(joints))
+
+
+def check_tree(parents: Sequence[int], names: Sequence[str] = ()) -> None:
+    """ValueError unless each joint reaches a root along its parents: what walks there would never end.
+
+    Args:
+        parents: V indices of joints; a root is its own parent.
+        names: of the joints, for the message; by default their numbers.
+    """
+    sound: set[int] = set()
+    for joint in range(len(parents)):
+        way: set[int] = set()
+        at = joint
+        while at not in sound and parents[at] != at:
+            if at in way:
+                name = names[joint] if names else f"joint {joint}"
+                raise ValueError(f"the bones make a circle: {name} hangs on no root")
+            way.add(at)
+            at = parents[at]
+        sound |= way
+
+
+def _joint_of(value: Any, layout: Skeleton) -> int:
+    """Of plain values: a text is a name, even one of digits, which JSON writes as it would an index."""
+    if type(value) is int:
+        return layout.index(value)
+    return layout._named(str(value))
+
+
+def _role_of(value: Any, layout: Skeleton) -> Role:
+    if not isinstance(value, str) or value in layout.joint_names or "+" not in value:
+        return _joint_of(value, layout)
+    return tuple(_joint_of(part.strip(), layout) for part in value.split("+"))
 
 
 def _mirror_of(pairs: Any, layout: Skeleton) -> tuple[int, ...]:
@@ -191,7 +230,7 @@ def _mirror_of(pairs: Any, layout: Skeleton) -> tuple[int, ...]:
     mirror = list(range(layout.num_joints))
     if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise ValueError("pairs is no list of [left, right]")
-    for left, right in ([layout.index(str(joint)) for joint in pair] for pair in pairs):
+    for left, right in ([_joint_of(joint, layout) for joint in pair] for pair in pairs):
         mirror[left], mirror[right] = right, left
     return tuple(mirror)
 

@@ -11,7 +11,10 @@ import torch
 from bodies import performed
 
 from fastmc import Skeleton
+from fastmc.data.formats.npz import import_npz
 from fastmc.data.normalise import normalise
+from fastmc.data.packing import PrepareError
+from fastmc.encoders.graphs import check_bones
 from fastmc.figures.skeletons import COLOURS, draw_clip, front_of
 from fastmc.layouts import LAYOUTS
 from fastmc.skeleton import NTU25, ROLES, SKELETONS
@@ -153,10 +156,52 @@ def test_a_json_file_of_ones_own(tmp_path):
     assert layout.parents == () and not layout.has_frame and not layout.has_sides
 
 
+def test_joints_named_by_numbers_are_found_by_their_names(tmp_path):
+    """As many data sets count their joints, from 1; a whole number is an index."""
+    file = tmp_path / "counted.json"
+    file.write_text(json.dumps({"joints": {"1": None, "2": "1", "3": "2", "4": "3"}, "hip": "1", "spine": "2 + 3"}))
+    layout = Skeleton.named(file)
+    assert (layout.parents, layout.bones) == ((0, 0, 1, 2), ((1, 0), (2, 1), (3, 2)))
+    assert (layout.hip, layout.spine) == (0, (1, 2))
+    assert (layout.index("1"), layout.index(1), layout.role("1 + 2"), layout.index("0")) == (0, 1, (0, 1), 0)
+    counted = {"joints": {"1": None, "2": 0}, "hip": 1, "spine": "1", "pairs": [["1", 1]]}
+    file.write_text(json.dumps(counted))
+    layout = Skeleton.named(file)
+    assert (layout.parents, layout.hip, layout.spine, layout.mirror) == ((0, 0), 1, 0, (1, 0))
+
+
+def test_the_hip_of_a_command_line_is_a_name_first(tmp_path):
+    names = np.array([str(n) for n in range(1, 18)])
+    clips = performed(1, "coco17")[:8].transpose(2, 0, 1)[None, ..., None].astype(np.float32)
+    np.savez(tmp_path / "set.npz", x=clips, num_frames=[8], joint_names=names)
+    roles = {"hip": "12", "spine": "13", "left_shoulder": "6", "right_shoulder": "7"}
+    store = import_npz(tmp_path / "set.npz", tmp_path / "out", roles=roles)
+    assert [store.skeleton.joint_names[getattr(store.skeleton, role)] for role in ROLES] == ["12", "13", "6", "7"]
+
+
+def test_bones_that_make_a_circle_are_refused_wherever_they_come_from(tmp_path):
+    """Whoever walks to the root would walk for ever."""
+    for parents in ((1, 0, 2), (0, 2, 3, 1), (1, 2, 0)):
+        with pytest.raises(ValueError, match=r"the bones make a circle: . hangs on no root"):
+            Skeleton("x", tuple("abcd")[: len(parents)], parents=parents)
+        with pytest.raises(ValueError, match=r"the bones make a circle: joint \d hangs on no root"):
+            check_bones(parents, "ST-GCN")
+    assert Skeleton("x", tuple("abcd"), parents=(1, 3, 2, 3)).bones == ((0, 1), (1, 3))
+    with pytest.raises(ValueError, match="make a circle"):
+        Skeleton.from_dict({**NTU25.to_dict(), "parents": [1, 0, *NTU25.parents[2:]]})
+    arrays = {"x": np.ones((1, 3, 4, 3, 1), np.float32), "num_frames": [4], "parents": [-1, 2, 1]}
+    np.savez(tmp_path / "set.npz", **arrays)
+    with pytest.raises(PrepareError, match="joint_names and parents make no skeleton: the bones make a circle"):
+        import_npz(tmp_path / "set.npz", tmp_path / "out", normalise=False)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"joints": {"a": "b", "b": "a"}}, "the bones make a circle"),
+        ({"hip": "0"}, "no joint named '0'"),
+        ({"hip": 4}, r"joint 4 is outside of 0\.\.3"),
+        ({"hip": 1.0}, r"no joint named '1\.0'"),
         ({"joints": {"a": "lost"}}, "no joint named 'lost'"),
         ({"joints": ["a", "a"]}, "given to two joints"),
         ({"joints": [1, 2]}, "no list of names"),

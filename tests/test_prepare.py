@@ -295,6 +295,7 @@ def test_command_line(raw, tmp_path, capsys):
 def test_user_errors_are_one_message(raw, tmp_path, monkeypatch, capsys):
     prepare_ntu(raw, tmp_path / "out", workers=1)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "afile").touch()
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     for arguments, message in (
@@ -305,6 +306,7 @@ def test_user_errors_are_one_message(raw, tmp_path, monkeypatch, capsys):
         (["info", "out", "--clip", "8"], "--plot"),
         (["info", "out", "--clip", "S001C001P001R001A06", "--plot", "a.png"], "did you mean"),
         (["info", "out", "--plot", "a.bmpx"], "cannot draw into a.bmpx"),
+        (["synthetic", "--out", "afile/x"], "afile/x cannot be written: afile is, or lies in, a file"),
     ):
         assert main(arguments) == 1
         error = capsys.readouterr().err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 
 import numpy as np
@@ -14,7 +15,7 @@ from fastmc.data.formats.ntu_splits import NTU60_CLASS_NAMES
 from fastmc.data.formats.pyskl import import_pyskl
 from fastmc.data.given import Given
 from fastmc.data.normalise import normalise
-from fastmc.data.packing import PrepareError
+from fastmc.data.packing import FOREIGN_NAME, PrepareError
 from fastmc.data.store import PackedStore
 from fastmc.skeleton import NTU25, SKELETONS
 from train.prepare import main
@@ -91,6 +92,42 @@ def test_lists_of_other_names(tmp_path, told):
     assert store.class_names == ("class 0", "class 1", "class 2", "class 3")
 
 
+def test_of_pairs_of_lists_that_each_hold_some_clips_one_is_kept(tmp_path, told, capsys):
+    """As hmdb51, whose three splits each leave many clips out."""
+    annotations = [annotation(n) for n in range(9)]
+    split = {"train1": NAMES[:4], "test1": NAMES[4:6], "train2": NAMES[3:7], "test2": NAMES[7:]}
+    file = write(tmp_path, annotations, split)
+    command = ["pyskl", "--file", str(file), "--out", str(tmp_path / "out")]
+    assert main(command) == 1
+    says = capsys.readouterr().err
+    assert "no pair of lists that hold all clips" in says
+    assert "--protocol NAME keeps one pair, and the clips in it: 1, 2" in says
+    assert main([*command, "--protocol", "3"]) == 1
+    assert "--protocol 3 is none of its pairs of lists: 1, 2" in capsys.readouterr().err
+    assert main([*command, "--protocol", "2"]) == 0
+    store = PackedStore.open(tmp_path / "out")
+    assert store.protocols == ("2",) and not told.records
+    assert [store.names[side].tolist() for side in store.split("2")] == [sorted(NAMES[3:7]), sorted(NAMES[7:])]
+    file = write(tmp_path, annotations, {**SPLIT, **split, "train2": NAMES})  # 2 has clips that train and test
+    assert import_pyskl(file, tmp_path / "xview", protocol="xview").protocols == ("xview",)
+
+
+def test_a_class_that_is_not_known_and_two_lists_that_test(tmp_path, told):
+    annotations = [annotation(n) for n in range(9)]
+    annotations[1]["label"], annotations[2]["label"] = -1, np.float32(2)
+    split = {"train": NAMES[:5], "val": NAMES[5:7], "test": NAMES[7:]}
+    store = import_pyskl(write(tmp_path, annotations, split), tmp_path / "out")
+    assert "split: clips of val, test all test" in told.text
+    labels = dict(zip(store.names.tolist(), store.label.tolist(), strict=True))
+    assert (labels[NAMES[0]], labels[NAMES[1]], labels[NAMES[2]]) == (0, -1, 2)
+    assert store.class_names == tuple(NTU60_CLASS_NAMES), "the labels that are known are those of the names"
+    for each in annotations:
+        each["label"] = -1
+    told.clear()
+    store = import_pyskl(write(tmp_path, annotations, {**split, "val": []}), tmp_path / "none")
+    assert store.class_names == () and "all test" not in told.text
+
+
 def broken(**changes):
     return [annotation(0), {**annotation(1), **changes}, *[annotation(n) for n in range(2, 9)]]
 
@@ -105,7 +142,7 @@ def broken(**changes):
         ({"split": {"first": NAMES}, "annotations": [annotation(0)]}, "split has a list 'first'"),
         ({"split": {"train": NAMES, "val": NAMES}, "annotations": [annotation(0)]}, "both trains and tests"),
         ({"split": SPLIT, "annotations": [annotation(0)] * 2}, "two annotations have the same frame_dir"),
-        ({"split": SPLIT, "annotations": broken(label=-1)}, "annotation 1: label -1 is no class index"),
+        ({"split": SPLIT, "annotations": broken(label=-2)}, "annotation 1: label -2 is no class index"),
         ({"split": SPLIT, "annotations": broken(label="a")}, "label 'a' is no class index"),
         ({"split": SPLIT, "annotations": broken(frame_dir=3)}, "frame_dir is 3, expected a name"),
         ({"split": SPLIT, "annotations": broken(frame_dir="a\nb")}, "control characters"),
@@ -191,6 +228,49 @@ def test_a_folder_is_packed(tmp_path, told):
     assert [(entry["name"], entry["reason"]) for entry in store.skipped()] == [("d", "no skeleton in the file")]
     joints, weights = Given(image=True).clip(load_people(kinetics_clip()[0]["data"]), OPENPOSE)
     np.testing.assert_array_equal(store.clip(0), normalise(joints[:, :1].astype(np.float32), OPENPOSE, weights[:, :1]))
+
+
+def raw_of(folder, *names):
+    """A folder of such files; the n-th is of class n."""
+    for n, name in enumerate(names):
+        path = os.path.join(os.fsencode(folder), os.fsencode(name))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w") as file:
+            json.dump(kinetics_clip(n)[0], file)
+    return folder
+
+
+def test_a_name_that_another_begins_with_comes_first(tmp_path):
+    """walk-2.json sorts before walk.json, and walk before walk-2."""
+    raw = raw_of(tmp_path / "raw", "train/walk.json", "train/walk-2.json", "val/run.json")
+    store = prepare_kinetics(raw, tmp_path / "out", workers=1, strict=True)
+    assert store.names.tolist() == ["run", "walk", "walk-2"] and store.label.tolist() == [2, 0, 1]
+
+
+def test_a_file_whose_name_is_no_text_is_listed_and_left_out(tmp_path, capsys):
+    """It made the store one that could not be read, or ended the preparation."""
+    raw = raw_of(tmp_path / "raw", b"train/caf\xe9.json", "train/a\nb.json", "train/c.json", "val/d.json")
+    assert main(["kinetics", "--raw", str(raw), "--out", str(tmp_path / "out"), "--workers", "1"]) == 0
+    assert "2 × file name of another kind" in capsys.readouterr().out
+    store = PackedStore.open(tmp_path / "out")
+    assert store.names.tolist() == ["c", "d"]
+    assert sorted((entry["name"], entry["reason"]) for entry in store.skipped()) == [
+        ("a\nb", FOREIGN_NAME),
+        ("caf\\udce9", FOREIGN_NAME),
+    ]
+    with pytest.raises(PrepareError, match="is no name"):
+        prepare_kinetics(raw, tmp_path / "strict", workers=1, strict=True)
+
+
+def test_words_of_folders_say_what_tests_and_no_clip_is_passed_over(tmp_path):
+    trains = ("interval/a", "kinetics_train/festival/b", "test_run/train/c", "my_label", "trainval/e", "Train-1/f")
+    tests = ("kinetics_val/u", "Testing/v", "validation/w", "evals/x", "testset/contest/y", "train/test2/z")
+    raw = raw_of(tmp_path / "raw", *(f"{name}.json" for name in (*trains, *tests)))
+    for name in ("kinetics_train_label.json", "kinetics_val_label.json"):
+        (raw / name).write_text("{}")
+    store = prepare_kinetics(raw, tmp_path / "out", workers=1, strict=True)
+    sides = [store.names[side].tolist() for side in store.split("split")]
+    assert sides == [["a", "b", "c", "e", "f", "my_label"], ["u", "v", "w", "x", "y", "z"]]
 
 
 @pytest.mark.parametrize(

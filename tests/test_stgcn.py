@@ -88,6 +88,9 @@ def test_labels_of_their_own(tmp_path):
     (tmp_path / "names.txt").write_text("one\ntwo\n")
     with pytest.raises(PrepareError, match=r"names\.txt holds 2 class names, the labels need 60"):
         import_stgcn(*save_both(tmp_path), tmp_path / "c", class_names=tmp_path / "names.txt")
+    (tmp_path / "names.txt").write_text("one\n\ntwo\n" + "more\n" * 60)  # each was one off from there on
+    with pytest.raises(PrepareError, match=r"names\.txt, line 2 is blank: it stands for class 1"):
+        import_stgcn(*save_both(tmp_path), tmp_path / "c", class_names=tmp_path / "names.txt")
     with pytest.raises(PrepareError, match="cannot read class names"):
         import_stgcn(*save_both(tmp_path), tmp_path / "c", class_names=tmp_path / "none.txt")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -207,6 +208,40 @@ def test_remains_with_a_reused_process_number_are_cleaned_up(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
 
 
+def test_what_was_left_out_may_have_a_name_that_is_no_text(tmp_path):
+    """The store was sound, and said to be corrupt for ever."""
+    name = os.fsdecode(b"copi\xe9 de S001")
+    with writer(tmp_path / "toy") as store:
+        store.add(clips(1)[0], name="a", label=0)
+        store.skip(name, f"of {name}", f"{name}: why")
+    read = PackedStore.open(tmp_path / "toy")
+    says = {"name": "copi\\udce9 de S001", "reason": "of copi\\udce9 de S001", "detail": "copi\\udce9 de S001: why"}
+    assert read.skipped() == [says]
+    (tmp_path / "toy" / "skipped.json").write_text(json.dumps([{"name": name, "reason": "", "detail": ""}]))
+    assert read.skipped()[0]["name"] == "copi\\udce9 de S001", "as earlier versions wrote it"
+    for changes in ({"name": name}, {"class_names": ["walk", "\ud800"]}):
+        with pytest.raises(ValueError, match="is no text: a set or a class needs another name"):
+            writer(tmp_path / "other", **changes)
+
+
+@pytest.mark.parametrize("at", ["start", "label", "frames"])
+def test_a_store_that_is_replaced_while_it_is_opened_is_read_whole(at, tmp_path, monkeypatch):
+    """Arrays of the new one, of equal size, beside the old one's names of classes."""
+    path, load, seen = write(tmp_path / "toy"), store_module._load, []
+
+    def replaced_meanwhile(folder, name, **options):
+        if name == at and not seen:
+            seen.append(name)
+            write(path, overwrite=True, class_names=["run", "walk"])
+        return load(folder, name, **options)
+
+    monkeypatch.setattr(store_module, "_load", replaced_meanwhile)
+    store = PackedStore.open(path)
+    assert seen and store.class_names == ("run", "walk")
+    store.check_unchanged()
+    store.verify()
+
+
 @pytest.mark.program
 def test_two_writers_of_one_store(tmp_path):
     process = start_writer(tmp_path / "toy")
@@ -216,6 +251,17 @@ def test_two_writers_of_one_store(tmp_path):
     assert process.returncode == 0
     assert PackedStore.open(tmp_path / "toy").names.tolist() == ["a"]
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def test_a_disk_without_locks_is_said(tmp_path, monkeypatch):
+    def fails(handle, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", fails)
+    with pytest.raises(StoreError, match=r"\.toy\.lock cannot be locked \(No locks available\)"):
+        write(tmp_path / "toy")
+    with pytest.raises(StoreError, match="cannot be locked"):
+        store_module.wait_for_writer(tmp_path / "toy")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

@@ -37,9 +37,10 @@ from fastmc.config import (
 )
 from fastmc.data.placed.placement import DataConfig
 from fastmc.data.placed.streamed import THREAD_NAME
-from fastmc.data.store import PackedStore
+from fastmc.data.store import PackedStore, StoreError, StoreWriter
+from fastmc.skeleton import NTU25
 from fastmc.state import RunState
-from train import evaluate, figures, run
+from train import evaluate, figures, report, run
 from train.command.datasets import DatasetError, open_dataset
 from train.command.parse import parse
 from train.engine.loop import Pretraining
@@ -911,6 +912,58 @@ def test_a_data_set_that_is_nearly_named_is_suggested(name, meant, data_root):
     with pytest.raises(DatasetError, match=f"there is no dataset '{name}'") as caught:
         open_dataset(name, data_root)
     assert re.findall(r"Did you mean (\w+)\?", str(caught.value)) == ([meant] if meant else [])
+
+
+@pytest.mark.parametrize("moment", ["before it looks", "while it is written"])
+def test_a_second_first_run_takes_the_set_that_the_other_makes(moment, tmp_path, monkeypatch):
+    """Two on a fresh machine: one ended in an error, though its data were there."""
+    path = tmp_path / "synthetic"
+    about = {"name": "synthetic", "skeleton": NTU25, "fps": 30, "class_names": ["a"], "protocols": {}}
+    other = StoreWriter(path, **about)
+    other.__enter__()
+    other.add(np.ones((4, 1, 25, 3)), name="a", label=0)
+
+    def ends(*_):
+        other.__exit__(None, None, None)
+
+    def makes(out):
+        if moment == "before it looks":
+            ends()
+        with StoreWriter(out, **about):
+            pytest.fail("it is the other's")
+
+    monkeypatch.setattr("train.command.datasets.prepare_synthetic", makes)
+    monkeypatch.setattr("fastmc.data.store.time.sleep", ends)
+    assert open_dataset("synthetic", tmp_path).names.tolist() == ["a"]
+    assert [file.name for file in tmp_path.iterdir()] == ["synthetic"]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "report", "figures", "another set"])
+def test_a_finished_run_makes_no_set_in_a_folder_that_is_not_there(command, finished, tmp_path, monkeypatch, capsys):
+    """As where --data-root is misspelt: it made the synthetic set there, and read that."""
+    copied = shutil.copytree(finished, tmp_path / "run")
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "dataset": "synthetic"}))
+    monkeypatch.setattr("train.command.datasets.prepare_synthetic", lambda out: pytest.fail("it makes one"))
+    flags = ["--run", str(copied), "--data-root", str(tmp_path / "WRONG"), "--device", "cpu"]
+    asked = {
+        "evaluate": lambda: evaluate.main(["knn", *flags]),
+        "report": lambda: report.main(flags),
+        "figures": lambda: figures.main([*flags, "--out", str(tmp_path / "pictures")]),
+        "another set": lambda: evaluate.main(["transfer", *flags, "--dataset", "synthetic"]),
+    }
+    assert asked[command]() == 1
+    assert f"--data-root {tmp_path / 'WRONG'} is no folder; without it the run's own is read" in errors(capsys)
+    assert not (tmp_path / "WRONG").exists()
+
+
+def test_a_set_that_cannot_be_made_is_no_set_of_another(tmp_path, monkeypatch):
+    def fails(out):
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr("train.command.datasets.prepare_synthetic", fails)
+    with pytest.raises(StoreError, match="the disk is full"):
+        open_dataset("synthetic", tmp_path)
 
 
 @pytest.mark.parametrize(("flags", "code"), [((), 1), (("--verify", "on"), 1), (("--verify", "off"), 0)])

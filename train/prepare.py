@@ -363,7 +363,7 @@ def main(args: Sequence[str] | None = None) -> int:
             args=args,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-    except (PrepareError, StoreError, WorkerDied, OSError) as error:
+    except (PrepareError, StoreError, WorkerDied, OSError, ValueError) as error:
         if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)

@@ -147,7 +147,7 @@ class Packing:
         self.writer.skip(name, reason, detail)
 
     def read_all(self, read: Callable[[Source], Read], sources: Sequence[Source]) -> None:
-        """Read the sources, sorted by name, and add their clips; the store is the same for any number of workers.
+        """Read the sources by name, and add their clips; the store is the same for any number of workers.
 
         Args:
             read: a function of a module, which runs in a worker; whatever it raises is a fault of the file.
@@ -157,6 +157,7 @@ class Packing:
                 (`fastmc.data.sanity`; otherwise a warning).
         """
         checksum = hashlib.blake2b(digest_size=16)
+        sources = sorted(sources, key=lambda source: source.name)  # a file's name, suffix and all, may sort otherwise
         with closing(
             ordered_map(partial(_read_or_fault, read), sources, min(self.workers or usable_cores(), len(sources)))
         ) as results:

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from fastmc.data.store import UNKNOWN, PackedStore
+from fastmc.reading import writable
 
 SHOWN = 3  # names per reason
 BAR = 40  # characters of the longest bar of a histogram
@@ -30,7 +31,7 @@ def summary(store: PackedStore) -> str:
         train, test = store.split(protocol)
         lines.append(f"  {protocol}: {len(train):,} training clips, {len(test):,} test clips")
         lines += [f"  {remark}" for remark in _of_protocol(store, protocol)]
-    return "\n".join([*lines, *(f"  {remark}" for remark in _of_store(store)), *_skipped(store)])
+    return writable("\n".join([*lines, *(f"  {remark}" for remark in _of_store(store)), *_skipped(store)]))
 
 
 def size_in_words(store: PackedStore) -> str:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,8 +24,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from fastmc.files import lock, read_text, remove_what_was_left, summed_file, sync_folder, writing
-from fastmc.reading import load_array, reading, shown
-from fastmc.skeleton import Skeleton
+from fastmc.reading import load_array, reading, shown, writable
+from fastmc.skeleton import ROLES, Skeleton
 
 FRAMES = "frames.npy"
 CHUNK_ROWS = 1 << 16
@@ -44,11 +45,16 @@ UNKNOWN = -1
 """The label of a clip whose class is not known."""
 NAME_BYTES = 255  # what a file system takes
 DELETE = "\x7f"
+SECONDS_BETWEEN_LOOKS = 0.2
 REMEDY = "prepare it again (python -m train.prepare --help)"
 
 
 class StoreError(RuntimeError):
     """A store cannot be read or written; the message names the folder, the fault and the remedy."""
+
+
+class StoreBusy(StoreError):
+    """Another process is writing the store."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +90,24 @@ class PackedStore:
 
     @classmethod
     def open(cls, path: str | Path) -> PackedStore:
-        """Open a store; StoreError if it is missing, incomplete, corrupt or of another version."""
+        """Open a store; StoreError if it is missing, incomplete, corrupt or of another version.
+
+        All that is read is of one store, even where another process replaces it meanwhile.
+        """
         path = Path(path)
+        while True:
+            before = _state_of_meta(path)
+            try:
+                store = cls._read(path)
+            except StoreError:
+                if _state_of_meta(path) == before:
+                    raise
+            else:
+                if _state_of_meta(path) == before:
+                    return store
+
+    @classmethod
+    def _read(cls, path: Path) -> PackedStore:
         meta = _read_meta(path)
         with reading(f"{path} is corrupt or incomplete", StoreError, remedy=f"{REMEDY} with --overwrite"):
             with reading("meta.json", ValueError):
@@ -194,7 +216,8 @@ class PackedStore:
         """What the preparation left out: ``name``, ``reason`` (a category) and ``detail`` of each source file."""
         with reading(f"{self.path / 'skipped.json'} is corrupt", StoreError, remedy=f"{REMEDY} with --overwrite"):
             entries = json.loads(read_text(self.path / "skipped.json"))
-            return [{key: _text_of(entry, key) for key in ("name", "reason", "detail")} for entry in entries]
+            keys = ("name", "reason", "detail")  # earlier versions wrote half characters of names that are no UTF-8
+            return [{key: writable(_text_of(entry, key)) for key in keys} for entry in entries]
 
     def verify(self) -> None:
         """Read all frames and compare their checksum; StoreError if a bit has changed since they were written, which
@@ -256,7 +279,7 @@ class StoreWriter:
 
     Raises:
         StoreError: ``path`` exists, or another process is writing it.
-        ValueError: a clip, its name or its label is not valid.
+        ValueError: a clip, its name or its label is not valid, or the set's name or that of a class.
     """
 
     def __init__(
@@ -275,6 +298,9 @@ class StoreWriter:
         self.path = Path(os.path.realpath(path))  # a link to another disk stays a link
         self.max_bodies, self.overwrite = max_bodies, overwrite
         self.skeleton = skeleton
+        for text in (name, *class_names):
+            if writable(text) != text:
+                raise ValueError(f"{shown(text)} is no text: a set or a class needs another name, as by --name")
         self.meta: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
@@ -369,7 +395,7 @@ class StoreWriter:
 
     def skip(self, name: str, reason: str, detail: str = "") -> None:
         """Record that a source file was left out: ``reason`` is a category, ``detail`` says more."""
-        self._skipped.append({"name": name, "reason": reason, "detail": detail})
+        self._skipped.append({"name": writable(name), "reason": writable(reason), "detail": writable(detail)})
 
     @property
     def skip_counts(self) -> dict[str, int]:
@@ -461,7 +487,6 @@ def _check_meta(meta: Mapping[str, Any]) -> None:
 def _text_of(values: Mapping[str, Any], key: str) -> str:
     if not isinstance(values[key], str):
         raise ValueError(f"{key} is {shown(values[key])}, expected a text")
-    values[key].encode()
     return values[key]
 
 
@@ -477,6 +502,14 @@ def _read_meta(path: Path) -> dict[str, Any]:
     return meta
 
 
+def _state_of_meta(path: Path) -> FileState | None:
+    """It tells a store from the one that takes its place: each has a file of its own."""
+    try:
+        return FileState.of(path / "meta.json")
+    except OSError:
+        return None
+
+
 def _meta_of_store(path: Path) -> dict[str, Any] | None:
     """Content of ``meta.json``; None if the folder is not a store of any version."""
     try:
@@ -489,6 +522,13 @@ def _meta_of_store(path: Path) -> dict[str, Any] | None:
 def _check_protocol(name: str, rule: Mapping[str, Any]) -> None:
     if rule["field"] not in PROTOCOL_FIELDS or not all(isinstance(value, int) for value in rule["train"]):
         raise ValueError(f"protocol {name!r} must split by one of {', '.join(PROTOCOL_FIELDS)} in integers")
+
+
+def frame_in_words(normalisation: str, skeleton: Skeleton) -> str:
+    """The frame of reference of clips with the joints that it was made by: it is another one where these are others."""
+    if normalisation == NOT_NORMALISED:
+        return normalisation
+    return f"{normalisation} ({', '.join(f'{role} = {skeleton.in_words(role)}' for role in ROLES)})"
 
 
 def check_name(name: str) -> None:
@@ -533,19 +573,22 @@ def _lock(path: Path) -> int:
     """Lock the place of a store for the life of this process; the kernel unlocks it even after a kill.
 
     Raises:
-        StoreError: another writer has locked it; the message names its process.
+        StoreBusy: another writer has locked it; the message names its process. StoreError: there are no locks.
     """
     file = _lock_file(path)
     while True:
         handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             lock(handle)
-        except OSError:
+        except BlockingIOError:
             os.lseek(handle, 0, os.SEEK_SET)
             number = os.read(handle, 20).decode("ascii", "replace")
             os.close(handle)
             who = f"process {number}" if number else "another process"
-            raise StoreError(f"{path} is being written by {who}; wait for it, or stop it") from None
+            raise StoreBusy(f"{path} is being written by {who}; wait for it, or stop it") from None
+        except OSError as error:  # a disk without locks: to wait for one would be for ever
+            os.close(handle)
+            raise StoreError(f"{file} cannot be locked ({error.strerror}); choose a place on another disk") from error
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(handle), os.stat(file)):
                 os.ftruncate(handle, 0)
@@ -553,6 +596,16 @@ def _lock(path: Path) -> int:
                 os.write(handle, str(os.getpid()).encode())
                 return handle
         os.close(handle)  # its last owner has removed it meanwhile
+
+
+def wait_for_writer(path: str | Path) -> None:
+    """Wait until no other process writes a store to ``path``."""
+    path = Path(os.path.realpath(path))
+    while True:
+        with suppress(StoreBusy):
+            _unlock(_lock(path), path)
+            return
+        time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def _unlock(handle: int, path: Path) -> None:

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fastmc.skeleton import check_tree
+
 Partition = Literal["spatial", "released", "distance", "uniform"]
 
 
@@ -67,9 +69,10 @@ def directions(parents: Sequence[int]) -> Tensor:
 
 
 def check_bones(parents: Sequence[int], encoder: str) -> None:
-    """ValueError where the bones of a layout are unknown."""
+    """ValueError where the bones of a layout are unknown, or make a circle, along which `depths` would not end."""
     if not parents:
         raise ValueError(
             f"{encoder} computes along bones, and this layout does not say which there are; give its joints with their "
             "parents (docs/own-data.md), or take --backbone bigru, lstm or dstanet"
         )
+    check_tree(parents)

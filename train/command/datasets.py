@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,8 +11,9 @@ from fastmc.data.formats.ntu import HOW_TO_GET_NTU, HOW_TO_GET_NTU120, prepare_s
 from fastmc.data.formats.nw_ucla import HOW_TO_GET_NWUCLA
 from fastmc.data.formats.pku_splits import PKU1, PKU2
 from fastmc.data.formats.utd_mhad import HOW_TO_GET_UTD
-from fastmc.data.store import PackedStore
+from fastmc.data.store import PackedStore, StoreBusy, StoreError, wait_for_writer
 
+log = logging.getLogger("fastmc")
 HOW_TO_GET = {
     "ntu60": HOW_TO_GET_NTU,
     "ntu120": HOW_TO_GET_NTU120,
@@ -56,7 +58,7 @@ def open_dataset(name: str, data_root: Path, verify: str = "auto") -> PackedStor
     if path.exists():
         return open_store(path, verify)
     if name == "synthetic":
-        return prepare_synthetic(path)
+        return _made(path, verify)
     stores = stores_in(data_root)
     there = f"{data_root} holds: {', '.join(stores) or 'no store'}; synthetic is always there."
     near = get_close_matches(name.lower(), dict.fromkeys(["synthetic", *HOW_TO_GET, *stores]), 1)
@@ -64,6 +66,32 @@ def open_dataset(name: str, data_root: Path, verify: str = "auto") -> PackedStor
     how = HOW_TO_GET.get(name, OWN_ARRAYS)
     how = how.replace(f"--out data/{name}", f"--out {shlex.quote(str(path))}")
     raise DatasetError(f"there is no dataset {name!r}: {path} does not exist. {meant}{there}\n{how}")
+
+
+def _made(path: Path, verify: str) -> PackedStore:
+    """The synthetic set, made here, or by another process that was asked for it at the same time."""
+    while True:
+        try:
+            return prepare_synthetic(path)
+        except StoreBusy as busy:
+            log.info("%s", busy)
+            wait_for_writer(path)
+        except StoreError:
+            if not path.exists():
+                raise
+        if path.exists():
+            return open_store(path, verify)
+
+
+def root_of(data_root: Path | None, own: Path) -> Path:
+    """The folder whose stores a finished run is read with: the one that is named, or its own.
+
+    Raises:
+        DatasetError: the one that is named is not there. A set that can be made would be made in it.
+    """
+    if data_root is not None and not data_root.is_dir():
+        raise DatasetError(f"--data-root {data_root} is no folder; without it the run's own is read, {own}")
+    return data_root or own
 
 
 def stores_in(data_root: Path) -> list[str]:

@@ -137,6 +137,7 @@ def pyskl(
     file: Path,
     out: Path,
     name: str | None = None,
+    protocol: str | None = None,
     skeleton: str | None = None,
     class_names: Path | None = None,
     min_score: float = MIN_SCORE,
@@ -155,6 +156,8 @@ def pyskl(
             into memory whole, and nothing that it names is run.
         out: folder of the store.
         name: of the set; by default that of the folder.
+        protocol: keep this pair of lists alone, and the clips in it, where none holds all clips: xsub is xsub_train and
+            xsub_val, 1 is train1 and test1, split is train and test.
         skeleton: joint layout: coco17, openpose18, ... (docs/own-data.md) or a JSON file; by default by the number of
             joints.
         class_names: text file with the name of a class a line; NTU RGB+D's are known.
@@ -170,6 +173,7 @@ def pyskl(
         file,
         out,
         name=name,
+        protocol=protocol,
         skeleton=skeleton,
         class_names=class_names,
         min_score=min_score,

@@ -14,10 +14,11 @@ from fastmc.config import Config, load_config
 from fastmc.data.placed.placement import Placement, place_store
 from fastmc.data.placed.resident import PlacedStore
 from fastmc.data.report import why_not_evaluated
-from fastmc.data.store import PackedStore
+from fastmc.data.store import PackedStore, frame_in_words
 from fastmc.methods.base import Method
+from fastmc.skeleton import numbered
 from fastmc.state import RunState, TrainingData
-from train.command.datasets import open_dataset
+from train.command.datasets import open_dataset, root_of
 from train.engine.record import log
 
 
@@ -93,11 +94,11 @@ def load_run(
     Raises:
         ValueError: the placement does not fit, or as of `fastmc.registry.find`.
         RunFolderError: the folder is no run. CheckpointError: it holds no checkpoint, or one of other data.
-        DatasetError: the data are not there.
+        DatasetError: the data are not there, or ``data_root`` is not.
     """
     config = load_config(folder, allow)
     path, state = RunState.read(folder / "checkpoints", checkpoint)
-    store = open_dataset(config.dataset, data_root or config.data_root)
+    store = open_dataset(config.dataset, root_of(data_root, config.data_root))
     state.check_dataset(store.content_checksum, path)
     model = trained_model(config, state, state.data or store, device, allow, path=path)
     placed = place(store, model, config, device, placement)
@@ -117,16 +118,20 @@ def load_for(
     checkpoint does not describe them. Raises as `load_run`; ValueError if the encoder cannot read the clips."""
     config = load_config(folder, allow)
     path, state = RunState.read(folder / "checkpoints", checkpoint)
-    root = data_root or config.data_root
+    root = root_of(data_root, config.data_root)
     layout: ClipLayout = state.data or open_dataset(config.dataset, root)
     store = open_dataset(dataset, root)
     model = trained_model(config, state, layout, device, allow, path=path)
     placed = place(store, model, config, device, placement)
-    if isinstance(layout, TrainingData) and layout.normalisation != store.normalisation:
-        log.warning(
-            "%s: the frame of its clips is %s, that of the clips of %s was %s; the encoder does not know it",
-            *(store.path, store.normalisation, config.dataset, layout.normalisation),
-        )
+    if isinstance(layout, TrainingData):
+        of_store, of_run = (frame_in_words(of.normalisation, of.skeleton) for of in (store, layout))
+        if of_store != of_run:
+            log.warning(
+                "%s: the frame of its clips is %s, that of the clips of %s was %s; the encoder does not know it",
+                *(store.path, of_store, config.dataset, of_run),
+            )
+    if store.skeleton.joint_names == numbered(store.skeleton.num_joints):
+        log.warning("%s: its joints have no names, so that nothing tells whether they are those of the run", store.path)
     there = replace(config, dataset=dataset, protocol=store.protocols[0])
     return Run(folder, there, model, placed, store, allow, trained=config, checkpoint=checkpoint)
 

@@ -17,7 +17,7 @@ from fastmc.evaluation.digest import tensors_digest
 from fastmc.figures.history import History
 from fastmc.methods import find_method
 from fastmc.state import RunState
-from train.command.datasets import DatasetError, open_dataset
+from train.command.datasets import DatasetError, open_dataset, root_of
 from train.engine.record import log, read_metrics
 from train.runs.evaluations import Evaluated, evaluated_again
 from train.runs.load import Run, load_run
@@ -110,13 +110,15 @@ def load_page_run(
     weights, data or settings, is measured anew from its checkpoint and features, and kept.
 
     Raises:
-        As `read_run`. StoreError: the clips are damaged. WriteError: what was measured cannot be kept.
+        As `read_run`. DatasetError: ``data_root`` is not there. StoreError: the clips are damaged.
+        WriteError: what was measured cannot be kept.
     """
     run = read_run(folder, label, allow)
     if run.report is None:
         return run
+    root = root_of(data_root, run.config.data_root)
     try:
-        store = open_dataset(run.config.dataset, data_root or run.config.data_root)
+        store = open_dataset(run.config.dataset, root)
     except DatasetError as error:
         return _without_clips(run, str(error).splitlines()[0])
     protocol = run.protocol or store.protocols[0]

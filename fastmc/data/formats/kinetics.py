@@ -7,6 +7,7 @@ people of the highest scores are kept; who is who from frame to frame is not kno
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from fastmc.data.formats.parts import MAX_CLASSES, MAX_FRAMES
 from fastmc.data.given import MIN_SCORE, Given
 from fastmc.data.packing import (
     DUPLICATE,
+    FOREIGN_NAME,
     MAX_BODIES,
     NO_BODY,
     PARTS,
@@ -34,13 +36,17 @@ from fastmc.data.packing import (
     packing,
     source_files,
 )
-from fastmc.data.store import NOT_NORMALISED, PackedStore
+from fastmc.data.store import NOT_NORMALISED, PackedStore, check_name
 from fastmc.files import read_bytes
 from fastmc.reading import reading, shown
 from fastmc.skeleton import SKELETONS
 
 FPS = 30.0
 LAYOUT = SKELETONS["openpose18"]
+LIST_OF_LABELS = re.compile(r"(.*_)?(train|val|test)_label\.json")
+"""What the set has beside its folders: kinetics_train_label.json and kinetics_val_label.json."""
+SAYS_PART = re.compile(r"(?<![a-z])(train|e?val|test)(?:ing|id|idation|uation)?(?:set|s)?(?![a-z])")
+"""As a word, so that "interval" and "festival" say nothing."""
 WIDE = 340 / 256  # the videos' width over their height; places are shares of both
 HOW_TO_GET_KINETICS = """\
 Kinetics-skeleton is not ours to redistribute. To get it:
@@ -65,7 +71,8 @@ def prepare_kinetics(
 ) -> PackedStore:
     """Read and pack a folder of such files; the store is the same for any number of workers.
 
-    A file below a folder with ``val`` or ``test`` in its name tests, all others train (protocol ``split``).
+    A file below a folder with the word ``val`` or ``test`` in its name tests, all others train (protocol ``split``).
+    Of folders in folders the innermost that says train, val or test counts.
 
     Args:
         raw: folder that holds the files, at any depth.
@@ -81,9 +88,8 @@ def prepare_kinetics(
     check_limits(max_coordinate, max_bodies)
     with reading("the command line", PrepareError):
         given = Given(image=True, min_score=min_score)
-    paths = [
-        path for path in source_files(Path(raw), ("*.json",), HOW_TO_GET_KINETICS) if not path.stem.endswith("_label")
-    ]
+    found = source_files(Path(raw), ("*.json",), HOW_TO_GET_KINETICS)
+    paths = [path for path in found if not LIST_OF_LABELS.fullmatch(path.name)]
     with packing(
         out,
         strict=strict,
@@ -106,18 +112,27 @@ def prepare_kinetics(
 
 
 def _sources(paths: Iterable[Path], raw: Path, skip: Callable[[str, str, str], None]) -> list[Source]:
-    """The files to read, sorted by name, with the part of each."""
+    """The files to read, with the part of each; all others are skipped."""
     sources: dict[str, Source] = {}
     for path in paths:
+        try:
+            check_name(path.stem)
+        except ValueError as error:
+            skip(path.stem, FOREIGN_NAME, f"{path}: {error}")
+            continue
         if path.stem in sources:
             skip(path.stem, DUPLICATE, f"{path}: {sources[path.stem].path} has the same name")
             continue
-        folders = path.relative_to(raw).parent.parts
-        tests = any("val" in folder or "test" in folder for folder in folders)
-        sources[path.stem] = Source(
-            path, path.stem, {"name": path.stem, "split": PARTS.index("test" if tests else "train")}
-        )
+        part = PARTS.index(_part_of(path.relative_to(raw).parent))
+        sources[path.stem] = Source(path, path.stem, {"name": path.stem, "split": part})
     return list(sources.values())
+
+
+def _part_of(folder: Path) -> str:
+    for name in reversed(folder.parts):
+        if said := SAYS_PART.findall(name.lower()):
+            return "train" if said[-1] == "train" else "test"
+    return "train"
 
 
 def _read(given: Given, normalise: bool, max_coordinate: float, source: Source) -> Read:

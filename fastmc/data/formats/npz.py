@@ -18,7 +18,7 @@ from fastmc.data.sanity import Sanity
 from fastmc.data.store import NOT_NORMALISED, UNKNOWN, PackedStore, StoreWriter, check_name
 from fastmc.progress import progress_bar
 from fastmc.reading import listed, load_array, reading, shown
-from fastmc.skeleton import NTU25, Skeleton
+from fastmc.skeleton import NTU25, Skeleton, numbered
 
 REQUIRED = ("x", "num_frames")
 ID_FIELDS = ("subject", "camera", "setup", "replication")
@@ -210,7 +210,7 @@ def _layout(arrays: Arrays, skeleton: str | None, roles: Mapping[str, int | str]
 
 def _layout_of_file(arrays: Arrays) -> Skeleton:
     joints = arrays["x"].shape[3]
-    names = arrays.get("joint_names", np.array([f"joint {j}" for j in range(joints)]))
+    names = arrays.get("joint_names", np.array(numbered(joints)))
     parents = arrays.get("parents", np.array([], np.int64))
     parents = np.where(parents < 0, np.arange(len(parents)), parents)
     try:

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fastmc.data.clips import LAYOUTS, MAX_COORDINATE, FaultyClip, distinct_bodies, usable_clip, used_frames
+from fastmc.data.formats.skeleton_file import ClipName
 from fastmc.data.given import METRES, Given
 from fastmc.data.packing import MAX_BODIES, NORMALISATION, TWO_PARTS, PrepareError, check_limits
 from fastmc.data.sanity import Sanity
@@ -181,12 +182,22 @@ def class_index(label: Any) -> int | None:
     return value if type(value) is int and UNKNOWN <= value < MAX_CLASSES else None
 
 
+def are_actions(labels: Sequence[int], ids: Sequence[ClipName]) -> bool:
+    """Whether the labels that are known are those that the names of NTU RGB+D say."""
+    known = [(label, clip.action - 1) for label, clip in zip(labels, ids, strict=True) if label != UNKNOWN]
+    return bool(known) and all(label == action for label, action in known)
+
+
 def read_class_names(file: str | Path, classes: int) -> list[str]:
-    """The names in a text file, one a line from class 0 on; PrepareError if there are less than ``classes``."""
+    """The names in a text file, one a line from class 0 on; PrepareError if there are less than ``classes``, or a line
+    between them is blank, after which all names would be those of other classes."""
     try:
-        names = [line.strip() for line in read_text(Path(file), "utf-8-sig").splitlines() if line.strip()]
+        names = [line.strip() for line in read_text(Path(file), "utf-8-sig").rstrip().splitlines()]
     except (OSError, ValueError) as error:
         raise PrepareError(f"cannot read class names from {file}: {error}") from error
+    if "" in names:
+        at = names.index("")
+        raise PrepareError(f"{file}, line {at + 1} is blank: it stands for class {at}; name it there, or take it out")
     if len(names) < classes:
         raise PrepareError(
             f"{file} holds {len(names)} class names, the labels need {classes}; one a line, class 0 first"

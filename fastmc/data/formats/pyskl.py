@@ -19,9 +19,10 @@ from fastmc.data.clips import MAX_COORDINATE
 from fastmc.data.formats.ntu_splits import NTU60_CLASS_NAMES, NTU120_CLASS_NAMES
 from fastmc.data.formats.parts import (
     MAX_BODIES,
-    MAX_CLASSES,
     PartClip,
+    are_actions,
     check_size,
+    class_index,
     layout_of,
     pack_parts,
     read_class_names,
@@ -43,6 +44,7 @@ def import_pyskl(
     out: str | Path,
     *,
     name: str | None = None,
+    protocol: str | None = None,
     skeleton: str | None = None,
     class_names: str | Path | None = None,
     min_score: float = MIN_SCORE,
@@ -54,12 +56,14 @@ def import_pyskl(
 ) -> PackedStore:
     """Pack an annotation file, which is read into memory whole.
 
-    Its lists give the protocols: ``xsub_train`` and ``xsub_val`` that of xsub, ``train`` and ``val`` one called split.
+    Its lists give the protocols: ``xsub_train`` and ``xsub_val`` that of xsub, ``train`` and ``val`` one called split,
+    ``train1`` and ``test1`` one called 1. Those that hold all clips are kept, or the one that is named.
     Names of NTU RGB+D clips give their subject, camera, setup and replication. Of more than two bodies the two of the
     highest scores are kept, or that move most where there are no scores.
 
     Args:
         name: of the set; by default that of ``out``.
+        protocol: keep this one alone, and the clips in its lists.
         skeleton: joint layout, as `Skeleton.named` knows it; by default ntu25 of 25 joints in space, and of an image
             coco17 of 17, openpose18 of 18, body25 of 25.
         class_names: text file with a name a line; NTU RGB+D's are known.
@@ -77,11 +81,11 @@ def import_pyskl(
     with reading(f"{file} is no annotation file of pyskl or mmaction2", PrepareError, passing=(PrepareError,)):
         split, annotations = _content(load_plain(file, MAX_FILE))
         _, _, joints, numbers = annotations[0]["keypoint"].shape
-        protocols, parts = _protocols(split, [annotation["frame_dir"] for annotation in annotations])
+        protocols, parts = _protocols(split, [annotation["frame_dir"] for annotation in annotations], protocol)
         given = Given(image=True, min_score=min_score) if numbers == 2 else METRES
     layout = layout_of(joints, str(file), skeleton or (OF_IMAGES.get(joints) if given.image else None))
     kept = sorted((each for each in annotations if each["frame_dir"] in parts), key=lambda each: each["frame_dir"])
-    if len(kept) < len(annotations):
+    if len(kept) < len(annotations) and protocol is None:
         log.warning("warning: %d clips of %s are in no list of its split; left out", len(annotations) - len(kept), file)
     names, labels = [each["frame_dir"] for each in kept], [each["label"] for each in kept]
     ids = _ntu_names(names)
@@ -136,9 +140,13 @@ def _check(each: Any, place: str, first: Mapping[str, Any]) -> None:
     if not isinstance(each["frame_dir"], str):
         raise ValueError(f"{place}: frame_dir is {shown(each['frame_dir'])}, expected a name")
     check_name(each["frame_dir"])
-    each["label"] = each["label"].item() if isinstance(each["label"], np.generic) else each["label"]
-    if type(each["label"]) is not int or not 0 <= each["label"] < MAX_CLASSES:
-        raise ValueError(f"{place}: label {shown(each['label'])} is no class index; expected integers from 0 on")
+    label = class_index(each["label"])
+    if label is None:
+        raise ValueError(
+            f"{place}: label {shown(each['label'])} is no class index; expected integers from 0 on, or -1 where the "
+            "class is unknown"
+        )
+    each["label"] = label
     points, scores = each["keypoint"], each.get("keypoint_score")
     if (
         not isinstance(points, np.ndarray)
@@ -159,27 +167,21 @@ def _kind(value: Any) -> str:
     return f"{value.dtype} {value.shape}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
 
 
-def _protocols(split: Mapping[str, Sequence[str]], names: Sequence[str]) -> tuple[dict[str, Any], dict[str, int]]:
-    """The rules of the protocols, and the part of each clip that is in a list: which lists it is in."""
-    lists: dict[str, dict[str, set[str]]] = {}
-    for key, members in split.items():
-        match = PART.fullmatch(key)
-        if match is None:
-            raise ValueError(f"split has a list {shown(key)}; expected names such as xsub_train and xsub_val")
-        protocol = "_".join(filter(None, (match[1], match[3]))) or "split"
-        sides = lists.setdefault(protocol, {"train": set(), "test": set()})
-        sides["train" if match[2] == "train" else "test"].update(members)
-    for protocol, sides in lists.items():
-        if both := sides["train"] & sides["test"]:
-            raise ValueError(f"{shown(min(both))} both trains and tests under {protocol}")
+def _protocols(
+    split: Mapping[str, Sequence[str]], names: Sequence[str], wanted: str | None
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """The rules of the protocols, or of the one that is wanted, and the part of each clip that is in a list of them:
+    which lists it is in."""
+    lists = _pairs(split, wanted)
     known = {name for name in names if any(name in side for sides in lists.values() for side in sides.values())}
     whole = {key: sides for key, sides in lists.items() if known <= sides["train"] | sides["test"]}
-    if len(whole) < len(lists):
-        log.warning(
-            "warning: %s: not all clips are in its lists; left out", listed(sorted(lists.keys() - whole.keys()))
-        )
+    which = f"--protocol NAME keeps one pair, and the clips in it: {listed(list(lists))}"
     if not whole or not known:
-        raise ValueError(f"split has no pair of lists that hold all clips; there are {listed(list(split))}")
+        there = f"there are {listed(list(split))}" if lists else "there are none"
+        raise ValueError(f"split has no pair of lists that hold all clips; {there}" + (f"; {which}" if known else ""))
+    if len(whole) < len(lists):
+        left_out = listed(sorted(lists.keys() - whole.keys()))
+        log.warning("warning: %s: not all clips are in its lists; left out. %s", left_out, which)
     ways = {name: tuple(name in sides["train"] for sides in whole.values()) for name in sorted(known)}
     values = sorted(set(ways.values()), reverse=True)
     texts = [
@@ -190,6 +192,36 @@ def _protocols(split: Mapping[str, Sequence[str]], names: Sequence[str]) -> tupl
         for i, key in enumerate(whole)
     }
     return rules, {name: values.index(way) for name, way in ways.items()}
+
+
+def _pairs(split: Mapping[str, Sequence[str]], wanted: str | None) -> dict[str, dict[str, set[str]]]:
+    """Protocol -> the clips that train and those that test; of the one that is wanted alone."""
+    lists: dict[str, list[str]] = {}
+    for key in split:
+        match = PART.fullmatch(key)
+        if match is None:
+            raise ValueError(f"split has a list {shown(key)}; expected names such as xsub_train and xsub_val")
+        lists.setdefault("_".join(filter(None, (match[1], match[3]))) or "split", []).append(key)
+    if wanted is not None and wanted not in lists:
+        raise ValueError(f"--protocol {wanted} is none of its pairs of lists: {listed(list(lists)) or 'it has none'}")
+    kept = lists if wanted is None else {wanted: lists[wanted]}
+    return {protocol: _sides(protocol, {key: split[key] for key in keys}) for protocol, keys in kept.items()}
+
+
+def _sides(protocol: str, lists: Mapping[str, Sequence[str]]) -> dict[str, set[str]]:
+    tests = [key for key, members in lists.items() if members and not _trains(key)]
+    if len(tests) > 1:
+        log.warning("warning: %s: clips of %s all test; take what shall not out of its split", protocol, listed(tests))
+    train = {name for key, members in lists.items() if _trains(key) for name in members}
+    test = {name for key in tests for name in lists[key]}
+    if both := train & test:
+        raise ValueError(f"{shown(min(both))} both trains and tests under {protocol}")
+    return {"train": train, "test": test}
+
+
+def _trains(key: str) -> bool:
+    match = PART.fullmatch(key)
+    return match is not None and match[2] == "train"
 
 
 def _joints(each: Mapping[str, Any]) -> np.ndarray:
@@ -226,7 +258,7 @@ def _class_names(labels: Sequence[int], ids: Sequence[ClipName] | None, file: st
     classes = max(labels) + 1
     if file is not None:
         return read_class_names(file, classes)
-    if ids is not None and [clip.action - 1 for clip in ids] == list(labels):
+    if ids is not None and are_actions(labels, ids):
         published = NTU60_CLASS_NAMES if classes <= len(NTU60_CLASS_NAMES) else NTU120_CLASS_NAMES
         if classes <= len(published):
             return list(published)

@@ -27,6 +27,7 @@ from fastmc.data.formats.ntu_splits import (
 )
 from fastmc.data.formats.parts import (
     PartClip,
+    are_actions,
     check_bodies,
     check_size,
     class_index,
@@ -269,7 +270,7 @@ def _class_names(labels: Sequence[int], ids: Sequence[ClipName] | None, file: st
     classes = max(labels) + 1
     if file is not None:
         return read_class_names(file, classes)
-    if ids is not None and [clip.action - 1 for clip in ids] == list(labels):
+    if ids is not None and are_actions(labels, ids):
         published = NTU120_CLASS_NAMES if _is_120(ids) else NTU60_CLASS_NAMES
         if len(published) >= classes:
             return list(published)
