@@ -28,6 +28,8 @@ from fastmc.data.formats.skeleton_file import SkeletonFileError, read_skeleton
 from fastmc.data.given import METRES, Given
 from fastmc.data.normalise import choose_bodies
 from fastmc.data.normalise import normalise as normalise_clip
+from fastmc.data.formats.txt2npy import SUFFIX as TXT2NPY
+from fastmc.data.formats.txt2npy import read_txt2npy
 from fastmc.data.packing import NORMALISATION
 from fastmc.data.sanity import Sanity
 from fastmc.data.store import NOT_NORMALISED, PackedStore
@@ -36,7 +38,8 @@ from fastmc.encoders.amp import tensor_cores
 from fastmc.encoders.base import Encoder
 from fastmc.evaluation.classifier import Classifier
 from fastmc.progress import progress_bar
-from fastmc.reading import listed
+from fastmc.reading import listed, reading
+from fastmc.files import read_bytes
 from fastmc.skeleton import NTU25, Skeleton
 from fastmc.state import RunState, TrainingData
 from fastmc.views.clips import PackedClips
@@ -106,7 +109,7 @@ class Embedder:
 
         Args:
             skeletons: one clip or a list of clips: an array or tensor (T, V, 3) or (T, M, V, 3) in metres, T >= 1, or
-                the path of a ``.skeleton`` file. Or a packed store.
+                the path of a ``.skeleton`` file, or of what txt2npy.py makes of one. Or a packed store.
             normalise: move clips as those that the encoder was trained on were (`fastmc.data.normalise.normalise`);
                 False takes coordinates as they are. A store knows whether its clips are moved already.
             crop: share of a clip that is kept, from its middle; by default that of the run's evaluation.
@@ -305,12 +308,9 @@ class Embedder:
         if not path.is_file():
             fault = "is a folder" if path.is_dir() else "does not exist"
             raise FileNotFoundError(f"{path} {fault}; name a .skeleton file")
-        try:
-            return choose_bodies(read_skeleton(path))[:, : self.max_bodies]
-        except SkeletonFileError:  # names the file itself
-            raise
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        with reading(str(path), ValueError, passing=(SkeletonFileError, OSError)):  # those name the file themselves
+            raw = read_txt2npy(read_bytes(path)) if path.name.endswith(TXT2NPY) else read_skeleton(path)
+            return choose_bodies(raw)[:, : self.max_bodies]
 
     def must_move(self, store: PackedStore, normalise: bool = True) -> bool:
         """Whether a store's clips are still to be normalised; ValueError if the encoder cannot read them."""
