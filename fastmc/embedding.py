@@ -102,7 +102,7 @@ class Embedder:
         batch_size: int = 256,
         progress: bool = False,
         given: Given = METRES,
-        layout: Skeleton | None = None,
+        layout: Skeleton | str | None = None,
         check: Check = "warn",
     ) -> Tensor:
         """Features before the head (N, H) of N clips, float32, on the encoder's device.
@@ -116,7 +116,8 @@ class Embedder:
             batch_size: clips that are encoded, and held in memory, at once.
             progress: show a bar.
             given: what the numbers of arrays are: ``Given(image=True)`` for (x, y) or (x, y, score) of an image.
-            layout: of the joints of arrays, where it is not the encoder's: those of the same names are taken.
+            layout: of the joints of arrays, where it is not the encoder's, or its name, such as ``"coco17"``: joints
+                of the same names are taken.
             check: whether clips that do not look like bodies of the encoder's joints in metres (`fastmc.data.sanity`)
                 are warned of, an error ("strict"), or not looked at ("off").
 
@@ -134,6 +135,7 @@ class Embedder:
         clips = named_clips(skeletons)
         parts = []
         with tqdm(total=len(clips), disable=not progress, **progress_bar("clip", "features")) as bar:
+            TypeError: an argument is of another kind.
             for first in range(0, len(clips), batch_size):
                 batch = clips[first : first + batch_size]
                 ready = []
@@ -158,7 +160,7 @@ class Embedder:
         normalise: bool = True,
         crop: float = 1.0,
         given: Given = METRES,
-        layout: Skeleton | None = None,
+        layout: Skeleton | str | None = None,
         sanity: Sanity | None = None,
     ) -> Iterator[Window]:
         """Features of the windows of a long recording, or of a camera's frames as they come.
@@ -249,7 +251,7 @@ class Embedder:
         return [[ClassScore(names[c], p) for c, p in zip(*row, strict=True)] for row in rows]
 
     def read(
-        self, clip: Clip, name: str = "the clip", given: Given = METRES, layout: Skeleton | None = None
+        self, clip: Clip, name: str = "the clip", given: Given = METRES, layout: Skeleton | str | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """A clip in metres, not moved: (T, M, V, 3) float32 without absent bodies, and the weights (T, M, V) of its
         joints, where it is of an image.
@@ -262,7 +264,7 @@ class Embedder:
             joints = self._read(Path(clip))
         else:
             joints = as_floats(clip, name)
-            layout = layout or self.skeleton
+            layout = as_layout(layout) or self.skeleton
             if given != METRES or layout.joint_names != self.skeleton.joint_names:
                 joints, weights = self._taken(joints, name, given, layout)
                 weights = None if weights is None else weights[:, joints.any(axis=(0, 2, 3))]
@@ -432,6 +434,35 @@ def present_bodies(joints: np.ndarray, name: str, skeleton: Skeleton, max_bodies
         most = f"the encoder was trained on at most {max_bodies}"
         if bodies.shape[1] > MANY_BODIES or len(joints) <= max_bodies:  # no scene, but axes in another order
             raise ValueError(
+def as_layout(layout: Skeleton | str | Path | None) -> Skeleton | None:
+    """A layout that may be given by its name, or as a JSON file; ValueError lists the names, TypeError for what is
+    neither."""
+    if isinstance(layout, (str, Path)):
+        return Skeleton.named(layout)
+    if layout is not None and not isinstance(layout, Skeleton):
+        kind = type(layout).__name__
+        raise TypeError(f"layout must be a fastmc.Skeleton, or the name of one, such as 'coco17', got {kind}")
+    return layout
+
+
+def check_given(given: object) -> None:
+    """TypeError unless it is a `Given`."""
+    if not isinstance(given, Given):
+        kind = type(given).__name__
+        raise TypeError(f"given must be a fastmc.Given, such as fastmc.Given(image=True), got {kind}")
+
+
+def of_one_scale(frames: object, given: Given) -> Given:
+    """What the numbers of all windows of a recording are: of an array, whose height is known, with one scale."""
+    check_given(given)
+    if not isinstance(frames, (np.ndarray, Tensor)) or frames.ndim not in (3, 4) or 0 in frames.shape:
+        return given
+    if frames.shape[-1] not in given.numbers:  # of which the windows tell
+        return given
+    parts = (as_floats(frames[first : first + CHUNK], "the recording") for first in range(0, len(frames), CHUNK))
+    return given.of_recording(part[:, None] if part.ndim == 3 else part for part in parts)
+
+
                 f"{name} has shape {joints.shape}, which as (T, M, V, 3) are {bodies.shape[1]} bodies, {most}: is it "
                 "(M, T, V, 3)? Then give clip.transpose(1, 0, 2, 3). Is it (N, T, V, 3)? Then give list(clips), or a "
                 "file of clips[:, :, None]"
