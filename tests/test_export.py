@@ -67,6 +67,8 @@ def test_a_file_computes_what_encode_does_for_clips_of_every_number_and_length(k
         given = clips(count, frames, seed=frames)
         given[0, 0, 0] = 0  # the frame of reference is another frame's, if there is one
         given = given if frames > 1 else clips(count, frames)
+        if count > 2:  # only the second body is there, or the first one
+            given[1, :, 0], given[2, :, 1] = 0, 0
         want = embedder.encode(list(given)).numpy()
         np.testing.assert_allclose(compute(to, out, given), want, atol=2e-5 * np.abs(want).max(), rtol=0)
 
