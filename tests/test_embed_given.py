@@ -108,6 +108,27 @@ def test_joints_in_an_image_become_what_the_encoder_was_trained_on(flat, told):
     assert "looks like (x, y, score) of an image" in told.text
 
 
+def test_openpose_s_25_joints_are_not_taken_for_kinect_s_and_a_mirror_is_seen(run, told, tmp_path, capsys):
+    embedder, image = fastmc.load(run, device="cpu"), Given(image=True)
+    embedder.encode(list(images("ntu25")), given=image)
+    assert not told.records
+    embedder.encode(list(images("body25")), given=image)
+    assert "joints do not seem to be those of 'ntu25', but of body25: --skeleton body25" in told.text
+    told.clear()
+    upright = [clip * (1, -1, 1) for clip in images("ntu25")]
+    embedder.encode(upright, given=image)
+    assert "its y seems to point up" in told.text
+    told.clear()
+    embedder.encode([performed(1 + n) * (1, 1, -1) for n in range(6)])
+    assert "people in a mirror" in told.text and "clip[..., 0] *= -1" in told.text
+    np.save(tmp_path / "a.npy", images("body25")[:, :, None])
+    assert command(run, tmp_path / "a.npz", tmp_path / "a.npy", extra=("--image",)) == 0
+    assert "joints do not seem to be those of 'ntu25'" in capsys.readouterr().err
+    assert command(run, tmp_path / "w.npz", tmp_path / "a.npy", extra=("--image", "--window", "12")) == 0
+    assert "joints do not seem to be those of 'ntu25'" in capsys.readouterr().err
+    assert command(run, tmp_path / "s.npz", tmp_path / "a.npy", extra=("--image", "--strict")) == 1
+
+
 def test_joints_of_another_layout_are_taken_by_name(flat):
     embedder = fastmc.load(flat, device="cpu")
     body25 = SKELETONS["body25"]
