@@ -7,6 +7,8 @@ before the head.
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -24,10 +26,12 @@ from fastmc.build import trained_model
 from fastmc.checkpoint import CheckpointError
 from fastmc.checks import check_number
 from fastmc.config import Config, RunFolderError, load_config
+from fastmc.data.clips import ALL_ZERO, MAX_COORDINATE, NO_FRAME, NOT_FINITE, FaultyClip, placed_clip
 from fastmc.data.formats.skeleton_file import SkeletonFileError, read_skeleton
+from fastmc.data.formats.txt2npy import SUFFIX as TXT2NPY
+from fastmc.data.formats.txt2npy import read_txt2npy
 from fastmc.data.given import METRES, Given
 from fastmc.data.normalise import choose_bodies
-from fastmc.data.normalise import normalise as normalise_clip
 from fastmc.data.packing import NORMALISATION
 from fastmc.data.sanity import Sanity
 from fastmc.data.store import NOT_NORMALISED, PackedStore
@@ -35,18 +39,25 @@ from fastmc.encoder_file import READY, SUFFIX, read_encoder
 from fastmc.encoders.amp import tensor_cores
 from fastmc.encoders.base import Encoder
 from fastmc.evaluation.classifier import Classifier
+from fastmc.files import read_bytes
 from fastmc.progress import progress_bar
-from fastmc.reading import listed
+from fastmc.reading import listed, reading
 from fastmc.skeleton import NTU25, Skeleton
 from fastmc.state import RunState, TrainingData
 from fastmc.views.clips import PackedClips
 from fastmc.views.make import crops_of
 
 MANY_BODIES = 6  # that one sensor follows
+CHUNK = 1024  # frames of a recording that are looked at at once
 CHECKS = ("warn", "strict", "off")
 Check = Literal["warn", "strict", "off"]
 Clip = np.ndarray | Tensor | str | Path
 Skeletons = Clip | Sequence[Clip] | PackedStore
+log = logging.getLogger("fastmc")
+
+
+class EncoderFault(ValueError):
+    """No clip can have a feature, since a weight of the encoder is not finite; the message names it."""
 
 
 class ClassScore(NamedTuple):
@@ -99,35 +110,43 @@ class Embedder:
         batch_size: int = 256,
         progress: bool = False,
         given: Given = METRES,
-        layout: Skeleton | None = None,
+        layout: Skeleton | str | None = None,
         check: Check = "warn",
+        max_coordinate: float = MAX_COORDINATE,
     ) -> Tensor:
         """Features before the head (N, H) of N clips, float32, on the encoder's device.
 
         Args:
             skeletons: one clip or a list of clips: an array or tensor (T, V, 3) or (T, M, V, 3) in metres, T >= 1, or
-                the path of a ``.skeleton`` file. Or a packed store.
+                the path of a ``.skeleton`` file, or of what txt2npy.py makes of one. Or a packed store.
             normalise: move clips as those that the encoder was trained on were (`fastmc.data.normalise.normalise`);
                 False takes coordinates as they are. A store knows whether its clips are moved already.
             crop: share of a clip that is kept, from its middle; by default that of the run's evaluation.
             batch_size: clips that are encoded, and held in memory, at once.
             progress: show a bar.
             given: what the numbers of arrays are: ``Given(image=True)`` for (x, y) or (x, y, score) of an image.
-            layout: of the joints of arrays, where it is not the encoder's: those of the same names are taken.
+            layout: of the joints of arrays, where it is not the encoder's, or its name, such as ``"coco17"``: joints
+                of the same names are taken.
             check: whether clips that do not look like bodies of the encoder's joints in metres (`fastmc.data.sanity`)
                 are warned of, an error ("strict"), or not looked at ("off").
+            max_coordinate: metres; a clip beyond it, or whose coordinates were 100 times that before it was moved, is
+                an error, as `train.prepare` leaves it out; ``math.inf`` sets no limit. Of a store, which was prepared
+                so, none is.
 
         Raises:
             ValueError: a clip is none that the encoder can read, or a weight is not finite; the message names it.
+            TypeError: an argument is of another kind.
             SkeletonFileError, OSError: a file is malformed or cannot be read.
         """
         check_number("batch_size", batch_size, at_least=1)
         crop = self.config.evaluation.test_crop if crop is None else crop
         check_number("crop", crop, above=0, at_most=1)
+        if max_coordinate != math.inf:
+            check_number("max_coordinate", max_coordinate, above=0)
         check_choice("check", check, CHECKS)
-        sanity = Sanity(self.skeleton)
+        layout, sanity = as_layout(layout), Sanity(self.skeleton)
         if isinstance(skeletons, PackedStore):
-            normalise = self.must_move(skeletons, normalise)
+            normalise, max_coordinate = self.must_move(skeletons, normalise), math.inf
         clips = named_clips(skeletons)
         parts = []
         with tqdm(total=len(clips), disable=not progress, **progress_bar("clip", "features")) as bar:
@@ -138,8 +157,14 @@ class Embedder:
                     joints, weights = self.read(clip, name, given, layout)
                     if check != "off":
                         sanity.see(joints)
-                    ready.append((name, self.moved(joints, name, normalise, weights)))
-                parts.append(self._features(ready, crop))
+                    try:
+                        ready.append((name, self.moved(joints, name, normalise, weights, max_coordinate)))
+                    except FaultyClip as fault:
+                        raise FaultyClip(fault.reason, f"{fault}{sanity.hint()}") from None
+                features, faults = self.features_of(ready, crop)
+                if faults:
+                    raise faults[min(faults)]
+                parts.append(features)
                 bar.update(len(batch))
         if check != "off":
             sanity.tell(check == "strict", ValueError)
@@ -155,8 +180,11 @@ class Embedder:
         normalise: bool = True,
         crop: float = 1.0,
         given: Given = METRES,
-        layout: Skeleton | None = None,
+        layout: Skeleton | str | None = None,
         sanity: Sanity | None = None,
+        max_coordinate: float = MAX_COORDINATE,
+        strict: bool = False,
+        name: str = "",
     ) -> Iterator[Window]:
         """Features of the windows of a long recording, or of a camera's frames as they come.
 
@@ -164,57 +192,85 @@ class Embedder:
         frame of reference of its own first frames. Windows without a body are left out, and so is the rest of a
         recording that fills no window, unless it is all there is.
 
+        Bodies whose size is not known (of an image, or ``scale="height"``) are scaled alike in all windows of an array,
+        by the median height in it, so that a person does not grow who bends. Of frames that come one after the other
+        each window has a scale of its own, unless ``given`` says one.
+
         Args:
             frames: an array or tensor (T, V, 3) or (T, M, V, 3), which may be mapped from a file; or whatever gives
                 frames (V, 3) or (M, V, 3) one after the other. In metres.
             window: frames of a clip. hop: frames from the start of one to the start of the next.
             batch_size: windows that are encoded at once: 1 answers at once, more are faster.
-            normalise, crop, given, layout: as of `encode`; a window is taken whole.
-            sanity: is shown the windows; by default the first one is looked at, and warned of.
+            normalise, crop, given, layout, max_coordinate: as of `encode`; a window is taken whole.
+            sanity: is shown the windows; by default the first one that holds a body is looked at, and warned of.
+            strict: a window that no feature can be made of (coordinates that are not finite or out of range, no frame
+                of reference) is an error; by default it is left out, and a warning says why.
+            name: what messages call the recording.
 
         Raises:
             ValueError, TypeError: frames that the encoder cannot read, or a weight is not finite; the message tells the
                 window or the weight.
         """
-        for name, value in (("window", window), ("hop", hop), ("batch_size", batch_size)):
-            check_number(name, value, at_least=1)
+        for argument, value in (("window", window), ("hop", hop), ("batch_size", batch_size)):
+            check_number(argument, value, at_least=1)
         check_number("crop", crop, above=0, at_most=1)
+        if max_coordinate != math.inf:
+            check_number("max_coordinate", max_coordinate, above=0)
+        layout, given = as_layout(layout), of_one_scale(frames, given)
+        first = None if sanity is not None else Sanity(self.skeleton)
 
-        def prepared(start: int, clip: np.ndarray, name: str) -> np.ndarray:
-            joints, weights = self.read(clip, name, given, layout)
+        def prepared(clip: np.ndarray, called: str) -> np.ndarray:
+            nonlocal first
+            joints, weights = self.read(clip, called, given, layout)
             if sanity is not None:
                 sanity.see(joints)
-            elif start == 0:
-                first = Sanity(self.skeleton)
+            elif first is not None:
                 first.see(joints)
                 first.tell(False, ValueError)
-            return self.moved(joints, name, normalise, weights)
+                first = None
+            return self.moved(joints, called, normalise, weights, max_coordinate)
 
-        return self._stream(windows_of(frames, window, hop), batch_size, prepared, crop)
+        def leave_out(fault: FaultyClip) -> None:
+            if fault.reason == ALL_ZERO:
+                return
+            if strict:
+                raise fault
+            log.warning("left out: %s", fault)
+
+        of = f" of {name}" if name else ""
+        return self._stream(windows_of(frames, window, hop), batch_size, prepared, leave_out, crop, of)
 
     def _stream(
         self,
         windows: Iterable[tuple[int, np.ndarray]],
         batch_size: int,
-        prepared: Callable[[int, np.ndarray, str], np.ndarray],
+        prepared: Callable[[np.ndarray, str], np.ndarray],
+        leave_out: Callable[[FaultyClip], None],
         crop: float,
+        of: str,
     ) -> Iterator[Window]:
         batch: list[tuple[int, str, np.ndarray]] = []
         for start, clip in windows:
-            if not clip.any():
-                continue
-            name = f"the window of frames {start} to {start + len(clip) - 1}"
-            batch.append((start, name, prepared(start, clip, name)))
+            name = f"the window of frames {start} to {start + len(clip) - 1}{of}"
+            try:
+                batch.append((start, name, prepared(clip, name)))
+            except FaultyClip as fault:
+                leave_out(fault)
             if len(batch) == batch_size:
-                yield from self._windows(batch, crop)
+                yield from self._windows(batch, leave_out, crop)
                 batch = []
         if batch:
-            yield from self._windows(batch, crop)
+            yield from self._windows(batch, leave_out, crop)
 
-    def _windows(self, batch: Sequence[tuple[int, str, np.ndarray]], crop: float) -> Iterator[Window]:
-        features = self._features([(name, clip) for _, name, clip in batch], crop)
-        for (start, _, clip), feature in zip(batch, features, strict=True):
-            yield Window(start, start + len(clip), feature)
+    def _windows(
+        self, batch: Sequence[tuple[int, str, np.ndarray]], leave_out: Callable[[FaultyClip], None], crop: float
+    ) -> Iterator[Window]:
+        features, faults = self.features_of([(name, clip) for _, name, clip in batch], crop)
+        for n, (start, _, clip) in enumerate(batch):
+            if n in faults:
+                leave_out(faults[n])
+            else:
+                yield Window(start, start + len(clip), features[n])
 
     def classify(self, skeletons: Skeletons, top: int = 5, **how: Any) -> list[list[ClassScore]]:
         """Of each clip the ``top`` most probable classes, best first. ``how`` are the other arguments of `encode`.
@@ -246,35 +302,44 @@ class Embedder:
         return [[ClassScore(names[c], p) for c, p in zip(*row, strict=True)] for row in rows]
 
     def read(
-        self, clip: Clip, name: str = "the clip", given: Given = METRES, layout: Skeleton | None = None
+        self, clip: Clip, name: str = "the clip", given: Given = METRES, layout: Skeleton | str | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """A clip in metres, not moved: (T, M, V, 3) float32 without absent bodies, and the weights (T, M, V) of its
         joints, where it is of an image.
 
         Of a file's bodies those that move most are kept, as many as the encoder reads. ``given`` and ``layout`` are of
-        arrays. Raises as `encode`.
+        arrays. Raises as `encode`; what is wrong with this clip alone is a `fastmc.data.clips.FaultyClip`.
         """
+        check_given(given)
         weights = None
         if isinstance(clip, (str, Path)):
             joints = self._read(Path(clip))
         else:
             joints = as_floats(clip, name)
-            layout = layout or self.skeleton
+            layout = as_layout(layout) or self.skeleton
             if given != METRES or layout.joint_names != self.skeleton.joint_names:
                 joints, weights = self._taken(joints, name, given, layout)
                 weights = None if weights is None else weights[:, joints.any(axis=(0, 2, 3))]
         return present_bodies(joints, name, self.skeleton, self.max_bodies), weights
 
     def moved(
-        self, joints: np.ndarray, name: str = "the clip", normalise: bool = True, weights: np.ndarray | None = None
+        self,
+        joints: np.ndarray,
+        name: str = "the clip",
+        normalise: bool = True,
+        weights: np.ndarray | None = None,
+        max_coordinate: float = MAX_COORDINATE,
     ) -> np.ndarray:
-        """What `read` gave as the encoder's views are made of it: moved as its data were. Raises as `encode`."""
-        if not self.moves(name, normalise):
-            return joints
+        """What `read` gave as the encoder's views are made of it: moved as its data were, and in their range.
+
+        Raises as `encode`; what is wrong with this clip alone is a `fastmc.data.clips.FaultyClip`.
+        """
+        layout = self.skeleton if self.moves(name, normalise) else None
         try:
-            return normalise_clip(joints, self.skeleton, weights)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}; leave it out, or say that it is normalised already") from None
+            return placed_clip(joints, layout, max_coordinate, weights)
+        except FaultyClip as fault:
+            remedy = "; leave it out, or say that it is normalised already" if fault.reason == NO_FRAME else ""
+            raise FaultyClip(fault.reason, f"{name}: {fault}{remedy}") from None
 
     def frames_of(self, clip: Clip) -> np.ndarray | Tensor:
         """A clip's frames, (T, V, 3) or (T, M, V, 3), as `encode_stream` takes them; a file is read whole."""
@@ -293,7 +358,8 @@ class Embedder:
                 f"of {layout.name!r}, C = {numbers} numbers"
             )
         placed, weights = given.clip(bodies, layout)
-        return placed[:, :, index].astype(np.float32), None if weights is None else weights[:, :, index]
+        with np.errstate(over="ignore"):  # what float32 cannot hold is found as infinite
+            return placed[:, :, index].astype(np.float32), None if weights is None else weights[:, :, index]
 
     def _read(self, path: Path) -> np.ndarray:
         """The bodies of a ``.skeleton`` file, (T, M, 25, 3)."""
@@ -305,12 +371,9 @@ class Embedder:
         if not path.is_file():
             fault = "is a folder" if path.is_dir() else "does not exist"
             raise FileNotFoundError(f"{path} {fault}; name a .skeleton file")
-        try:
-            return choose_bodies(read_skeleton(path))[:, : self.max_bodies]
-        except SkeletonFileError:  # names the file itself
-            raise
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        with reading(str(path), ValueError, passing=(SkeletonFileError, OSError)):  # those name the file themselves
+            raw = read_txt2npy(read_bytes(path)) if path.name.endswith(TXT2NPY) else read_skeleton(path)
+            return choose_bodies(raw)[:, : self.max_bodies]
 
     def must_move(self, store: PackedStore, normalise: bool = True) -> bool:
         """Whether a store's clips are still to be normalised; ValueError if the encoder cannot read them."""
@@ -340,23 +403,28 @@ class Embedder:
         frames, start, num_frames, num_bodies = parts
         return PackedClips(frames, start, num_frames, num_bodies, self.max_bodies)
 
-    def _features(self, clips: Sequence[tuple[str, np.ndarray]], crop: float) -> Tensor:
-        """Of clips that are ready, with what messages call them. Raises as `_check_finite`."""
-        features = self._represent(self._pack([clip for _, clip in clips]), crop)
-        self._check_finite(features, [name for name, _ in clips])
-        return features
+    def features_of(
+        self, clips: Sequence[tuple[str, np.ndarray]], crop: float | None = None
+    ) -> tuple[Tensor, dict[int, FaultyClip]]:
+        """Features (N, H) of clips as `moved` gives them, each with what messages call it; and of the rows that are
+        not finite what is wrong with them.
 
-    def _check_finite(self, features: Tensor, names: Sequence[str]) -> None:
-        """ValueError for features that are not finite; it names the weight that is not either, or the first clip."""
-        finite = torch.isfinite(features).all(dim=1)
-        if finite.all():
-            return
+        Raises:
+            EncoderFault: a weight is not finite.
+        """
+        crop = self.config.evaluation.test_crop if crop is None else crop
+        features = self._represent(self._pack([clip for _, clip in clips]), crop)
+        faulty = torch.isfinite(features).all(dim=1).logical_not().nonzero()[:, 0].tolist()
+        if faulty:
+            self._check_weights()
+        fault = "its features are not finite; its coordinates may be too large"
+        return features, {n: FaultyClip(NOT_FINITE, f"{clips[n][0]}: {fault}") for n in faulty}
+
+    def _check_weights(self) -> None:
         for name, weight in self.encoder.state_dict().items():
             if not torch.isfinite(weight).all():
                 fault = f"{name} of the encoder is not finite"
-                raise ValueError(f"no features: {fault}; load the run again, or one with python -m train.run")
-        n = int(finite.logical_not().nonzero()[0])
-        raise ValueError(f"{names[n]}: its features are not finite; its coordinates may be too large")
+                raise EncoderFault(f"no features: {fault}; load the run again, or one with python -m train.run")
 
     @torch.no_grad()
     @tensor_cores(False)
@@ -364,6 +432,35 @@ class Embedder:
         share, middle = (torch.full((len(clips),), value, device=self.device) for value in (crop, 0.5))
         how = (self.skeleton, self.config.frames, self.config.stream, self.encoder.shape.centre_joint)
         return self.encoder.represent(crops_of(clips, share, middle, *how))
+
+
+def as_layout(layout: Skeleton | str | Path | None) -> Skeleton | None:
+    """A layout that may be given by its name, or as a JSON file; ValueError lists the names, TypeError for what is
+    neither."""
+    if isinstance(layout, (str, Path)):
+        return Skeleton.named(layout)
+    if layout is not None and not isinstance(layout, Skeleton):
+        kind = type(layout).__name__
+        raise TypeError(f"layout must be a fastmc.Skeleton, or the name of one, such as 'coco17', got {kind}")
+    return layout
+
+
+def check_given(given: object) -> None:
+    """TypeError unless it is a `Given`."""
+    if not isinstance(given, Given):
+        kind = type(given).__name__
+        raise TypeError(f"given must be a fastmc.Given, such as fastmc.Given(image=True), got {kind}")
+
+
+def of_one_scale(frames: object, given: Given) -> Given:
+    """What the numbers of all windows of a recording are: of an array, whose height is known, with one scale."""
+    check_given(given)
+    if not isinstance(frames, (np.ndarray, Tensor)) or frames.ndim not in (3, 4) or 0 in frames.shape:
+        return given
+    if frames.shape[-1] not in given.numbers:  # of which the windows tell
+        return given
+    parts = (as_floats(frames[first : first + CHUNK], "the recording") for first in range(0, len(frames), CHUNK))
+    return given.of_recording(part[:, None] if part.ndim == 3 else part for part in parts)
 
 
 def joints_by_name(theirs: Skeleton, ours: Skeleton) -> list[int]:
@@ -424,10 +521,11 @@ def present_bodies(joints: np.ndarray, name: str, skeleton: Skeleton, max_bodies
     finite = np.isfinite(bodies).all(axis=(1, 2, 3))
     if not finite.all():
         frame = int(np.flatnonzero(~finite)[0])
-        raise ValueError(f"{name} holds NaN or infinite coordinates, first in frame {frame}; fill or drop them")
+        fault = f"{name} holds NaN or infinite coordinates, first in frame {frame}; fill or drop them"
+        raise FaultyClip(NOT_FINITE, fault)
     bodies = bodies[:, bodies.any(axis=(0, 2, 3))]
     if bodies.shape[1] == 0:
-        raise ValueError(f"{name} holds no body: all coordinates are zero; leave it out")
+        raise FaultyClip(ALL_ZERO, f"{name} holds no body: all coordinates are zero; leave it out")
     if bodies.shape[1] > max_bodies:
         most = f"the encoder was trained on at most {max_bodies}"
         if bodies.shape[1] > MANY_BODIES or len(joints) <= max_bodies:  # no scene, but axes in another order

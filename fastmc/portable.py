@@ -24,8 +24,8 @@ from fastmc.views.clips import Stream
 class PortableEncoder(nn.Module):
     """Clips (B, T, M, V, 3) float32 in metres to features (B, H), float32.
 
-    A body that is absent is zero; M is that of the training data. A clip in which body 1 never gives a frame of
-    reference, for which `Embedder.encode` has an error, gives NaN.
+    A body that is absent is zero; M is that of the training data. A clip in which the first body that is there never
+    gives a frame of reference, for which `Embedder.encode` has an error, gives NaN.
     """
 
     def __init__(self, embedder: Embedder) -> None:
@@ -38,7 +38,8 @@ class PortableEncoder(nn.Module):
         self.encoder = portable(embedder.encoder)
 
     def forward(self, clips: Tensor) -> Tensor:
-        x = clips if self.frame is None else self.frame(clips)
+        x = present_first(clips)
+        x = x if self.frame is None else self.frame(x)
         x = self.stream(self.crop(x))
         return self.encoder.represent(x.transpose(2, 3).flatten(2))
 
@@ -118,6 +119,18 @@ class AsStream(nn.Module):
         if self.stream == "motion":
             return torch.cat([x[:, 1:] - x[:, :-1], torch.zeros_like(x[:, :1])], dim=1)
         return x - x.index_select(3, self.parents) if self.stream == "bone" else x
+
+
+def present_first(clips: Tensor) -> Tensor:
+    """(B, T, M, V, 3) to the same, the bodies that are zero throughout a clip behind those that are not: as
+    `Embedder.encode` leaves them out, whatever their place."""
+    bodies = clips.shape[2]
+    if bodies == 1:
+        return clips
+    absent = (clips == 0).flatten(3).all(3).all(1)
+    rank = absent * bodies + torch.arange(bodies, device=clips.device)  # of two alike the first comes first
+    order = rank.topk(bodies, dim=1, largest=False).indices
+    return clips.gather(2, order[:, None, :, None, None].expand_as(clips))
 
 
 def length(vectors: Tensor) -> Tensor:

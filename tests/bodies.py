@@ -34,7 +34,11 @@ OTHER_NAMES = {  # of joints that NTU RGB+D lacks, the nearest one, and how far 
 @cache
 def performed(action: int = 1, layout: str = "ntu25", subject: int = 1) -> np.ndarray:
     """(T, V, 3), metres, y up: the first body of an action."""
-    body = perform(0, subject, action, 1).bodies[0]
+    return in_layout(perform(0, subject, action, 1).bodies[0], layout)
+
+
+def in_layout(body: np.ndarray, layout: str) -> np.ndarray:
+    """A body (T, 25, 3) of NTU's joints with those of another layout, each the nearest one that there is."""
     if layout == "ntu25":
         return body
     return np.stack([_joint(body, name) for name in SKELETONS[layout].joint_names], axis=1)

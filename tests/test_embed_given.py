@@ -56,12 +56,17 @@ def test_encode_warns_of_what_is_no_body_in_metres(run, told):
     clips = [performed(1 + n) for n in range(6)]
     want = embedder.encode(clips, check="strict")
     assert not told.records
-    found = embedder.encode([clip * 1000 for clip in clips])
+    wrong, limit = [clip * 1000 for clip in clips], {"max_coordinate": 1e5}
+    found = embedder.encode(wrong, **limit)
     assert "this looks like millimetres; --scale 0.001" in told.text
     told.clear()
     with pytest.raises(ValueError, match="looks like millimetres"):
-        embedder.encode([clip * 1000 for clip in clips], check="strict")
-    assert torch.equal(embedder.encode([clip * 1000 for clip in clips], check="off"), found) and not told.records
+        embedder.encode(wrong, check="strict", **limit)
+    assert torch.equal(embedder.encode(wrong, check="off", **limit), found) and not told.records
+    with pytest.raises(
+        ValueError, match=r"clip 0: a coordinate of .* m once normalised.*; bodies are .*--scale 0\.001"
+    ):
+        embedder.encode(wrong)
     scaled = embedder.encode([clip * 1000 for clip in clips], given=Given(scale=0.001), check="strict")
     torch.testing.assert_close(scaled, want, atol=1e-4, rtol=0)
     with pytest.raises(ValueError, match="check must be one of warn, strict, off"):
@@ -99,8 +104,29 @@ def test_joints_in_an_image_become_what_the_encoder_was_trained_on(flat, told):
     torch.testing.assert_close(embedder.encode(twice, given=Given(image=True)), want, atol=1e-4, rtol=0)
     assert torch.equal(embedder.encode([clip[..., :2] for clip in clips], given=Given(image=True)), want)
     assert not told.records
-    embedder.encode(clips)
+    embedder.encode(clips, max_coordinate=1e5)
     assert "looks like (x, y, score) of an image" in told.text
+
+
+def test_openpose_s_25_joints_are_not_taken_for_kinect_s_and_a_mirror_is_seen(run, told, tmp_path, capsys):
+    embedder, image = fastmc.load(run, device="cpu"), Given(image=True)
+    embedder.encode(list(images("ntu25")), given=image)
+    assert not told.records
+    embedder.encode(list(images("body25")), given=image)
+    assert "joints do not seem to be those of 'ntu25', but of body25: --skeleton body25" in told.text
+    told.clear()
+    upright = [clip * (1, -1, 1) for clip in images("ntu25")]
+    embedder.encode(upright, given=image)
+    assert "its y seems to point up" in told.text
+    told.clear()
+    embedder.encode([performed(1 + n) * (1, 1, -1) for n in range(6)])
+    assert "people in a mirror" in told.text and "clip[..., 0] *= -1" in told.text
+    np.save(tmp_path / "a.npy", images("body25")[:, :, None])
+    assert command(run, tmp_path / "a.npz", tmp_path / "a.npy", extra=("--image",)) == 0
+    assert "joints do not seem to be those of 'ntu25'" in capsys.readouterr().err
+    assert command(run, tmp_path / "w.npz", tmp_path / "a.npy", extra=("--image", "--window", "12")) == 0
+    assert "joints do not seem to be those of 'ntu25'" in capsys.readouterr().err
+    assert command(run, tmp_path / "s.npz", tmp_path / "a.npy", extra=("--image", "--strict")) == 1
 
 
 def test_joints_of_another_layout_are_taken_by_name(flat):
@@ -132,7 +158,7 @@ def test_the_command(flat, run, told, tmp_path, capsys):
         features = read(tmp_path / f"{name}.npz")["features"]
         np.testing.assert_allclose(features, want[:count].numpy(), atol=1e-5)
     assert "warning" not in capsys.readouterr().err
-    assert command(run, tmp_path / "out.npz", tmp_path / "many.npy") == 0
+    assert command(run, tmp_path / "out.npz", tmp_path / "many.npy", extra=("--max-coordinate", "1e5")) == 0
     err = capsys.readouterr().err
     assert "looks like (x, y, score) of an image" in err and "--skeleton body25" in err
     assert command(run, tmp_path / "s.npz", tmp_path / "many.npy", extra=("--strict",)) == 1

@@ -355,6 +355,7 @@ def test_front_is_seen_upright_and_poses_stand_on_their_marks():
     assert front == Front(0, 2, (-1.0, 1.0))
     assert front.flat(clip)[0, 0, NTU25.left_shoulder].tolist() == [0.2, 0.7]
     assert front.up_label == "z, up (m)"
+    assert front_of(np.concatenate([0 * clip, clip], axis=1), NTU25).signs == front.signs, "the first place is empty"
     unknown = replace(NTU25, spine=-1, hip=-1)
     assert front_of(clip, unknown).up_label == "y (m)", "which axis is up is not known"
     poses = np.random.default_rng(0).normal(size=(3, 2, 25, 3))

@@ -49,6 +49,48 @@ def test_another_unit_is_scaled(clip):
     np.testing.assert_allclose(joints / joints[0, 0, 0, 0], clip / clip[0, 0, 0, 0])
 
 
+@pytest.mark.parametrize("given", [Given(image=True), Given(scale="height")])
+def test_the_first_body_that_is_there_is_made_as_tall_as_a_person(clip, given):
+    """Whatever its place; and no other one, nor one of a single joint, which has no height."""
+    numbers = with_scores(image_of(clip), 0.9) if given.image else clip * 37
+    want, _ = given.clip(numbers, COCO)
+    absent, larger = np.zeros_like(numbers), numbers * 1.5
+    for place, bodies in ((1, [absent, numbers]), (1, [absent, numbers, larger]), (0, [numbers, larger])):
+        joints, weights = given.clip(np.concatenate(bodies, axis=1), COCO)
+        np.testing.assert_allclose(joints[:, [place]], want)
+        if weights is not None:
+            assert weights[:, place].all() and not weights[:, :place].any()
+    dot = absent.copy()
+    dot[:, :, 3] = numbers[:, :, 3]
+    joints, _ = given.clip(np.concatenate([dot, numbers], axis=1), COCO)
+    np.testing.assert_allclose(joints[:, [1]], want)
+
+
+def test_a_recording_has_one_scale():
+    """Of someone who sits in its second half; in any parts it is that of the whole."""
+    clip = np.stack([performed(1, "coco17")[:10, None]] * 2)
+    clip[1] *= 0.6
+    whole = with_scores(image_of(clip.reshape(20, 1, 17, 3)), 0.9)
+    for given in (Given(image=True), Given(image=True, scale="height")):
+        one = given.of_recording([whole])
+        assert one == given.of_recording([whole[:3], whole[3:]]) == given.of_recording(list(whole[:, None]))
+        np.testing.assert_array_equal(one.clip(whole, COCO)[0], given.clip(whole, COCO)[0])
+        parts = [one.clip(part, COCO)[0] for part in (whole[:10], whole[10:])]
+        heights = [body_height(part, part.any(axis=-1)) for part in parts]
+        assert heights[1] / heights[0] == pytest.approx(0.6, abs=1e-3)
+    for given in (METRES, Given(scale=2), Given(image=True, scale=2)):
+        assert given.of_recording([whole]) == given
+
+
+def test_millimetres_in_half_precision_are_scaled_in_double(clip):
+    half = (clip * 1000).astype(np.float16)
+    for given, factor in ((Given(scale=0.001), 0.001), (Given(scale="height"), None)):
+        joints, _ = given.clip(half, COCO)
+        want, _ = given.clip(half.astype(np.float64), COCO)
+        np.testing.assert_allclose(joints, want, rtol=1e-12)
+        assert factor is None or np.abs(joints - half.astype(np.float64) * factor).max() < 1e-12
+
+
 def test_an_image_becomes_a_body_in_a_plane_that_stands_upright(clip):
     joints, weights = Given(image=True).clip(with_scores(image_of(clip), 0.8), COCO)
     assert (weights == 0.8).all() and (joints[..., 2] == 0).all()
@@ -152,15 +194,38 @@ def test_an_npz_of_an_image(numbers, tmp_path, told, capsys):
     assert "give a number, or height" in capsys.readouterr().err
 
 
-def test_an_npy_pair_of_another_layout(tmp_path):
+def test_whoever_is_in_the_second_place_alone_is_as_tall_in_every_file(tmp_path):
+    """Shares of an image's size, where a wrong factor would not be told by a coordinate out of range."""
     values = arrays()
+    values["x"][:, :2] /= 1000
+    both = np.concatenate([values["x"], np.zeros_like(values["x"])], axis=-1)
+    both[[1, 4]] = both[[1, 4]][..., ::-1]
+    stores = []
+    for name, x in (("one", values["x"]), ("two", both)):
+        np.savez(tmp_path / f"{name}.npz", **values | {"x": x})
+        options = {"train": "split=0", "skeleton": "coco17", "given": Given(image=True), "strict": True}
+        stores.append(import_npz(tmp_path / f"{name}.npz", tmp_path / name, **options))
+        pairs = npy_pairs(tmp_path, x, values["split"])
+        stores.append(import_stgcn(*pairs, tmp_path / f"{name}-npy", skeleton="coco17", given=Given(image=True)))
+    for want, found in zip(stores[:2], stores[2:], strict=True):
+        assert found.num_bodies.tolist() == [1] * 6
+        np.testing.assert_allclose(found.frames, want.frames, atol=1e-6)
+
+
+def npy_pairs(folder, x, split):
+    """The files of a training and a test part."""
     pairs = []
     for part in (0, 1):
-        rows = values["split"] == part
-        pair = tmp_path / f"{part}.npy", tmp_path / f"{part}.pkl"
-        np.save(pair[0], values["x"][rows])
+        pair = folder / f"{part}.npy", folder / f"{part}.pkl"
+        np.save(pair[0], x[split == part])
         pair[1].write_bytes(pickle.dumps(([f"{part}-{n}" for n in range(3)], [0, 1, 0])))
         pairs.append(pair)
+    return pairs
+
+
+def test_an_npy_pair_of_another_layout(tmp_path):
+    values = arrays()
+    pairs = npy_pairs(tmp_path, values["x"], values["split"])
     store = import_stgcn(*pairs, tmp_path / "a", skeleton="coco17", given=Given(image=True), strict=True)
     np.savez(tmp_path / "a.npz", **values)
     same = import_npz(tmp_path / "a.npz", tmp_path / "b", train="split=0", skeleton="coco17", given=Given(image=True))

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bodies import performed
+from bodies import in_layout, performed
 
 from fastmc.data.formats.npz import import_npz
 from fastmc.data.formats.ntu import prepare_synthetic
+from fastmc.data.given import Given
+from fastmc.data.normalise import normalise as moved
 from fastmc.data.packing import PrepareError
-from fastmc.data.sanity import Sanity, unequal_sides
+from fastmc.data.sanity import Sanity, knees_forwards, toes_forwards, unequal_sides
 from fastmc.data.store import PackedStore
 from fastmc.skeleton import NTU25, SKELETONS, Skeleton
 from train.prepare import main
@@ -22,7 +24,7 @@ ACTIONS = range(1, 25)
 
 
 def finding(clips, layout="ntu25"):
-    sanity = Sanity(SKELETONS[layout])
+    sanity = Sanity(layout if isinstance(layout, Skeleton) else SKELETONS[layout])
     for clip in clips:
         sanity.see(clip[:, None] if clip.ndim == 3 else clip)
     return sanity.finding()
@@ -40,7 +42,7 @@ def motion(clip):
 def test_people_of_every_layout_pass(layout):
     for action in ACTIONS:
         assert finding([performed(action, layout)], layout) == ""
-        assert finding([performed(action, layout)[..., [1, 2, 0]] * (1, -1, 1) + (0.2, -5, 3)], layout) == ""
+        assert finding([performed(action, layout)[..., [1, 2, 0]] * (1, -1, -1) + (0.2, -5, 3)], layout) == ""
 
 
 def test_what_other_codes_made_of_people_passes():
@@ -126,6 +128,142 @@ def test_of_many_clips_some_are_kept():
     assert abs(tall / len(sanity._kept) - 0.5) < 0.05
 
 
+# --- People in a mirror
+
+
+UNITY = Skeleton.from_plain(
+    "unity",
+    {
+        "joints": {"Hips": None, "Spine": "Hips", "Head": "Spine"}
+        | {f"{side}{joint}": up if up == "Hips" or up == "Spine" else f"{side}{up}" for side in ("Left", "Right")
+           for joint, up in (("UpperArm", "Spine"), ("LowerArm", "UpperArm"), ("Hand", "LowerArm"),
+                             ("UpperLeg", "Hips"), ("LowerLeg", "UpperLeg"), ("Foot", "LowerLeg"))},
+        "hip": "Hips", "spine": "Spine", "left_shoulder": "LeftUpperArm", "right_shoulder": "RightUpperArm",
+    },
+)  # fmt: skip
+OF_UNITY = [
+    NTU25.index(name if name in NTU25.joint_names else f"{side} {name}")
+    for side, names in (
+        ("", ("spine base", "spine mid", "head")),
+        *((side, ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")) for side in ("left", "right")),
+    )
+    for name in names
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", ["ntu25", "kinect20", "body25", "mediapipe33", "smpl22"])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_left_handed_axes_are_told_whichever_of_them_is_negated(layout, axis):
+    turned = np.where(np.arange(3) == axis, -1, 1)
+    for action in ACTIONS:
+        line = finding([performed(action, layout) * turned], layout)
+        assert "feet point backwards: this looks like people in a mirror" in line and "clip[..., 0] *= -1" in line
+    half = [performed(action, layout) * (turned if action % 3 == 0 else 1) for action in ACTIONS]
+    assert finding(half, layout) == "", "some who are seen from behind, as a sensor may have it"
+
+
+def test_names_of_sides_that_are_exchanged_are_told():
+    line = finding([performed(action)[:, list(NTU25.mirror)] for action in ACTIONS])
+    assert "people in a mirror" in line and "exchange left and right in the names" in line
+
+
+def test_where_there_are_no_toes_bent_knees_tell():
+    clips = [performed(action)[:, OF_UNITY] for action in ACTIONS]
+    assert [name for name in UNITY.joint_names if "Foot" in name]
+    assert finding(clips, UNITY) == ""
+    line = finding([clip * (1, 1, -1) for clip in clips], UNITY)
+    assert "knees bend backwards: this looks like people in a mirror" in line
+    straight = [clip for clip in clips if knees_forwards(clip, UNITY) is None]
+    bent = [clip * (1, 1, -1) for clip in clips if knees_forwards(clip, UNITY) is not None]
+    assert straight and len(bent) >= 4
+    assert finding([*straight, *bent[:3]], UNITY) == "", "too few to tell"
+
+
+def test_toes_and_knees_by_hand():
+    """Up is y, left is x, so that z is forwards."""
+    layout = Skeleton.from_plain(
+        "one leg",
+        {
+            "joints": {"hip": None, "spine": "hip", "l": "spine", "r": "spine"}
+            | {"knee": "hip", "ankle": "knee", "toe": "ankle"},
+            "hip": "hip", "spine": "spine", "left_shoulder": "l", "right_shoulder": "r",
+        },
+    )  # fmt: skip
+    body = np.array([[0, 1, 0], [0, 1.2, 0], [0.2, 1.5, 0], [-0.2, 1.5, 0], [0, 0.5, 0.3], [0, 0, 0], [0, 0, 0.1]])[
+        None
+    ]
+    assert toes_forwards(body, layout) == pytest.approx(1) == knees_forwards(body, layout)
+    assert toes_forwards(body * (1, 1, -1), layout) == pytest.approx(-1) == knees_forwards(body * (1, 1, -1), layout)
+    turned = body[..., [1, 2, 0]] + 5
+    assert toes_forwards(turned, layout) == pytest.approx(1) == knees_forwards(turned, layout)
+    body[0, 4, 2] = 0.05
+    assert knees_forwards(body, layout) is None, "hardly bent"
+    body[0, 6] = body[0, 5]
+    assert toes_forwards(body, layout) is None, "of no length"
+
+
+# --- Images
+
+
+def image(clip, angle=0.0, down=0.15):
+    """(T, V, 3), z = 0: people who are seen from this side, and from above by ``down``, in radians."""
+    cos, sin = np.cos(angle), np.sin(angle)
+    x, depth = clip[..., 0] * cos + clip[..., 2] * sin, clip[..., 2] * cos - clip[..., 0] * sin
+    return np.stack([x, clip[..., 1] * np.cos(down) - depth * np.sin(down), 0 * x], axis=-1)
+
+
+ANGLES = [n * np.pi / 4 for n in range(8)]
+
+
+def in_its_frame(clip, layout):
+    return moved(clip[:, None].astype(np.float32), SKELETONS[layout])[:, 0]
+
+
+@pytest.mark.parametrize("layout", SKELETONS)
+def test_people_in_an_image_pass(layout):
+    for angle in ANGLES:
+        clips = [image(performed(action, layout), angle) for action in ACTIONS]
+        assert finding(clips, layout) == "" == finding([in_its_frame(clip, layout) for clip in clips], layout)
+        assert [said for clip in clips if (said := finding([clip], layout))] == []
+        lying = [clip[..., [1, 0, 2]] for clip in clips]
+        assert finding(lying, layout) == ""
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [("body25", "ntu25"), ("ntu25", "body25"), ("h36m17", "coco17"), ("coco17", "h36m17"), ("smpl22", "kinect20"),
+     ("mediapipe33", "ntu25")],
+)  # fmt: skip
+def test_joints_of_another_layout_in_an_image_are_told(theirs, ours):
+    count = SKELETONS[ours].num_joints
+    for angle in ANGLES:
+        clips = [image(performed(action, theirs)[:, :count], angle) for action in ACTIONS]
+        line = finding(clips, ours)
+        assert f"joints do not seem to be those of {ours!r}" in line
+        assert "heads, hips and feet do not lie one above the other" in line
+        if SKELETONS[theirs].num_joints == count:
+            assert f"but of {theirs}: --skeleton {theirs}" in line
+        if theirs != "mediapipe33":  # of which hip and spine would be a nose and an eye
+            assert "joints do not seem to be" in finding([in_its_frame(clip, ours) for clip in clips], ours)
+
+
+def test_joints_of_coco_that_are_filled_up_with_zeros_are_told():
+    """Joints that are never seen lie on those that they hang on."""
+    clips = []
+    for action in ACTIONS:
+        seen = image(performed(action, "coco17"))[..., :2] * (200, -200) + (900, 500)
+        filled = np.concatenate([seen, np.zeros((len(seen), 8, 2))], axis=1)
+        clips.append(Given(image=True).clip(filled[:, None], NTU25)[0])
+    assert "joints do not seem to be those of 'ntu25'" in finding(clips)
+
+
+def test_an_image_whose_y_points_up_already_is_told():
+    for layout in ("ntu25", "coco17", "body25", "h36m17"):
+        clips = [image(performed(action, layout)) * (1, -1, 1) for action in ACTIONS]
+        line = finding(clips, layout)
+        assert "heads lie below feet in the image: its y seems to point up" in line and "negate their y" in line
+
+
 # --- In every way in
 
 
@@ -202,3 +340,26 @@ def test_recorded_people_pass(name, train, tmp_path, told):
     for n in range(len(store)):
         sanity.see(PackedStore.open(tmp_path / "a").clip(n))
     assert sanity.finding() == ""
+
+
+@pytest.mark.shared
+@needs_shared
+@pytest.mark.parametrize("name", ["hdm05_11", "utd_mhad", "msr_action3d"])
+def test_recorded_people_in_a_mirror_and_in_images_are_told_from_others(name, tmp_path):
+    """40 at a time: no false word, and none that is missed."""
+    if not (file := SHARED / "data" / f"{name}.npz").exists():
+        pytest.skip(f"needs {file}")
+    store = import_npz(file, tmp_path / "a")
+    upright = [np.asarray(store.clip(n))[:, 0][..., [0, 2, 1]] * (1, 1, -1) for n in range(len(store))]  # y up
+    for first in range(0, len(upright), 120):
+        clips = upright[first : first + 40]
+        assert finding(clips) == ""
+        assert "people in a mirror" in finding([clip * (-1, 1, 1) for clip in clips])
+        for angle in ANGLES[:3]:
+            images = [image(clip, angle) for clip in clips]
+            assert finding(images) == ""
+            assert "y seems to point up" in finding([clip * (1, -1, 1) for clip in images])
+            for theirs, ours in (("body25", "ntu25"), ("ntu25", "body25"), ("coco17", "h36m17"), ("h36m17", "coco17")):
+                others = [image(in_layout(clip, theirs), angle) for clip in clips]
+                assert finding(others, theirs) == ""
+                assert f"but of {theirs}: --skeleton {theirs}" in finding(others, ours)

@@ -89,10 +89,16 @@ def run(tmp_path):
 
 def test_body_25_in_place_of_ntu_s_joints(run, cases, tmp_path, capsys):
     file = cases / "arrays" / "body25_pixels.npy"
-    assert command(run, tmp_path / "a.npz", file) == 0
+    assert command(run, tmp_path / "a.npz", file, extra=("--max-coordinate", "1e4")) == 0
     err = capsys.readouterr().err
     assert "this looks like pixels, not like metres; --image" in err and "--skeleton body25" in err
-    assert command(run, tmp_path / "b.npz", file, extra=("--strict",)) == 1
+    for extra in ((), ("--strict",)):
+        assert command(run, tmp_path / "b.npz", file, extra=extra) == 1
+        err = capsys.readouterr().err
+        assert "m once normalised in frame 0, expected at most 100 (--max-coordinate)" in err
+    assert command(run, tmp_path / "c.npz", file, extra=("--image",)) == 0
+    err = capsys.readouterr().err
+    assert "joints do not seem to be those of 'ntu25'" in err
 
 
 def test_axes_that_may_be_others(run, cases, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,10 +15,12 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from fastmc.checks import Count, NotNegative, check_ranges
+from fastmc.checks import Count, NotNegative, Positive, check_ranges
+from fastmc.data.clips import MAX_COORDINATE
 from fastmc.data.given import MIN_SCORE, Given
+from fastmc.data.packing import NORMALISATION
 from fastmc.data.sanity import Sanity
-from fastmc.embedding import Embedder, joints_by_name, load
+from fastmc.embedding import Embedder, EncoderFault, joints_by_name, load
 from fastmc.files import make_folder_of, whole_file
 from fastmc.progress import progress_bar
 from fastmc.skeleton import Skeleton
@@ -45,9 +48,9 @@ class Embed:
     run: str
     """Run folder, as made by python -m train.run; or an encoder's file or name, such as small-v1."""
     input: tuple[Path, ...]
-    """Any number of: .skeleton files; folders of them, at any depth; packed stores; .npy files of a clip (T, V, 3) or
-    (T, M, V, 3), or of many (N, T, M, V, 3), padded with zeros; .npz files with x (N, 3, T, V, M), num_frames (N,) and
-    perhaps name (N,). Coordinates in metres."""
+    """Any number of: .skeleton files, and .skeleton.npy of txt2npy.py; folders of them, at any depth; packed stores;
+    .npy files of a clip (T, V, 3) or (T, M, V, 3), or of many (N, T, M, V, 3), padded with zeros; .npz files with
+    x (N, 3, T, V, M), num_frames (N,) and perhaps name (N,). Coordinates in metres."""
     out: Path
     """The .npz file to write."""
     data: Path | None = None
@@ -76,8 +79,10 @@ class Embed:
     """Of an image: joints with a lower score are not there."""
     normalise: bool = True
     """Keep coordinates as they are; by default clips are moved to a common frame, if the run's data were."""
+    max_coordinate: Positive = MAX_COORDINATE
+    """Metres; a clip beyond it, or whose coordinates were 100 times that before it was moved, is left out."""
     strict: bool = False
-    """Stop at the first faulty clip, instead of leaving it out, and where clips do not look like bodies."""
+    """Stop at the first faulty clip or window, instead of leaving it out, and where clips do not look like bodies."""
     overwrite: bool = False
     """Replace OUT if it exists."""
     allow: tuple[str, ...] = ()
@@ -158,32 +163,40 @@ class Reader:
     kind: ArrayKind
     sanity: Sanity
 
-    def normalises(self, item: Input) -> bool:
-        return self.settings.normalise and not item.moved
-
     def kind_of(self, item: Input) -> ArrayKind:
         return self.kind if item.is_array else ArrayKind(self.embedder.skeleton)
 
+    def limit(self, item: Input) -> float:
+        """Metres; a store was prepared with a limit of its own."""
+        return math.inf if item.is_stored else self.settings.max_coordinate
+
     def clip(self, item: Input) -> np.ndarray:
         """Whole, as the encoder takes it."""
-        kind = self.kind_of(item)
+        kind, normalise = self.kind_of(item), self.settings.normalise and not item.moved
         joints, weights = self.embedder.read(item.read(), item.place, kind.given, kind.layout)
         self.sanity.see(joints)
-        return self.embedder.moved(joints, item.place, self.normalises(item), weights)
+        return self.embedder.moved(joints, item.place, normalise, weights, self.limit(item))
 
     def windows(self, item: Input) -> list[Row]:
-        """Of a clip, whose frames are read one after the other where its file can."""
+        """Of a clip, whose frames are read one after the other where its file can.
+
+        A window is moved by its own frames, also where its whole clip was moved already.
+        """
         assert self.settings.window is not None
         kind, frames = self.kind_of(item), self.embedder.frames_of(item.read())
+        may_be_moved = not item.moved or self.embedder.data.normalisation == NORMALISATION
         windows = self.embedder.encode_stream(
             frames,
             self.settings.window,
             self.settings.hop,
             batch_size=self.settings.batch_size,
-            normalise=self.normalises(item),
+            normalise=self.settings.normalise and may_be_moved,
             given=kind.given,
             layout=kind.layout,
             sanity=self.sanity,
+            max_coordinate=self.limit(item),
+            strict=self.settings.strict,
+            name=item.place,
         )
         return [Row(item.name, item.place, w.start, w.stop - w.start, w.feature) for w in windows]
 
@@ -191,16 +204,21 @@ class Reader:
 def _of_clips(inputs: Sequence[Input], reader: Reader) -> Iterator[list[Row]]:
     """A batch of clips after the other; those that cannot be used are reported."""
     batch: list[tuple[Input, np.ndarray]] = []
-    size = reader.settings.batch_size
 
     def rows() -> list[Row]:
-        features = reader.embedder.encode([clip for _, clip in batch], normalise=False, check="off", batch_size=size)
-        return [Row(i.name, i.place, 0, len(clip), f) for (i, clip), f in zip(batch, features, strict=True)]
+        features, faults = reader.embedder.features_of([(item.place, clip) for item, clip in batch])
+        found = []
+        for n, (item, clip) in enumerate(batch):
+            with _left_out(reader.settings):
+                if n in faults:
+                    raise faults[n]
+                found.append(Row(item.name, item.place, 0, len(clip), features[n]))
+        return found
 
     for item in _with_bar(inputs):
         with _left_out(reader.settings):
             batch.append((item, reader.clip(item)))
-        if len(batch) == size:
+        if len(batch) == reader.settings.batch_size:
             yield rows()
             batch = []
     if batch:
@@ -214,7 +232,7 @@ def _of_windows(inputs: Sequence[Input], reader: Reader) -> Iterator[list[Row]]:
         with _left_out(reader.settings, item.place):
             found = reader.windows(item)
             if not found:
-                raise ValueError("it holds no body: all coordinates are zero")
+                raise ValueError("none of its windows holds a body that can be used")
         if found:
             yield found
 
@@ -228,6 +246,8 @@ def _left_out(settings: Embed, place: str = "") -> Iterator[None]:
     """Within: an error of a clip leaves it out, or ends a strict run. ``place`` is said where the error does not."""
     try:
         yield
+    except EncoderFault:  # of which no clip is to blame
+        raise
     except (ValueError, OSError) as error:
         named = f"{place}: {error}" if place and place not in str(error) else str(error)
         if settings.strict:

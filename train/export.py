@@ -173,10 +173,13 @@ def example(embedder: Embedder) -> Tensor:
 
 
 def clips_of(embedder: Embedder, clips: int, frames: int) -> np.ndarray:
-    """Noise with a second body, where there is room, that is there in every other frame."""
+    """Noise with a second body, where there is room, that is there in every other frame; of the last of several clips
+    it is the only one."""
     rng = np.random.default_rng(clips)
     found = rng.normal(size=(clips, frames, embedder.max_bodies, embedder.skeleton.num_joints, 3)).astype(np.float32)
     found[:, ::2, 1:] = 0
+    if clips > 1 and embedder.max_bodies > 1:
+        found[-1, :, 0] = 0
     return found
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from fastmc.checks import check_number
 from fastmc.skeleton import Skeleton
 
 HEIGHT = 1.7  # metres
+LOWEST = float(np.finfo(np.float32).tiny)  # what is lower has no height: bodies in one point, and what rounding left
 BY_HEIGHT = "height"
 MIN_SCORE = 0.1  # detectors give what they do not see less than this, as a rule
 
@@ -20,7 +22,8 @@ class Given:
 
     Attributes:
         image: they are (x, y) or (x, y, score) of an image, y downwards.
-        scale: times this they are metres; ``"height"``, or None of an image: body 1 is made `HEIGHT` tall.
+        scale: times this they are metres; ``"height"``, or None of an image: the first body that has a height is made
+            `HEIGHT` tall.
         min_score: joints of an image with a lower score are not there.
 
     Raises:
@@ -52,23 +55,40 @@ class Given:
         place where it was seen, or the next, as a body over gaps; one never seen lies on the joint that it hangs on. A
         body without any joint is zero. Of what is no image there are no weights.
         """
+        if not self.image and self.scale is None:
+            return joints, None
+        seen, factor = self._seen(joints), self._factor([joints])
+        joints = joints.astype(np.float64)  # a product in half precision is off by millimetres
         if not self.image:
-            return joints if self.scale is None else joints * self._factor(joints, _there(joints)), None
-        points, scores = joints[..., :2].astype(np.float64), joints[..., 2:]
-        seen = np.isfinite(joints).all(axis=-1) & _there(points)
-        if scores.size:
-            seen &= scores[..., 0] >= self.min_score
+            return joints * factor, None
+        points, scores = joints[..., :2], joints[..., 2:]
         weights = np.where(seen, scores[..., 0] if scores.size else 1.0, 0.0)
         placed = np.zeros((*points.shape[:3], 3))
         for body in range(points.shape[1]):
             placed[:, body, :, :2] = _held(points[:, body], seen[:, body], skeleton) * (1, -1)
-        return placed * self._factor(placed, seen), weights
+        return placed * factor, weights
 
-    def _factor(self, joints: np.ndarray, seen: np.ndarray) -> float:
+    def of_recording(self, parts: Iterable[np.ndarray]) -> Given:
+        """The same with one factor for all windows of a recording, which is given in parts (T, M, V, 2 or 3).
+
+        With a factor for each window a person would grow while they bend.
+        """
+        return replace(self, scale=self._factor(parts)) if self.image or self.scale is not None else self
+
+    def _factor(self, parts: Iterable[np.ndarray]) -> float:
         if isinstance(self.scale, float):
             return self.scale
-        height = body_height(joints[:, :1], seen[:, :1])
-        return HEIGHT / height if height > 0 else 1.0
+        places = slice(0, 2 if self.image else 3)
+        extents = [_extents(part[..., places].astype(np.float64), self._seen(part)) for part in parts]
+        heights = [_median(body) for body in np.concatenate(extents).T]
+        return next((HEIGHT / height for height in heights if LOWEST < height < np.inf), 1.0)
+
+    def _seen(self, joints: np.ndarray) -> np.ndarray:
+        """(T, M, V): which joints are there."""
+        if not self.image:
+            return _there(joints)
+        seen = np.isfinite(joints).all(axis=-1) & _there(joints[..., :2])
+        return seen & (joints[..., 2] >= self.min_score) if joints.shape[-1] > 2 else seen
 
 
 METRES = Given()
@@ -77,11 +97,20 @@ METRES = Given()
 def body_height(joints: np.ndarray, seen: np.ndarray) -> float:
     """Median over frames and bodies of the largest extent, along an axis, of the joints (T, M, V, 3) that are seen
     (T, M, V); 0 where none is."""
+    return _median(_extents(joints, seen))
+
+
+def _extents(joints: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """(T, M): of each frame and body the largest extent along an axis; -inf where no joint is seen."""
     low, high = (np.where(seen[..., None], joints, far) for far in (np.inf, -np.inf))
     with np.errstate(invalid="ignore"):
-        extent = (high.max(axis=2) - low.min(axis=2)).max(axis=-1)
-    extent = extent[np.asarray(seen.any(axis=2))]
-    return float(np.quantile(extent, 0.5, method="lower")) if extent.size else 0.0
+        return np.asarray((high.max(axis=2) - low.min(axis=2)).max(axis=-1))
+
+
+def _median(extents: np.ndarray) -> float:
+    """The lower one, of those that were seen."""
+    seen = extents[extents > -np.inf]
+    return float(np.quantile(seen, 0.5, method="lower")) if seen.size else 0.0
 
 
 def _there(joints: np.ndarray) -> np.ndarray:

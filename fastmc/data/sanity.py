@@ -6,7 +6,8 @@ Every way in asks it: `fastmc.data.packing`, the readers of arrays, train.embed 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -22,6 +23,20 @@ UNEQUAL = 0.15  # difference of a left and a right bone over their sum; of peopl
 STILL = 0.5  # how far joints are from the body's middle on average, over how much that changes
 SLIGHT = 0.6  # metres: no part of a body moves further than that between frames, relative to another
 FOLDED, SPRAWLED = 1.8, 2.5  # longest way along the bones over the height, of bones for joints, of joints in disorder
+FLAT = 1e-4  # extent of an image along its third axis, over the largest one: what rounding leaves
+LEVELS = (  # of what joints are called, the highest first
+    r"head|nose|eye|(?<!for)ear(?!m)|mouth",
+    r"shoulder|neck|thorax|chest|collar|clavicle",
+    r"hip|pelvis|spine base|upper.?leg|up.?leg|thigh|femur",
+    r"knee|lower.?leg|calf|shin|tibia|(left|right).?leg$",
+    r"ankle|foot|heel|toe",
+)
+KNEE, TOE = re.compile(LEVELS[3]), re.compile(r"toe|foot.?index|\bball")
+PAIRS = 12  # of joints one above the other, at least, to tell an order from chance
+TUMBLED = 0.05  # share of pairs that lie the other way round; none of people before a camera, 0.07 of other layouts
+UPSIDE_DOWN = 0.9
+BACKWARDS = -0.3  # cosine of toes and forwards; of recorded people it was never below -0.03, mirrored or not
+BENT, BENT_CLIPS, BENT_BACK = 0.15, 4, -0.5  # of a leg's length; knees of straighter legs point anywhere
 IMAGE_LAYOUTS = ("coco17", "openpose18", "body25")
 HOW = "(train.prepare npz and npy, train.embed)"
 log = logging.getLogger("fastmc")
@@ -55,7 +70,9 @@ class Sanity:
             or _motion(bodies)
             or _units(frames)
             or _zero_joints(frames, layout)
-            or _order(frames, layout)
+            or _order(bodies, layout)
+            or _upside_down(bodies, layout)
+            or _mirrored(bodies, layout)
         )
 
     def hint(self) -> str:
@@ -185,24 +202,147 @@ def _units(frames: np.ndarray) -> str:
     return f"bodies are {height:.4g} tall (median), people are 1.7 m: this looks like {remedy}"
 
 
-def _order(frames: np.ndarray, layout: Skeleton) -> str:
-    """Joints of another layout: left and right bones differ, bones are long, or shoulders are no shoulders."""
-    flat = not np.ptp(frames, axis=(0, 1)).all()  # of an image, where a bone may point at who looks
-    unequal = 0.0 if flat else unequal_sides(frames, layout)
-    signs = [f"left and right bones differ by {200 * unequal:.0f} % (median)"] if unequal > UNEQUAL else []
-    if not flat and (long := _way_over_height(frames, layout)) > SPRAWLED:
+def _order(bodies: Sequence[np.ndarray], layout: Skeleton) -> str:
+    """Joints of another layout: left and right bones differ, bones are long, shoulders are no shoulders, or, of an
+    image, where a bone may point at who looks, heads, hips and feet are not above each other either."""
+    frames = np.concatenate(bodies)
+    flat = flat_axis(frames)
+    unequal, signs = unequal_sides(frames, layout), []
+    if unequal > UNEQUAL:
+        signs.append(f"left and right bones differ by {200 * unequal:.0f} % (median)")
+    if (long := _way_over_height(frames, layout)) > SPRAWLED:
         signs.append(f"the way along the bones is {long:.1f} times the height of a body")
-    if layout.has_frame and not flat and TALL[0] <= _height(frames) <= TALL[1]:
+    others = [SKELETONS[name] for name in _of_as_many_joints(layout)]
+    better = [other for other in others if unequal_sides(frames, other) < unequal / 2]
+    if flat is not None:
+        better = [other for other in better if tumbled(bodies, other, flat) <= TUMBLED]
+        if not (signs or better) or tumbled(bodies, layout, flat) <= TUMBLED:
+            return ""
+        signs.append("heads, hips and feet do not lie one above the other")
+    elif layout.has_frame and TALL[0] <= _height(frames) <= TALL[1]:
         width = shoulder_width(frames, layout)
         if not SHOULDERS[0] < width < SHOULDERS[1]:
             signs.append(f"shoulders are {width:.3g} m apart (median)")
     if not signs:
         return ""
-    better = [
-        name for name in _of_as_many_joints(layout) if unequal_sides(frames, SKELETONS[name]) < unequal / 2
-    ]  # fmt: skip
-    what = f"of {better[0]}: --skeleton {better[0]}" if better else "in another order: --skeleton names it"
+    what = f"of {better[0].name}: --skeleton {better[0].name}" if better else "in another order: --skeleton names it"
     return f"{' and '.join(signs)}: joints do not seem to be those of {layout.name!r}, but {what} {HOW}"
+
+
+def flat_axis(frames: np.ndarray) -> int | None:
+    """Along which joints (n, V, 3) do not differ, as those of an image do not; None where there is no such axis."""
+    extents = np.ptp(frames, axis=(0, 1))
+    axis = int(extents.argmin())
+    return axis if extents[axis] <= FLAT * extents.max() else None
+
+
+def tumbled(bodies: Sequence[np.ndarray], layout: Skeleton, flat: int) -> float:
+    """Median over bodies (n, V, 3) of an image of the share of pairs, such as a head and a knee, of which the wrong one
+    is above: both along the picture and along each body's spine, since people bend and lie down. 0 where the names say
+    too little."""
+    pairs = _one_above_the_other(layout)
+    if len(pairs) < PAIRS or not layout.has_frame:
+        return 0.0
+    shares = [min(_share_below(body, pairs, up) for up in (_picture_up(flat), _spine(body, layout))) for body in bodies]
+    return float(np.median(shares))
+
+
+def _one_above_the_other(layout: Skeleton) -> np.ndarray:
+    """(pairs, 2): joints of which the first is higher in whoever stands, by their names."""
+    names = [name.lower() for name in layout.joint_names]
+    level = [next((n for n, words in enumerate(LEVELS) if re.search(words, name)), None) for name in names]
+    known = [(joint, n) for joint, n in enumerate(level) if n is not None]
+    return np.array([(a, b) for a, high in known for b, low in known if high < low])
+
+
+def _share_below(body: np.ndarray, pairs: np.ndarray, up: np.ndarray) -> float:
+    """Of pairs of joints those whose first one is the lower by more than a twentieth of the body (n, V, 3)."""
+    along = (body * up).sum(axis=2)
+    place = np.median(along - along.mean(axis=1, keepdims=True), axis=0)
+    return float(np.mean(place[pairs[:, 0]] < place[pairs[:, 1]] - 0.05 * _height(body)))
+
+
+def _picture_up(flat: int) -> np.ndarray:
+    """y is up in an image, z once it is moved into the frame of its body."""
+    return np.eye(3)[1 if flat == 2 else 2]
+
+
+def _spine(body: np.ndarray, layout: Skeleton) -> np.ndarray:
+    """(n, 1, 3), of length 1: from hip to spine."""
+    return _unit(layout.place("spine", body) - layout.place("hip", body))[:, None]
+
+
+def _upside_down(bodies: Sequence[np.ndarray], layout: Skeleton) -> str:
+    frames, pairs = np.concatenate(bodies), _one_above_the_other(layout)
+    flat = flat_axis(frames)
+    if flat is None or len(pairs) < PAIRS:
+        return ""
+    if np.median([_share_below(body, pairs, _picture_up(flat)) for body in bodies]) < UPSIDE_DOWN:
+        return ""
+    return (
+        "heads lie below feet in the image: its y seems to point up, and --image (fastmc.Given(image=True)) takes y "
+        "downwards, which mirrors these people; negate their y first"
+    )
+
+
+def _mirrored(bodies: Sequence[np.ndarray], layout: Skeleton) -> str:
+    """Whether left, up and forwards are those of a mirrored body: forwards is where toes point, and bent knees."""
+    if not layout.has_frame or not layout.parents or flat_axis(np.concatenate(bodies)) is not None:
+        return ""
+    toes = [cosine for body in bodies if (cosine := toes_forwards(body, layout)) is not None]
+    knees = [cosine for body in bodies if (cosine := knees_forwards(body, layout)) is not None]
+    if toes and np.median(toes) < BACKWARDS:
+        what = "feet point"
+    elif not toes and len(knees) >= BENT_CLIPS and np.median(knees) < BENT_BACK:
+        what = "knees bend"
+    else:
+        return ""
+    return (
+        f"{what} backwards: this looks like people in a mirror, as left-handed axes (Unity, Unreal) give; negate one "
+        "axis of all clips, such as clip[..., 0] *= -1, before anything else, or exchange left and right in the names "
+        "of joints where those are wrong"
+    )
+
+
+def toes_forwards(body: np.ndarray, layout: Skeleton) -> float | None:
+    """Cosine of where toes point, frames (n, V, 3) and feet taken together, and forwards: right to left shoulder times
+    up. None where the layout has no toes, by its names, or they have no length."""
+    names = [name.lower() for name in layout.joint_names]
+    feet = [
+        (joint, up)
+        for joint, up in enumerate(layout.parents)
+        if (TOE.search(names[joint]) or ("foot" in names[joint] and "ankle" in names[up])) and not TOE.search(names[up])
+    ]
+    return _along_forwards([body[:, toe] - body[:, ankle] for toe, ankle in feet], body, layout)
+
+
+def knees_forwards(body: np.ndarray, layout: Skeleton) -> float | None:
+    """The same of how far knees lie off the line from hip to ankle, in frames in which a leg is bent."""
+    names = [name.lower() for name in layout.joint_names]
+    off = []
+    for ankle, knee in enumerate(layout.parents):
+        hip = layout.parents[knee]
+        if KNEE.search(names[knee]) and not KNEE.search(names[ankle]) and len({ankle, knee, hip}) == 3:
+            thigh, leg = body[:, knee] - body[:, hip], body[:, ankle] - body[:, hip]
+            line = _unit(leg)
+            bend = thigh - (thigh * line).sum(axis=1, keepdims=True) * line
+            length = np.linalg.norm(thigh, axis=1) + np.linalg.norm(leg - thigh, axis=1)
+            off.append(np.where((np.linalg.norm(bend, axis=1) > BENT * length)[:, None], bend, 0))
+    return _along_forwards(off, body, layout)
+
+
+def _along_forwards(vectors: Sequence[np.ndarray], body: np.ndarray, layout: Skeleton) -> float | None:
+    left, right = (layout.place(f"{side}_shoulder", body) for side in ("left", "right"))
+    forwards = _unit(np.cross(left - right, (left + right) / 2 - layout.place("hip", body)))
+    length = sum(float(np.linalg.norm(vector, axis=1).sum()) for vector in vectors)
+    if not length > 0:
+        return None
+    return sum(float((vector * forwards).sum()) for vector in vectors) / length
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    """(n, 3), of length 1, or zero."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def unequal_sides(frames: np.ndarray, layout: Skeleton) -> float:

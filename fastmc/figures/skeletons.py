@@ -39,10 +39,11 @@ class Front:
 
 
 def front_of(clip: np.ndarray, skeleton: Skeleton) -> Front:
-    """From where a clip (T, M, V, 3) is seen best: up is up, and body 1's left is on the right."""
+    """From where a clip (T, M, V, 3) is seen best: up is up, and the left of the first body in it is on the right."""
     if not skeleton.has_frame:
         return Front(0, 1, (1.0, 1.0), upright=False)
-    pose = clip[np.flatnonzero(clip[:, 0].any(axis=(1, 2)))[0], 0]
+    body = clip[:, clip.any(axis=(0, 2, 3)).argmax()]
+    pose = body[body.any(axis=(1, 2)).argmax()]
     spine = skeleton.place("spine", pose) - skeleton.place("hip", pose)
     side = skeleton.place("left_shoulder", pose) - skeleton.place("right_shoulder", pose)
     up = int(np.abs(spine).argmax())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,26 +12,31 @@ import numpy as np
 
 from fastmc.data.clips import used_frames
 from fastmc.data.formats.parts import expected_axes
+from fastmc.data.formats.txt2npy import HEADERS
+from fastmc.data.formats.txt2npy import SUFFIX as TXT2NPY
 from fastmc.data.given import METRES, Given
 from fastmc.data.store import PackedStore
 from fastmc.embedding import Clip, Embedder
-from fastmc.files import find_files
+from fastmc.files import find_files, open_file
 from fastmc.reading import load_array, reading
 from fastmc.skeleton import NTU25, Skeleton
 
 KINDS = ".skeleton file, a folder of such files, a packed store, a .npy or a .npz file"
+log = logging.getLogger("fastmc")
 
 
 @dataclass(frozen=True)
 class Input:
     """A clip that is read when its turn comes. ``place`` is what messages call it; ``moved`` tells that it is in the
-    frame of reference of the run's data, ``is_array`` that what its numbers are is said by `ArrayKind`."""
+    frame of reference of the run's data, ``is_array`` that what its numbers are is said by `ArrayKind`, ``is_stored``
+    that it is of a packed store."""
 
     name: str
     place: str
     read: Callable[[], Clip]
     moved: bool = False
     is_array: bool = False
+    is_stored: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,12 +60,9 @@ def find_inputs(path: Path, embedder: Embedder, normalise: bool, kind: ArrayKind
         return _of_store(PackedStore.open(path), embedder, normalise)
     embedder.moves(f"--input {path}", normalise)  # an error once, not for each clip
     if path.is_dir():
-        files = sorted(find_files(path, "*.skeleton"))
-        if not files:
-            raise ValueError(f"--input {path} holds no .skeleton file and is no packed store; name another folder")
-        return [_of_file(file, file.relative_to(path)) for file in files]
-    if path.suffix == ".skeleton":
-        return [_of_file(path, Path(path.name))]
+        return _of_folder(path)
+    if path.suffix == ".skeleton" or (path.name.endswith(TXT2NPY) and _holds_objects(path)):
+        return [_of_file(path, path.name)]
     if path.suffix == ".npy":
         return _of_npy(path, kind)
     if path.suffix == ".npz":
@@ -67,14 +70,40 @@ def find_inputs(path: Path, embedder: Embedder, normalise: bool, kind: ArrayKind
     raise ValueError(f"--input {path} is of no kind that is read; name a {KINDS}")
 
 
-def _of_file(file: Path, name: Path) -> Input:
-    return Input(name.with_suffix("").as_posix(), str(file), lambda: file)
+def _of_folder(folder: Path) -> list[Input]:
+    found = {_name(file.relative_to(folder).as_posix()): file for file in find_files(folder, f"*{TXT2NPY}")}
+    plain = {_name(file.relative_to(folder).as_posix()): file for file in find_files(folder, "*.skeleton")}
+    if not found and not plain:
+        raise ValueError(f"--input {folder} holds no .skeleton file and is no packed store; name another folder")
+    if twice := sorted(found.keys() & plain.keys()):
+        log.warning("left out: %s: %s is the same clip; so with %d files", found[twice[0]], plain[twice[0]], len(twice))
+    files = found | plain
+    return [_of_file(files[name], name) for name in sorted(files, key=files.__getitem__)]
+
+
+def _of_file(file: Path, name: str) -> Input:
+    return Input(_name(name), str(file), lambda: file)
+
+
+def _name(file: str) -> str:
+    """Of a clip, by that of its file."""
+    return file.removesuffix(".npy").removesuffix(".skeleton")
+
+
+def _holds_objects(file: Path) -> bool:
+    """Whether an array file is one of Python objects, as txt2npy.py writes, and not of numbers."""
+    with reading(f"--input {file} is not a readable .npy file", ValueError), open_file(file) as content:
+        version = np.lib.format.read_magic(content)
+        header = HEADERS.get(version)
+        return header is not None and header(content)[2].hasobject
 
 
 def _of_store(store: PackedStore, embedder: Embedder, normalise: bool) -> list[Input]:
     moved = not embedder.must_move(store, normalise)
     names = enumerate(store.names.tolist())
-    return [Input(name, f"clip {name} of {store.path}", partial(store.clip, n), moved) for n, name in names]
+    return [
+        Input(name, f"clip {name} of {store.path}", partial(store.clip, n), moved, is_stored=True) for n, name in names
+    ]
 
 
 def _of_npy(file: Path, kind: ArrayKind) -> list[Input]:
@@ -82,25 +111,31 @@ def _of_npy(file: Path, kind: ArrayKind) -> list[Input]:
         array = load_array(file)
     if not isinstance(array, np.ndarray):
         raise ValueError(f"--input {file} is a .npz file by its content; give it that suffix")
-    if array.ndim != 5:
-        return [Input(file.stem, str(file), lambda: np.asarray(array), is_array=True)]
+    shape = array.shape
+    del array  # it holds a file descriptor, of which a process has about a thousand: each clip is mapped in its turn
+    if len(shape) != 5:
+        return [Input(file.stem, str(file), lambda: _mapped(file), is_array=True)]
     joints = kind.layout.num_joints
-    if array.shape[3] != joints or array.shape[4] not in kind.given.numbers:
-        theirs = array.shape[1] == 3 and array.shape[3] == joints
+    if shape[3] != joints or shape[4] not in kind.given.numbers:
+        theirs = shape[1] == 3 and shape[3] == joints
         remedy = "arrays (N, 3, T, V, M) are packed by python -m train.prepare npy, and --input takes the store"
         raise ValueError(
-            f"--input {file} is {array.shape}, expected (N, T, M, V = {joints}, 3)" + (f"; {remedy}" if theirs else "")
+            f"--input {file} is {shape}, expected (N, T, M, V = {joints}, 3)" + (f"; {remedy}" if theirs else "")
         )
-    if len(array) == 0:
-        raise ValueError(f"--input {file} holds no clip: its shape is {array.shape}")
-    names = (f"[{n}]" for n in range(len(array)))
-    read = (partial(_unpadded, array, n) for n in range(len(array)))
-    return [Input(file.stem + n, f"{file}{n}", clip, is_array=True) for n, clip in zip(names, read, strict=True)]
+    if shape[0] == 0:
+        raise ValueError(f"--input {file} holds no clip: its shape is {shape}")
+    reads = (partial(_unpadded, file, n) for n in range(shape[0]))
+    return [Input(f"{file.stem}[{n}]", f"{file}[{n}]", read, is_array=True) for n, read in enumerate(reads)]
 
 
-def _unpadded(clips: np.ndarray, n: int) -> np.ndarray:
+def _mapped(file: Path) -> np.ndarray:
+    with reading(f"{file} is no readable .npy file any more", ValueError):
+        return np.asarray(load_array(file))
+
+
+def _unpadded(file: Path, n: int) -> np.ndarray:
     """Clip n of (N, T, M, V, 3) without its padding, as `train.prepare npy` takes it off."""
-    clip = np.asarray(clips[n])
+    clip = _mapped(file)[n]
     return clip[: used_frames(clip)] if clip.any() else clip
 
 
