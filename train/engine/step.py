@@ -363,7 +363,7 @@ class FaultWatch:
             return False
         seen = self._copied.query() and bool(self._copy)  # of the look before
         self._copy.copy_(self._fault[0], non_blocking=True)
-        self._copied.record()
+        self._copied.record(torch.cuda.current_stream(self._fault.device))  # not of the current device's
         return seen
 
 
