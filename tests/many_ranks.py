@@ -111,6 +111,7 @@ def trained(case: str, data_root: Path, world: World, disturb: Callable[[Pretrai
         ids.append(pretraining.stepper.sample.clone())
         views.append(pretraining.stepper._views[:2].clone())
     pretraining.stepper.check()
+    pretraining.release()
     return {
         "numbers": torch.stack(numbers[-steps:]),
         "ids": torch.stack(ids),

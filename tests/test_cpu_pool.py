@@ -163,7 +163,9 @@ def test_where_they_cannot_run_the_reason_is_said(tmp_path, monkeypatch, environ
         cpu._found.cache_clear()
 
 
-@pytest.mark.parametrize(("machine", "x86"), [("x86_64", True), ("AMD64", True), ("aarch64", False), ("riscv64", False)])
+@pytest.mark.parametrize(
+    ("machine", "x86"), [("x86_64", True), ("AMD64", True), ("aarch64", False), ("riscv64", False)]
+)
 def test_flags_of_x86_are_given_on_x86_alone(monkeypatch, tmp_path, machine, x86):
     """GCC for ARM ends with "unrecognized command-line option '-mprefer-vector-width=512'"."""
     compiled = []

@@ -77,10 +77,10 @@ class Started:
     def said(self, rank: int) -> str:
         return (self.out / f"said{rank}.txt").read_text()
 
-    def codes(self) -> list[int]:
-        """Of all, once they have ended."""
+    def codes(self, patience: float = 300) -> list[int]:
+        """Of all, once they have ended; an error if one hangs."""
         try:
-            return [process.wait(timeout=300) for process in self.processes]
+            return [process.wait(timeout=patience) for process in self.processes]
         finally:
             for process in self.processes:
                 if process.poll() is None:
