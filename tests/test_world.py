@@ -16,8 +16,12 @@ from fastmc.build import build_model
 from fastmc.config import preset_config
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
+from fastmc.encoders import find_encoder
 from fastmc.encoders.norm import ViewNorm, share_statistics
 from fastmc.ranks import Alone, gathered, rows_of_all, shares
+from train.command.parse import parse
+from train.engine import loop
+from train.engine.choices import Choice
 from train.engine.loop import build_step
 from train.engine.ranks import OF_TORCHRUN, Place, opened
 from train.engine.signals import Stopped
@@ -144,6 +148,40 @@ def test_a_norm_that_cannot_be_shared_is_named():
     share_statistics(net, Alone())
     with pytest.raises(ValueError, match="1 of Sequential is a BatchNorm1d, whose statistics would be"):
         share_statistics(net, One(0, 2))
+
+
+COMPILED = {
+    "bigru": {"before_fixed", "after"},
+    "stgcn": {"after"},
+    "agcn": {"after"},
+    "dstanet": {"after"},
+    "hcn": {"body", "after"},
+    "lstm": {"after"},
+    "s2s": {"after"},
+}
+
+
+@pytest.mark.parametrize("backbone", COMPILED)
+def test_what_exchanges_statistics_is_not_compiled_and_the_log_says_so(backbone, data_root, tmp_path, monkeypatch):
+    """It would be an error at the first step: each function that is compiled is one graph."""
+    taken = []
+
+    def compile_(function, **_):
+        taken.append(function.__name__)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(loop, "choose_compile", lambda *_: Choice("on", "asked for"))
+    words = ["--dataset", "small", "--data-root", str(data_root), "--preset", "tiny", "--method", "b3"]
+    words += ["--protocol", "xsub", "--device", "cpu", "--batch-size", "8", "--frames", "16", "--backbone", backbone]
+    config, store = parse(words), PackedStore.open(data_root / "small")
+    for world, compiled in ((One(0, 2), COMPILED[backbone]), (World(), set(find_encoder(backbone).compiled))):
+        taken.clear()
+        run = loop.Pretraining(config, store, tmp_path, torch.device("cpu"), world)
+        assert set(taken) == compiled | {"judge"}
+        left = ", ".join(sorted(set(find_encoder(backbone).compiled) - compiled))
+        assert ("other ranks" in run.computed) == bool(left)
+        assert f"without the encoder's {left}, whose norms" in run.computed or not left
 
 
 def test_every_rank_needs_a_clip(data_root):

@@ -108,8 +108,9 @@ class Pretraining:
         self.graph = choose_graph(config, self.data, device, self.world.no_graph_reason())
         self.overlap = choose_overlap(config, device, has_work=self.model.overlaps)
         self.stepper = build_step(config, self.model, self.amp.value, self.overlap.value, self.world)
-        if self.compiled.value == "on":
-            self.stepper.compile_around()
+        if self.compiled.value == "on" and (left := self.stepper.compile_around()):
+            exchanges = f"without the encoder's {', '.join(left)}, whose norms exchange statistics with other ranks"
+            self.compiled = self.compiled._replace(why=f"{self.compiled.why}; {exchanges}")
         self._graphs: dict[str, GraphedStep] = {}
         self._watch = FaultWatch(self.stepper)
         self.epoch = self.batch = self.step = 0
