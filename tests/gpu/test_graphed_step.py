@@ -17,8 +17,10 @@ from fastmc.build import build_model
 from fastmc.config import Config
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
+from fastmc.encoders import ENCODERS, find_encoder
 from fastmc.encoders.s2s import S2SConfig
 from fastmc.state import random_states
+from fastmc.views.clips import STREAMS
 from train.command.parse import parse
 from train.engine.graph import CudaRecorder, GraphedStep
 from train.engine.loop import Pretraining, build_step, graph_step
@@ -84,6 +86,22 @@ def test_equal_runs_give_equal_bits(store):
     first, second = (make(config_of(), store, "bf16") for _ in range(2))
     assert eager(first, store, range(FILL + 5)) == eager(second, store, range(FILL + 5))
     assert_same(first, second)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp32"])
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("backbone", ENCODERS)
+def test_equal_runs_of_every_encoder_and_stream_give_equal_bits(backbone, stream, amp, store):
+    """Gradients too that lead through convolutions, attention and bones, to the weights and to the attacked clips."""
+    kind = find_encoder(backbone)
+    encoder = kind.Config(feature_dim=16, **kind.presets["tiny"])
+    config = replace(config_of(), backbone=backbone, encoder=encoder, stream=stream, frames=16)
+    want = make(config, store, amp)
+    numbers = eager(want, store, range(FILL + 5))
+    for _ in range(3):
+        again = make(config, store, amp)
+        assert eager(again, store, range(FILL + 5)) == numbers
+        assert_same(again, want)
 
 
 @pytest.mark.parametrize("amp", AMPS)
