@@ -54,7 +54,7 @@ class _OfParents(torch.autograd.Function):
         return joints.index_select(2, joint_indices(parents, joints.device))
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         joints = len(ctx.parents)
         children = joint_indices(_children(ctx.parents), upstream.device)
         with_none = F.pad(upstream, (0, 0, 0, 1))  # zeros, in the place of a child that there is not
