@@ -16,9 +16,9 @@ import torch
 
 import fastmc
 from fastmc import checkpoint
-from fastmc.backends import CONTRAST, Need
+from fastmc.backends import CONTRAST, VIEWS, Need
 from fastmc.budget import fitted
-from fastmc.build import build_model
+from fastmc.build import build_model, needs
 from fastmc.config import Config, to_plain
 from fastmc.data.placed.resident import PlacedStore
 from fastmc.data.report import label_notes, why_not_evaluated
@@ -181,6 +181,7 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     say_when_full(pretraining)
     log.info(pretraining.placement)
     log.info(pretraining.computed)
+    say_what_is_slower(pretraining)
     if pretraining.world.says is not None:
         log.info(pretraining.world.says)
     if pretraining.device.type == "cpu" and config.preset == "paper":
@@ -280,6 +281,18 @@ def start_line(config: Config, store: PackedStore, pretraining: Pretraining) -> 
         f"{optim.optimizer} at {config.lr_factor * optim.lr:g} (epochs: drops at {drops or 'none'}{warmup}), "
         f"views by {pretraining.model.setup.view_impl}, {pretraining.device}"
     )
+
+
+def say_what_is_slower(pretraining: Pretraining) -> None:
+    """Why views or loss are not computed by what is made for the device, where nobody asked for another."""
+    step = pretraining.config.step
+    of_loss, of_views = needs(pretraining.model.setup, pretraining.data, pretraining.device)
+    for what, asked, operation, need in (
+        ("views", step.view_impl, VIEWS, of_views),
+        ("loss and bank", step.impl, CONTRAST, of_loss),
+    ):
+        if asked == "auto" and (reason := operation.passed_by(need)) is not None:
+            log.info("%s by %s, slower: %s", what, operation.choose("auto", need), reason)
 
 
 LATE = 0.25
