@@ -29,13 +29,14 @@ class Need(NamedTuple):
 
     Attributes:
         dtype: that is computed in; of views, that of the clips' frames.
-        dim: D of features. size: (T, M, V) of views.
+        dim: D of features. size: (T, M, V) of views. joints: V, of their choices.
     """
 
     device: torch.device
     dtype: torch.dtype = torch.float32
     dim: int = 1
     size: tuple[int, int, int] | None = None
+    joints: int = 1
 
 
 class Backend(NamedTuple):
@@ -83,6 +84,13 @@ class Operation(NamedTuple):
     def why_not(self, impl: str, need: Need) -> str | None:
         """Why ``impl`` cannot serve, as the end of a sentence; None if it can. ValueError for an unknown name."""
         return self._backend(impl).why_not(need)
+
+    def passed_by(self, need: Need) -> str | None:
+        """The implementation that is made for this kind of device and cannot serve, and why; None if it can."""
+        for backend in self.backends:
+            if backend.auto_on == need.device.type and (reason := backend.why_not(need)) is not None:
+                return f"{backend.name} cannot: {reason}"
+        return None
 
     def call(self, impl: str, function: str, device: torch.device, *arguments: Any) -> Any:
         """Call the implementation's function of this name, as in `plainly`."""
@@ -144,7 +152,7 @@ def _no_triton(need: Need) -> str | None:
 
 def _no_triton_views(need: Need) -> str | None:
     too_large = None if need.size is None else kernels.view_reason(*need.size)
-    return too_large or _no_kernels(need.device)
+    return too_large or kernels.draw_reason(need.joints) or _no_kernels(need.device)
 
 
 def _no_numba(need: Need) -> str | None:

@@ -58,12 +58,7 @@ def resolved(setup: Setup, step: StepConfig, layout: ClipLayout, device: torch.d
     Raises:
         ValueError: one that was asked for cannot run.
     """
-    need = Need(device, dim=setup.encoder.feature_dim)
-    of_views = Need(
-        device,
-        getattr(layout, "dtype", torch.float32),
-        size=(setup.frames, setup.max_bodies, setup.skeleton.num_joints),
-    )
+    need, of_views = needs(setup, layout, device)
     try:
         setup = replace(setup, impl=Chosen(CONTRAST.choose(step.impl, need)))
     except RuntimeError as error:
@@ -74,6 +69,14 @@ def resolved(setup: Setup, step: StepConfig, layout: ClipLayout, device: torch.d
         raise ValueError(f"view_impl: {error}") from None
     # Attacked clips are float32 whatever the frames are, and may have a faster implementation than these.
     return replace(setup, view_impl=found if of_views.dtype == torch.float32 else step.view_impl)
+
+
+def needs(setup: Setup, layout: ClipLayout, device: torch.device) -> tuple[Need, Need]:
+    """What losses, and what views of these clips, have to be computed for."""
+    joints = setup.skeleton.num_joints
+    dtype = getattr(layout, "dtype", torch.float32)
+    of_views = Need(device, dtype, size=(setup.frames, setup.max_bodies, joints), joints=joints)
+    return Need(device, dim=setup.encoder.feature_dim), of_views
 
 
 def anywhere(config: Config) -> Config:

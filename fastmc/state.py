@@ -62,6 +62,14 @@ def random_states(device: torch.device | None = None) -> dict[str, Tensor | None
     return {"cpu": torch.get_rng_state(), "device": None if on_gpu is None else torch.cuda.get_rng_state(on_gpu)}
 
 
+def put_back(states: dict[str, Tensor | None], device: torch.device) -> None:
+    """Set the generators to what `random_states` gave; that of a GPU only if there was one, and is one now."""
+    assert states["cpu"] is not None
+    torch.set_rng_state(states["cpu"].cpu())
+    if device.type == "cuda" and states["device"] is not None:
+        torch.cuda.set_rng_state(states["device"].cpu(), device)
+
+
 @dataclass
 class RunState:
     """The state of a run at one moment.

@@ -28,19 +28,34 @@ OLDEST_TRITON = (3, 4)
 """The first with triton.knobs."""
 MAX_DIM = 512
 """The widest features whose blocks fit a program."""
-
-
 MAX_VIEW = 4096
 """Frames of a view times bodies times joints, each rounded up to a power of two, that fit a program."""
+MAX_FRAMES = 256
+"""Frames of a view whose filter a program holds, a product of T x T: at 512 a thread spills 2.4 kB, at 1,024 79 kB."""
+MAX_JOINTS = 256
+"""Joints whose choices a program draws, in an order that it compares V x V numbers for: at 300 a thread spills 18 kB,
+and the compiler does not come to an end at 543."""
 
 
 def view_reason(frames: int, bodies: int, joints: int) -> str | None:
-    """Why views of this size cannot be made, as the end of a sentence; None if they can."""
+    """Why views of this size cannot be made, their choices included, as the end of a sentence; None if they can."""
     held = math.prod(1 << (n - 1).bit_length() for n in (frames, bodies, joints))
-    if held <= MAX_VIEW:
+    if held > MAX_VIEW:
+        what = f"{frames} frames of {bodies} bodies of {joints} joints"
+        return (
+            f"a program holds at most {MAX_VIEW} joints of a view, and {what} take {held}, rounded up to powers of two"
+        )
+    if frames > MAX_FRAMES:
+        return f"a program filters views of at most {MAX_FRAMES} frames, and these have {frames}"
+    return draw_reason(joints)
+
+
+def draw_reason(joints: int) -> str | None:
+    """Why the choices of views cannot be drawn for bodies of so many joints, as the end of a sentence; None if they
+    can."""
+    if joints <= MAX_JOINTS:
         return None
-    what = f"{frames} frames of {bodies} bodies of {joints} joints"
-    return f"a program holds at most {MAX_VIEW} joints of a view, and {what} take {held}, rounded up to powers of two"
+    return f"a program draws for bodies of at most {MAX_JOINTS} joints, and these have {joints}"
 
 
 def unavailable_reason(device: torch.device) -> str | None:

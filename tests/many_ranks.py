@@ -111,6 +111,7 @@ def trained(case: str, data_root: Path, world: World, disturb: Callable[[Pretrai
         ids.append(pretraining.stepper.sample.clone())
         views.append(pretraining.stepper._views[:2].clone())
     pretraining.stepper.check()
+    pretraining.release()
     return {
         "numbers": torch.stack(numbers[-steps:]),
         "ids": torch.stack(ids),
@@ -216,8 +217,24 @@ def together(data_root: Path, world: World) -> dict[str, Any]:
     found["unequal"] = told(lambda: world.check_equal(pretraining.model.state_dict(), "now"))
     found["a fault"] = _fault(data_root, world)
     found["an overflow"] = _overflow(data_root, world)
+    found["compiled"] = {case: _compiled(case, data_root, world) for case in COMPILED}
     found["who gathers nothing"] = told(lambda: _without_gather(data_root, world))
     return found
+
+
+COMPILED = ("b3", "lstm", "stgcn", "agcn", "dstanet", "hcn")
+
+
+def _compiled(case: str, data_root: Path, world: World) -> tuple[list[str], bool]:
+    """Which of the encoder's functions stay as they are under torch.compile, and whether the first steps have the
+    numbers that they have without it. Traced as for a GPU; no code is generated, so that the bits are the same."""
+    torch._dynamo.reset()  # it counts how often a function is compiled, of all cases together
+    plain, ours = (start(case, data_root, world) for _ in range(2))
+    left = ours.stepper.compile_around("eager")
+    for _ in range(2 if "--bank-size" in CASES[case] else 1):
+        advance(plain)
+        advance(ours)
+    return left, torch.equal(plain.stepper.metrics, ours.stepper.metrics)
 
 
 def _fault(data_root: Path, world: World) -> tuple[str, int, bool]:

@@ -111,6 +111,9 @@ class TapeGraph:
                 if isinstance(old, Tensor):
                     old.copy_(new)
 
+    def reset(self) -> None:
+        self._tape.calls.clear()
+
 
 class TapeRecorder:
     """In the place of `train.engine.graph.CudaRecorder`. As CUDA does, it refuses a step that waits for the device or

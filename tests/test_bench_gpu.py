@@ -313,6 +313,9 @@ class FakeGraph:
     def __init__(self) -> None:
         self.calls = 0
 
+    def reset(self) -> None:
+        self.calls = 0
+
     def replay(self) -> None:
         FakeEvent.now += self.calls
         time.sleep(1e-4)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.torch_version import TorchVersion
 
 import kernels
+from fastmc.backends import DRAW, VIEWS, Need
 from fastmc.config import Config, StepConfig
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.placed.streamed import StreamedStore
 from fastmc.data.store import PackedStore
+from fastmc.skeleton import NTU25
+from fastmc.views.draw import AugmentConfig, draw_params
+from train import run
+from train.command.parse import parse
 from train.engine.choices import choose_amp, choose_compile, choose_graph, choose_overlap
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -117,3 +124,57 @@ def test_overlap(gpu):
     assert choose_overlap(of("auto", "b1"), CUDA, has_work=False) == ("off", alone)
     with pytest.raises(ValueError, match="overlap = 'on' is impossible: a second stream needs a GPU"):
         choose(of("on"), CPU)
+
+
+# What no kernel can bear
+
+
+SIZES = {
+    (64, 2, 25): None,
+    (256, 1, 15): None,
+    (16, 1, 256): None,
+    (65, 2, 25): "a program holds at most 4096 joints of a view, and 65 frames of 2 bodies of 25 joints take 8192",
+    (512, 1, 8): "a program filters views of at most 256 frames, and these have 512",
+    (1024, 1, 4): "a program filters views of at most 256 frames, and these have 1024",
+    (8, 1, 300): "a program draws for bodies of at most 256 joints, and these have 300",
+}
+"""(T, M, V) of views, and why Triton's kernels do not make them: they spill, or the compiler takes minutes or more."""
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes_that_the_kernels_of_views_cannot_bear_are_pytorch_s(size, gpu):
+    reason, joints = SIZES[size], size[2]
+    for operation, need, refused in (
+        (VIEWS, Need(CUDA, size=size), reason),
+        (DRAW, Need(CUDA, joints=joints), reason if joints > 256 else None),
+    ):
+        assert operation.choose("auto", need) == ("torch" if refused else "triton")
+        assert operation.passed_by(need) == (f"triton cannot: {operation.why_not('triton', need)}" if refused else None)
+        if refused:
+            with pytest.raises(RuntimeError, match=re.escape(f"impl='triton' cannot run: {refused}")):
+                operation.choose("triton", need)
+
+
+def test_choices_of_many_joints_are_not_drawn_by_the_kernel_that_was_asked_for():
+    frames = torch.full((2,), 30)
+    with pytest.raises(RuntimeError, match="'triton' cannot run: a program draws for bodies of at most 256 joints"):
+        draw_params(AugmentConfig(), frames, 543, views=(0,), seed=0, step=0, sample=frames, impl="triton")
+
+
+@pytest.mark.parametrize(
+    ("preset", "frames", "says"),
+    [
+        ("ascal", 150, "views by torch, slower: triton cannot: a program holds at most 4096 joints of a view, and 150"),
+        ("a2mc", 64, None),
+        ("a2mc", 65, "views by torch, slower: triton cannot: a program holds at most 4096 joints of a view, and 65"),
+    ],
+)
+def test_a_run_says_why_its_views_have_no_kernel(preset, frames, says, gpu, told):
+    config = parse(["--dataset", "ntu60", "--method", preset, "--frames", str(frames)])
+    assert preset != "ascal" or parse(["--dataset", "ntu60", "--method", "ascal"]).frames == frames, "its own"
+    layout = SimpleNamespace(skeleton=NTU25, max_bodies=2, dtype=torch.float32)
+    setup = SimpleNamespace(
+        skeleton=NTU25, max_bodies=2, frames=config.frames, encoder=SimpleNamespace(feature_dim=128)
+    )
+    run.say_what_is_slower(SimpleNamespace(config=config, model=SimpleNamespace(setup=setup), data=layout, device=CUDA))
+    assert [record.getMessage()[: len(says or "")] for record in told.records] == ([says] if says else [])

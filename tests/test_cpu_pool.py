@@ -161,3 +161,34 @@ def test_where_they_cannot_run_the_reason_is_said(tmp_path, monkeypatch, environ
             cpu.library()
     finally:
         cpu._found.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("machine", "x86"), [("x86_64", True), ("AMD64", True), ("aarch64", False), ("riscv64", False)]
+)
+def test_flags_of_x86_are_given_on_x86_alone(monkeypatch, tmp_path, machine, x86):
+    """GCC for ARM ends with "unrecognized command-line option '-mprefer-vector-width=512'"."""
+    compiled = []
+
+    def run(command, **_):
+        compiled.append(command)
+        Path(command[-1]).touch()
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(cpu.platform, "machine", lambda: machine)
+    monkeypatch.setattr(cpu.subprocess, "run", run)
+    cpu._compile(tmp_path / "kernels.so")
+    assert ("-mprefer-vector-width=512" in compiled[0]) == x86
+
+
+@pytest.mark.parametrize("files", [[], ["libtorch_cpu.so", "libtorch_cpu.so.2"]])
+def test_a_torch_whose_blas_is_not_found_leaves_the_operators(monkeypatch, tmp_path, files):
+    (tmp_path / "lib").mkdir()
+    for name in files:
+        (tmp_path / "lib" / name).touch()
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))
+    cpu._found.cache_clear()
+    try:
+        assert f"there are {len(files)} files lib/libtorch_cpu.*, not one" in str(cpu.unavailable_reason())
+    finally:
+        cpu._found.cache_clear()

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_small_store
-from many_ranks import CASES, CLIPS, MUTANTS, by_an_ulp, trained
+from many_ranks import CASES, CLIPS, COMPILED, MUTANTS, by_an_ulp, trained
 from once import made_once
 from test_train import assert_same_state, command, losses, state_of
 
@@ -77,10 +77,10 @@ class Started:
     def said(self, rank: int) -> str:
         return (self.out / f"said{rank}.txt").read_text()
 
-    def codes(self) -> list[int]:
-        """Of all, once they have ended."""
+    def codes(self, patience: float = 300) -> list[int]:
+        """Of all, once they have ended; an error if one hangs."""
         try:
-            return [process.wait(timeout=300) for process in self.processes]
+            return [process.wait(timeout=patience) for process in self.processes]
         finally:
             for process in self.processes:
                 if process.poll() is None:
@@ -242,6 +242,19 @@ def test_ranks_decide_together_and_find_out_who_differs(size, several):
         )
     first = [bool(rank["together"]["first"]) for rank in several[size]]
     assert first == [False] + [True] * last, "rank 0 finds nothing, the others what it made"
+
+
+@pytest.mark.parametrize("size", SEVERAL)
+def test_compiled_steps_leave_out_what_exchanges_statistics(size, several):
+    """torch.compile cannot follow an exchange; what has none is compiled all the same."""
+    of_graphs, left = ["body"], {"b3": ["before", "standardised"], "lstm": [], "hcn": []}
+    for rank in several[size]:
+        found = rank["together"]["compiled"]
+        assert {case: names for case, (names, _) in found.items()} == {
+            **dict.fromkeys(COMPILED, of_graphs),
+            **left,
+        }
+        assert all(same for _, same in found.values())
 
 
 @pytest.mark.parametrize("size", SEVERAL)

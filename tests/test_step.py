@@ -6,6 +6,7 @@ import copy
 import itertools
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -195,7 +196,7 @@ def test_a_capture_that_fails_leaves_the_stream_that_was_current(store, monkeypa
             raise RuntimeError("operation failed due to a previous error during capture")
 
     monkeypatch.setattr(log, "warning", lambda text, *values: messages.append(text % values))
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(reset=lambda: None))
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
     monkeypatch.setattr(torch.cuda, "graph", Capture)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: current[0])

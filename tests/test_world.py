@@ -6,9 +6,11 @@ import os
 import signal
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from test_step import make, settings
 from torch import nn
 
@@ -16,10 +18,14 @@ from fastmc.build import build_model
 from fastmc.config import preset_config
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
+from fastmc.encoders import find_encoder
 from fastmc.encoders.norm import ViewNorm, share_statistics
 from fastmc.ranks import Alone, gathered, rows_of_all, shares
+from train.command.parse import parse
+from train.engine import loop
+from train.engine.choices import Choice
 from train.engine.loop import build_step
-from train.engine.ranks import OF_TORCHRUN, Place, opened
+from train.engine.ranks import OF_TORCHRUN, Place, Ranks, opened
 from train.engine.signals import Stopped
 from train.engine.stopping import asked_to_stop
 from train.engine.world import World
@@ -146,6 +152,40 @@ def test_a_norm_that_cannot_be_shared_is_named():
         share_statistics(net, One(0, 2))
 
 
+COMPILED = {
+    "bigru": {"before_fixed", "after"},
+    "stgcn": {"after"},
+    "agcn": {"after"},
+    "dstanet": {"after"},
+    "hcn": {"body", "after"},
+    "lstm": {"after"},
+    "s2s": {"after"},
+}
+
+
+@pytest.mark.parametrize("backbone", COMPILED)
+def test_what_exchanges_statistics_is_not_compiled_and_the_log_says_so(backbone, data_root, tmp_path, monkeypatch):
+    """It would be an error at the first step: each function that is compiled is one graph."""
+    taken = []
+
+    def compile_(function, **_):
+        taken.append(function.__name__)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(loop, "choose_compile", lambda *_: Choice("on", "asked for"))
+    words = ["--dataset", "small", "--data-root", str(data_root), "--preset", "tiny", "--method", "b3"]
+    words += ["--protocol", "xsub", "--device", "cpu", "--batch-size", "8", "--frames", "16", "--backbone", backbone]
+    config, store = parse(words), PackedStore.open(data_root / "small")
+    for world, compiled in ((One(0, 2), COMPILED[backbone]), (World(), set(find_encoder(backbone).compiled))):
+        taken.clear()
+        run = loop.Pretraining(config, store, tmp_path, torch.device("cpu"), world)
+        assert set(taken) == compiled | {"judge"}
+        left = ", ".join(sorted(set(find_encoder(backbone).compiled) - compiled))
+        assert ("other ranks" in run.computed) == bool(left)
+        assert f"without the encoder's {left}, whose norms" in run.computed or not left
+
+
 def test_every_rank_needs_a_clip(data_root):
     store = ResidentStore(PackedStore.open(data_root / "small"))
     config = settings()
@@ -167,22 +207,76 @@ def test_a_process_knows_its_place(monkeypatch):
     place = Place.of_environment()
     assert place == Place(5, 8, 1, 4)
     assert place.device("cpu") == "cpu" and place.device("cuda:3") == "cuda:3"
-    assert not place.has_own_gpu("cuda"), "without one"
+    assert place.gpu("cuda") is None, "without one"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert place.device("auto") == place.device("cuda") == "cuda:1" and place.device("cpu") == "cpu"
-    assert place.has_own_gpu("auto") and not place.has_own_gpu("cuda:3") and not place.has_own_gpu("cpu")
-    assert Place(5, 8).has_own_gpu("cuda:3"), "alone on its machine"
+    assert place.gpu("auto") == torch.device("cuda:1") and place.gpu("cuda:3") == torch.device("cuda:3")
+    assert place.gpu("cpu") is None and place.gpu("cuda:4") is None and place.gpu("cudas") is None
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ValueError, match="4 ranks on 2 GPUs; give torchrun --nproc-per-node 2 or less"):
         place.device("cuda")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert place.device("cuda") == "cuda" and not place.has_own_gpu("cuda"), "ranks share the one that is there"
+    assert place.device("cuda") == "cuda" and place.gpu("cuda") == torch.device("cuda:0"), "the one that is there"
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(ValueError, match="the environment of torchrun"):
         Place.of_environment()
     with opened(Place(), "cpu", 1.0) as world:
         assert type(world) is World
+
+
+H100, SLICE = "NVIDIA H100 80GB HBM3", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"
+GPUS = {
+    "a GPU each, which each sees alone": ((1, 1), [(H100, "a"), (H100, "b")], None),
+    "a GPU each, and all see all": ((2, 2), [(H100, "a"), (H100, "b")], None),
+    "one GPU for both": ((1, 1), [(H100, "a"), (H100, "a")], "ranks 0, 1 share one GPU"),
+    "slices of one GPU": ((1, 1), [(SLICE, "a"), (SLICE, "b")], "NCCL takes no slices of a GPU (MIG)"),
+    "one without": ((1, 0), [(H100, "a"), (H100, "b")], "some ranks have no GPU"),
+    "none": ((0, 0), [(H100, "a"), (H100, "b")], "on CPUs"),
+}
+"""By case: how many GPUs each rank sees, its own's name and UUID, and why NCCL does not carry their exchanges."""
+
+
+@pytest.mark.parametrize("case", GPUS)
+def test_ranks_find_out_whether_each_has_a_gpu_of_its_own(case, monkeypatch):
+    """Not by how many a rank sees: launchers show each rank its own GPU alone (CUDA_VISIBLE_DEVICES)."""
+    sees, cards, reason = GPUS[case]
+    mine, store, found = threading.local(), dist.HashStore(), {}
+
+    def properties(gpu: torch.device) -> SimpleNamespace:
+        return SimpleNamespace(name=cards[mine.rank][0], uuid=cards[mine.rank][1])
+
+    def backend(name: str, **how: object) -> None:
+        found[mine.rank] = (name, how["device_id"])
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: sees[mine.rank] > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: sees[mine.rank])
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda gpu: None)
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(dist, "rendezvous", lambda *_, **__: iter([(store, 0, 0)]))
+    monkeypatch.setattr(dist, "init_process_group", backend)
+    monkeypatch.setattr(Ranks, "agree", lambda self, *numbers: numbers)
+    worlds = {}
+
+    def work(rank: int) -> None:
+        mine.rank = rank
+        worlds[rank] = Ranks(Place(rank, 2, rank, 2), "auto", 60.0)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    for rank, world in worlds.items():
+        number = rank if sees[rank] > 1 else 0
+        if reason is None:
+            assert found[rank] == ("cpu:gloo,cuda:nccl", torch.device("cuda", number))
+            assert "exchanges by NCCL;" in world.says and world.no_graph_reason() is None
+        else:
+            assert found[rank] == ("gloo", None)
+            assert f"exchanges by gloo ({reason});" in world.says and world.no_graph_reason() is not None
+    assert len(worlds) == 2
 
 
 def test_what_torchrun_hands_on_is_no_second_signal():

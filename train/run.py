@@ -16,9 +16,9 @@ import torch
 
 import fastmc
 from fastmc import checkpoint
-from fastmc.backends import CONTRAST, Need
+from fastmc.backends import CONTRAST, VIEWS, Need
 from fastmc.budget import fitted
-from fastmc.build import build_model
+from fastmc.build import build_model, needs
 from fastmc.config import Config, to_plain
 from fastmc.data.placed.resident import PlacedStore
 from fastmc.data.report import label_notes, why_not_evaluated
@@ -181,6 +181,7 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     say_when_full(pretraining)
     log.info(pretraining.placement)
     log.info(pretraining.computed)
+    say_what_is_slower(pretraining)
     if pretraining.world.says is not None:
         log.info(pretraining.world.says)
     if pretraining.device.type == "cpu" and config.preset == "paper":
@@ -246,10 +247,18 @@ def untrained_accuracy(
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of this name, ready for work; ValueError if there is none."""
+    """The device of this name, ready for work; ValueError if there is none.
+
+    A GPU becomes the current one, on whose streams libraries work that are not told another, and cuDNN's convolutions
+    give equal bits for equal calls.
+    """
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(0, device=device)
+        if device.type == "cuda":
+            if device.index is not None:
+                torch.cuda.set_device(device)
+            torch.backends.cudnn.deterministic = True
     except (RuntimeError, AssertionError) as error:
         remedy = "try --device cpu, or python -m fastmc.doctor"
         raise ValueError(f"device = {name!r} cannot be used: {error}; {remedy}") from None
@@ -272,6 +281,18 @@ def start_line(config: Config, store: PackedStore, pretraining: Pretraining) -> 
         f"{optim.optimizer} at {config.lr_factor * optim.lr:g} (epochs: drops at {drops or 'none'}{warmup}), "
         f"views by {pretraining.model.setup.view_impl}, {pretraining.device}"
     )
+
+
+def say_what_is_slower(pretraining: Pretraining) -> None:
+    """Why views or loss are not computed by what is made for the device, where nobody asked for another."""
+    step = pretraining.config.step
+    of_loss, of_views = needs(pretraining.model.setup, pretraining.data, pretraining.device)
+    for what, asked, operation, need in (
+        ("views", step.view_impl, VIEWS, of_views),
+        ("loss and bank", step.impl, CONTRAST, of_loss),
+    ):
+        if asked == "auto" and (reason := operation.passed_by(need)) is not None:
+            log.info("%s by %s, slower: %s", what, operation.choose("auto", need), reason)
 
 
 LATE = 0.25

@@ -104,10 +104,11 @@ class Bench:
         import torch
 
         from bench.gpu.sizes import PRODUCT, REHEARSAL
+        from train.run import choose_device
 
         self.settings, self.rehearsal = settings, settings.rehearsal
         self.sizes = REHEARSAL if settings.rehearsal else PRODUCT
-        self.device = torch.device("cpu" if settings.rehearsal else "cuda")
+        self.device = choose_device("cpu" if settings.rehearsal else "cuda")  # as a command has it
         self.out, self.work = Path(settings.out), Path(settings.work)
         self.found = Findings(Path(settings.result))
         if self.rehearsal:

@@ -106,7 +106,7 @@ class WorkingCopy(Generic[Network]):
     def _lower(part: nn.Module, dtype: torch.dtype) -> None:
         part.to(dtype)
         for module in part.modules():
-            if isinstance(module, nn.GRU):
+            if isinstance(module, nn.RNNBase):
                 flatten_(module)
 
     @property

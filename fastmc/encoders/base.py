@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from fastmc.arguments import working_dtype
 from fastmc.checks import Count, Whole, check_ranges
+from fastmc.encoders.norm import exchanges
 
 
 class ClipShape(NamedTuple):
@@ -128,11 +129,24 @@ class Encoder(nn.Module):
             for parameter in learning:
                 parameter.requires_grad_()
 
-    def compile_around(self, backend: str = "inductor") -> None:
-        """Compile what of the encoder torch.compile may enter. Each function is one graph, or an error."""
+    def compile_around(self, backend: str = "inductor") -> list[str]:
+        """Compile what of the encoder torch.compile may enter. Each function is one graph, or an error.
+
+        Returns:
+            Those of ``compiled`` that stay as they are, since norms within exchange statistics with other ranks.
+        """
+        left = [name for name in self.compiled if self._exchanges(name)]
         for name in self.compiled:
-            function = getattr(type(self), name).__get__(self)
-            setattr(self, name, torch.compile(function, fullgraph=True, dynamic=False, backend=backend))
+            if name not in left:
+                function = getattr(type(self), name).__get__(self)
+                setattr(self, name, torch.compile(function, fullgraph=True, dynamic=False, backend=backend))
+        return left
+
+    def _exchanges(self, name: str) -> bool:
+        """Whether norms within this function of ``compiled`` do: of `after` those of the head, of others the rest."""
+        if name == "after":
+            return exchanges(self.head)
+        return any(exchanges(part) for path, part in self.named_children() if path != "head")
 
     @property
     def has_own_threads(self) -> bool:

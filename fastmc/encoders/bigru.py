@@ -53,6 +53,7 @@ class BiGRU(Encoder):
     Config = BiGRUConfig
     presets: ClassVar = {"small": {"encoder": "1x256"}, "tiny": {"encoder": "1x128"}}
     in_float32 = ("norm",)
+    compiled = ("before", "standardised", "before_fixed", "after")
 
     def __init__(self, config: BiGRUConfig, shape: ClipShape) -> None:
         super().__init__(config, shape)
@@ -128,10 +129,5 @@ class BiGRU(Encoder):
             return x.to(self.dtype)
         return x.transpose(0, 1).to(self.dtype, memory_format=torch.contiguous_format).contiguous().transpose(0, 1)
 
-    def compile_around(self, backend: str = "inductor") -> None:
-        """Compile what surrounds the recurrent call. Each function is one graph, or an error; what exchanges statistics
-        with other ranks is none."""
-        exchanges = self.norm is not None and self.norm.ranks.size > 1
-        for name in ("before_fixed", "after", *(() if exchanges else ("before", "standardised"))):
-            function = getattr(type(self), name).__get__(self)
-            setattr(self, name, torch.compile(function, fullgraph=True, dynamic=False, backend=backend))
+    def _exchanges(self, name: str) -> bool:
+        return name != "before_fixed" and super()._exchanges(name)

@@ -62,6 +62,14 @@ class Branch(nn.Module):
         return F.max_pool2d(F.dropout2d(self.picture(x), dropout, dropout > 0), 2)
 
 
+def stretched(x: Tensor) -> Tensor:
+    """(R, C, T - 1, V) to (R, C, T, V): ``F.interpolate`` of the frames, bilinear. Its gradient on a GPU adds up in
+    whichever order, so that no run would repeat another bit for bit."""
+    frames = x.shape[2] + 1
+    later = 1 - (torch.arange(frames, dtype=x.dtype, device=x.device) + 0.5) / frames  # the share of the later frame
+    return torch.lerp(torch.cat((x[:, :, :1], x), 2), torch.cat((x, x[:, :, -1:]), 2), later[:, None])
+
+
 class HCN(Encoder):
     """Clips (n, 3, T, V, M), all of the T frames that it is made for, to (n, 4 C (T / 16)^2)."""
 
@@ -89,8 +97,7 @@ class HCN(Encoder):
         rows = rows_for(self, x, views, self.config.dropout)
         x = rows.take(x.permute(0, 4, 1, 2, 3).flatten(0, 1))
         share = self.config.dropout if self.training else 0.0
-        # Differences of frames, stretched to as many frames, in float32 where the rest is rounded.
-        motion = F.interpolate(x[:, :, 1:] - x[:, :, :-1], x.shape[2:], mode="bilinear")
+        motion = stretched(x[:, :, 1:] - x[:, :, :-1])  # in float32 where the rest is rounded
         branches = (self.positions(x.to(self.dtype), share), self.motion(motion.to(self.dtype), share))
         x = torch.cat(branches, dim=1)
         for convolution in (self.joined, self.last):

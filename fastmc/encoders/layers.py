@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastmc.encoders.base import Encoder
-from fastmc.encoders.norm import ViewNorm
+from fastmc.encoders.norm import ViewNorm, exchanges
 from fastmc.encoders.rows import Rows, normalised, rows_of
 
 
@@ -35,10 +35,9 @@ def rows_for(encoder: Encoder, x: Tensor, views: int, dropout: float = 0.0) -> R
     its own, where the gradient of each may be wanted, where statistics are those of several ranks, or in half
     precision."""
     weight = next(encoder.head.parameters())
-    alone = all(getattr(getattr(part, "ranks", None), "size", 1) == 1 for part in encoder.modules())
     noisy = encoder.training and dropout > 0
     wanted = x.requires_grad and weight.requires_grad and not encoder.sums_absent
-    share = alone and not noisy and x.dtype == weight.dtype and not wanted
+    share = not exchanges(encoder) and not noisy and x.dtype == weight.dtype and not wanted
     return rows_of(x, views, share=share, filled=encoder.sums_absent and encoder.training)
 
 

@@ -64,6 +64,11 @@ class ViewNorm(nn.BatchNorm1d):
             self.running_var.lerp_(variance, self.momentum or 0.0)
 
 
+def exchanges(network: nn.Module) -> bool:
+    """Whether a norm of a network takes its statistics of the clips of several ranks, which no compiler can follow."""
+    return any(isinstance(part, ViewNorm) and part.ranks.size > 1 for part in network.modules())
+
+
 def share_statistics(network: nn.Module, ranks: Alone) -> None:
     """From now on the norms of a network take their statistics of the clips of all ranks.
 

@@ -135,21 +135,21 @@ class SequenceGRU(RecurrentNet, nn.GRU):
 
 
 @torch.no_grad()
-def flatten_(gru: nn.GRU) -> None:
-    """Move a GRU's weights into one storage; they keep names and values.
+def flatten_(net: nn.RNNBase) -> None:
+    """Move a recurrent net's weights into one storage; they keep names and values.
 
-    nn.GRU does so when it is moved, on a GPU alone, and not in bfloat16, which `flatten_parameters` refuses.
+    Such nets do so when they are moved, on a GPU alone, and not in bfloat16, which `flatten_parameters` refuses.
     """
-    weights: list[Tensor] = [weight for directions in gru.all_weights for weight in directions]
+    weights: list[Tensor] = [weight for directions in net.all_weights for weight in directions]
     if not on_gpu(weights[0]):
         share_storage(weights)
         return
-    sizes = (gru.input_size, CUDNN_GRU, gru.hidden_size, gru.proj_size, gru.num_layers)
-    torch._cudnn_rnn_flatten_weight(weights, 4 if gru.bias else 2, *sizes, gru.batch_first, gru.bidirectional)
+    sizes = (net.input_size, CUDNN_MODES[net.mode], net.hidden_size, net.proj_size, net.num_layers)
+    torch._cudnn_rnn_flatten_weight(weights, len(net.all_weights[0]), *sizes, net.batch_first, net.bidirectional)
 
 
-CUDNN_GRU = 3
-"""CUDNN_GRU of cudnnRNNMode_t."""
+CUDNN_MODES = {"RNN_RELU": 0, "RNN_TANH": 1, "LSTM": 2, "GRU": 3}
+"""Of cudnnRNNMode_t, by PyTorch's names."""
 
 
 def on_gpu(tensor: Tensor) -> bool:

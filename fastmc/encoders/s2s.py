@@ -7,16 +7,19 @@ the representation; then the tokens before the net are halved.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fastmc.checks import Count, Probability
 from fastmc.encoders.base import ClipShape, Encoder, EncoderConfig, mlp_head, size_of
 from fastmc.encoders.layers import dropped
+from fastmc.encoders.recurrent import on_gpu
 
 TAPS = 5
 
@@ -66,6 +69,12 @@ class Halving(nn.Module):
         return F.max_pool1d(x.transpose(1, 2), 2).transpose(1, 2)
 
 
+def _repeatable(q: Tensor) -> AbstractContextManager[object]:
+    """Within: the gradient of attention has the same bits each time. The fused kernels of a GPU add up that of the
+    queries in whichever order; of so few tokens the plain products cost little more."""
+    return sdpa_kernel(SDPBackend.MATH) if on_gpu(q) and q.requires_grad else nullcontext()
+
+
 class TransformerLayer(nn.Module):
     """nn.TransformerEncoderLayer of tokens (n, L, D), norms last, by operators that exporters know and that have the
     same derivative in training and in evaluation."""
@@ -82,7 +91,8 @@ class TransformerLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.asked(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         share = self.share if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=share).transpose(1, 2).flatten(2)
+        with _repeatable(q):
+            y = F.scaled_dot_product_attention(q, k, v, dropout_p=share).transpose(1, 2).flatten(2)
         x = self.norm(x + dropped(self.answer(y), share, self.training))
         y = self.narrow(dropped(F.relu(self.wide(x)), share, self.training))
         return self.norm_out(x + dropped(y, share, self.training))

@@ -311,7 +311,8 @@ class Method(nn.Module):
         return {}
 
     def phase(self, clips_seen: int, epoch: int) -> str:
-        """The phase of a step, before which this run has seen so many clips and completed so many epochs."""
+        """The phase of a step, before which this run has seen so many clips and completed so many epochs. On a GPU the
+        first step of a phase is captured as a graph, and that of the phase before is dropped."""
         return "main"
 
     def first_step_after_filling(self, clips: int, batches: int, steps: int) -> int | None:

@@ -229,6 +229,7 @@ def draw_params(
 
     Raises:
         ValueError: crop_padding or a joint mask without ``size``, or a centre_joint that there is not.
+        RuntimeError: ``impl`` cannot run, or not for so many joints.
     """
     views, strong, frames = tuple(views), tuple(strong), num_frames.to(torch.int64)
     if size is None and config.crop_padding > 0:
@@ -239,7 +240,7 @@ def draw_params(
         raise ValueError(f"centre_joint must be below the {num_joints} joints, got {config.centre_joint}")
     padding, masked = (0, 0) if size is None else (int(size * config.crop_padding), size)
     masked *= config.joint_mask_probability > 0
-    impl = DRAW.choose(impl, Need(frames.device))
+    impl = DRAW.choose(impl, Need(frames.device, joints=num_joints))
     what = (config, frames, num_joints, views, strong, seed, step, sample, padding, resized_to, masked)
     table = DRAW.call(impl, "draw", frames.device, *what)
     return ViewParams(table, seed, step, sample, views, centred=config.centre_joint is not None, masked=masked)

@@ -38,10 +38,12 @@ log = logging.getLogger("fastmc")
 SWITCH = "FASTMC_CPU_KERNELS"
 HERE = Path(__file__).resolve().parent
 FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp-simd", "-fno-math-errno"),
-    *("-fno-trapping-math", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread"),
+    *("-std=c++17", "-O3", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math", "-fPIC"),
+    *("-shared", "-fvisibility=hidden", "-pthread"),
 )
 """-fopenmp-simd takes the pragmas for vectors of a thread, and links no OpenMP."""
+X86_FLAGS = ("-mprefer-vector-width=512",)
+"""GCC refuses them for any other machine."""
 
 
 _threads: int | None = None
@@ -125,7 +127,10 @@ def _found() -> tuple[ctypes.CDLL | None, str | None]:
 
 def _blas() -> list[ctypes.c_void_p]:
     """Products in float32 and float64, and how many threads those of the calling thread take."""
-    (of_torch,) = Path(torch.__file__).parent.glob("lib/libtorch_cpu.*")
+    files = sorted(Path(torch.__file__).parent.glob("lib/libtorch_cpu.*"))
+    if len(files) != 1:  # a distribution's PyTorch has it elsewhere
+        raise NoKernels(f"beside {torch.__file__} there are {len(files)} files lib/libtorch_cpu.*, not one with a BLAS")
+    of_torch = files[0]
     found = ctypes.CDLL(str(of_torch))  # and what it is linked to
     try:
         products = [found.sgemm_, found.dgemm_]
@@ -153,7 +158,7 @@ def _compile(path: Path) -> None:
     compiler = _compiler()
     log.info("compiling the kernels for this CPU, once, into %s", path)
     start, temporary = time.perf_counter(), path.with_suffix(f".{os.getpid()}")
-    command = [*compiler, *FLAGS, *(str(source) for source in sorted(HERE.glob("*.cpp"))), "-o", str(temporary)]
+    command = [*compiler, *_flags(), *(str(source) for source in sorted(HERE.glob("*.cpp"))), "-o", str(temporary)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -174,9 +179,14 @@ def _compiler() -> list[str]:
     raise NoKernels(f"{missing} (on Debian: apt-get install g++)")
 
 
+def _flags() -> tuple[str, ...]:
+    """The compiler's, for this machine."""
+    return (*FLAGS, *X86_FLAGS) if platform.machine().lower() in ("x86_64", "amd64") else FLAGS
+
+
 def _key() -> str:
     """What the compiled code depends on; the same compiler is taken for granted."""
-    digest = hashlib.sha256(" ".join((*FLAGS, platform.machine(), *platform.libc_ver(), _instructions())).encode())
+    digest = hashlib.sha256(" ".join((*_flags(), platform.machine(), *platform.libc_ver(), _instructions())).encode())
     for source in sorted([*HERE.glob("*.h"), *HERE.glob("*.cpp")]):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:16]

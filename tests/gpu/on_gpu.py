@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from train.run import choose_device
+
 # cuBLAS and cuDNN give equal bits for equal calls only with a workspace of a fixed size; read before the first call.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-DEVICE = torch.device("cuda")
+# As a command finds it: the first one is the current device, and cuDNN's convolutions repeat.
+DEVICE = choose_device("cuda") if torch.cuda.is_available() else torch.device("cuda")
 needs_gpu = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs an NVIDIA GPU, and PyTorch sees none; make test-gpu runs this on one"
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from many_ranks import OF_GPUS
 from on_gpu import needs_gpu
 from once import made_once
-from test_ranks import Started, ran, settings_of, state_of
+from test_ranks import LONG, Started, ran, settings_of, started_run, state_of
 from test_train import assert_same_state
 
 pytestmark = [needs_gpu, pytest.mark.gpu, pytest.mark.slow, pytest.mark.program]
@@ -63,3 +65,27 @@ def test_a_captured_step_with_its_exchanges_is_the_step_launch_by_launch(data_ro
         {**state_of(tmp_path / name / "run"), "random": None, "config": None} for name in ("captured", "launched")
     )
     assert_same_state(ours, theirs)
+
+
+@needs_two
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_ranks_that_are_asked_to_stop_end_within_seconds(number, data_root, tmp_path):
+    """NCCL's communicator waits for ever at its end for a graph that holds its exchanges."""
+    words = settings_of(data_root, tmp_path / "run")
+    words[words.index("cpu")] = "cuda"
+    ranks = started_run(2, tmp_path, [*words, *LONG, "--cuda-graph", "on"])
+    ranks.until_it_trains(tmp_path / "run")
+    os.kill(ranks.processes[0].pid, number)
+    assert ranks.codes(30) == [128 + number] * 2, ranks.said(0)
+    assert "cannot be captured" not in ranks.said(0)
+
+
+@needs_two
+def test_a_rank_that_is_killed_ends_the_other_while_its_graph_waits(data_root, tmp_path):
+    """The other one's device is in the middle of a captured exchange then."""
+    words = settings_of(data_root, tmp_path / "run")
+    words[words.index("cpu")] = "cuda"
+    ranks = started_run(2, tmp_path, [*words, *LONG, "--cuda-graph", "on", "--rank-timeout", "20"])
+    ranks.until_it_trains(tmp_path / "run")
+    os.kill(ranks.processes[1].pid, signal.SIGKILL)
+    assert ranks.codes(90) == [1, -signal.SIGKILL], ranks.said(0)

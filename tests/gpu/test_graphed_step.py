@@ -11,12 +11,16 @@ import pytest
 import torch
 from on_gpu import needs_gpu
 from test_step import apart, batch, forty, near, settings
-from test_train import command
+from test_train import assert_same_state, command
 
 from fastmc.build import build_model
 from fastmc.config import Config
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
+from fastmc.encoders import ENCODERS, find_encoder
+from fastmc.encoders.s2s import S2SConfig
+from fastmc.state import random_states
+from fastmc.views.clips import STREAMS
 from train.command.parse import parse
 from train.engine.graph import CudaRecorder, GraphedStep
 from train.engine.loop import Pretraining, build_step, graph_step
@@ -82,6 +86,22 @@ def test_equal_runs_give_equal_bits(store):
     first, second = (make(config_of(), store, "bf16") for _ in range(2))
     assert eager(first, store, range(FILL + 5)) == eager(second, store, range(FILL + 5))
     assert_same(first, second)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp32"])
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("backbone", ENCODERS)
+def test_equal_runs_of_every_encoder_and_stream_give_equal_bits(backbone, stream, amp, store):
+    """Gradients too that lead through convolutions, attention and bones, to the weights and to the attacked clips."""
+    kind = find_encoder(backbone)
+    encoder = kind.Config(feature_dim=16, **kind.presets["tiny"])
+    config = replace(config_of(), backbone=backbone, encoder=encoder, stream=stream, frames=16)
+    want = make(config, store, amp)
+    numbers = eager(want, store, range(FILL + 5))
+    for _ in range(3):
+        again = make(config, store, amp)
+        assert eager(again, store, range(FILL + 5)) == numbers
+        assert_same(again, want)
 
 
 @pytest.mark.parametrize("amp", AMPS)
@@ -153,12 +173,18 @@ def test_compiled_and_replayed(store):
     assert_same(ours, want)
 
 
+def of_s2s(impl: str, **others) -> Config:
+    """With an encoder that draws by itself."""
+    return replace(config_of(impl, **others), backbone="s2s", encoder=S2SConfig("64", levels=2, heads=2, dropout=0.2))
+
+
+@pytest.mark.parametrize("config", [config_of, of_s2s])
 @pytest.mark.parametrize("impl", IMPLS)
-def test_warming_up_and_capturing_leave_no_trace(impl, store):
-    step = make(config_of(impl, optimizer="adamw"), store, "fp16")
+def test_warming_up_and_capturing_leave_no_trace(impl, config, store):
+    step = make(config(impl, optimizer="adamw"), store, "fp16")
     eager(step, store, range(FILL + 1))
     prepare(step, FILL + 1)
-    before = [tensor.clone() for tensor in step.state()]
+    before, random = [tensor.clone() for tensor in step.state()], random_states(on_gpu.DEVICE)
 
     class Mute:
         """Captures, and replays nothing."""
@@ -176,11 +202,55 @@ def test_warming_up_and_capturing_leave_no_trace(impl, store):
         def replay(self) -> None:
             """Not this time."""
 
+        def reset(self) -> None:
+            self.graph.reset()
+
     graph = graph_of(step, store, Mute())
     graph()
     assert graph.captures == 1
+    assert_same_state(random_states(on_gpu.DEVICE), random)
     for index, (was, now) in enumerate(zip(before, step.state(), strict=True)):
         assert torch.equal(was, now), f"tensor {index} of the state, {tuple(now.shape)}"
+
+
+def test_a_replayed_step_drops_what_the_step_drops(store):
+    """As often as it is captured, too: a run that goes on captures anew."""
+    found = []
+    for captures in (0, 1, 2):
+        step = make(of_s2s("triton"), store, "bf16")
+        eager(step, store, range(FILL))
+        torch.cuda.manual_seed(5)
+        graph = graph_of(step, store)
+        numbers = []
+        for i in range(FILL, FILL + 4):
+            numbers += (
+                replayed(step, store, graph, range(i, i + 1)) if captures else eager(step, store, range(i, i + 1))
+            )
+            if captures == 2:
+                graph.release()
+        found.append(numbers)
+    assert found[1] == found[0]
+    assert found[2] == found[0]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs: the second one is not the current")
+def test_a_step_of_the_second_gpu_is_captured_there(data_root):
+    """While the first one is the current device, as where a library is used; the program makes its own current."""
+    there = torch.device("cuda:1")
+    store = ResidentStore(PackedStore.open(data_root / "small"), there)
+    steps = [build_step(config_of("torch"), build_model(config_of("torch"), store, there)) for _ in range(2)]
+    for i in range(FILL + 3):
+        for step in steps:
+            step.prepare(batch(i).to(there), i, 0.05)
+        steps[0].advance(store.select(steps[0].sample), phase="fill" if i < FILL else "main")
+        if i < FILL:
+            steps[1].advance(store.select(steps[1].sample), phase="fill")
+        elif i == FILL:
+            graph = graph_step(steps[1], store)
+        if i >= FILL:
+            graph()
+    assert graph.captures == 1
+    assert_same(*steps)
 
 
 @pytest.fixture

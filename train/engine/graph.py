@@ -7,13 +7,16 @@ must read all that changes from tensors, and must not wait for the device: see `
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fastmc.methods.streams import Beside
+from fastmc.state import put_back, random_states
 from train.engine.record import log
 
 WARM_UP = 3
@@ -24,6 +27,9 @@ class Graph(Protocol):
     """What was captured."""
 
     def replay(self) -> None: ...
+
+    def reset(self) -> None:
+        """Destroy it, whoever still refers to it."""
 
 
 class Recorder(Protocol):
@@ -37,19 +43,22 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Captures on the current CUDA device, on a stream of its own.
+    """Captures on a CUDA device, on a stream of its own.
 
     It warms up there too, as PyTorch asks for what is captured afterwards: autograd remembers streams, and memory and
     workspaces of libraries are kept by stream.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
+        """``device``: that of the body's tensors; by default the current one. On a stream of another device a capture
+        would take in nothing."""
+        self._device = device
         self._beside: Beside | None = None
 
     @property
     def beside(self) -> Beside:
         if self._beside is None:
-            self._beside = Beside()
+            self._beside = Beside(self._device)
         return self._beside
 
     def warm_up(self, body: Callable[[], None]) -> None:
@@ -61,11 +70,28 @@ class CudaRecorder:
         gc.collect()  # not within the capture, where it might free what a graph of before holds
         graph, here = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
         try:
-            with torch.cuda.graph(graph, stream=self.beside.stream):
+            with _empty_graphs_are_errors(), torch.cuda.graph(graph, stream=self.beside.stream):
                 body()
+        except BaseException:
+            graph.reset()  # the error's traceback keeps it
+            raise
         finally:  # torch.cuda.graph ends the capture before it puts the stream back, and that may raise
             torch.cuda.set_stream(here)
         return graph
+
+
+@contextmanager
+def _empty_graphs_are_errors() -> Iterator[None]:
+    """Within: RuntimeError for a capture that has taken in nothing, whose replays would train nothing, without a word
+    but PyTorch's warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The CUDA Graph is empty")
+        try:
+            yield
+        except UserWarning as warning:
+            if "CUDA Graph is empty" not in str(warning):
+                raise
+            raise RuntimeError(str(warning)) from None
 
 
 class GraphedStep:
@@ -84,6 +110,7 @@ class GraphedStep:
         state: Callable[[], list[Tensor]],
         baked: Callable[[], tuple[float, ...]] = tuple,
         recorder: Recorder | None = None,
+        alone: bool = True,
     ) -> None:
         """
         Args:
@@ -91,12 +118,14 @@ class GraphedStep:
             state: all tensors that the body changes and that outlive it.
             baked: numbers of the host that the body hands to its kernels.
             recorder: who captures.
+            alone: no other process takes part in the body. One that does waits for this one's warm-ups, and is told by
+                nothing but this one's end if they fail.
         """
         self._body, self._state, self._baked = body, state, baked
         self._recorder = recorder or CudaRecorder()
         self._graph: Graph | None = None
         self._key: tuple[Any, ...] | None = None
-        self._failed = False
+        self._failed, self._alone = False, alone
         self.captures = 0
 
     def __call__(self) -> None:
@@ -112,19 +141,35 @@ class GraphedStep:
         else:
             self._graph.replay()
 
+    def release(self) -> None:
+        """Destroy the graph: its memory is free then, and what it holds of NCCL. The next call captures anew.
+
+        The device is not waited for: it may be waiting itself, in an exchange, for a rank that is gone. CUDA destroys a
+        graph that is at work when it is done.
+        """
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            graph.reset()
+
     def _capture(self, state: list[Tensor]) -> None:
-        self._graph = None  # its memory is free for the next
+        self.release()
         before = [tensor.detach().clone() for tensor in state]
-        for _ in range(WARM_UP):
-            self._recorder.warm_up(self._body)
-        _restore(state, before)
+        random, is_warm = random_states(state[0].device), False
         try:
+            for _ in range(WARM_UP):
+                self._recorder.warm_up(self._body)
+            is_warm = True
+            _restore(state, before)
+            put_back(random, state[0].device)
             self._graph = self._recorder.record(self._body)
         except RuntimeError as error:
+            if not (is_warm or self._alone):
+                raise
             self._failed = True
             reason = str(_root(error)).strip().splitlines()[0]
             log.warning("the step cannot be captured as a CUDA graph and runs launch by launch: %s", reason)
         _restore(state, before)
+        put_back(random, state[0].device)  # from which networks draw by themselves, such as for dropout
         self.captures += self._graph is not None
 
 

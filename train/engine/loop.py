@@ -25,10 +25,10 @@ from fastmc.data.store import PackedStore
 from fastmc.evaluation import frozen_features, knn_evaluate
 from fastmc.methods.base import Method
 from fastmc.progress import progress_bar
-from fastmc.state import Position, RunState, TrainingData, random_states
+from fastmc.state import Position, RunState, TrainingData, put_back, random_states
 from fastmc.views.clips import PackedClips
 from train.engine.choices import Choice, choose_amp, choose_compile, choose_graph, choose_overlap
-from train.engine.graph import GraphedStep, Recorder
+from train.engine.graph import CudaRecorder, GraphedStep, Recorder
 from train.engine.initial import read_weights, start_from
 from train.engine.profiling import StepProfiler
 from train.engine.record import Metrics, Rows, duration, epoch_line, log, scalars
@@ -57,7 +57,9 @@ def graph_step(
     def body() -> None:
         stepper.advance(store.select(stepper.sample), phase=phase)
 
-    return GraphedStep(body, stepper.state, lambda: stepper.update.baked, recorder)
+    recorder = recorder or CudaRecorder(stepper.sample.device)
+    alone = stepper.world.size == 1
+    return GraphedStep(body, stepper.state, lambda: stepper.update.baked, recorder, alone)
 
 
 class Pretraining:
@@ -106,8 +108,9 @@ class Pretraining:
         self.graph = choose_graph(config, self.data, device, self.world.no_graph_reason())
         self.overlap = choose_overlap(config, device, has_work=self.model.overlaps)
         self.stepper = build_step(config, self.model, self.amp.value, self.overlap.value, self.world)
-        if self.compiled.value == "on":
-            self.stepper.compile_around()
+        if self.compiled.value == "on" and (left := self.stepper.compile_around()):
+            exchanges = f"without the encoder's {', '.join(left)}, whose norms exchange statistics with other ranks"
+            self.compiled = self.compiled._replace(why=f"{self.compiled.why}; {exchanges}")
         self._graphs: dict[str, GraphedStep] = {}
         self._watch = FaultWatch(self.stepper)
         self.epoch = self.batch = self.step = 0
@@ -185,9 +188,18 @@ class Pretraining:
                     if number := number or self.world.agree(stops())[0]:
                         raise Stopped(number)
         finally:
+            # NCCL's communicator waits at its end for graphs that hold its exchanges, and the frames of an error's
+            # traceback would keep them.
+            self.release()
             metrics.close()
             if sent is not None:
                 sent.finish()
+
+    def release(self) -> None:
+        """Destroy what was captured as CUDA graphs; a next step captures anew."""
+        graphs, self._graphs = self._graphs, {}
+        for graph in graphs.values():
+            graph.release()
 
     def _run_epoch(self, bar: tqdm, profiler: StepProfiler, stops: Callable[[], int]) -> None:
         self._store.check_unchanged()
@@ -252,6 +264,7 @@ class Pretraining:
             self.stepper.advance(clips, phase=phase)
         else:
             if phase not in self._graphs:
+                self.release()  # the phase of before is over, and its graph holds the memory of a step
                 self._graphs[phase] = graph_step(self.stepper, self.data, phase=phase)
             self._graphs[phase]()
         self.batch += 1
@@ -341,10 +354,7 @@ class Pretraining:
                 "the checkpoint is of %d rank(s) and goes on with %d: the same run within rounding, not bit for bit",
                 *(state.ranks, self.world.size),
             )
-        assert state.random["cpu"] is not None
-        torch.set_rng_state(state.random["cpu"].cpu())
-        if self.device.type == "cuda" and state.random["device"] is not None:
-            torch.cuda.set_rng_state(state.random["device"].cpu(), self.device)
+        put_back(state.random, self.device)
 
 
 def _check_finite(state: RunState, step: int) -> None:

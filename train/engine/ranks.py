@@ -7,6 +7,7 @@ so that what one of them decides all do.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -73,10 +74,12 @@ class Place:
         except ValueError as error:
             raise ValueError(f"the environment of torchrun ({', '.join(OF_TORCHRUN)}) is damaged: {error}") from None
 
-    def has_own_gpu(self, name: str) -> bool:
-        """Whether the device setting gives each rank of this machine a GPU that no other has."""
-        wanted = name == "auto" or name.startswith("cuda")
-        return wanted and torch.cuda.is_available() and (self.local_size == 1 or self.device(name) != name)
+    def gpu(self, name: str) -> torch.device | None:
+        """The GPU that the device setting gives this rank; None for another device, or one that is not there."""
+        found = re.fullmatch(r"(?:auto|cuda)(?::(\d+))?", self.device(name))
+        number = int(found[1] or 0) if found else 0
+        is_there = found and torch.cuda.is_available() and number < torch.cuda.device_count()
+        return torch.device("cuda", number) if is_there else None
 
     def device(self, name: str) -> str:
         """Of the device setting ``name`` the one that is this rank's: of several GPUs, number LOCAL_RANK.
@@ -113,19 +116,21 @@ class Ranks(World):
         """
         self.rank, self.size, self.device = place.rank, place.size, place.device(device)
         self._timeout = timedelta(seconds=timeout)
-        self._nccl = place.has_own_gpu(device) and dist.is_nccl_available()
-        gpu = None
-        if self._nccl:
-            gpu = torch.device("cuda", torch.device(self.device.replace("auto", "cuda")).index or 0)
+        gpu = place.gpu(device)
+        if gpu is not None:
             torch.cuda.set_device(gpu)
         with self._heard():
             store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=START)))
             # torchrun keeps its store over restarts: in it are the addresses of ranks that are gone.
             attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
             self._store = dist.PrefixStore(f"attempt {attempt} of {self.size} ranks", store)
+            self._store.set(f"fastmc/gpu of {self.rank}", "" if gpu is None else uuid_of(gpu))
             self._wait_for_all()
+            gpus = [self._store.get(f"fastmc/gpu of {rank}").decode() for rank in range(self.size)]
+            self._no_nccl = no_nccl_reason(gpus)
+            self._nccl = self._no_nccl is None
             backend = "cpu:gloo,cuda:nccl" if self._nccl else "gloo"
-            how: dict[str, Any] = {"timeout": self._timeout, "device_id": gpu}
+            how: dict[str, Any] = {"timeout": self._timeout, "device_id": gpu if self._nccl else None}
             dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.size, **how)
             self.agree(0)
 
@@ -140,7 +145,7 @@ class Ranks(World):
 
     @property
     def says(self) -> str:
-        carried = "NCCL" if self._nccl else "gloo"
+        carried = f"gloo ({self._no_nccl})" if self._no_nccl else "NCCL"
         return f"{self.size} ranks by torchrun, exchanges by {carried}; --batch-size counts the clips of all"
 
     def no_graph_reason(self) -> str | None:
@@ -287,6 +292,27 @@ class Ranks(World):
     def _where_carried(self, tensor: Tensor) -> Tensor:
         """The tensor itself, or, where gloo has to carry what is on a GPU, a copy on the host."""
         return tensor if self._nccl or tensor.device.type == "cpu" else tensor.cpu()
+
+
+def uuid_of(gpu: torch.device) -> str:
+    """What tells a GPU from all others, whatever number a process sees it under."""
+    card = torch.cuda.get_device_properties(gpu)
+    return f"{card.name} {card.uuid}"
+
+
+def no_nccl_reason(gpus: Sequence[str]) -> str | None:
+    """Why NCCL cannot carry the exchanges of ranks on these GPUs, by `uuid_of`, "" for none; None if it can."""
+    if not all(gpus):
+        return "some ranks have no GPU" if any(gpus) else "on CPUs"
+    if not dist.is_nccl_available():
+        return "this PyTorch has no NCCL"
+    if any(" MIG " in gpu for gpu in gpus):
+        return "NCCL takes no slices of a GPU (MIG)"
+    for gpu in gpus:
+        sharing = [rank for rank, other in enumerate(gpus) if other == gpu]
+        if len(sharing) > 1:
+            return f"ranks {', '.join(map(str, sharing))} share one GPU"
+    return None
 
 
 class GradientSum:

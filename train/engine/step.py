@@ -125,13 +125,13 @@ class PretrainStep:
         """What computes in place of the model's networks, by name."""
         return {name: copy.network for name, copy in self.copies.items()}
 
-    def compile_around(self, backend: str = "inductor") -> None:
+    def compile_around(self, backend: str = "inductor") -> list[str]:
         """Compile what of the encoders may be, and the verdict. The loss, the attack's arithmetic and the views are
-        single operators already."""
-        for network in self.networks.values():
-            if isinstance(network, Encoder):
-                network.compile_around(backend)
+        single operators already. Returns the functions of encoders that are left as `Encoder.compile_around` says."""
+        encoders = [network for network in self.networks.values() if isinstance(network, Encoder)]
+        left = {name for encoder in encoders for name in encoder.compile_around(backend)}
         self._judge = torch.compile(judge, fullgraph=True, dynamic=False, backend=backend)
+        return sorted(left)
 
     def prepare(self, sample: Tensor, step: int, lr: float) -> None:
         """Write the inputs of the next step, without waiting for the device.
@@ -363,7 +363,7 @@ class FaultWatch:
             return False
         seen = self._copied.query() and bool(self._copy)  # of the look before
         self._copy.copy_(self._fault[0], non_blocking=True)
-        self._copied.record()
+        self._copied.record(torch.cuda.current_stream(self._fault.device))  # not of the current device's
         return seen
 
 
