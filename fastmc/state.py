@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from fastmc import checkpoint
@@ -56,12 +55,6 @@ class Position(NamedTuple):
     seconds: float = 0.0
 
 
-def random_states(device: torch.device | None = None) -> dict[str, Tensor | None]:
-    """Of PyTorch's generators on the CPU and, where it is a GPU, on the device."""
-    on_gpu = device if device is not None and device.type == "cuda" else None
-    return {"cpu": torch.get_rng_state(), "device": None if on_gpu is None else torch.cuda.get_rng_state(on_gpu)}
-
-
 @dataclass
 class RunState:
     """The state of a run at one moment.
@@ -85,7 +78,6 @@ class RunState:
     data: TrainingData | None
     wall_seconds: float = 0.0
     metrics: list[dict[str, Any]] | None = None
-    random: dict[str, Tensor | None] = field(default_factory=random_states)
     scaling: Tensor | None = None
     evaluated: str = "query"
     ranks: int = 1

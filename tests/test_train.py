@@ -206,7 +206,6 @@ def test_resume_equals_an_uninterrupted_run_bit_for_bit(method, optimizer, steps
         assert torch.equal(ours, theirs)
     states = [RunState.read(run.save().parent)[1].to_plain() for run in (whole, again)]
     assert states[0]["position"]["step"] == 12
-    assert all(state.pop("random")["cpu"].numel() for state in states)
     assert_same_state(*states)
     if amp == "fp16":
         assert whole.stepper.scaling.scale < 2.0**16

@@ -21,6 +21,7 @@ from fastmc.evaluation.features import check_labels, represent
 from fastmc.evaluation.linear import linear_scores, new_classifier
 from fastmc.optim import SGD, dropped
 from fastmc.progress import progress_bar
+from fastmc.random import default_generators_kept, key_default_generators
 from fastmc.views.clips import Stream
 from fastmc.views.make import crops_of
 
@@ -51,7 +52,8 @@ def finetune(
     Args:
         train_ids: (N,) int64, clips of the store, on its device.
         frames: T.
-        seed: of the classifier's initial weights, the order of the clips, and their crops.
+        seed: of the classifier's initial weights, the order of the clips, their crops, and what the encoder draws by
+            itself (dropout).
         what: says on the progress bar what is done.
 
     Raises:
@@ -71,7 +73,9 @@ def finetune(
     batches_per_epoch = -(-len(train_ids) // config.batch_size)
     size = -(-len(train_ids) // batches_per_epoch)
     steps = config.epochs * batches_per_epoch
-    with tqdm(total=steps, disable=not progress, **progress_bar("step", what)) as bar:
+    bar = tqdm(total=steps, disable=not progress, **progress_bar("step", what))
+    with default_generators_kept(device), bar:
+        key_default_generators(device, "finetune", seed)
         for epoch in range(config.epochs):
             optimizer.param_groups[0]["lr"] = dropped(config.lr, config.milestones, epoch)
             order = train_ids[torch.randperm(len(train_ids), generator=generator).to(device)]

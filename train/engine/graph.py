@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastmc.methods.streams import Beside
+from fastmc.random import default_generators_kept
 from train.engine.record import log
 
 WARM_UP = 3
@@ -115,15 +116,17 @@ class GraphedStep:
     def _capture(self, state: list[Tensor]) -> None:
         self._graph = None  # its memory is free for the next
         before = [tensor.detach().clone() for tensor in state]
-        for _ in range(WARM_UP):
-            self._recorder.warm_up(self._body)
-        _restore(state, before)
-        try:
-            self._graph = self._recorder.record(self._body)
-        except RuntimeError as error:
-            self._failed = True
-            reason = str(_root(error)).strip().splitlines()[0]
-            log.warning("the step cannot be captured as a CUDA graph and runs launch by launch: %s", reason)
+        # What the step draws in its warm-up must not change what it draws when it is launched.
+        with default_generators_kept(state[0].device):
+            for _ in range(WARM_UP):
+                self._recorder.warm_up(self._body)
+            _restore(state, before)
+            try:
+                self._graph = self._recorder.record(self._body)
+            except RuntimeError as error:
+                self._failed = True
+                reason = str(_root(error)).strip().splitlines()[0]
+                log.warning("the step cannot be captured as a CUDA graph and runs launch by launch: %s", reason)
         _restore(state, before)
         self.captures += self._graph is not None
 

@@ -25,7 +25,8 @@ from fastmc.data.store import PackedStore
 from fastmc.evaluation import frozen_features, knn_evaluate
 from fastmc.methods.base import Method
 from fastmc.progress import progress_bar
-from fastmc.state import Position, RunState, TrainingData, random_states
+from fastmc.random import default_generators_kept
+from fastmc.state import Position, RunState, TrainingData
 from fastmc.views.clips import PackedClips
 from train.engine.choices import Choice, choose_amp, choose_compile, choose_graph, choose_overlap
 from train.engine.graph import GraphedStep, Recorder
@@ -164,7 +165,8 @@ class Pretraining:
         try:
             profile = StepProfiler(profiled, self.folder / "profile", self.device)
             echo = ECHO if self.world.size > 1 else 0.0
-            with bar, closing(profile) as profiler, asked_to_stop(echo) as stops:
+            kept = default_generators_kept(self.device)
+            with bar, closing(profile) as profiler, asked_to_stop(echo) as stops, kept:
                 while not self.finished:
                     bar.set_description(f"epoch {self.epoch + 1}/{epochs}")
                     self._run_epoch(bar, profiler, stops)
@@ -318,7 +320,6 @@ class Pretraining:
             data=self.about_data,
             wall_seconds=self.wall_seconds,
             metrics=self._rows,
-            random=random_states(self.device),
             evaluated=self.model.evaluated,
             ranks=self.world.size,
         )
@@ -341,10 +342,6 @@ class Pretraining:
                 "the checkpoint is of %d rank(s) and goes on with %d: the same run within rounding, not bit for bit",
                 *(state.ranks, self.world.size),
             )
-        assert state.random["cpu"] is not None
-        torch.set_rng_state(state.random["cpu"].cpu())
-        if self.device.type == "cuda" and state.random["device"] is not None:
-            torch.cuda.set_rng_state(state.random["device"].cpu(), self.device)
 
 
 def _check_finite(state: RunState, step: int) -> None:
