@@ -161,6 +161,7 @@ def test_results_and_classifiers_are_kept_by_protocol_and_settings(finished, cap
     capsys.readouterr()
     before, nearest = (finished / "classifier.pt").read_bytes(), result(finished, "knn-xsub")
     pretraining = {"dataset": "small", "protocol": "xsub", "test_clips_seen": 0, "checkpoint": "last"}
+    pretraining |= {"step": 3, "epoch": 1, "epochs": 1}
     assert nearest["pretraining"] == pretraining
 
     assert command("knn", "--knn-k", "5") == 0

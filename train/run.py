@@ -99,7 +99,7 @@ def run(config: Config, world: World | None = None) -> dict[str, Any]:
     store = world.first(lambda: open_dataset(config.dataset, config.data_root, config.data.verify))
     config, protocol = settled(config, store)
 
-    folder = RunFolder(config)
+    folder = RunFolder(config, store=store)
     pretraining = Pretraining(config, store, folder.path, device, world)
     finished_report = None if config.restart else _resume(pretraining, folder, store.split_digest(protocol))
     if world.size > 1:
@@ -131,7 +131,7 @@ def submit(config: Config, args: Sequence[str], options: Sequence[str]) -> None:
         raise ValueError("--restart would start over each time that the job begins again: delete the folder instead")
     store = open_dataset(config.dataset, config.data_root, config.data.verify)
     config, protocol = settled(config, store)
-    folder, data = RunFolder(config).path, store.split_digest(protocol)
+    folder, data = RunFolder(config, store=store).path, store.split_digest(protocol)
     output = folder.with_name(f"{folder.name}.log")
     job = Job(folder.name, "train.run", tuple(args), output, lambda: is_finished(config, data))
     if not slurm.submit([[job]], options, folder.with_name("slurm"), ranks=True):
@@ -189,7 +189,9 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     if pretraining.world.writes:
         metrics, dim = pretraining.model.metrics, config.encoder.feature_dim
         plot_curves(folder / "metrics.csv", folder / "curves.png", metrics, dim, title=folder.name)
-    trained = Run(folder, config, pretraining.model, pretraining.data, store)
+    state = pretraining.state()
+    of_state: dict[str, Any] = {"position": state.position, "seen": state.seen}
+    trained = Run(folder, config, pretraining.model, pretraining.data, store, **of_state)
     accuracies, evaluated = _evaluated(config, store, pretraining)
     report = {
         "dataset": config.dataset,

@@ -101,8 +101,11 @@ class Pretraining:
         self.data, self.placement = place_store(store, device, config.data)
         self.model = build_model(config, self.data, device, allow=(config.method, config.backbone))
         self.initial: tuple[int, str] | None = None
+        self._before: dict[str, Tensor] | None = {}
         if config.init_from and (config.restart or not checkpoint.complete(self.checkpoints)):
-            self.initial = start_from(read_weights(config.init_from, config.stream), self.model)
+            weights = read_weights(config.init_from, config.stream)
+            self.initial = start_from(weights, self.model)
+            self._before = None if weights.seen is None else dict(weights.seen)
         self.amp, self.compiled = choose_amp(config.step, device), choose_compile(config.step, device)
         self.graph = choose_graph(config, self.data, device, self.world.no_graph_reason())
         self.overlap = choose_overlap(config, device, has_work=self.model.overlaps)
@@ -311,7 +314,16 @@ class Pretraining:
         return path
 
     def _save(self, folder: Path, keep: int) -> Path:
-        state = RunState(
+        state = self.state()
+        _check_finite(state, self.step)
+        if not self.world.writes:
+            return checkpoint.place_of(folder, self.step)
+        self.before_saving()
+        return checkpoint.save(folder, self.step, state.to_plain(), keep=keep)
+
+    def state(self) -> RunState:
+        """All that the run goes on from. Its tensors are those of the run, and go on changing."""
+        return RunState(
             config=to_plain(self.config),
             model=self.model.state_dict(),
             **self.stepper.state_dict(),
@@ -322,20 +334,20 @@ class Pretraining:
             metrics=self._rows,
             evaluated=self.model.evaluated,
             ranks=self.world.size,
+            clips=self.train_ids.cpu(),
+            before=self._before,
         )
-        _check_finite(state, self.step)
-        if not self.world.writes:
-            return checkpoint.place_of(folder, self.step)
-        self.before_saving()
-        return checkpoint.save(folder, self.step, state.to_plain(), keep=keep)
 
     def load(self, state: RunState, path: Path) -> None:
-        """Continue from the state of the checkpoint ``path``; CheckpointError if it was trained on other data."""
+        """Continue from the state of the checkpoint ``path``; CheckpointError if it was trained on other data, or on
+        other clips of them."""
         state.check_dataset(self.checksum, path)
+        state.check_clips(self.train_ids, path)
         self.model.load_state_dict(state.model)
         self.stepper.load_state_dict(state)
         self.epoch, self.batch, self.step, self.seconds = state.position
         self._earlier_seconds = state.wall_seconds
+        self._before = None if state.clips is None else state.before
         self._rows = state.metrics
         if state.ranks != self.world.size:
             log.info(
