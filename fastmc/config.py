@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import numbers
 import types
 import typing
 from collections.abc import Collection, Mapping
@@ -44,8 +45,9 @@ class OptimConfig:
     weight_decay: NotNegative = 1e-4
     """Weight decay of the encoder."""
     steps: Whole = 0
-    """Steps of pre-training, of presets small and tiny: --epochs follows from the set, and with it, in proportion, its
-    milestones, warm-up, probes and checkpoints. 0: what --epochs says, which is so where that flag is given."""
+    """Steps of pre-training, of presets small and tiny: --epochs follows from the set, and with it, in proportion,
+    milestones, warm-up, probes and checkpoints, but for those that are given. 0: what --epochs says, which is so where
+    that flag is given, in place of this one."""
     epochs: Count = 750
     """Epochs of pre-training."""
     milestones: tuple[Whole, ...] = (350,)
@@ -182,7 +184,12 @@ class Config:
     restart: bool = False
     """Start over in a run folder that holds a run, instead of resuming it."""
     print_config: bool = False
-    """Print the resolved settings as JSON and stop."""
+    """Print the resolved settings as JSON, fitted to the set where that is there, and stop."""
+    given: tuple[str, ...] = ()
+    """Dotted names of the settings in epochs that were asked for, and are not fitted to the set (`fastmc.budget`). No
+    flag: the command line and --config say it by themselves."""
+    unfitted: dict[str, Any] = field(default_factory=dict)
+    """By dotted names, settings before they were fitted to the set, and after. No flag either."""
     data: DataConfig = field(default_factory=DataConfig)
     encoder: EncoderConfig = field(default_factory=lambda: find_encoder("bigru").Config())
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -194,6 +201,11 @@ class Config:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if not isinstance(self.given, tuple) or not all(isinstance(name, str) for name in self.given):
+            raise ValueError(f"given must be names, got {shown(self.given)}")
+        pairs = self.unfitted.values() if isinstance(self.unfitted, dict) else (self.unfitted,)
+        if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+            raise ValueError(f"unfitted must be a value before and one after by name, got {shown(self.unfitted)}")
 
     @property
     def lr_factor(self) -> float:
@@ -302,12 +314,15 @@ def read_settings(path: Path) -> dict[str, Any]:
         plain = json.loads(read_text(path))
         if not isinstance(plain, dict):
             raise ValueError(f"it holds {shown(plain)}, expected a JSON object")
-    return {name: value for name, value in upgraded(plain).items() if name not in CALL_SETTINGS}
+        return {name: value for name, value in upgraded(plain).items() if name not in CALL_SETTINGS}
 
 
 def upgraded(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Plain settings as fastmc 0.1 wrote them, in the places that they have now."""
     plain = dict(plain)
+    for group in ("contrast", "attack", "data", "step", "optim"):
+        if not isinstance(plain.get(group, {}), Mapping):
+            raise ValueError(f"{group} holds {shown(plain[group])}, expected a JSON object")
     if "contrast" in plain:
         contrast = {**plain.pop("contrast"), **plain.pop("attack", {})}
         data, step = dict(plain.get("data", {})), dict(plain.get("step", {}))
@@ -341,7 +356,22 @@ def from_plain(cls: type, values: Mapping[str, Any], **types: type) -> Any:
     for name, value in values.items():
         if typing.get_origin(hints[name]) is Literal and value not in typing.get_args(hints[name]):
             raise ValueError(f"{name} must be one of {', '.join(typing.get_args(hints[name]))}; got {shown(value)}")
+        if not _is_of(hints[name], value):
+            raise ValueError(f"{name} cannot be {shown(value)}")
     return cls(**{name: _typed(hints[name], value) for name, value in values.items()})
+
+
+def _is_of(hint: Any, value: Any) -> bool:
+    """Whether a plain value may stand for a setting of this type; which numbers may, its dataclass says."""
+    if isinstance(hint, types.UnionType):
+        return any(_is_of(part, value) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, list | tuple) and all(_is_of(typing.get_args(hint)[0], each) for each in value)
+    if typing.get_origin(hint) is dict or (isinstance(hint, type) and dataclasses.is_dataclass(hint)):
+        return isinstance(value, Mapping)
+    kinds: dict[Any, Any] = {int: numbers.Real, float: numbers.Real, Path: str | Path, str: str, bool: bool}
+    kinds[type(None)] = type(None)
+    return hint not in kinds or isinstance(value, kinds[hint])
 
 
 def _typed(hint: Any, value: Any) -> Any:

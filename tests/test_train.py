@@ -731,6 +731,20 @@ def test_print_config_prints_json_and_trains_nothing(tmp_path, capsys, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+def test_print_config_prints_what_the_run_would_have_where_the_set_is_there(data_root, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = ["--dataset", "small", "--preset", "tiny", "--probe-every", "5", "--print-config"]
+    assert run.main([*asked, "--data-root", str(data_root)]) == 0
+    said = capsys.readouterr()
+    printed = json.loads(said.out)
+    assert (printed["optim"]["epochs"], printed["settings"]["bank_size"], printed["protocol"]) == (5000, 16, "xsub")
+    assert printed["log"]["probe_every"] == 5 and "not yet fitted" not in said.err
+    assert run.main([*asked, "--data-root", "nowhere"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["optim"]["epochs"] == 60 and "not yet fitted to the set" in said.err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.quick
 def test_paper_preset_is_section_4_2():
     c = preset_config("paper", "ntu60")

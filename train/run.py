@@ -56,7 +56,7 @@ def main(args: Sequence[str] | None = None) -> int:
             launcher, args = launcher_of(args)
             config = parse(args)
             if config.print_config:
-                print(json.dumps(to_plain(config), indent=2))
+                print(json.dumps(to_plain(_as_it_would_run(config)), indent=2))
                 return
         if launcher.launcher == "slurm":
             submit(config, args, launcher.slurm)
@@ -119,6 +119,16 @@ def settled(config: Config, store: PackedStore) -> tuple[Config, str]:
     protocol = config.protocol or store.protocols[0]
     config = fitted(replace(config, protocol=protocol), len(store.split(protocol)[0]))
     return replace(config, out=config.out or default_folder(config)), protocol
+
+
+def _as_it_would_run(config: Config) -> Config:
+    """The settings fitted to the set, if that is there; if not, and if something would be, it is said so."""
+    if (config.data_root / config.dataset).exists():
+        return settled(config, open_dataset(config.dataset, config.data_root, "off"))[0]
+    if fitted(config, 1) != config:
+        says = "epochs and bank are those of the preset, not yet fitted to the set"
+        print(f"{config.data_root / config.dataset} does not exist: {says}", file=sys.stderr)
+    return config
 
 
 def submit(config: Config, args: Sequence[str], options: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ from train.engine.record import log
 FREE_SETTINGS = (
     *("data_root", "device", "data.placement", "data.verify", "log.", "evaluation.", "optim.optimizer_impl"),
     *("step.impl", "step.view_impl", "step.compile", "step.cuda_graph", "step.overlap", "step.profile"),
-    *("step.check_ranks", "step.rank_timeout"),
+    *("step.check_ranks", "step.rank_timeout", "given", "unfitted"),
 )
 OF_A_START = (
     *("checkpoints", "config.json", "environment.json", "metrics.csv", "profile", "run.log", "tensorboard", "wandb"),
