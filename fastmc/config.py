@@ -9,6 +9,7 @@ import types
 import typing
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -57,8 +58,9 @@ class OptimConfig:
     batch_size: Count = 64
     """B, clips per step, of all ranks together where torchrun starts several."""
     lr_scale: Literal["none", "linear", "sqrt"] = "none"
-    """The learning rate times the batch size over the preset's (linear: Goyal et al. 2017, arXiv:1706.02677, for SGD
-    with a warm-up), or times the root of that (sqrt: Krizhevsky 2014, arXiv:1404.5997). none: as --lr says."""
+    """The learning rate times the batch size over that of preset and method (linear: Goyal et al. 2017,
+    arXiv:1706.02677, for SGD with a warm-up), or times the root of that (sqrt: Krizhevsky 2014, arXiv:1404.5997). none:
+    as --lr says."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -209,9 +211,11 @@ class Config:
 
     @property
     def lr_factor(self) -> float:
-        """Of the learning rate, by ``optim.lr_scale``."""
-        power = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}[self.optim.lr_scale]
-        return (self.optim.batch_size / BATCH_SIZES[self.preset]) ** power
+        """Of the learning rate, by ``optim.lr_scale``: the batch over that of the preset, which a method may bring."""
+        if self.optim.lr_scale == "none":
+            return 1.0
+        usual = _batch_size(self.preset, self.dataset, self.method, self.backbone)
+        return (self.optim.batch_size / usual) ** {"linear": 1.0, "sqrt": 0.5}[self.optim.lr_scale]
 
     def lr_at(self, epoch: float) -> float:
         """Learning rate at a (fractional) epoch."""
@@ -220,8 +224,6 @@ class Config:
 
 # Said of one call, not of the run.
 CALL_SETTINGS = ("out", "config", "print_config", "restart")
-BATCH_SIZES: dict[Preset, int] = {"paper": 64, "small": 32, "tiny": 32}
-"""B of the presets, for which their learning rates are."""
 STEPS: dict[Preset, int] = {"small": 12000, "tiny": 5000}
 """Of the presets for CPUs: within an hour, and within five minutes, on two cores."""
 # Found by trying: at the paper's SGD and full-strength augmentation nothing visible is learnt in a few thousand steps.
@@ -243,6 +245,12 @@ def preset_config(
     for name, owner in (("encoder", find_encoder(backbone, allow)), ("settings", kind)):
         chosen[name] = owner.Config(**owner.presets.get(preset, {}))
     return _of_method(_of_preset(chosen), kind)
+
+
+@cache
+def _batch_size(preset: Preset, dataset: str, method: str, backbone: str) -> int:
+    """B of a preset with a method, for which its learning rate is. A run asks before every step."""
+    return preset_config(preset, dataset, method, backbone, (method, backbone)).optim.batch_size
 
 
 def _of_method(config: Config, kind: type[Method]) -> Config:
@@ -268,7 +276,7 @@ def _of_preset(chosen: Mapping[str, Any]) -> Config:
         optim=OptimConfig(
             optimizer="adamw",
             lr=1e-3 if preset == "small" else 2e-3,
-            batch_size=BATCH_SIZES[preset],
+            batch_size=32,
             steps=STEPS[preset],
             epochs=60,
             milestones=(50,),
