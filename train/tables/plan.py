@@ -204,6 +204,8 @@ class Plan:
             columns = [replace(column, measure=measure) for measure in ("semi1", "semi10")]
         name = f"{kind}-{Path(folders[0]).name}"
         common = ("--device", config.device, "--data-root", str(config.data_root))
+        if own := tuple(kind for kind in (config.method, config.backbone) if ":" in kind):
+            common += ("--allow", *own)  # which the command that trains it names itself
         return Job(
             name,
             "train.evaluate",
