@@ -47,6 +47,7 @@ from train.engine.record import read_metrics
 from train.engine.signals import HEARD, Stopped
 from train.engine.step import NonFiniteError
 from train.engine.stopping import asked_to_stop
+from train.export import SUFFIXES
 from train.runs.folder import RunFolder
 
 pytestmark = pytest.mark.slow
@@ -575,6 +576,9 @@ def test_what_came_to_no_checkpoint_blocks_no_corrected_command(data_root, tmp_p
 
 def test_restart_replaces_the_run_and_nothing_else(copied, data_root):
     (copied / "notes.txt").write_text("mine")
+    exports = [copied / f"encoder{suffix}" for suffix in SUFFIXES.values()]
+    for file in exports:
+        file.write_text("weights of the run that goes")
     report = (copied / "report.json").read_text()
     assert run.main(command(data_root, copied, "--restart", "--batch-size", "500")) == 1
     assert (copied / "report.json").read_text() == report, "a wrong setting is found before anything is deleted"
@@ -582,6 +586,7 @@ def test_restart_replaces_the_run_and_nothing_else(copied, data_root):
     assert json.loads((copied / "report.json").read_text())["seed"] == 3
     assert [row["epoch"] for row in read_metrics(copied / "metrics.csv")] == [1, 2]
     assert (copied / "notes.txt").exists()
+    assert not any(file.exists() for file in exports)
 
 
 def test_a_finished_run_is_told_and_left_alone_and_another_evaluation_is_made(copied, data_root, monkeypatch, capsys):

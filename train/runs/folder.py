@@ -31,7 +31,10 @@ FREE_SETTINGS = (
 OF_A_START = (
     *("checkpoints", "config.json", "environment.json", "metrics.csv", "profile", "run.log", "tensorboard", "wandb"),
 )
-OF_A_RUN = ("curves.png", "report.json", "report.html", "page.pt", "evaluate", "features", "figures", "classifier*.pt")
+OF_A_RUN = (
+    *("curves.png", "report.json", "report.html", "page.pt", "evaluate", "features", "figures", "classifier*.pt"),
+    *("encoder.onnx", "encoder.ts", "encoder.safetensors"),
+)
 """Patterns of what a run leaves: before its first checkpoint, and after."""
 OURS = (*OF_A_START, *OF_A_RUN)
 
