@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import write_small_store
 from once import made_once
 from test_train import advance, assert_same_state, at_step, command, errors, losses, start, state_of
 
@@ -96,6 +97,16 @@ def test_a_file_of_settings_that_does_not_fit_is_an_error(content, flags, messag
         (tmp_path / "own.json").write_text(json.dumps(content))
     assert run.main(["--config", str(tmp_path / "own.json"), *flags]) == 1
     assert message in errors(capsys)
+
+
+def test_the_best_of_no_probes_is_refused_or_warned_of(data_root, tmp_path, capsys):
+    """Nothing would be kept of a run of days."""
+    assert run.main(command(data_root, tmp_path / "run", "--keep-best", "--probe-every", "0")) == 1
+    assert "probe_every = 0 makes none" in errors(capsys) and not (tmp_path / "run").exists()
+    write_small_store(tmp_path / "small", subjects=(1, 3))
+    out = tmp_path / "run"
+    assert run.main(command(tmp_path, out, "--keep-best", "--epochs", "1")) == 0
+    assert "--keep-best keeps nothing, since there is no probe: " in (out / "run.log").read_text()
 
 
 def write_random_store(path: Path, skeleton: Skeleton) -> None:

@@ -189,6 +189,8 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     if pretraining.initial is not None:
         log.log(*pretraining.initial)
     say_when_full(pretraining)
+    if config.log.keep_best and not pretraining.can_probe:
+        log.warning("--keep-best keeps nothing, since there is no probe: %s", why_not_evaluated(store, config.protocol))
     log.info(pretraining.placement)
     log.info(pretraining.computed)
     if pretraining.world.says is not None:

@@ -78,7 +78,8 @@ class Pretraining:
     def __init__(
         self, config: Config, store: PackedStore, folder: Path, device: torch.device, world: World | None = None
     ) -> None:
-        """Writes nothing. ValueError for a protocol that cannot be trained on, or too large a batch."""
+        """Writes nothing. ValueError for a protocol that cannot be trained on, too large a batch, or a best probe that
+        is wanted of none."""
         assert config.protocol is not None
         protocol = config.protocol
         self.config, self.folder, self.device = config, folder, device
@@ -97,6 +98,8 @@ class Pretraining:
         self.can_probe = why_not_evaluated(store, protocol) is None
         if self.can_probe:
             check_number("knn_k", config.evaluation.knn_k, at_least=1, at_most=len(labelled))
+        if config.log.keep_best and not config.log.probe_every:
+            raise ValueError("--keep-best keeps the checkpoint of the best probe, and probe_every = 0 makes none")
         self._store = store
         self.data, self.placement = place_store(store, device, config.data)
         self.model = build_model(config, self.data, device, allow=(config.method, config.backbone))
