@@ -386,6 +386,13 @@ def test_a_figure_of_other_settings_does_not_enter_a_table(data_root, tmp_path):
     assert value_of(data="another") == [], "of clips or labels that are no longer those of the store"
     assert value_of(evaluation=to_plain(FinetuneConfig(epochs=1))) == []
     assert value_of() == [40.0]
+    os.utime(path, ns=(0, 0))
+    assert p.values(row, column) == [], "of before the run, as far as an older report tells"
+    write_json(config.out / "report.json", {**report, "weights": "abc"})
+    assert value_of(weights="abd") == [], "of other weights, however late"
+    assert value_of(weights="abc") == [40.0]
+    os.utime(path, ns=(0, 0))
+    assert p.values(row, column) == [40.0], "as a copy may leave it"
     p = plan(data_root, tmp_path, "--test-crop", "0.9", seeds=(0,))
     assert value_of() == [], "the run was evaluated on other crops"
     other = p.config(column, row.variant, "joint", 0)

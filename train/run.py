@@ -209,6 +209,7 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
         "dataset": config.dataset,
         "dataset_checksum": store.checksum,
         "data": store.split_digest(config.protocol),
+        "weights": weights_digest(pretraining.model.representation),
         "protocol": config.protocol,
         "pretraining": trained.pretraining(),
         "method": config.method,
