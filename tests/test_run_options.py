@@ -30,6 +30,7 @@ from train import evaluate, run
 from train.command.parse import parse
 from train.engine.initial import read_weights, start_from
 from train.engine.loop import Pretraining
+from train.runs.folder import default_folder
 
 pytestmark = pytest.mark.slow
 
@@ -97,6 +98,12 @@ def test_a_file_of_settings_that_does_not_fit_is_an_error(content, flags, messag
         (tmp_path / "own.json").write_text(json.dumps(content))
     assert run.main(["--config", str(tmp_path / "own.json"), *flags]) == 1
     assert message in errors(capsys)
+
+
+def test_the_usual_folder_of_a_set_that_is_named_by_its_path_is_where_the_others_are(tmp_path):
+    """And not beside the store, whose folder may be read alone."""
+    names = {default_folder(parse(["--dataset", name])) for name in (str(tmp_path / "mine"), "../data/mine", "mine")}
+    assert names == {Path("runs") / "mine-None-a2mc-joint-paper-seed0"}
 
 
 def test_the_best_of_no_probes_is_refused_or_warned_of(data_root, tmp_path, capsys):

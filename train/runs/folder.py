@@ -51,10 +51,16 @@ NOT_EVALUATED = "not_evaluated"
 """In their place: why there are none, such as a set without labels."""
 
 
+def name_of(dataset: str) -> str:
+    """A data set's name as part of a file's: of one that is named by its path, its folder's."""
+    path = Path(dataset)
+    return path.name if path.is_absolute() or ".." in path.parts else dataset
+
+
 def default_folder(config: Config) -> Path:
     kinds = [config.method] if config.backbone == Config.backbone else [config.method, config.backbone]
     method, seed = "-".join(re.sub(r"[^\w.-]+", ".", kind) for kind in kinds), f"seed{config.seed}"
-    return Path("runs") / f"{config.dataset}-{config.protocol}-{method}-{config.stream}-{config.preset}-{seed}"
+    return Path("runs") / f"{name_of(config.dataset)}-{config.protocol}-{method}-{config.stream}-{config.preset}-{seed}"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
