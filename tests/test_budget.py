@@ -80,6 +80,15 @@ def test_settings_of_a_run_are_fitted_to_another_set_as_a_preset_is(method, tmp_
         assert found.log.probe_every == 7
 
 
+def test_the_bank_of_a_run_of_before_grows_back_to_its_preset_s(tmp_path):
+    plain = to_plain(fitted(parse(["--preset", "tiny"]), 188))
+    del plain["given"], plain["unfitted"]
+    assert of_file(tmp_path / "config.json", plain).settings.bank_size == 128
+    assert of_file(tmp_path / "config.json", plain, clips=960).settings.bank_size == 512
+    plain["settings"] |= {"bank_size": 64, "fit_bank": False}
+    assert of_file(tmp_path / "config.json", plain, clips=960).settings.bank_size == 64
+
+
 def test_what_was_changed_by_hand_since_it_was_fitted_stays(tmp_path):
     plain = to_plain(fitted(parse(["--preset", "tiny"]), 188))
     plain["optim"]["milestones"] = [40]

@@ -141,11 +141,21 @@ def _defaults(first: First, file: Mapping[str, Any]) -> Config:
             kept["given"] = [name for name in file.get("given", ()) if not name.startswith("settings.")]
             before = file.get("unfitted", {}).items()
             kept["unfitted"] = {name: pair for name, pair in before if not name.startswith("settings.")}
-        return config_of(_merged(to_plain(base), {**kept, **said}), allow)
+        return _of_older(config_of(_merged(to_plain(base), {**kept, **said}), allow), file, base)
     except NotAllowed as error:
         raise ValueError(f"{error}. Here: name it on the command line, as --method or --backbone") from None
     except Exception as error:  # it may hold anything
         raise ValueError(f"--config {first.config}: {explain(error)}") from None
+
+
+def _of_older(config: Config, file: Mapping[str, Any], preset: Config) -> Config:
+    """The settings; where an older fastmc wrote them, and so not what the bank was before it was fitted, that is the
+    preset's."""
+    now, before = (getattr(of.settings, "bank_size", None) for of in (config, preset))
+    is_older = "unfitted" not in file and not _said_in(file)
+    if not is_older or now == before or not getattr(config.settings, "fit_bank", False):
+        return config
+    return replace(config, unfitted={"settings.bank_size": [before, now]})
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
