@@ -31,7 +31,7 @@ from train.command.launch import Launch, Launched
 from train.command.parse import parse
 from train.command.work import work_of
 from train.engine.record import log
-from train.runs.folder import is_finished
+from train.runs.folder import is_finished, name_of
 from train.runs.report import ACCURACIES
 from train.tables.markdown import markdown
 
@@ -143,10 +143,10 @@ def _rows(settings: Accuracy, flags: Sequence[str], data: Data) -> list[Row]:
         for method, variant in itertools.product(settings.methods, ("", *settings.variants)):
             name = f"{method} {variant}".strip()
             common = (*of_preset, "--method", method, *flags, *_flags(variant))
-            kind = settings.out / data.name / re.sub(r"[^\w.:]+", "-", f"{preset}-{name}")
+            kind = settings.out / name_of(data.name) / re.sub(r"[^\w.:]+", "-", f"{preset}-{name}")
             rows.append(Row(preset, name, [_run(data, common, kind, seed) for seed in settings.seeds]))
         if settings.supervised:
-            folder = settings.out / data.name
+            folder = settings.out / name_of(data.name)
             runs = [_supervised_run(data, (*of_preset, *flags), folder, seed) for seed in settings.seeds]
             rows.append(Row(preset, SUPERVISED, runs))
     return rows

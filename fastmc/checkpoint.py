@@ -1,8 +1,8 @@
 """Checkpoints: a folder per step, written beside and renamed, so that a crash at any moment leaves the last one whole.
 
-A checkpoint holds all that a run continues from: both encoders, bank and its momentum, attack head, optimizer, random
-states, the position in the epoch with the epoch's sums, and the config. Its marker, which is written last, has the sum
-of the state; where that differs, the checkpoint before is taken.
+A checkpoint holds all that a run continues from: both encoders, bank and its momentum, attack head, optimizer, the
+position in the epoch with the epoch's sums, and the config. No random state: what is drawn follows from seed and step.
+Its marker, which is written last, has the sum of the state; where that differs, the checkpoint before is taken.
 """
 
 from __future__ import annotations

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import numbers
 import types
 import typing
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -44,8 +46,9 @@ class OptimConfig:
     weight_decay: NotNegative = 1e-4
     """Weight decay of the encoder."""
     steps: Whole = 0
-    """Steps of pre-training, of presets small and tiny: --epochs follows from the set, and with it, in proportion, its
-    milestones, warm-up, probes and checkpoints. 0: what --epochs says, which is so where that flag is given."""
+    """Steps of pre-training, of presets small and tiny: --epochs follows from the set, and with it, in proportion,
+    milestones, warm-up, probes and checkpoints, but for those that are given. 0: what --epochs says, which is so where
+    that flag is given, in place of this one."""
     epochs: Count = 750
     """Epochs of pre-training."""
     milestones: tuple[Whole, ...] = (350,)
@@ -55,8 +58,9 @@ class OptimConfig:
     batch_size: Count = 64
     """B, clips per step, of all ranks together where torchrun starts several."""
     lr_scale: Literal["none", "linear", "sqrt"] = "none"
-    """The learning rate times the batch size over the preset's (linear: Goyal et al. 2017, arXiv:1706.02677, for SGD
-    with a warm-up), or times the root of that (sqrt: Krizhevsky 2014, arXiv:1404.5997). none: as --lr says."""
+    """The learning rate times the batch size over that of preset and method (linear: Goyal et al. 2017,
+    arXiv:1706.02677, for SGD with a warm-up), or times the root of that (sqrt: Krizhevsky 2014, arXiv:1404.5997). none:
+    as --lr says."""
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -182,7 +186,12 @@ class Config:
     restart: bool = False
     """Start over in a run folder that holds a run, instead of resuming it."""
     print_config: bool = False
-    """Print the resolved settings as JSON and stop."""
+    """Print the resolved settings as JSON, fitted to the set where that is there, and stop."""
+    given: tuple[str, ...] = ()
+    """Dotted names of the settings in epochs that were asked for, and are not fitted to the set (`fastmc.budget`). No
+    flag: the command line and --config say it by themselves."""
+    unfitted: dict[str, Any] = field(default_factory=dict)
+    """By dotted names, settings before they were fitted to the set, and after. No flag either."""
     data: DataConfig = field(default_factory=DataConfig)
     encoder: EncoderConfig = field(default_factory=lambda: find_encoder("bigru").Config())
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -194,12 +203,19 @@ class Config:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if not isinstance(self.given, tuple) or not all(isinstance(name, str) for name in self.given):
+            raise ValueError(f"given must be names, got {shown(self.given)}")
+        pairs = self.unfitted.values() if isinstance(self.unfitted, dict) else (self.unfitted,)
+        if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+            raise ValueError(f"unfitted must be a value before and one after by name, got {shown(self.unfitted)}")
 
     @property
     def lr_factor(self) -> float:
-        """Of the learning rate, by ``optim.lr_scale``."""
-        power = {"none": 0.0, "linear": 1.0, "sqrt": 0.5}[self.optim.lr_scale]
-        return (self.optim.batch_size / BATCH_SIZES[self.preset]) ** power
+        """Of the learning rate, by ``optim.lr_scale``: the batch over that of the preset, which a method may bring."""
+        if self.optim.lr_scale == "none":
+            return 1.0
+        usual = _batch_size(self.preset, self.dataset, self.method, self.backbone)
+        return (self.optim.batch_size / usual) ** {"linear": 1.0, "sqrt": 0.5}[self.optim.lr_scale]
 
     def lr_at(self, epoch: float) -> float:
         """Learning rate at a (fractional) epoch."""
@@ -208,8 +224,6 @@ class Config:
 
 # Said of one call, not of the run.
 CALL_SETTINGS = ("out", "config", "print_config", "restart")
-BATCH_SIZES: dict[Preset, int] = {"paper": 64, "small": 32, "tiny": 32}
-"""B of the presets, for which their learning rates are."""
 STEPS: dict[Preset, int] = {"small": 12000, "tiny": 5000}
 """Of the presets for CPUs: within an hour, and within five minutes, on two cores."""
 # Found by trying: at the paper's SGD and full-strength augmentation nothing visible is learnt in a few thousand steps.
@@ -231,6 +245,12 @@ def preset_config(
     for name, owner in (("encoder", find_encoder(backbone, allow)), ("settings", kind)):
         chosen[name] = owner.Config(**owner.presets.get(preset, {}))
     return _of_method(_of_preset(chosen), kind)
+
+
+@cache
+def _batch_size(preset: Preset, dataset: str, method: str, backbone: str) -> int:
+    """B of a preset with a method, for which its learning rate is. A run asks before every step."""
+    return preset_config(preset, dataset, method, backbone, (method, backbone)).optim.batch_size
 
 
 def _of_method(config: Config, kind: type[Method]) -> Config:
@@ -256,7 +276,7 @@ def _of_preset(chosen: Mapping[str, Any]) -> Config:
         optim=OptimConfig(
             optimizer="adamw",
             lr=1e-3 if preset == "small" else 2e-3,
-            batch_size=BATCH_SIZES[preset],
+            batch_size=32,
             steps=STEPS[preset],
             epochs=60,
             milestones=(50,),
@@ -302,12 +322,15 @@ def read_settings(path: Path) -> dict[str, Any]:
         plain = json.loads(read_text(path))
         if not isinstance(plain, dict):
             raise ValueError(f"it holds {shown(plain)}, expected a JSON object")
-    return {name: value for name, value in upgraded(plain).items() if name not in CALL_SETTINGS}
+        return {name: value for name, value in upgraded(plain).items() if name not in CALL_SETTINGS}
 
 
 def upgraded(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Plain settings as fastmc 0.1 wrote them, in the places that they have now."""
     plain = dict(plain)
+    for group in ("contrast", "attack", "data", "step", "optim"):
+        if not isinstance(plain.get(group, {}), Mapping):
+            raise ValueError(f"{group} holds {shown(plain[group])}, expected a JSON object")
     if "contrast" in plain:
         contrast = {**plain.pop("contrast"), **plain.pop("attack", {})}
         data, step = dict(plain.get("data", {})), dict(plain.get("step", {}))
@@ -341,7 +364,22 @@ def from_plain(cls: type, values: Mapping[str, Any], **types: type) -> Any:
     for name, value in values.items():
         if typing.get_origin(hints[name]) is Literal and value not in typing.get_args(hints[name]):
             raise ValueError(f"{name} must be one of {', '.join(typing.get_args(hints[name]))}; got {shown(value)}")
+        if not _is_of(hints[name], value):
+            raise ValueError(f"{name} cannot be {shown(value)}")
     return cls(**{name: _typed(hints[name], value) for name, value in values.items()})
+
+
+def _is_of(hint: Any, value: Any) -> bool:
+    """Whether a plain value may stand for a setting of this type; which numbers may, its dataclass says."""
+    if isinstance(hint, types.UnionType):
+        return any(_is_of(part, value) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, list | tuple) and all(_is_of(typing.get_args(hint)[0], each) for each in value)
+    if typing.get_origin(hint) is dict or (isinstance(hint, type) and dataclasses.is_dataclass(hint)):
+        return isinstance(value, Mapping)
+    kinds: dict[Any, Any] = {int: numbers.Real, float: numbers.Real, Path: str | Path, str: str, bool: bool}
+    kinds[type(None)] = type(None)
+    return hint not in kinds or isinstance(value, kinds[hint])
 
 
 def _typed(hint: Any, value: Any) -> Any:

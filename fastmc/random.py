@@ -9,7 +9,10 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import torch
@@ -53,6 +56,29 @@ def philox(seed: int, c0: Word, c1: Word, c2: Word, c3: Word) -> Tensor:
 def keyed_generator(seed: int, number: int) -> torch.Generator:
     """A CPU generator for draws that belong to (seed, number), such as an epoch's or a step's."""
     return torch.Generator().manual_seed(seed * 1_000_003 + number)
+
+
+def key_default_generators(device: torch.device, *key: int | str) -> None:
+    """Have PyTorch's default generators, of the CPU and of this device, begin anew where the key says.
+
+    What draws by itself, such as dropout, draws from these. A CUDA graph reads where its generator stands each time
+    that it is replayed, so that this must come before, and not be captured.
+    """
+    # A generator of a CPU takes 32 bits of its seed: those of neighbouring keys have to differ.
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    seed = int.from_bytes(digest, "little")
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
+
+
+@contextmanager
+def default_generators_kept(device: torch.device) -> Iterator[None]:
+    """Within: whatever is drawn from PyTorch's default generators, of the CPU and of this device, or done to them, they
+    stand afterwards where they stood."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
 
 
 def uniform(words: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,20 +56,6 @@ class Position(NamedTuple):
     seconds: float = 0.0
 
 
-def random_states(device: torch.device | None = None) -> dict[str, Tensor | None]:
-    """Of PyTorch's generators on the CPU and, where it is a GPU, on the device."""
-    on_gpu = device if device is not None and device.type == "cuda" else None
-    return {"cpu": torch.get_rng_state(), "device": None if on_gpu is None else torch.cuda.get_rng_state(on_gpu)}
-
-
-def put_back(states: dict[str, Tensor | None], device: torch.device) -> None:
-    """Set the generators to what `random_states` gave; that of a GPU only if there was one, and is one now."""
-    assert states["cpu"] is not None
-    torch.set_rng_state(states["cpu"].cpu())
-    if device.type == "cuda" and states["device"] is not None:
-        torch.cuda.set_rng_state(states["device"].cpu(), device)
-
-
 @dataclass
 class RunState:
     """The state of a run at one moment.
@@ -82,6 +68,10 @@ class RunState:
         metrics: rows of metrics.csv; None where an older fastmc wrote the checkpoint.
         evaluated: name of the encoder that is evaluated, with which the names of its tensors begin.
         ranks: how many processes trained it together.
+        clips: (N,) int64, ids of the clips that train it; None where an older fastmc or another code wrote the
+            checkpoint.
+        before: ids of the clips that trained the weights it started from (--init-from), by the checksum of their
+            frames; None where these did not say.
     """
 
     config: dict[str, Any]
@@ -93,10 +83,11 @@ class RunState:
     data: TrainingData | None
     wall_seconds: float = 0.0
     metrics: list[dict[str, Any]] | None = None
-    random: dict[str, Tensor | None] = field(default_factory=random_states)
     scaling: Tensor | None = None
     evaluated: str = "query"
     ranks: int = 1
+    clips: Tensor | None = None
+    before: dict[str, Tensor] | None = None
 
     @classmethod
     def read(cls, folder: Path, which: str = "last") -> tuple[Path, RunState]:
@@ -115,6 +106,10 @@ class RunState:
             names = {f.name for f in dataclasses.fields(cls)}
             values = {name: value for name, value in plain.items() if name in names}
             data = None if plain.get("data") is None else TrainingData.of_plain(plain["data"])
+            before = plain.get("before")
+            for ids in (plain.get("clips"), *(() if before is None else before.values())):
+                if ids is not None and (not isinstance(ids, Tensor) or ids.dtype != torch.int64 or ids.dim() != 1):
+                    raise ValueError("ids of clips must be a tensor (N,) of int64")
             return cls(**values | {"position": Position(**plain["position"]), "data": data})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{path} is no state of a run of fastmc: {error!r}") from error
@@ -146,6 +141,27 @@ class RunState:
                 f"{path} was trained on other data: frames of checksum {self.dataset_checksum}, now {checksum}. "
                 "Give the --data-root of the data it was trained on, or start a new run with --out"
             )
+
+    def check_clips(self, clips: Tensor, path: Path) -> None:
+        """CheckpointError if other clips than these (N,) of the same frames trained it: to go on would train on clips
+        that are tested since, and say nothing of it."""
+        if self.clips is None or torch.equal(self.clips.cpu(), clips.cpu()):
+            return
+        both = int(torch.isin(self.clips.cpu(), clips.cpu()).sum())
+        raise CheckpointError(
+            f"the split of the data has changed: {path} was trained on {len(self.clips)} clips, the protocol has "
+            f"{len(clips)} training clips now, {both} of them the same. Prepare the split that it was trained on "
+            "again, or start a new run with --out or --restart"
+        )
+
+    @property
+    def seen(self) -> dict[str, Tensor] | None:
+        """Ids of all clips that trained these weights, and those they started from, by the checksum of their frames;
+        None where that is not known."""
+        if self.clips is None or self.before is None or self.dataset_checksum is None:
+            return None
+        earlier = self.before.get(self.dataset_checksum, self.clips[:0])
+        return {**self.before, self.dataset_checksum: torch.cat((earlier, self.clips)).unique()}
 
     def encoder_weights(self) -> dict[str, Tensor]:
         """Of the encoder that is evaluated, under its own names."""

@@ -149,6 +149,12 @@ def test_linear_evaluation_repeats_bit_for_bit_and_leaves_the_global_generator_a
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_a_linear_classifier_that_is_not_finite_is_an_error():
+    """It would be saved, and find the same class for every clip."""
+    with pytest.raises(ValueError, match=r"not finite after 3 epochs at a rate of 1e\+38: .*--linear-lr may help"):
+        linear_evaluate(blobs(spread=2.0), 6, EvalConfig(linear_epochs=3, linear_lr=1e38))
+
+
 def test_clips_without_a_label_are_refused_by_number(encoder_and_store):
     encoder, resident, store = encoder_and_store
     train, test = (torch.from_numpy(ids) for ids in store.split("xsub"))

@@ -245,7 +245,6 @@ def resumes(data_root: Path, tmp_path: Path, settings: tuple[str, ...], steps: i
     again.load(RunState.of_plain(torch.load(path / checkpoint.STATE, weights_only=True), path), path)
     advance(again, 9 - steps)
     states = [RunState.read(run.save().parent)[1].to_plain() for run in (whole, again)]
-    assert all(state.pop("random")["cpu"].numel() for state in states)
     assert_same_state(*states)
     whole.stepper.check()
 

@@ -12,6 +12,7 @@ import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -34,6 +35,8 @@ from fastmc.evaluation import (
 )
 from fastmc.evaluation import finetune as finetune_encoder
 from fastmc.evaluation.classifier import Classifier
+from fastmc.evaluation.finetune import batches_of_sizes
+from fastmc.ranks import shares
 from fastmc.skeleton import KINECT20, NTU25
 from train import evaluate, run
 from train.evaluate import load_run
@@ -161,6 +164,7 @@ def test_results_and_classifiers_are_kept_by_protocol_and_settings(finished, cap
     capsys.readouterr()
     before, nearest = (finished / "classifier.pt").read_bytes(), result(finished, "knn-xsub")
     pretraining = {"dataset": "small", "protocol": "xsub", "test_clips_seen": 0, "checkpoint": "last"}
+    pretraining |= {"step": 3, "epoch": 1, "epochs": 1}
     assert nearest["pretraining"] == pretraining
 
     assert command("knn", "--knn-k", "5") == 0
@@ -241,6 +245,18 @@ def test_finetuning_learns_what_can_be_told_apart(separable, tmp_path):
     assert found["evaluation"]["lr"] == 0.05 and found["evaluation"]["weight_decay"] == 0.0
     after = checkpoint.load_latest(folder / "checkpoints")[1]["model"]
     assert all(torch.equal(before[name], after[name]) for name in before), "the checkpoint is left as it was"
+
+
+@pytest.mark.parametrize(("clips", "batch"), [(4033, 64), (10, 3), (9, 4), (7, 7), (8, 7), (1, 64)])
+def test_no_batch_of_fine_tuning_is_smaller_than_the_others_by_more_than_a_clip(clips, batch):
+    """A last batch of one clip would have no statistics."""
+    sizes = shares(clips, -(-clips // batch))
+    order = torch.arange(clips).flip(0)
+    store = SimpleNamespace(batches=lambda ids, size: ((part, None) for part in ids.split(size)))
+    found = [ids for ids, _ in batches_of_sizes(store, order, sizes)]
+    assert torch.equal(torch.cat(found), order)
+    lengths = {len(ids) for ids in found}
+    assert max(lengths) <= batch and max(lengths) - min(lengths) <= 1 and len(found) == -(-clips // batch)
 
 
 def finetune_once(there: Run, seed: int = 0, **settings):

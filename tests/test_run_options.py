@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import write_small_store
 from once import made_once
 from test_train import advance, assert_same_state, at_step, command, errors, losses, start, state_of
 
@@ -29,6 +30,7 @@ from train import evaluate, run
 from train.command.parse import parse
 from train.engine.initial import read_weights, start_from
 from train.engine.loop import Pretraining
+from train.runs.folder import default_folder
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +81,13 @@ def test_settings_of_a_file_are_overridden_by_flags(finished, data_root, tmp_pat
         ({"optim": {"lr": -1}}, [], "own.json: lr must be > 0"),
         ({"preset": "small"}, ["--preset", "tiny"], "is of preset small: leave out --preset tiny, or it"),
         ({"method": "os:path"}, [], "Here: name it on the command line, as --method or --backbone"),
-        ({"optim": []}, [], "own.json: "),
+        ({"optim": []}, [], "own.json cannot be read: optim holds [], expected a JSON object"),
+        ({"optim": 5}, [], "own.json cannot be read: optim holds 5, expected a JSON object"),
+        ({"contrast": 5}, [], "own.json cannot be read: contrast holds 5, expected a JSON object"),
+        ({"optim": {"milestones": 5}}, [], "own.json: milestones cannot be 5"),
+        ({"encoder": {"encoder": 5}}, [], "own.json: encoder cannot be 5"),
+        ({"log": {"wandb": 5}}, [], "own.json: wandb cannot be 5"),
+        ({"preset": "huge"}, [], "own.json: preset must be one of paper, small, tiny; got 'huge'"),
         ({"dataset": 5}, [], "own.json: "),
         ([1], [], "own.json cannot be read: it holds"),
         (None, [], "own.json cannot be read"),
@@ -90,6 +98,22 @@ def test_a_file_of_settings_that_does_not_fit_is_an_error(content, flags, messag
         (tmp_path / "own.json").write_text(json.dumps(content))
     assert run.main(["--config", str(tmp_path / "own.json"), *flags]) == 1
     assert message in errors(capsys)
+
+
+def test_the_usual_folder_of_a_set_that_is_named_by_its_path_is_where_the_others_are(tmp_path):
+    """And not beside the store, whose folder may be read alone."""
+    names = {default_folder(parse(["--dataset", name])) for name in (str(tmp_path / "mine"), "../data/mine", "mine")}
+    assert names == {Path("runs") / "mine-None-a2mc-joint-paper-seed0"}
+
+
+def test_the_best_of_no_probes_is_refused_or_warned_of(data_root, tmp_path, capsys):
+    """Nothing would be kept of a run of days."""
+    assert run.main(command(data_root, tmp_path / "run", "--keep-best", "--probe-every", "0")) == 1
+    assert "probe_every = 0 makes none" in errors(capsys) and not (tmp_path / "run").exists()
+    write_small_store(tmp_path / "small", subjects=(1, 3))
+    out = tmp_path / "run"
+    assert run.main(command(tmp_path, out, "--keep-best", "--epochs", "1")) == 0
+    assert "--keep-best keeps nothing, since there is no probe: " in (out / "run.log").read_text()
 
 
 def write_random_store(path: Path, skeleton: Skeleton) -> None:

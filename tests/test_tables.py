@@ -15,7 +15,7 @@ import sys
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +33,7 @@ from fastmc.files import write_json
 from fastmc.skeleton import NTU25
 from train import run
 from train.command import jobs
+from train.command.evaluation_settings import Ensemble, Semi, Transfer
 from train.command.jobs import Job, JobFailed, run_jobs, to_do
 from train.command.parse import parse
 from train.engine.signals import stopped_by_signals
@@ -178,6 +179,17 @@ def test_a_run_that_several_rows_need_is_trained_once(data_root, tmp_path):
     assert [job.module for job in fused] == ["train.evaluate"] * 2
     runs = fused[0].arguments[fused[0].arguments.index("--run") + 1 :][:3]
     assert [Path(run).name for run in runs] == [f"small-xsub-a2mc-{s}-tiny-seed0" for s in ("joint", "motion", "bone")]
+
+
+def test_evaluations_of_an_encoder_of_ones_own_may_import_it(data_root, tmp_path):
+    """As the command that trains it does; of what is built in nothing is said."""
+    cells = lambda p: list(p.cells(TABLES[2], p.columns(TABLES[2], ["small"], ["xsub"])))  # noqa: E731
+    flags = ("--backbone", "toy:ToyEncoder", "--toy-width", "4")
+    own = Plan((*flags, "--preset", "tiny", "--data-root", str(data_root)), (0,), tmp_path, "small", tmp_path)
+    assert all(job.arguments[-2:] == ("--allow", flags[1]) for job in own.evaluation_jobs(cells(own)))
+    assert all("allow" in {field.name for field in fields(kind)} for kind in (Ensemble, Semi, Transfer))
+    usual = plan(data_root, tmp_path)
+    assert all("--allow" not in job.arguments for job in usual.evaluation_jobs(cells(usual)))
 
 
 def test_flags_that_differ_from_run_to_run_are_refused(data_root, tmp_path):
@@ -374,6 +386,13 @@ def test_a_figure_of_other_settings_does_not_enter_a_table(data_root, tmp_path):
     assert value_of(data="another") == [], "of clips or labels that are no longer those of the store"
     assert value_of(evaluation=to_plain(FinetuneConfig(epochs=1))) == []
     assert value_of() == [40.0]
+    os.utime(path, ns=(0, 0))
+    assert p.values(row, column) == [], "of before the run, as far as an older report tells"
+    write_json(config.out / "report.json", {**report, "weights": "abc"})
+    assert value_of(weights="abd") == [], "of other weights, however late"
+    assert value_of(weights="abc") == [40.0]
+    os.utime(path, ns=(0, 0))
+    assert p.values(row, column) == [40.0], "as a copy may leave it"
     p = plan(data_root, tmp_path, "--test-crop", "0.9", seeds=(0,))
     assert value_of() == [], "the run was evaluated on other crops"
     other = p.config(column, row.variant, "joint", 0)

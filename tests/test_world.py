@@ -20,6 +20,7 @@ from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
 from fastmc.encoders import find_encoder
 from fastmc.encoders.norm import ViewNorm, share_statistics
+from fastmc.methods import METHODS
 from fastmc.ranks import Alone, gathered, rows_of_all, shares
 from train.command.parse import parse
 from train.engine import loop
@@ -298,3 +299,15 @@ def test_the_learning_rate_scales_with_the_batch_of_all_ranks(scale, factor, pre
     scaled = replace(config, optim=replace(config.optim, batch_size=batch, lr_scale=scale))
     for epoch in (0.5, 30.0, 400.0):
         assert scaled.lr_at(epoch) == pytest.approx(factor * config.lr_at(epoch))
+
+
+@pytest.mark.parametrize("scale", ["none", "linear", "sqrt"])
+@pytest.mark.parametrize("preset", ["paper", "small", "tiny"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_batch_that_a_preset_has_for_a_method_scales_nothing(method, preset, scale):
+    """Methods bring batches of their own to preset paper, and the learning rates that go with them."""
+    config = preset_config(preset, "ntu60", method)
+    scaled = replace(config, optim=replace(config.optim, lr_scale=scale))
+    assert scaled.lr_factor == 1.0
+    twice = replace(scaled, optim=replace(scaled.optim, batch_size=2 * config.optim.batch_size))
+    assert twice.lr_factor == pytest.approx({"none": 1.0, "linear": 2.0, "sqrt": 2**0.5}[scale])

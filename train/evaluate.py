@@ -39,7 +39,7 @@ from train.runs.evaluations import (
     evaluate_semi,
     show_progress,
 )
-from train.runs.load import Run, load_for, load_run
+from train.runs.load import UNKNOWN, Run, load_for, load_run
 from train.runs.report import report_table
 from train.runs.results import Outcome, write_outcome
 
@@ -142,18 +142,39 @@ def _load(folder: Path, settings: Settings, device: torch.device) -> Run:
         config = replace(config, evaluation=replace(config.evaluation, **chosen))
     run = replace(run, config=config)
     train, test = run.split()  # an error now, and not after hours
-    if seen := run.pretraining()["test_clips_seen"]:
-        log.warning(
-            "%d of the %d test clips of %s were in pre-training, on %s: it had no labels, but these accuracies are not "
-            "those of clips that it never saw; pre-train with --protocol %s for them",
-            *(seen, len(test), run.protocol, run.own.protocol, run.protocol),
-        )
+    _say_of_pretraining(run, len(test))
     if isinstance(settings, Knn):
         check_number("knn_k", settings.knn_k, at_least=1, at_most=len(train))
     log.info("%s: %s stream, %s %s", folder, config.stream, config.dataset, config.protocol)
     for note in label_notes(run.store, run.protocol):
         log.warning("%s", note)
     return run
+
+
+def _say_of_pretraining(run: Run, tests: int) -> None:
+    """Warnings of what makes the accuracies on so many test clips others than those of a finished run on clips that it
+    never saw."""
+    seen = run.pretraining()["test_clips_seen"]
+    if seen == UNKNOWN:
+        log.warning(
+            "%s does not say which clips trained it or the weights it started from: how many of the %d test clips of "
+            "%s were in pre-training is unknown",
+            *(run.folder, tests, run.protocol),
+        )
+    elif seen:
+        log.warning(
+            "%d of the %d test clips of %s were in pre-training, on %s: it had no labels, but these accuracies are not "
+            "those of clips that it never saw; pre-train with --protocol %s for them, and from weights that did not "
+            "see them",
+            *(seen, tests, run.protocol, run.own.protocol, run.protocol),
+        )
+    if run.checkpoint == "last" and run.position is not None and not run.finished:
+        log.warning(
+            "%s is not finished: these are the weights of step %d, after %d of %d epochs; python -m train.run --config "
+            "%s --out %s goes on, and --checkpoint %d names these weights",
+            *(run.folder, run.position.step, run.position.epoch, run.own.optim.epochs),
+            *(run.folder / "config.json", run.folder, run.position.step),
+        )
 
 
 def describe(outcome: Outcome) -> str:

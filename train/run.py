@@ -56,7 +56,7 @@ def main(args: Sequence[str] | None = None) -> int:
             launcher, args = launcher_of(args)
             config = parse(args)
             if config.print_config:
-                print(json.dumps(to_plain(config), indent=2))
+                print(json.dumps(to_plain(_as_it_would_run(config)), indent=2))
                 return
         if launcher.launcher == "slurm":
             submit(config, args, launcher.slurm)
@@ -99,7 +99,7 @@ def run(config: Config, world: World | None = None) -> dict[str, Any]:
     store = world.first(lambda: open_dataset(config.dataset, config.data_root, config.data.verify))
     config, protocol = settled(config, store)
 
-    folder = RunFolder(config)
+    folder = RunFolder(config, store=store)
     pretraining = Pretraining(config, store, folder.path, device, world)
     finished_report = None if config.restart else _resume(pretraining, folder, store.split_digest(protocol))
     if world.size > 1:
@@ -121,6 +121,16 @@ def settled(config: Config, store: PackedStore) -> tuple[Config, str]:
     return replace(config, out=config.out or default_folder(config)), protocol
 
 
+def _as_it_would_run(config: Config) -> Config:
+    """The settings fitted to the set, if that is there; if not, and if something would be, it is said so."""
+    if (config.data_root / config.dataset).exists():
+        return settled(config, open_dataset(config.dataset, config.data_root, "off"))[0]
+    if fitted(config, 1) != config:
+        says = "epochs and bank are those of the preset, not yet fitted to the set"
+        print(f"{config.data_root / config.dataset} does not exist: {says}", file=sys.stderr)
+    return config
+
+
 def submit(config: Config, args: Sequence[str], options: Sequence[str]) -> None:
     """The command as one job of Slurm, on all GPUs of its nodes by torchrun.
 
@@ -131,7 +141,7 @@ def submit(config: Config, args: Sequence[str], options: Sequence[str]) -> None:
         raise ValueError("--restart would start over each time that the job begins again: delete the folder instead")
     store = open_dataset(config.dataset, config.data_root, config.data.verify)
     config, protocol = settled(config, store)
-    folder, data = RunFolder(config).path, store.split_digest(protocol)
+    folder, data = RunFolder(config, store=store).path, store.split_digest(protocol)
     output = folder.with_name(f"{folder.name}.log")
     job = Job(folder.name, "train.run", tuple(args), output, lambda: is_finished(config, data))
     if not slurm.submit([[job]], options, folder.with_name("slurm"), ranks=True):
@@ -179,6 +189,8 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     if pretraining.initial is not None:
         log.log(*pretraining.initial)
     say_when_full(pretraining)
+    if config.log.keep_best and not pretraining.can_probe:
+        log.warning("--keep-best keeps nothing, since there is no probe: %s", why_not_evaluated(store, config.protocol))
     log.info(pretraining.placement)
     log.info(pretraining.computed)
     say_what_is_slower(pretraining)
@@ -190,12 +202,15 @@ def _train_and_report(config: Config, store: PackedStore, pretraining: Pretraini
     if pretraining.world.writes:
         metrics, dim = pretraining.model.metrics, config.encoder.feature_dim
         plot_curves(folder / "metrics.csv", folder / "curves.png", metrics, dim, title=folder.name)
-    trained = Run(folder, config, pretraining.model, pretraining.data, store)
+    state = pretraining.state()
+    of_state: dict[str, Any] = {"position": state.position, "seen": state.seen}
+    trained = Run(folder, config, pretraining.model, pretraining.data, store, **of_state)
     accuracies, evaluated = _evaluated(config, store, pretraining)
     report = {
         "dataset": config.dataset,
         "dataset_checksum": store.checksum,
         "data": store.split_digest(config.protocol),
+        "weights": weights_digest(pretraining.model.representation),
         "protocol": config.protocol,
         "pretraining": trained.pretraining(),
         "method": config.method,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -21,7 +22,9 @@ from fastmc.evaluation.features import check_labels, represent
 from fastmc.evaluation.linear import linear_scores, new_classifier
 from fastmc.optim import SGD, dropped
 from fastmc.progress import progress_bar
-from fastmc.views.clips import Stream
+from fastmc.random import default_generators_kept, key_default_generators
+from fastmc.ranks import shares
+from fastmc.views.clips import PackedClips, Stream
 from fastmc.views.make import crops_of
 
 CLASSIFIER_STD = 0.01  # of the classifier's initial weights: released code of CMD
@@ -44,14 +47,15 @@ def finetune(
 
     SGD with momentum 0.9; each epoch sees one random temporal crop of every clip. The input norm learns and normalises
     by the batch, as it did in pre-training and as released code fine-tunes (``model.train()``), so that its statistics
-    follow data of another set. A batch of very few clips would spoil them: an epoch's batches are of equal size.
+    follow data of another set. A batch of very few clips would spoil them: batches differ by one clip at most.
 
     On a CPU it repeats bit for bit, and the global random state is left alone.
 
     Args:
         train_ids: (N,) int64, clips of the store, on its device.
         frames: T.
-        seed: of the classifier's initial weights, the order of the clips, and their crops.
+        seed: of the classifier's initial weights, the order of the clips, their crops, and what the encoder draws by
+            itself (dropout).
         what: says on the progress bar what is done.
 
     Raises:
@@ -69,16 +73,18 @@ def finetune(
     parameters = [*encoder.parameters(), *classifier.parameters()]  # the head gets no gradient and stays as it is
     optimizer = SGD(parameters, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
     batches_per_epoch = -(-len(train_ids) // config.batch_size)
-    size = -(-len(train_ids) // batches_per_epoch)
+    sizes = shares(len(train_ids), batches_per_epoch)
     steps = config.epochs * batches_per_epoch
-    with tqdm(total=steps, disable=not progress, **progress_bar("step", what)) as bar:
+    bar = tqdm(total=steps, disable=not progress, **progress_bar("step", what))
+    with default_generators_kept(device), bar:
+        key_default_generators(device, "finetune", seed)
         for epoch in range(config.epochs):
             optimizer.param_groups[0]["lr"] = dropped(config.lr, config.milestones, epoch)
             order = train_ids[torch.randperm(len(train_ids), generator=generator).to(device)]
             u = torch.rand(2, len(order), generator=generator).to(device)
             ratio = config.train_crop_min + (1 - config.train_crop_min) * u[0]
-            crops = zip(ratio.split(size), u[1].split(size), strict=True)
-            with closing(store.batches(order, size)) as batches:
+            crops = zip(ratio.split(sizes), u[1].split(sizes), strict=True)
+            with closing(batches_of_sizes(store, order, sizes)) as batches:
                 for (ids, clips), (share, place) in zip(batches, crops, strict=True):
                     x = crops_of(clips, share, place, store.skeleton, frames, stream, encoder.shape.centre_joint)
                     loss = F.cross_entropy(classifier(encoder.represent(x)), store.label[ids])
@@ -89,6 +95,14 @@ def finetune(
             if not torch.isfinite(loss):
                 raise ValueError(f"{what}: the loss is {loss.item()} after epoch {epoch + 1}; a smaller lr may help")
     return encoder.eval(), classifier
+
+
+def batches_of_sizes(store: PlacedStore, order: Tensor, sizes: Sequence[int]) -> Generator[tuple[Tensor, PackedClips]]:
+    """The clips of ``order`` (n,) int64 in batches of these sizes, as `PlacedStore.batches` gives them."""
+    for size, same in groupby(sizes):
+        count = size * len(list(same))
+        yield from store.batches(order[:count], size)
+        order = order[count:]
 
 
 def finetuned_scores(

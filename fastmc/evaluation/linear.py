@@ -35,7 +35,11 @@ def linear_scores(classifier: nn.Linear, features: Tensor) -> Tensor:
 def train_linear(
     features: FrozenFeatures, num_classes: int, config: EvalConfig, *, seed: int = 0, progress: bool = False
 ) -> nn.Linear:
-    """Train the linear classifier: SGD with momentum 0.9; each epoch sees one random crop of every training clip."""
+    """Train the linear classifier: SGD with momentum 0.9; each epoch sees one random crop of every training clip.
+
+    Raises:
+        ValueError: its weights are not finite in the end.
+    """
     crops = features.train_crops if len(features.train_crops) else features.train[None]
     device, clips = crops.device, crops.shape[1]
     generator = torch.Generator().manual_seed(seed)
@@ -50,6 +54,11 @@ def train_linear(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+    if not all(torch.isfinite(parameter).all() for parameter in classifier.parameters()):
+        raise ValueError(
+            f"the linear classifier's weights are not finite after {config.linear_epochs} epochs at a rate of "
+            f"{config.linear_lr:g}: the features are not, or a smaller --linear-lr may help"
+        )
     return classifier
 
 

@@ -38,5 +38,5 @@ def build_method(kind: type[Method], config: MethodConfig, setup: Setup) -> Meth
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(setup.seed)
+        torch.default_generator.manual_seed(setup.seed)  # and not that of a GPU, which nothing would set back
         return kind(config, setup)

@@ -22,7 +22,7 @@ from torch import Tensor
 from fastmc.checks import Range, Whole
 from fastmc.contrast_table import AIMCLR, MOST_MINED, Row, Table
 from fastmc.encoders.stgcn import STGCN
-from fastmc.methods.base import View
+from fastmc.methods.base import Setup, View
 from fastmc.methods.fifo import check_mined
 from fastmc.methods.skeletonclr import CROP_AND_SHEAR, PUBLISHED, SkeletonCLR, SkeletonCLRConfig, metrics_of
 from fastmc.views.draw import BASIC_KEY, BASIC_QUERY, STRONG
@@ -65,6 +65,11 @@ class AimCLR(SkeletonCLR):
         "teacher (HiCLR). 0 where the encoder has no such view.",
     )
     config: AimCLRConfig
+
+    def __init__(self, config: AimCLRConfig, setup: Setup) -> None:
+        super().__init__(config, setup)
+        weights = {f"l{i}": row.weight for i, row in enumerate(self.table("main").rows, start=1)}
+        self.metrics = tuple(m._replace(weight=weights.get(m.name)) if m.kind == "term" else m for m in self.metrics)
 
     @property
     def drops(self) -> bool:

@@ -235,6 +235,7 @@ class Metric(NamedTuple):
         kind: loss, in nats; term, a part of it; share, of 1; or spread, a standard deviation of features, which is
             1/sqrt(D) unless they collapse.
         spec: how it is written in the log. help: what it tells, in plain words, for who sees its curve.
+        weight: of a term: what it is multiplied by in the sum that is the loss; None where it is no summand.
     """
 
     name: str
@@ -243,6 +244,7 @@ class Metric(NamedTuple):
     kind: Literal["loss", "term", "share", "spread"]
     spec: str = ".3f"
     help: str = ""
+    weight: float | None = 1.0
 
 
 LOSS = Metric(
@@ -293,7 +295,7 @@ class Method(nn.Module):
     backbone: ClassVar[str] = "bigru"
     run: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {}
     views: ClassVar[tuple[View, ...]] = ()
-    metrics: ClassVar[tuple[Metric, ...]] = (LOSS,)
+    metrics: tuple[Metric, ...] = (LOSS,)
     evaluated: ClassVar[str] = "query"
     brief: ClassVar[frozenset[str]] = frozenset({"fill"})
     overlaps: ClassVar[bool] = False

@@ -87,6 +87,7 @@ class CPM(Method):
             *("divergence", "KL(target, student)", "KL", "term"),
             help="How far the student's similarities to the queue are from those of the target, the other view: the "
             "part of the loss that can be learnt away.",
+            weight=None,
         ),
         Metric(
             *("agreement", "cosine of the pair", "cos", "share"),

@@ -30,7 +30,7 @@ class BankConfig(MethodConfig):
     fit_bank: bool = False
     """K is no larger than the training set: the power of two below its size. A larger bank would be filled by several
     keys of each clip, the very one's that it is to tell apart among them. So it is in presets small and tiny, unless
-    --bank-size is given."""
+    --bank-size is given, or a --config file of your own says bank_size."""
 
     @property
     def says(self) -> str:

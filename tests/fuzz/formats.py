@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -324,6 +325,25 @@ def _read_run(folder: Path, out: Path) -> None:
         pass
 
 
+def _settings_seeds() -> list[Files]:
+    from fastmc.budget import fitted
+    from fastmc.config import preset_config, to_plain
+
+    run = to_plain(fitted(preset_config("tiny"), 188))
+    own = {"preset": "small", "method": "aimclr", "optim": {"lr": 0.5, "milestones": [40]}, "settings": {"ema": 0.9}}
+    before = {"contrast": {"bank_size": 64, "method": "b1", "impl": "torch"}, "attack": {}, "optim": {"epochs": 3}}
+    return [{"own.json": json.dumps(plain).encode()} for plain in (run, own, before)]
+
+
+def _read_settings(folder: Path, out: Path) -> None:
+    from fastmc.budget import fitted
+    from train.command.parse import parse
+
+    config = parse(["--config", str(folder / "own.json")])
+    with suppress(ValueError):  # of two budgets; it is the command's own
+        fitted(config, 188)
+
+
 FORMATS: dict[str, Format] = {
     "skeleton": Format(_skeleton_seeds, _read_skeleton),
     "txt2npy": Format(_converted_seeds, _read_skeleton),
@@ -338,4 +358,5 @@ FORMATS: dict[str, Format] = {
     "pickle": Format(_pickle_seeds, _read_pickle),
     "store": Format(_store_seeds, _read_store),
     "run": Format(_run_seeds, _read_run),
+    "settings": Format(_settings_seeds, _read_settings),
 }

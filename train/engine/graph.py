@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastmc.methods.streams import Beside
-from fastmc.state import put_back, random_states
+from fastmc.random import default_generators_kept
 from train.engine.record import log
 
 WARM_UP = 3
@@ -154,22 +154,23 @@ class GraphedStep:
     def _capture(self, state: list[Tensor]) -> None:
         self.release()
         before = [tensor.detach().clone() for tensor in state]
-        random, is_warm = random_states(state[0].device), False
-        try:
-            for _ in range(WARM_UP):
-                self._recorder.warm_up(self._body)
-            is_warm = True
-            _restore(state, before)
-            put_back(random, state[0].device)
-            self._graph = self._recorder.record(self._body)
-        except RuntimeError as error:
-            if not (is_warm or self._alone):
-                raise
-            self._failed = True
-            reason = str(_root(error)).strip().splitlines()[0]
-            log.warning("the step cannot be captured as a CUDA graph and runs launch by launch: %s", reason)
+        is_warm = False
+        # What the step draws in its warm-up must not change what it draws when it is launched.
+        with default_generators_kept(state[0].device):
+            try:
+                with default_generators_kept(state[0].device):
+                    for _ in range(WARM_UP):
+                        self._recorder.warm_up(self._body)
+                is_warm = True
+                _restore(state, before)
+                self._graph = self._recorder.record(self._body)
+            except RuntimeError as error:
+                if not (is_warm or self._alone):
+                    raise
+                self._failed = True
+                reason = str(_root(error)).strip().splitlines()[0]
+                log.warning("the step cannot be captured as a CUDA graph and runs launch by launch: %s", reason)
         _restore(state, before)
-        put_back(random, state[0].device)  # from which networks draw by themselves, such as for dropout
         self.captures += self._graph is not None
 
 

@@ -28,11 +28,13 @@ class Weights:
 
     Attributes:
         path: of the file or folder that holds them. joint_names: of its clips; None where it does not say.
+        seen: the clips that trained them, as `RunState.seen` has it.
     """
 
     path: Path
     tensors: Mapping[str, Tensor]
     joint_names: tuple[str, ...] | None
+    seen: Mapping[str, Tensor] | None = None
 
 
 def read_weights(path: Path, stream: str) -> Weights:
@@ -55,7 +57,8 @@ def read_weights(path: Path, stream: str) -> Weights:
         return Weights(path, found.query, NTU25.joint_names)
     step = checkpoint.step_of(path)
     place, state = RunState.read(path / "checkpoints") if step is None else RunState.read(path.parent, str(step))
-    return Weights(place, state.encoder_weights(), None if state.data is None else state.data.skeleton.joint_names)
+    names = None if state.data is None else state.data.skeleton.joint_names
+    return Weights(place, state.encoder_weights(), names, state.seen)
 
 
 def start_from(weights: Weights, model: Method) -> tuple[int, str]:

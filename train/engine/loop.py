@@ -25,7 +25,8 @@ from fastmc.data.store import PackedStore
 from fastmc.evaluation import frozen_features, knn_evaluate
 from fastmc.methods.base import Method
 from fastmc.progress import progress_bar
-from fastmc.state import Position, RunState, TrainingData, put_back, random_states
+from fastmc.random import default_generators_kept
+from fastmc.state import Position, RunState, TrainingData
 from fastmc.views.clips import PackedClips
 from train.engine.choices import Choice, choose_amp, choose_compile, choose_graph, choose_overlap
 from train.engine.graph import CudaRecorder, GraphedStep, Recorder
@@ -79,7 +80,8 @@ class Pretraining:
     def __init__(
         self, config: Config, store: PackedStore, folder: Path, device: torch.device, world: World | None = None
     ) -> None:
-        """Writes nothing. ValueError for a protocol that cannot be trained on, or too large a batch."""
+        """Writes nothing. ValueError for a protocol that cannot be trained on, too large a batch, or a best probe that
+        is wanted of none."""
         assert config.protocol is not None
         protocol = config.protocol
         self.config, self.folder, self.device = config, folder, device
@@ -98,12 +100,17 @@ class Pretraining:
         self.can_probe = why_not_evaluated(store, protocol) is None
         if self.can_probe:
             check_number("knn_k", config.evaluation.knn_k, at_least=1, at_most=len(labelled))
+        if config.log.keep_best and not config.log.probe_every:
+            raise ValueError("--keep-best keeps the checkpoint of the best probe, and probe_every = 0 makes none")
         self._store = store
         self.data, self.placement = place_store(store, device, config.data)
         self.model = build_model(config, self.data, device, allow=(config.method, config.backbone))
         self.initial: tuple[int, str] | None = None
+        self._before: dict[str, Tensor] | None = {}
         if config.init_from and (config.restart or not checkpoint.complete(self.checkpoints)):
-            self.initial = start_from(read_weights(config.init_from, config.stream), self.model)
+            weights = read_weights(config.init_from, config.stream)
+            self.initial = start_from(weights, self.model)
+            self._before = None if weights.seen is None else dict(weights.seen)
         self.amp, self.compiled = choose_amp(config.step, device), choose_compile(config.step, device)
         self.graph = choose_graph(config, self.data, device, self.world.no_graph_reason())
         self.overlap = choose_overlap(config, device, has_work=self.model.overlaps)
@@ -167,7 +174,8 @@ class Pretraining:
         try:
             profile = StepProfiler(profiled, self.folder / "profile", self.device)
             echo = ECHO if self.world.size > 1 else 0.0
-            with bar, closing(profile) as profiler, asked_to_stop(echo) as stops:
+            kept = default_generators_kept(self.device)
+            with bar, closing(profile) as profiler, asked_to_stop(echo) as stops, kept:
                 while not self.finished:
                     bar.set_description(f"epoch {self.epoch + 1}/{epochs}")
                     self._run_epoch(bar, profiler, stops)
@@ -322,7 +330,16 @@ class Pretraining:
         return path
 
     def _save(self, folder: Path, keep: int) -> Path:
-        state = RunState(
+        state = self.state()
+        _check_finite(state, self.step)
+        if not self.world.writes:
+            return checkpoint.place_of(folder, self.step)
+        self.before_saving()
+        return checkpoint.save(folder, self.step, state.to_plain(), keep=keep)
+
+    def state(self) -> RunState:
+        """All that the run goes on from. Its tensors are those of the run, and go on changing."""
+        return RunState(
             config=to_plain(self.config),
             model=self.model.state_dict(),
             **self.stepper.state_dict(),
@@ -331,30 +348,28 @@ class Pretraining:
             data=self.about_data,
             wall_seconds=self.wall_seconds,
             metrics=self._rows,
-            random=random_states(self.device),
             evaluated=self.model.evaluated,
             ranks=self.world.size,
+            clips=self.train_ids.cpu(),
+            before=self._before,
         )
-        _check_finite(state, self.step)
-        if not self.world.writes:
-            return checkpoint.place_of(folder, self.step)
-        self.before_saving()
-        return checkpoint.save(folder, self.step, state.to_plain(), keep=keep)
 
     def load(self, state: RunState, path: Path) -> None:
-        """Continue from the state of the checkpoint ``path``; CheckpointError if it was trained on other data."""
+        """Continue from the state of the checkpoint ``path``; CheckpointError if it was trained on other data, or on
+        other clips of them."""
         state.check_dataset(self.checksum, path)
+        state.check_clips(self.train_ids, path)
         self.model.load_state_dict(state.model)
         self.stepper.load_state_dict(state)
         self.epoch, self.batch, self.step, self.seconds = state.position
         self._earlier_seconds = state.wall_seconds
+        self._before = None if state.clips is None else state.before
         self._rows = state.metrics
         if state.ranks != self.world.size:
             log.info(
                 "the checkpoint is of %d rank(s) and goes on with %d: the same run within rounding, not bit for bit",
                 *(state.ranks, self.world.size),
             )
-        put_back(state.random, self.device)
 
 
 def _check_finite(state: RunState, step: int) -> None:

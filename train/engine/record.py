@@ -178,17 +178,25 @@ def _as_numbers(line: dict[str, str | None]) -> dict[str, Any]:
     return {**numbers, "epoch": int(numbers["epoch"]), "step": int(numbers["step"])}
 
 
+ROUNDING = 1e-3
+"""Of a loss, by which it may differ from the sum of its terms: they are written with three digits."""
+
+
 def epoch_line(
     row: Mapping[str, Any], metrics: Sequence[Metric], epochs: int, eta_seconds: float, feature_dim: int
 ) -> str:
-    """One epoch in one line. A standard deviation of features is shown against 1/sqrt(D), its value without
-    collapse."""
+    """One epoch in one line. The loss is shown as the sum that it is, where it is one; a standard deviation of features
+    against 1/sqrt(D), its value without collapse."""
 
     def written(metric: Metric) -> str:
         return f"{row[metric.name]:{metric.spec}}" + (f"/{feature_dim**-0.5:.4f}" if metric.kind == "spread" else "")
 
-    terms = " + ".join(written(metric) for metric in metrics if metric.kind == "term")
-    loss, *others = (f"{metric.short} {written(metric)}" for metric in metrics if metric.kind != "term")
+    summands = {metric: metric.weight for metric in metrics if metric.kind == "term" and metric.weight is not None}
+    total, whole = (sum(weight * row[metric.name] for metric, weight in summands.items()), row[metrics[0].name])
+    if abs(total - whole) > ROUNDING * max(1.0, abs(whole)):  # a phase of the method's, or a method of one's own
+        summands = {}
+    terms = " + ".join(written(m) if weight == 1 else f"{weight:g}*{written(m)}" for m, weight in summands.items())
+    loss, *others = (f"{metric.short} {written(metric)}" for metric in metrics if metric not in summands)
     words = [f"epoch {row['epoch']}/{epochs}", f"{loss} = {terms}" if terms else loss, *others]
     words += [f"{row['steps_per_second']:.3g} steps/s", f"{row['samples_per_second']:.0f} samples/s"]
     words += [f"ETA {duration(eta_seconds)}", *([f"kNN {row['knn_top1']:.1f}%"] if "knn_top1" in row else [])]

@@ -22,6 +22,7 @@ from fastmc.encoders.norm import share_statistics
 from fastmc.encoders.storage import share_storage
 from fastmc.methods.base import Batch, Found, Method, room_for_views
 from fastmc.methods.streams import Beside
+from fastmc.random import key_default_generators
 from fastmc.ranks import shares
 from fastmc.state import RunState
 from fastmc.views.clips import PackedClips
@@ -136,6 +137,9 @@ class PretrainStep:
     def prepare(self, sample: Tensor, step: int, lr: float) -> None:
         """Write the inputs of the next step, without waiting for the device.
 
+        What networks draw by themselves, such as dropout, comes from PyTorch's default generators, which begin anew
+        here: it depends on seed, step and rank alone, and not on the steps that this process has made before.
+
         Args:
             sample: (B,) int64 on the device, the batch's clip ids.
             step: its number; keys the random choices.
@@ -149,6 +153,7 @@ class PretrainStep:
         self.sample.copy_(sample)
         self.counter.fill_(step)
         self.update.set_lr(lr)
+        key_default_generators(self.counter.device, self.model.setup.seed, step, self.world.rank)
         self.model.prepare(step)
         for copy in self.copies.values():
             if self.update.refreshes and copy.is_stale:  # a state was loaded: the step before left them up to date

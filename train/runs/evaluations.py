@@ -40,6 +40,7 @@ from fastmc.ranks import ALONE, Alone
 from fastmc.views.clips import STREAMS
 from train.command.evaluation_settings import Semi
 from train.engine.record import log
+from train.runs.folder import name_of
 from train.runs.load import Run
 from train.runs.results import Outcome, save_classifier, saved_classifier, variant
 
@@ -196,7 +197,7 @@ def evaluate_finetuned(
     """Encoder and classifier fine-tuned on all training clips: ``kind`` is finetune, or transfer for another set."""
     train, _ = run.split()
     found = _finetune(run, train, settings, run.config.seed, kind, progress)
-    name = f"transfer-{run.config.dataset}" if kind == "transfer" else kind
+    name = f"transfer-{name_of(run.config.dataset)}" if kind == "transfer" else kind
     return _outcome(run, kind, found, settings, name=name)
 
 

@@ -11,23 +11,30 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fastmc.checkpoint import complete
+import torch
+
+from fastmc.checkpoint import CheckpointError, complete
 from fastmc.config import CALL_SETTINGS, Config, RunFolderError, differences, load_config, to_plain
+from fastmc.data.store import PackedStore
 from fastmc.files import lock, read_text, write_json
 from fastmc.reading import reading, shown
 from fastmc.registry import NotAllowed
+from fastmc.state import RunState
 from train.engine.record import log
 
 # What may differ between a run and its resumption without changing what it computes.
 FREE_SETTINGS = (
     *("data_root", "device", "data.placement", "data.verify", "log.", "evaluation.", "optim.optimizer_impl"),
     *("step.impl", "step.view_impl", "step.compile", "step.cuda_graph", "step.overlap", "step.profile"),
-    *("step.check_ranks", "step.rank_timeout"),
+    *("step.check_ranks", "step.rank_timeout", "given", "unfitted"),
 )
 OF_A_START = (
     *("checkpoints", "config.json", "environment.json", "metrics.csv", "profile", "run.log", "tensorboard", "wandb"),
 )
-OF_A_RUN = ("curves.png", "report.json", "report.html", "page.pt", "evaluate", "features", "figures", "classifier*.pt")
+OF_A_RUN = (
+    *("curves.png", "report.json", "report.html", "page.pt", "evaluate", "features", "figures", "classifier*.pt"),
+    *("encoder.onnx", "encoder.ts", "encoder.safetensors"),
+)
 """Patterns of what a run leaves: before its first checkpoint, and after."""
 OURS = (*OF_A_START, *OF_A_RUN)
 
@@ -44,10 +51,16 @@ NOT_EVALUATED = "not_evaluated"
 """In their place: why there are none, such as a set without labels."""
 
 
+def name_of(dataset: str) -> str:
+    """A data set's name as part of a file's: of one that is named by its path, its folder's."""
+    path = Path(dataset)
+    return path.name if path.is_absolute() or ".." in path.parts else dataset
+
+
 def default_folder(config: Config) -> Path:
     kinds = [config.method] if config.backbone == Config.backbone else [config.method, config.backbone]
     method, seed = "-".join(re.sub(r"[^\w.-]+", ".", kind) for kind in kinds), f"seed{config.seed}"
-    return Path("runs") / f"{config.dataset}-{config.protocol}-{method}-{config.stream}-{config.preset}-{seed}"
+    return Path("runs") / f"{name_of(config.dataset)}-{config.protocol}-{method}-{config.stream}-{config.preset}-{seed}"
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -90,12 +103,14 @@ class RunFolder:
 
     Args:
         remedy: what a user can do where the folder holds another run.
+        store: the clips, so that settings which differ since these have changed are told as that.
 
     Raises:
-        RunFolderError: it holds another run, or files that are no run at all.
+        RunFolderError: it holds another run, or files that are no run at all. CheckpointError: it holds this run,
+            trained on other clips.
     """
 
-    def __init__(self, config: Config, remedy: str | None = None) -> None:
+    def __init__(self, config: Config, remedy: str | None = None, store: PackedStore | None = None) -> None:
         assert config.out is not None
         self.path, self.restart = config.out, config.restart
         self.remedy = remedy or (
@@ -116,14 +131,27 @@ class RunFolder:
             except NotAllowed as error:
                 raise RunFolderError(f"{self.path} holds a run of something else: {error}") from None
             if not self.restart:
-                self._check_same_run()
+                self._check_same_run(store)
 
-    def _check_same_run(self) -> None:
+    def _check_same_run(self, store: PackedStore | None) -> None:
         assert self.saved is not None
         changed = [name for name in differences(self.saved, self.plain) if not name.startswith(FREE_SETTINGS)]
         if changed and not self._is_a_start_only:
+            if store is not None and not {"dataset", "protocol"} & set(changed):
+                self._check_same_clips(store)
             raise RunFolderError(f"{self.path} holds a run with other settings ({', '.join(changed)}). {self.remedy}")
         self.restart = bool(changed)
+
+    def _check_same_clips(self, store: PackedStore) -> None:
+        """CheckpointError if the run is of other clips: epochs and bank are fitted to the set, and so are not the fault
+        of who gave the command."""
+        assert self.saved is not None
+        try:
+            path, state = RunState.read(self.path / "checkpoints")
+        except CheckpointError:
+            return
+        state.check_dataset(store.content_checksum, path)
+        state.check_clips(torch.from_numpy(store.split(self.plain["protocol"])[0]), path)
 
     @property
     def _is_a_start_only(self) -> bool:

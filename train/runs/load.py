@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from fastmc.build import ClipLayout, anywhere, build_model, trained_model
@@ -17,9 +17,12 @@ from fastmc.data.report import why_not_evaluated
 from fastmc.data.store import PackedStore, frame_in_words
 from fastmc.methods.base import Method
 from fastmc.skeleton import numbered
-from fastmc.state import RunState, TrainingData
+from fastmc.state import Position, RunState, TrainingData
 from train.command.datasets import open_dataset, root_of
 from train.engine.record import log
+
+UNKNOWN = "unknown"
+"""How many test clips were in pre-training, where the checkpoint does not say."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,9 @@ class Run:
 
     Attributes:
         trained: the settings that it was pre-trained with, where those of its evaluation are others.
-        checkpoint: which one of the run, as of `fastmc.checkpoint.load`.
+        checkpoint: which one of the run, as of `fastmc.checkpoint.load`, and position: where the run stood then; None
+            for that of its end.
+        seen: the clips that trained it, as `RunState.seen` has it.
     """
 
     folder: Path
@@ -39,6 +44,8 @@ class Run:
     allow: tuple[str, ...] = ()
     trained: Config | None = None
     checkpoint: str = "last"
+    position: Position | None = None
+    seen: Mapping[str, torch.Tensor] | None = None
 
     @property
     def protocol(self) -> str:
@@ -46,8 +53,15 @@ class Run:
 
     @property
     def at(self) -> str:
-        """What tells files of this checkpoint from those of the last one."""
-        return "" if self.checkpoint == "last" else f"-{self.checkpoint}"
+        """What tells files of this checkpoint from those of the finished run."""
+        if self.checkpoint == "last":
+            return "" if self.position is None or self.finished else f"-{self.position.step}"
+        return f"-{self.checkpoint}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the checkpoint is that of the run's end."""
+        return self.position is None or self.position.epoch >= self.own.optim.epochs
 
     @property
     def own(self) -> Config:
@@ -55,12 +69,23 @@ class Run:
         return self.trained or self.config
 
     def pretraining(self) -> dict[str, Any]:
-        """What the encoder was pre-trained on, how many of the test clips were among its training clips, and which
-        checkpoint it is of."""
-        dataset, protocol, seen = self.own.dataset, self.own.protocol, 0
-        if dataset == self.config.dataset and protocol in self.store.protocols:
-            seen = len(np.intersect1d(self.store.split(protocol)[0], self.store.split(self.protocol)[1]))
-        return {"dataset": dataset, "protocol": protocol, "test_clips_seen": seen, "checkpoint": self.checkpoint}
+        """What the encoder was pre-trained on, how many of the test clips were among the clips that trained it or the
+        weights it started from (UNKNOWN where the checkpoint does not say), and which checkpoint it is of, where in the
+        run."""
+        return {
+            "dataset": self.own.dataset,
+            "protocol": self.own.protocol,
+            "test_clips_seen": self._test_clips_seen(),
+            "checkpoint": self.checkpoint,
+            **({} if self.position is None else {"step": self.position.step, "epoch": self.position.epoch}),
+            "epochs": self.own.optim.epochs,
+        }
+
+    def _test_clips_seen(self) -> int | str:
+        if self.seen is None:
+            return UNKNOWN
+        ids = self.seen.get(self.store.content_checksum)
+        return 0 if ids is None else int(torch.isin(torch.from_numpy(self.store.split(self.protocol)[1]), ids).sum())
 
     def split(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(train, test) clips whose class is known, int64, on the device of the clips; ValueError where either is
@@ -102,7 +127,8 @@ def load_run(
     state.check_dataset(store.content_checksum, path)
     model = trained_model(config, state, state.data or store, device, allow, path=path)
     placed = place(store, model, config, device, placement)
-    return Run(folder, config, model, placed, store, allow, trained=config, checkpoint=checkpoint)
+    of_state: dict[str, Any] = {"position": state.position, "seen": state.seen}
+    return Run(folder, config, model, placed, store, allow, trained=config, checkpoint=checkpoint, **of_state)
 
 
 def load_for(
@@ -133,7 +159,8 @@ def load_for(
     if store.skeleton.joint_names == numbered(store.skeleton.num_joints):
         log.warning("%s: its joints have no names, so that nothing tells whether they are those of the run", store.path)
     there = replace(config, dataset=dataset, protocol=store.protocols[0])
-    return Run(folder, there, model, placed, store, allow, trained=config, checkpoint=checkpoint)
+    of_state: dict[str, Any] = {"position": state.position, "seen": state.seen}
+    return Run(folder, there, model, placed, store, allow, trained=config, checkpoint=checkpoint, **of_state)
 
 
 def place(

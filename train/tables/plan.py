@@ -18,7 +18,7 @@ from train.command.evaluation_settings import Semi
 from train.command.jobs import Job
 from train.command.parse import parse
 from train.command.work import work_of
-from train.runs.folder import NOT_EVALUATED, PAGE, RunFolder, default_folder, is_finished, read_json
+from train.runs.folder import NOT_EVALUATED, PAGE, RunFolder, default_folder, is_finished, name_of, read_json
 from train.runs.published import DATASETS, OURS, Column, Row, Table, Variant
 
 # Flags of train.run that differ from run to run, with what says them here.
@@ -204,10 +204,12 @@ class Plan:
             columns = [replace(column, measure=measure) for measure in ("semi1", "semi10")]
         name = f"{kind}-{Path(folders[0]).name}"
         common = ("--device", config.device, "--data-root", str(config.data_root))
+        own = tuple(kind for kind in (config.method, config.backbone) if ":" in kind)
+        allow = ("--allow", *own) if own else ()  # which the command that trains it names itself
         return Job(
             name,
             "train.evaluate",
-            (kind, "--run", *folders, *options, *common),
+            (kind, "--run", *folders, *options, *common, *allow),
             self.logs / f"{name}.log",
             lambda: all(self.outcome(each, variant, seed) for each in columns),
         )
@@ -219,7 +221,9 @@ class Plan:
         if len(variant.streams) > 1:
             return config.out / "evaluate" / f"ensemble-{config.protocol}.json"
         if column.measure == "transfer":
-            return config.out / "evaluate" / f"transfer-{self.target}-{self.store(self.target).protocols[0]}.json"
+            return (
+                config.out / "evaluate" / f"transfer-{name_of(self.target)}-{self.store(self.target).protocols[0]}.json"
+            )
         if column.measure in ("semi1", "semi10"):
             return config.out / "evaluate" / f"{column.measure}-{config.protocol}.json"
         return config.out / "report.json"
@@ -242,7 +246,7 @@ class Plan:
         if found.get("data") != data:
             return None
         reports = [config.out / "report.json" for config in configs if config.out]
-        if any(path.stat().st_mtime_ns <= report.stat().st_mtime_ns for report in reports):
+        if not _is_of(path, found, reports):
             return None
         if len(configs) == 1:
             own = configs[0].evaluation  # whose crops train.evaluate takes over
@@ -282,6 +286,16 @@ class Plan:
         folders = {config.out for row, c, seed in cells if row.variant for config in self.configs(c, row.variant, seed)}
         reports = [report for folder in folders if folder and (report := read_json(folder / "report.json"))]
         return len(reports), sum(report["wall_seconds"] for report in reports)
+
+
+def _is_of(path: Path, found: dict[str, Any], reports: Sequence[Path]) -> bool:
+    """Whether the evaluation in a file is of the weights that the runs with these reports have now, by the digests of
+    weights that all of them hold: a copy of a folder keeps no times. A report that an older fastmc wrote has none, and
+    must not be younger."""
+    weights = [(read_json(report) or {}).get("weights") for report in reports]
+    if None in weights:
+        return all(path.stat().st_mtime_ns > report.stat().st_mtime_ns for report in reports)
+    return found.get("weights") == (weights if len(weights) > 1 else weights[0])
 
 
 def _remedy(config: Config) -> str:
