@@ -98,7 +98,10 @@ class Known(NamedTuple):
 
     @property
     def _is_of(self) -> dict[str, Any]:
-        return {"config": run_settings(self.config), "data": self.data}
+        settings = run_settings(self.config)
+        for name in ("given", "unfitted"):  # how the others came about
+            del settings[name]
+        return {"config": settings, "data": self.data}
 
     def read(self) -> float | None:
         """Percent; None where there is no file, or one of other settings or clips."""

@@ -12,6 +12,7 @@ import torch
 from on_gpu import needs_gpu
 from test_step import apart, batch, forty, near, settings
 from test_train import assert_same_state, command
+from torch.nn import functional as F
 
 from fastmc.build import build_model
 from fastmc.config import Config
@@ -19,6 +20,7 @@ from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore
 from fastmc.encoders import ENCODERS, find_encoder
 from fastmc.encoders.s2s import S2SConfig
+from fastmc.random import key_default_generators
 from fastmc.views.clips import STREAMS
 from train.command.parse import parse
 from train.engine.graph import CudaRecorder, GraphedStep
@@ -78,6 +80,25 @@ def assert_same(a: PretrainStep, b: PretrainStep) -> None:
     """Weights, bank, momenta, statistics and metrics, bit for bit."""
     for index, (ours, theirs) in enumerate(zip(a.state(), b.state(), strict=True)):
         assert torch.equal(ours, theirs), f"tensor {index} of the state, {tuple(ours.shape)}"
+
+
+def test_what_a_graph_draws_follows_from_the_key_before_its_launch_as_without_one():
+    """Whatever was drawn in its warm-up and by launches before: a run that resumes captures anew."""
+    x, out = torch.ones(4096, device=on_gpu.DEVICE), torch.zeros(4096, device=on_gpu.DEVICE)
+
+    def body() -> None:
+        out.copy_(F.dropout(x, 0.5))
+
+    graph, found = GraphedStep(body, lambda: [out], recorder=RECORDER()), []
+    for step in range(4):
+        for launch in (graph, body):
+            key_default_generators(on_gpu.DEVICE, 0, step, 0)
+            launch()
+            found.append(out.clone())
+    assert graph.captures == 1
+    for step in range(4):
+        assert torch.equal(found[2 * step], found[2 * step + 1])
+        assert step == 0 or not torch.equal(found[2 * step], found[2 * step - 2])
 
 
 def test_equal_runs_give_equal_bits(store):
