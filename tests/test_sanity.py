@@ -14,7 +14,8 @@ from fastmc.data.formats.ntu import prepare_synthetic
 from fastmc.data.given import Given
 from fastmc.data.normalise import normalise as moved
 from fastmc.data.packing import PrepareError
-from fastmc.data.sanity import Sanity, knees_forwards, toes_forwards, unequal_sides
+from fastmc.data.posture import knees_forwards, toes_forwards
+from fastmc.data.sanity import Sanity, unequal_sides
 from fastmc.data.store import PackedStore
 from fastmc.skeleton import NTU25, SKELETONS, Skeleton
 from train.prepare import main

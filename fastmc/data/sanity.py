@@ -6,12 +6,21 @@ Every way in asks it: `fastmc.data.packing`, the readers of arrays, train.embed 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from fastmc.data.given import body_height
+from fastmc.data.posture import (
+    PAIRS,
+    flat_axis,
+    height_of,
+    knees_forwards,
+    one_above_the_other,
+    picture_up,
+    share_below,
+    toes_forwards,
+    tumbled,
+)
 from fastmc.skeleton import SKELETONS, Skeleton
 
 SAMPLE = 32  # clips that are looked at, and at most twice that
@@ -23,20 +32,10 @@ UNEQUAL = 0.15  # difference of a left and a right bone over their sum; of peopl
 STILL = 0.5  # how far joints are from the body's middle on average, over how much that changes
 SLIGHT = 0.6  # metres: no part of a body moves further than that between frames, relative to another
 FOLDED, SPRAWLED = 1.8, 2.5  # longest way along the bones over the height, of bones for joints, of joints in disorder
-FLAT = 1e-4  # extent of an image along its third axis, over the largest one: what rounding leaves
-LEVELS = (  # of what joints are called, the highest first
-    r"head|nose|eye|(?<!for)ear(?!m)|mouth",
-    r"shoulder|neck|thorax|chest|collar|clavicle",
-    r"hip|pelvis|spine base|upper.?leg|up.?leg|thigh|femur",
-    r"knee|lower.?leg|calf|shin|tibia|(left|right).?leg$",
-    r"ankle|foot|heel|toe",
-)
-KNEE, TOE = re.compile(LEVELS[3]), re.compile(r"toe|foot.?index|\bball")
-PAIRS = 12  # of joints one above the other, at least, to tell an order from chance
 TUMBLED = 0.05  # share of pairs that lie the other way round; none of people before a camera, 0.07 of other layouts
 UPSIDE_DOWN = 0.9
 BACKWARDS = -0.3  # cosine of toes and forwards; of recorded people it was never below -0.03, mirrored or not
-BENT, BENT_CLIPS, BENT_BACK = 0.15, 4, -0.5  # of a leg's length; knees of straighter legs point anywhere
+BENT_CLIPS, BENT_BACK = 4, -0.5
 IMAGE_LAYOUTS = ("coco17", "openpose18", "body25")
 HOW = "(train.prepare npz and npy, train.embed)"
 log = logging.getLogger("fastmc")
@@ -97,14 +96,10 @@ def _some_frames(clip: np.ndarray) -> np.ndarray:
     return body[np.unique(np.linspace(0, len(body) - 1, FRAMES).astype(int))] if len(body) else body
 
 
-def _height(frames: np.ndarray) -> float:
-    return body_height(frames[:, None], np.asarray(frames[:, None].any(axis=-1)))
-
-
 def _image(frames: np.ndarray, layout: Skeleton) -> str:
     low, high = frames.min(axis=(0, 1)), frames.max(axis=(0, 1))
     within = 0 <= low[2] <= high[2] <= 1
-    large = max(high[:2] - low[:2]) > TALL[1] and _height(frames) > TALL[1]
+    large = max(high[:2] - low[:2]) > TALL[1] and height_of(frames) > TALL[1]
     units = ""
     if large and within:
         what = "(x, y, score) of an image" if high[2] > 0 else "(x, y, 0) of an image"
@@ -134,7 +129,7 @@ def _motion(bodies: list[np.ndarray]) -> str:
         change = np.linalg.norm(inner.std(axis=0), axis=1)
         if len(body) >= 8 and change.any():
             ratios.append(np.median(np.linalg.norm(inner.mean(axis=0), axis=1) / np.maximum(change, 1e-12)))
-    if not ratios or np.median(ratios) > STILL or _height(np.concatenate(bodies)) > SLIGHT:
+    if not ratios or np.median(ratios) > STILL or height_of(np.concatenate(bodies)) > SLIGHT:
         return ""
     return (
         "joints keep no place in the body, they change around zero: this looks like motion (next frame minus this one) "
@@ -172,7 +167,7 @@ def _way_over_height(frames: np.ndarray, layout: Skeleton) -> float:
         return 0.0
     length = _bone_lengths(frames, layout)
     ways = [sum(length[joint] for joint in _way_up(start, layout.parents)) for start in range(layout.num_joints)]
-    return float(max(ways) / max(_height(frames), 1e-12))
+    return float(max(ways) / max(height_of(frames), 1e-12))
 
 
 def _bone_lengths(frames: np.ndarray, layout: Skeleton) -> np.ndarray:
@@ -190,7 +185,7 @@ def _way_up(joint: int, parents: tuple[int, ...]) -> Iterator[int]:
 
 
 def _units(frames: np.ndarray) -> str:
-    height = _height(frames)
+    height = height_of(frames)
     if TALL[0] <= height <= TALL[1]:
         return ""
     for low, high, unit, factor in UNITS:
@@ -219,7 +214,7 @@ def _order(bodies: Sequence[np.ndarray], layout: Skeleton) -> str:
         if not (signs or better) or tumbled(bodies, layout, flat) <= TUMBLED:
             return ""
         signs.append("heads, hips and feet do not lie one above the other")
-    elif layout.has_frame and TALL[0] <= _height(frames) <= TALL[1]:
+    elif layout.has_frame and TALL[0] <= height_of(frames) <= TALL[1]:
         width = shoulder_width(frames, layout)
         if not SHOULDERS[0] < width < SHOULDERS[1]:
             signs.append(f"shoulders are {width:.3g} m apart (median)")
@@ -229,55 +224,12 @@ def _order(bodies: Sequence[np.ndarray], layout: Skeleton) -> str:
     return f"{' and '.join(signs)}: joints do not seem to be those of {layout.name!r}, but {what} {HOW}"
 
 
-def flat_axis(frames: np.ndarray) -> int | None:
-    """Along which joints (n, V, 3) do not differ, as those of an image do not; None where there is no such axis."""
-    extents = np.ptp(frames, axis=(0, 1))
-    axis = int(extents.argmin())
-    return axis if extents[axis] <= FLAT * extents.max() else None
-
-
-def tumbled(bodies: Sequence[np.ndarray], layout: Skeleton, flat: int) -> float:
-    """Median over bodies (n, V, 3) of an image of the share of pairs, such as a head and a knee, of which the wrong one
-    is above: both along the picture and along each body's spine, since people bend and lie down. 0 where the names say
-    too little."""
-    pairs = _one_above_the_other(layout)
-    if len(pairs) < PAIRS or not layout.has_frame:
-        return 0.0
-    shares = [min(_share_below(body, pairs, up) for up in (_picture_up(flat), _spine(body, layout))) for body in bodies]
-    return float(np.median(shares))
-
-
-def _one_above_the_other(layout: Skeleton) -> np.ndarray:
-    """(pairs, 2): joints of which the first is higher in whoever stands, by their names."""
-    names = [name.lower() for name in layout.joint_names]
-    level = [next((n for n, words in enumerate(LEVELS) if re.search(words, name)), None) for name in names]
-    known = [(joint, n) for joint, n in enumerate(level) if n is not None]
-    return np.array([(a, b) for a, high in known for b, low in known if high < low])
-
-
-def _share_below(body: np.ndarray, pairs: np.ndarray, up: np.ndarray) -> float:
-    """Of pairs of joints those whose first one is the lower by more than a twentieth of the body (n, V, 3)."""
-    along = (body * up).sum(axis=2)
-    place = np.median(along - along.mean(axis=1, keepdims=True), axis=0)
-    return float(np.mean(place[pairs[:, 0]] < place[pairs[:, 1]] - 0.05 * _height(body)))
-
-
-def _picture_up(flat: int) -> np.ndarray:
-    """y is up in an image, z once it is moved into the frame of its body."""
-    return np.eye(3)[1 if flat == 2 else 2]
-
-
-def _spine(body: np.ndarray, layout: Skeleton) -> np.ndarray:
-    """(n, 1, 3), of length 1: from hip to spine."""
-    return _unit(layout.place("spine", body) - layout.place("hip", body))[:, None]
-
-
 def _upside_down(bodies: Sequence[np.ndarray], layout: Skeleton) -> str:
-    frames, pairs = np.concatenate(bodies), _one_above_the_other(layout)
+    frames, pairs = np.concatenate(bodies), one_above_the_other(layout)
     flat = flat_axis(frames)
     if flat is None or len(pairs) < PAIRS:
         return ""
-    if np.median([_share_below(body, pairs, _picture_up(flat)) for body in bodies]) < UPSIDE_DOWN:
+    if np.median([share_below(body, pairs, picture_up(flat)) for body in bodies]) < UPSIDE_DOWN:
         return ""
     return (
         "heads lie below feet in the image: its y seems to point up, and --image (fastmc.Given(image=True)) takes y "
@@ -302,47 +254,6 @@ def _mirrored(bodies: Sequence[np.ndarray], layout: Skeleton) -> str:
         "axis of all clips, such as clip[..., 0] *= -1, before anything else, or exchange left and right in the names "
         "of joints where those are wrong"
     )
-
-
-def toes_forwards(body: np.ndarray, layout: Skeleton) -> float | None:
-    """Cosine of where toes point, frames (n, V, 3) and feet taken together, and forwards: right to left shoulder times
-    up. None where the layout has no toes, by its names, or they have no length."""
-    names = [name.lower() for name in layout.joint_names]
-    feet = [
-        (joint, up)
-        for joint, up in enumerate(layout.parents)
-        if (TOE.search(names[joint]) or ("foot" in names[joint] and "ankle" in names[up])) and not TOE.search(names[up])
-    ]
-    return _along_forwards([body[:, toe] - body[:, ankle] for toe, ankle in feet], body, layout)
-
-
-def knees_forwards(body: np.ndarray, layout: Skeleton) -> float | None:
-    """The same of how far knees lie off the line from hip to ankle, in frames in which a leg is bent."""
-    names = [name.lower() for name in layout.joint_names]
-    off = []
-    for ankle, knee in enumerate(layout.parents):
-        hip = layout.parents[knee]
-        if KNEE.search(names[knee]) and not KNEE.search(names[ankle]) and len({ankle, knee, hip}) == 3:
-            thigh, leg = body[:, knee] - body[:, hip], body[:, ankle] - body[:, hip]
-            line = _unit(leg)
-            bend = thigh - (thigh * line).sum(axis=1, keepdims=True) * line
-            length = np.linalg.norm(thigh, axis=1) + np.linalg.norm(leg - thigh, axis=1)
-            off.append(np.where((np.linalg.norm(bend, axis=1) > BENT * length)[:, None], bend, 0))
-    return _along_forwards(off, body, layout)
-
-
-def _along_forwards(vectors: Sequence[np.ndarray], body: np.ndarray, layout: Skeleton) -> float | None:
-    left, right = (layout.place(f"{side}_shoulder", body) for side in ("left", "right"))
-    forwards = _unit(np.cross(left - right, (left + right) / 2 - layout.place("hip", body)))
-    length = sum(float(np.linalg.norm(vector, axis=1).sum()) for vector in vectors)
-    if not length > 0:
-        return None
-    return sum(float((vector * forwards).sum()) for vector in vectors) / length
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    """(n, 3), of length 1, or zero."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def unequal_sides(frames: np.ndarray, layout: Skeleton) -> float:
