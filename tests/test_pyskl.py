@@ -103,7 +103,7 @@ def test_of_pairs_of_lists_that_each_hold_some_clips_one_is_kept(tmp_path, told,
     assert "no pair of lists that hold all clips" in says
     assert "--protocol NAME keeps one pair, and the clips in it: 1, 2" in says
     assert main([*command, "--protocol", "3"]) == 1
-    assert "--protocol 3 is none of its pairs of lists: 1, 2" in capsys.readouterr().err
+    assert "--protocol 3 is none of the file's pairs of lists: 1, 2" in capsys.readouterr().err
     assert main([*command, "--protocol", "2"]) == 0
     store = PackedStore.open(tmp_path / "out")
     assert store.protocols == ("2",) and not told.records

@@ -203,7 +203,8 @@ def _pairs(split: Mapping[str, Sequence[str]], wanted: str | None) -> dict[str, 
             raise ValueError(f"split has a list {shown(key)}; expected names such as xsub_train and xsub_val")
         lists.setdefault("_".join(filter(None, (match[1], match[3]))) or "split", []).append(key)
     if wanted is not None and wanted not in lists:
-        raise ValueError(f"--protocol {wanted} is none of its pairs of lists: {listed(list(lists)) or 'it has none'}")
+        there = listed(list(lists)) or "it has none"
+        raise PrepareError(f"--protocol {wanted} is none of the file's pairs of lists: {there}")
     kept = lists if wanted is None else {wanted: lists[wanted]}
     return {protocol: _sides(protocol, {key: split[key] for key in keys}) for protocol, keys in kept.items()}
 
