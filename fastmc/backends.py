@@ -169,7 +169,7 @@ def numba_problem() -> str | None:
     try:
         import numba
     except ImportError as error:
-        return f"numba cannot be imported ({error}); pip install fastmc[cpu] brings it"
+        return f"numba cannot be imported ({error}); pip install numba brings it"
     disabled = numba.config.DISABLE_JIT  # type: ignore[attr-defined]
     return "the environment variable NUMBA_DISABLE_JIT is set" if disabled else None
 

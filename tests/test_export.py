@@ -138,7 +138,7 @@ def test_wrong_arguments_of_export_name_the_remedy(joint_run, tmp_path, monkeypa
         assert message in capsys.readouterr().err
     monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxruntime" else object())
     assert export.main(["--run", str(copy), "--overwrite"]) == 1
-    assert "--to onnx needs onnxruntime: pip install 'fastmc[export]'" in capsys.readouterr().err
+    assert "--to onnx needs onnxruntime: pip install onnxruntime" in capsys.readouterr().err
 
 
 def test_the_file_of_an_encoder_that_is_damaged_or_another_s_is_refused(joint_run, tmp_path):

@@ -48,8 +48,8 @@ class Export:
     run: str
     """Run folder, as made by python -m train.run; or an encoder's file or name, as of fastmc.load."""
     to: Format = "onnx"
-    """onnx: for ONNX Runtime, TensorRT, OpenVINO, browsers; needs pip install fastmc[export]. torchscript: for
-    PyTorch in C++. safetensors: for sharing, in one file."""
+    """onnx: for ONNX Runtime, TensorRT, OpenVINO, browsers; needs pip install onnx onnxscript onnxruntime.
+    torchscript: for PyTorch in C++. safetensors: for sharing, in one file."""
     out: Path | None = None
     """The file to write; by default encoder with the format's suffix, in the run folder."""
     checkpoint: str = "last"
@@ -76,7 +76,7 @@ def export(settings: Export) -> Path:
         raise ValueError(f"--out {out} exists; --overwrite replaces it")
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if settings.to == "onnx" and not find_spec(name)]
     if missing:
-        raise ValueError(f"--to onnx needs {', '.join(missing)}: pip install 'fastmc[export]'")
+        raise ValueError(f"--to onnx needs {', '.join(missing)}: pip install {' '.join(missing)}")
     data, allow = settings.data, settings.allow
     embedder = load(settings.run, device="cpu", data=data, checkpoint=settings.checkpoint, allow=allow)
     make_folder_of(out)

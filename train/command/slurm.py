@@ -241,7 +241,7 @@ def _submitit() -> Any:
     try:
         from submitit import AutoExecutor
     except ImportError:
-        raise ValueError("--launcher slurm needs submitit, which is not here: pip install 'fastmc[slurm]'") from None
+        raise ValueError("--launcher slurm needs submitit, which is not here: pip install submitit") from None
     return AutoExecutor
 
 
