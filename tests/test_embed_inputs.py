@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 import torch
 from bodies import performed
-from test_embedding import command, make_run, read, write_clips
+from test_embedding import command, make_run, read, write_clips, write_people
 from test_windows import skeleton_file
 
 import fastmc
 from fastmc import Given
-from fastmc.data.normalise import normalise
-from fastmc.data.packing import NORMALISATION
 from fastmc.embedding import Embedder
 from fastmc.skeleton import NTU25
 
@@ -24,9 +22,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    clips = [normalise(performed(1 + n)[:24, None].astype(np.float32), NTU25) for n in range(8)]
-    two = [np.repeat(clip, 2, axis=1) for clip in clips[:2]]
-    return write_clips(tmp_path_factory.mktemp("s") / "clips", [*clips, *two], normalisation=NORMALISATION)
+    return write_people(tmp_path_factory.mktemp("s") / "clips", pairs=2)
 
 
 @pytest.fixture(scope="module")

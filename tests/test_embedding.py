@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bodies import performed
 from view_cases import to_layout
 
 import fastmc
@@ -19,7 +20,7 @@ from fastmc.checkpoint import CheckpointError
 from fastmc.config import preset_config, to_plain
 from fastmc.data.formats.ntu import prepare_ntu
 from fastmc.data.formats.skeleton_file import read_skeleton
-from fastmc.data.normalise import choose_bodies
+from fastmc.data.normalise import choose_bodies, normalise
 from fastmc.data.packing import NORMALISATION
 from fastmc.data.placed.resident import ResidentStore
 from fastmc.data.store import PackedStore, StoreError, StoreWriter
@@ -118,6 +119,13 @@ def write_clips(path: Path, clips: list[np.ndarray], skeleton: Skeleton = NTU25,
         for n, clip in enumerate(clips):
             out.add(clip, name=f"{n:03d}", label=0, subject=1 + n % 2)
     return PackedStore.open(path)
+
+
+def write_people(path: Path, pairs: int = 0) -> PackedStore:
+    """A store of eight people who move, and of so many pairs, in the frame of reference of NTU's clips."""
+    clips = [normalise(performed(1 + n)[:24, None].astype(np.float32), NTU25) for n in range(8)]
+    two = [np.repeat(clip, 2, axis=1) for clip in clips[:pairs]]
+    return write_clips(path, [*clips, *two], normalisation=NORMALISATION)
 
 
 def evaluated(embedder: fastmc.Embedder, store: PackedStore, crop: float = 0.95) -> torch.Tensor:

@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 import torch
 from bodies import performed
-from test_embedding import command, make_run, read, write_clips
+from test_embedding import command, make_run, read, write_clips, write_people
 
 import fastmc
 from fastmc import Given
 from fastmc.data.formats.ntu import prepare_ntu
-from fastmc.data.normalise import normalise
-from fastmc.data.packing import NORMALISATION
-from fastmc.data.store import PackedStore
 from fastmc.embedding import Embedder
 from fastmc.skeleton import NTU25
 from train import embed
@@ -34,14 +31,9 @@ def recording(frames):
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory) -> PackedStore:
-    clips = [normalise(performed(1 + n)[:24, None].astype(np.float32), NTU25) for n in range(8)]
-    return write_clips(tmp_path_factory.mktemp("s") / "clips", clips, normalisation=NORMALISATION)
-
-
-@pytest.fixture(scope="module")
-def run(store, tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("r") / "run", store)
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("people")
+    return make_run(folder / "run", write_people(folder / "clips"))
 
 
 @pytest.fixture(scope="module")
