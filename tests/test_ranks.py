@@ -26,6 +26,7 @@ from many_ranks import CASES, CLIPS, COMPILED, MUTANTS, by_an_ulp, trained
 from once import made_once
 from test_train import assert_same_state, command, losses, state_of
 
+from fastmc.checkpoint import complete
 from fastmc.config import load_config
 from train import evaluate, run
 from train.engine.record import read_metrics
@@ -87,12 +88,12 @@ class Started:
                     process.kill()
 
     def until_it_trains(self, run_folder: Path) -> None:
-        until_rows(run_folder, lambda: all(process.poll() is None for process in self.processes))
+        until_a_checkpoint(run_folder, lambda: all(process.poll() is None for process in self.processes))
 
 
-def until_rows(run_folder: Path, goes_on: Callable[[], bool]) -> None:
-    """Wait until an epoch is over."""
-    while not ((run_folder / "metrics.csv").exists() and read_metrics(run_folder / "metrics.csv")):
+def until_a_checkpoint(run_folder: Path, goes_on: Callable[[], bool]) -> None:
+    """Wait until an epoch is over and kept: a run that fails before removes all that it has written, its log too."""
+    while not complete(run_folder / "checkpoints"):
         assert goes_on()
         time.sleep(0.1)
 
@@ -389,7 +390,7 @@ def test_a_rank_that_is_killed_ends_the_others_with_one_line(root, tmp_path):
 def test_a_rank_that_is_killed_under_torchrun_is_told_in_one_line(dies, root, tmp_path):
     """Also by others than rank 0, if that is the one."""
     ranks = torchrun(tmp_path, command(root, tmp_path / "run", *LONG))
-    until_rows(tmp_path / "run", lambda: ranks.poll() is None)
+    until_a_checkpoint(tmp_path / "run", lambda: ranks.poll() is None)
     os.kill(int((tmp_path / f"rank{dies}.pid").read_text()), signal.SIGKILL)
     said, _ = ranks.communicate(timeout=300)
     assert ranks.returncode and said.count(f"error: {GONE}") == 1, said
