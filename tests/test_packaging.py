@@ -59,7 +59,13 @@ def handed(tmp_path_factory) -> Handed:
 
 def hand_over(folder: Path) -> None:
     junk = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "runs", "data", "wheels", "*.egg-info")
-    shutil.copytree(ROOT, folder / "clone", ignore=lambda at, names: junk(at, names) if at == str(ROOT) else ())
+    # What is compiled meanwhile, by numba too, is written under such a name, which is gone as soon as it is whole.
+    unfinished = shutil.ignore_patterns("*.pyc.*", "*.tmp.*")
+
+    def left_out(at: str, names: list[str]) -> set[str]:
+        return (junk if at == str(ROOT) else unfinished)(at, names)
+
+    shutil.copytree(ROOT, folder / "clone", ignore=left_out)
     build(folder / "clone", "sdist", folder)
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as file:
