@@ -54,9 +54,12 @@ class Started:
     """Ranks that are at work; ``out`` has what each says, in saidN.txt."""
 
     def __init__(self, size: int, out: Path, words: Callable[[int], Sequence[str]]) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
+        # Held as long as this object is there: who asks for any free port meanwhile is given another one, and rank 0
+        # may listen there, since this socket does not.
+        self.held = socket.socket()
+        self.held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.held.bind(("127.0.0.1", 0))
+        port = str(self.held.getsockname()[1])
         self.out = out
         self.processes = []
         for rank in range(size):
