@@ -175,7 +175,7 @@ def gone(pid: int) -> bool:
     for _ in range(50):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):  # before the file is opened, or after
             return True
         if state == "Z":
             return True
