@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,12 @@ def pytest_configure(config: pytest.Config) -> None:
     folders = [Path(word.partition("::")[0]).resolve() for word in config.args]
     if not INTERPRETED and any(path.is_relative_to(INTERPRETED_TESTS) for path in folders):
         raise pytest.UsageError("these tests interpret kernels: TRITON_INTERPRET=1 python -m pytest tests/interpreted")
+
+
+@pytest.fixture(autouse=True)
+def the_same_numbers_each_time(request) -> None:
+    """Random numbers of a test that names no seed follow from its name, and not from what ran before in its process."""
+    torch.manual_seed(zlib.crc32(request.node.nodeid.encode()))
 
 
 def write_small_store(
