@@ -2,8 +2,9 @@
 
 Presets for CPUs say how many steps they take, since on a small set sixty epochs are too few to learn anything: 431
 clips in batches of 32 are 13 steps an epoch. Their epochs are a shape, which is stretched: drops of the learning rate,
-warm-up, probes, checkpoints and a method's own phases keep their share of the run. What was asked for by name is in
-epochs of the run itself, and stays as it is.
+warm-up, probes, checkpoints and a method's own phases keep their share of the run; the phases do so too where --epochs
+says how long it is, since they would begin after the end of a short one. What was asked for by name is in epochs of the
+run itself, and stays as it is.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import fields, replace
 from math import ceil
 from typing import Any
 
-from fastmc.config import Config
+from fastmc.config import STEPS, Config, epochs_of_preset
 
 EPOCHS = "optim.epochs"
 STRETCHED = ("optim.milestones", "optim.warmup_epochs", "log.probe_every", "log.checkpoint_every")
@@ -21,15 +22,21 @@ STRETCHED = ("optim.milestones", "optim.warmup_epochs", "log.probe_every", "log.
 
 def in_epochs(config: Config) -> tuple[str, ...]:
     """Dotted names of the settings that are stretched with the epochs, unless they were given."""
-    return (*STRETCHED, *(f"settings.{name}" for name in config.settings.in_epochs))
+    return (*STRETCHED, *phases(config))
+
+
+def phases(config: Config) -> tuple[str, ...]:
+    """Those of them that are a method's own."""
+    return tuple(f"settings.{name}" for name in config.settings.in_epochs)
 
 
 def fitted(config: Config, clips: int) -> Config:
     """The settings for a training set of so many clips; of settings that are fitted already, the same, and for another
     set what they were before is fitted to that.
 
-    Only what a preset has chosen changes: what ``given`` names stays, a schedule in epochs where ``optim.steps`` is 0,
-    as the flag --epochs has it, and a bank that is not to fit. What has changed since it was fitted was given, too.
+    Only what a preset has chosen changes: what ``given`` names stays, the schedule of the learning rate where
+    ``optim.steps`` is 0, as the flag --epochs has it, and a bank that is not to fit. What has changed since it was
+    fitted was given, too.
 
     Raises:
         ValueError: the epochs are no longer those that followed from the steps: one of both has to go.
@@ -41,10 +48,14 @@ def fitted(config: Config, clips: int) -> Config:
     optim = shape.optim
     if optim.steps:
         found[EPOCHS] = epochs = ceil(optim.steps / max(1, clips // optim.batch_size))
-        stretch = epochs / optim.epochs
-        for name in in_epochs(shape):
-            if name not in shape.given:
-                found[name] = _stretched(name, _value(_group(shape, name), name), stretch)
+        stretch, names = epochs / optim.epochs, in_epochs(shape)
+    elif EPOCHS in shape.given and shape.preset in STEPS:
+        stretch, names = optim.epochs / epochs_of_preset(shape), phases(shape)
+    else:
+        stretch, names = 1.0, ()
+    for name in names:
+        if name not in shape.given:
+            found[name] = _stretched(name, _value(_group(shape, name), name), stretch)
     record = {name: [_plain(_value(_group(shape, name), name)), _plain(value)] for name, value in found.items()}
     return replace(_with(shape, found), unfitted=record)
 
@@ -53,8 +64,8 @@ def _unfitted(config: Config) -> Config:
     """The settings before they were fitted; those that somebody has changed since are added to what was given."""
     before, given = {}, dict.fromkeys(config.given)
     in_force = config.unfitted if config.optim.steps else {}
-    of_bank = {name: pair for name, pair in config.unfitted.items() if name not in (EPOCHS, *in_epochs(config))}
-    for name, (old, new) in {**in_force, **of_bank}.items():
+    of_method = {name: pair for name, pair in config.unfitted.items() if name not in (EPOCHS, *STRETCHED)}
+    for name, (old, new) in {**in_force, **of_method}.items():
         if not hasattr(_group(config, name), name.partition(".")[2]):  # of another method
             continue
         now = _value(_group(config, name), name)

@@ -253,6 +253,12 @@ def _batch_size(preset: Preset, dataset: str, method: str, backbone: str) -> int
     return preset_config(preset, dataset, method, backbone, (method, backbone)).optim.batch_size
 
 
+def epochs_of_preset(config: Config) -> int:
+    """The epochs of the preset, for which what is in epochs is made."""
+    names = (config.preset, config.dataset, config.method, config.backbone)
+    return preset_config(*names, allow=(config.method, config.backbone)).optim.epochs
+
+
 def _of_method(config: Config, kind: type[Method]) -> Config:
     """The settings with those in their place that a method has for its preset."""
     for group, values in kind.run.get(config.preset, {}).items():

@@ -83,6 +83,10 @@ class A2MCConfig(BankConfig):
     attack_classes: Count = 128
     """C, the outputs of the fixed random fully-connected layer."""
 
+    @property
+    def says(self) -> str:
+        return super().says + (f", mixed from epoch {self.mixing_from + 1} on" if self.mixing_from else "")
+
     def __post_init__(self) -> None:
         check_ranges(self)
         try:

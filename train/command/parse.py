@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import tyro
 
-from fastmc.budget import in_epochs
+from fastmc.budget import EPOCHS, in_epochs
 from fastmc.config import Config, Preset, config_of, preset_config, read_settings, to_plain
 from fastmc.encoders import ENCODERS
 from fastmc.reading import explain, shown
@@ -94,7 +94,7 @@ def _as_said(default: Config, args: Sequence[str], file: Mapping[str, Any], path
         default = replace(default, optim=replace(default.optim, steps=0))
     elif {"optim.steps", "optim.epochs"} <= said and default.optim.steps and "--steps" not in flags:
         raise ValueError(f"--config {path} says both optim.steps and optim.epochs: give one of both")
-    named = [name for name in in_epochs(default) if name in said or _flag_of(name) in flags]
+    named = [name for name in (EPOCHS, *in_epochs(default)) if name in said or _flag_of(name) in flags]
     default = replace(default, given=tuple(dict.fromkeys((*default.given, *named))))
     settings: Any = default.settings  # of a method that may have no bank
     sized = "--bank-size" in flags or ("settings.bank_size" in said and "settings.fit_bank" not in said)
