@@ -33,7 +33,7 @@ class MethodConfig:
 
     Attributes:
         in_epochs: names of those that are epochs of pre-training: they keep their share of a run whose budget is in
-            steps.
+            steps, or that --epochs makes shorter or longer than the preset's.
     """
 
     in_epochs: ClassVar[tuple[str, ...]] = ()
