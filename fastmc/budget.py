@@ -14,7 +14,7 @@ from dataclasses import fields, replace
 from math import ceil
 from typing import Any
 
-from fastmc.config import STEPS, Config, epochs_of_preset
+from fastmc.config import STEPS, Config
 
 EPOCHS = "optim.epochs"
 STRETCHED = ("optim.milestones", "optim.warmup_epochs", "log.probe_every", "log.checkpoint_every")
@@ -50,7 +50,7 @@ def fitted(config: Config, clips: int) -> Config:
         found[EPOCHS] = epochs = ceil(optim.steps / max(1, clips // optim.batch_size))
         stretch, names = epochs / optim.epochs, in_epochs(shape)
     elif EPOCHS in shape.given and shape.preset in STEPS:
-        stretch, names = optim.epochs / epochs_of_preset(shape), phases(shape)
+        stretch, names = optim.epochs / shape.preset_optim.epochs, phases(shape)
     else:
         stretch, names = 1.0, ()
     for name in names:

@@ -210,11 +210,16 @@ class Config:
             raise ValueError(f"unfitted must be a value before and one after by name, got {shown(self.unfitted)}")
 
     @property
+    def preset_optim(self) -> OptimConfig:
+        """What the preset has in the place of ``optim``, with this method and encoder."""
+        return _preset_optim(self.preset, self.dataset, self.method, self.backbone)
+
+    @property
     def lr_factor(self) -> float:
         """Of the learning rate, by ``optim.lr_scale``: the batch over that of the preset, which a method may bring."""
         if self.optim.lr_scale == "none":
             return 1.0
-        usual = _batch_size(self.preset, self.dataset, self.method, self.backbone)
+        usual = self.preset_optim.batch_size
         return (self.optim.batch_size / usual) ** {"linear": 1.0, "sqrt": 0.5}[self.optim.lr_scale]
 
     def lr_at(self, epoch: float) -> float:
@@ -248,15 +253,9 @@ def preset_config(
 
 
 @cache
-def _batch_size(preset: Preset, dataset: str, method: str, backbone: str) -> int:
-    """B of a preset with a method, for which its learning rate is. A run asks before every step."""
-    return preset_config(preset, dataset, method, backbone, (method, backbone)).optim.batch_size
-
-
-def epochs_of_preset(config: Config) -> int:
-    """The epochs of the preset, for which what is in epochs is made."""
-    names = (config.preset, config.dataset, config.method, config.backbone)
-    return preset_config(*names, allow=(config.method, config.backbone)).optim.epochs
+def _preset_optim(preset: Preset, dataset: str, method: str, backbone: str) -> OptimConfig:
+    """As `Config.preset_optim`. A run asks before every step."""
+    return preset_config(preset, dataset, method, backbone, (method, backbone)).optim
 
 
 def _of_method(config: Config, kind: type[Method]) -> Config:

@@ -58,19 +58,18 @@ def test_epochs_that_were_asked_for_are_those_of_the_run():
 @pytest.mark.parametrize("method", ["aimclr", "hiclr", "cpm"])
 def test_phases_of_a_method_keep_their_share_of_the_epochs_that_were_asked_for(method, tmp_path):
     """They would begin after the end of a short run."""
-    name = "mining_from"
     words = ("--preset", "tiny", "--method", method)
     for epochs, half in ((60, 30), (10, 5), (1, 0)):
         config = fitted(parse([*words, "--epochs", str(epochs)]), 431)
-        assert (getattr(config.settings, name), config.optim.milestones) == (half, (50,))
+        assert (config.settings.mining_from, config.optim.milestones) == (half, (50,))
         assert fitted(config, 431) == config, "again changes nothing"
         assert replace(of_file(tmp_path / "run.json", to_plain(config), clips=431), config=None) == config
     longer = of_file(tmp_path / "run.json", to_plain(config), "--epochs", "240")
-    assert getattr(longer.settings, name) == 120
+    assert longer.settings.mining_from == 120
     of_steps = to_plain(fitted(parse(words), 188))
-    assert getattr(of_file(tmp_path / "run.json", of_steps, "--epochs", "20").settings, name) == 10
-    asked = fitted(parse([*words, "--epochs", "10", f"--{name.replace('_', '-')}", "7"]), 431)
-    assert getattr(asked.settings, name) == 7
+    assert of_file(tmp_path / "run.json", of_steps, "--epochs", "20").settings.mining_from == 10
+    asked = fitted(parse([*words, "--epochs", "10", "--mining-from", "7"]), 431)
+    assert asked.settings.mining_from == 7
 
 
 def of_file(path, plain, *words, clips=188):
